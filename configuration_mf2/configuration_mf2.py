@@ -1,0 +1,303 @@
+"""Configurations of MF²: the vision tower, a Q-Former, and the model: one tower and up to two Q-Former branches."""
+
+import dataclasses
+import difflib
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+
+from .facs_mf2 import check_action_units, resolve_label_set
+from .hub_mf2 import AUTO_CLASSES, SelfContainedMixin
+
+
+# What transformers itself may hand to a config besides its fields.
+_TRANSFORMERS_FIELDS = {
+    *("_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal"),
+    *("_name_or_path", "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"),
+    *("name_or_path", "num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"),
+}
+
+
+class KnownFieldsMixin:
+    """A field that nobody declared is an error, in code and in a config.json alike."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        fields = {field.name for field in dataclasses.fields(self)}
+        known = fields | _TRANSFORMERS_FIELDS | set(GenerationConfig._get_default_generation_params())
+        for name in sorted(set(kwargs) - known):
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"{type(self).__name__}: got an unknown field {name!r}; {hint}Valid fields: {sorted(fields)}"
+            )
+        super().__post_init__(**kwargs)
+
+
+@strict
+class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
+    r"""
+    backbone (`str`): a timm model name, or `"conv"` for the small convolutional tower that two CPU cores can train.
+    backbone_kwargs (`dict`): handed to `timm.create_model`, or to the convolutional tower.
+    patch_size (`int`): pixels a side that one patch token stands for.
+    num_prefix_tokens (`int`): class and register tokens that stand before the patch tokens.
+    frozen (`bool`): no gradient enters the tower and it stays in evaluation mode.
+    """
+
+    model_type = "mf2_vision"
+    base_config_key = "vision_config"
+
+    backbone: str = "vit_base_patch16_224"
+    backbone_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_size: int = 768
+    num_prefix_tokens: int = 1
+    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    frozen: bool = True
+
+    def validate_grid(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size: got {self.image_size}, expected a multiple of patch_size ({self.patch_size}), so that "
+                "the patch tokens form a whole grid"
+            )
+
+    @property
+    def grid_size(self) -> int:
+        return self.image_size // self.patch_size
+
+
+@strict
+class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
+    r"""
+    Defaults are BLIP-2's: BERT-base with cross-attention in every second block and 32 queries.
+
+    encoder_hidden_size (`int`): width of the image tokens; the composed [`MF2Config`] sets it from its vision tower.
+    projection_dim (`int`): width of the space in which images and sentences are compared.
+    bos_token_id (`int`): `[DEC]`, which starts a sentence to be written; a sentence to be read starts with `[CLS]`.
+    """
+
+    model_type = "mf2_qformer"
+
+    vocab_size: int = 30523  # bert-base-uncased and [DEC]
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-12
+    cross_attention_frequency: int = 2
+    encoder_hidden_size: int = 768
+    num_query_tokens: int = 32
+    projection_dim: int = 256
+    pad_token_id: int = 0
+    bos_token_id: int = 30522
+    eos_token_id: int = 102
+
+    def validate_heads(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size: got {self.hidden_size}, expected a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+
+
+LOSSES = (
+    *("itc_emo", "itm_emo", "itg_emo", "itg_key_au"),
+    *("itc_au", "itm_au", "itg_au"),
+    *("au", "emotion"),
+)
+
+_TINY_QFORMER = {
+    **{"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
+    **{"intermediate_size": 512, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    **{"max_position_embeddings": 192, "projection_dim": 64, "num_query_tokens": 8, "bos_token_id": 5},
+    **{"eos_token_id": 3},
+}
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "vision_config": {
+            **{"backbone": "conv", "image_size": 112, "patch_size": 16, "hidden_size": 128, "num_prefix_tokens": 0},
+        },
+        "emo_config": _TINY_QFORMER,
+        "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
+    },
+    "base": {"vision_config": {}, "emo_config": {}, "au_config": {}},
+    # BLIP-2's EVA ViT-g/14, the paper's size: without its last block, and its final norm is BLIP-2's `ln_vision`.
+    "giant": {
+        "vision_config": {
+            "backbone": "eva_giant_patch14_224",
+            "backbone_kwargs": {"depth": 39},
+            **{"image_size": 224, "patch_size": 14, "hidden_size": 1408, "num_prefix_tokens": 1},
+            **{"image_mean": _CLIP_MEAN, "image_std": _CLIP_STD},
+        },
+        "emo_config": {},
+        "au_config": {},
+    },
+}
+
+
+@strict
+class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
+    r"""
+    label_set (`str`): a corpus in `facs_mf2.LABEL_SETS`; `action_units` and `emotions` follow from it unless given.
+    use_emo_branch, use_au_branch (`bool`): Emo-VL and AU-VL; at least one (the paper's Table IV leaves out either).
+    region_grid (`int`): an AU's centre is read on a square grid of this many points a side; every AU has two centres.
+    region_window (`float`): side of that grid, in inner-ocular distances.
+    initial_temperature (`float`): of the contrastive loss (the paper's Table VI); learned from there.
+    loss_weights (`dict`): what each loss of [`MF2ForPreTraining`] counts; a name left out counts 1.
+    au_class_weights (`list`): one factor an AU on its classification loss, against imbalance (VL-FAU, equation 8).
+    au_thresholds (`list`): one an AU, tuned on validation data; 0.5 unless given.
+    emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
+    classification_target (`str`): what [`MF2ForImageClassification`] answers with: `"emotion"` where the label set has
+        emotions, else `"action_units"`.
+    """
+
+    model_type = "mf2"
+    hub_auto_classes = tuple(AUTO_CLASSES)
+    sub_configs_defaults = {
+        "vision_config": MF2VisionConfig,
+        "emo_config": MF2QFormerConfig,
+        "au_config": MF2QFormerConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    emo_config: dict | PreTrainedConfig | None = None
+    au_config: dict | PreTrainedConfig | None = None
+    label_set: str = "mfa"
+    action_units: list[str] | tuple[str, ...] | None = None
+    emotions: list[str] | tuple[str, ...] | None = None
+    use_emo_branch: bool = True
+    use_au_branch: bool = True
+    region_grid: int = 3
+    region_window: float | int = 1.0
+    initial_temperature: float | int = 0.07
+    loss_weights: dict[str, float | int] = dataclasses.field(default_factory=dict)
+    au_class_weights: list[float] | tuple[float, ...] | None = None
+    au_thresholds: list[float] | tuple[float, ...] | None = None
+    emotion_max_length: int = 61
+    au_max_length: int = 169
+    classification_target: Literal["emotion", "action_units"] | None = None
+    initializer_range: float | int = 0.02
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        labels = resolve_label_set(self.label_set)
+        self.action_units = list(labels.action_units if self.action_units is None else self.action_units)
+        self.emotions = list(labels.emotions if self.emotions is None else self.emotions)
+        kwargs.pop("num_labels", None)  # follows from the label set
+        if self.classification_target is None:
+            self.classification_target = "emotion" if self.emotions else "action_units"
+        names = self.emotions if self.classification_target == "emotion" else self.action_units
+        self.id2label = dict(enumerate(names))
+        self.label2id = {name: index for index, name in enumerate(names)}
+        self.problem_type = (
+            "single_label_classification" if self.classification_target == "emotion" else "multi_label_classification"
+        )
+        super().__post_init__(**kwargs)
+        for branch in (self.emo_config, self.au_config):
+            branch.encoder_hidden_size = self.vision_config.hidden_size
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MF2Config":
+        """Fields given to `from_pretrained` replace saved ones before anything is derived from them."""
+        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
+        given = {name: kwargs.pop(name) for name in fields & set(kwargs)}
+        saved = dict(config_dict)
+        if "label_set" in given:
+            for name in ("action_units", "emotions", "au_class_weights", "au_thresholds", "classification_target"):
+                saved.pop(name, None)
+        for name in set(cls.sub_configs_defaults) & set(given):
+            if isinstance(given[name], dict):
+                given[name] = {**saved.get(name, {}), **given[name]}
+        return super().from_dict({**saved, **given}, **kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> "MF2Config":
+        """`tiny` trains on two CPU cores, `base` is the everyday size, `giant` the paper's. An override of a
+        sub-config is a dict and changes only the fields it names."""
+        if size not in SIZES:
+            raise ValueError(f"size: got {size!r}, expected one of {list(SIZES)}")
+        parts = {name: {**fields, **overrides.pop(name, {})} for name, fields in SIZES[size].items()}
+        return cls(**parts, **overrides)
+
+    def adopt_tokenizer(self, tokenizer: Any) -> None:
+        """Takes over the ids of the tokens that start, end and pad a sentence."""
+        for branch in (self.emo_config, self.au_config):
+            if len(tokenizer) > branch.vocab_size:
+                raise ValueError(
+                    f"vocab_size: the tokenizer has {len(tokenizer)} tokens, the model {branch.vocab_size}; build the "
+                    f"config with vocab_size={len(tokenizer)} in emo_config and au_config"
+                )
+            branch.pad_token_id = tokenizer.pad_token_id
+            branch.bos_token_id = tokenizer.bos_token_id
+            branch.eos_token_id = tokenizer.sep_token_id
+
+    @property
+    def tokens_per_region(self) -> int:
+        return 2 * self.region_grid**2
+
+    @property
+    def hidden_size(self) -> int:
+        return (self.emo_config if self.use_emo_branch else self.au_config).hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.emo_config.vocab_size
+
+    @property
+    def thresholds(self) -> list[float]:
+        return list(self.au_thresholds) if self.au_thresholds is not None else [0.5] * len(self.action_units)
+
+    def validate_branches(self) -> None:
+        if not (self.use_emo_branch or self.use_au_branch):
+            raise ValueError("use_emo_branch, use_au_branch: got False twice, expected at least one branch")
+        check_action_units(self.action_units, need_region=self.use_au_branch)
+        if self.use_au_branch and not self.action_units:
+            raise ValueError(
+                f"use_au_branch: label_set {self.label_set!r} has no action units; name some in action_units, or "
+                "switch the AU branch off (use_au_branch=False)"
+            )
+        if self.emo_config.vocab_size != self.au_config.vocab_size:
+            raise ValueError(
+                f"au_config.vocab_size: got {self.au_config.vocab_size}, expected {self.emo_config.vocab_size} as in "
+                "emo_config: both branches read the same tokenizer's ids"
+            )
+
+    def validate_regions(self) -> None:
+        if self.region_grid < 1 or self.region_window <= 0:
+            raise ValueError(
+                f"region_grid, region_window: got {self.region_grid} and {self.region_window}, expected at least 1 "
+                "point a side and a window larger than 0"
+            )
+
+    def validate_losses(self) -> None:
+        unknown = sorted(set(self.loss_weights) - set(LOSSES))
+        if unknown:
+            raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")
+
+    def validate_lists(self) -> None:
+        for field in ("au_class_weights", "au_thresholds"):
+            values = getattr(self, field)
+            if values is not None and len(values) != len(self.action_units):
+                raise ValueError(
+                    f"{field}: got {len(values)} values, expected {len(self.action_units)}, one for each of "
+                    f"{self.action_units}"
+                )
+        if not self.id2label:
+            raise ValueError(
+                f"classification_target: got {self.classification_target!r}, of which label_set {self.label_set!r} has "
+                "none; choose the other target, or name the labels in action_units or emotions"
+            )
+
+
+__all__ = ["MF2Config", "MF2QFormerConfig", "MF2VisionConfig"]

@@ -1,0 +1,106 @@
+"""Our Q-Former against `transformers`' `Blip2QFormerModel`: same shape, same weights, side by side in one run.
+
+python examples/benchmark/qformer.py [--rounds 9] [--small] [--json FILE]
+
+Two loads: 8 images x 32 queries over 197 tokens, and 96 AU regions x 32 queries over 18 tokens. Each round times ours and
+theirs (sdpa and eager) one after the other, so that a slow moment of the machine meets all three; figures are medians over
+rounds of our time divided by the better of theirs. The share of the peak is the necessary multiplications of the load a
+second, over what a large matrix product reaches in the same process.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from report import write_json
+from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+from configuration_mf2 import MF2QFormerConfig
+from modeling_mf2.convert_mf2 import qformer_names
+from modeling_mf2.qformer_mf2 import MF2QFormer
+
+
+LOADS = {"32": (8, 197), "384": (96, 18)}
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def peak_flops() -> float:
+    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2 * 2048**3 / min(seconds(lambda: left @ right) for _ in range(7))
+
+
+def necessary_flops(config: MF2QFormerConfig, images: int, tokens: int, queries: int = 32) -> float:
+    """Of one forward pass: projections, attention and feed-forward nets of the query path, all blocks."""
+    width, rows = config.hidden_size, images * queries
+    self_attention = 4 * rows * width**2 + 2 * rows * queries * width
+    cross_attention = 2 * rows * width**2 + 2 * images * tokens * config.encoder_hidden_size * width
+    cross_attention += 2 * rows * tokens * width
+    feed_forward = 2 * rows * width * config.intermediate_size
+    crossing = len(range(0, config.num_hidden_layers, config.cross_attention_frequency))
+    return 2.0 * (config.num_hidden_layers * (self_attention + feed_forward) + crossing * cross_attention)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--small", action="store_true", help="a few narrow blocks: shows that the script works")
+    parser.add_argument("--json", help="write the figures there, as one flat object")
+    arguments = parser.parse_args(argv)
+
+    torch.manual_seed(0)
+    shape = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "encoder_hidden_size": 768}
+    if arguments.small:
+        shape |= {"num_hidden_layers": 2, "hidden_size": 96, "intermediate_size": 192, "encoder_hidden_size": 96}
+    theirs = {
+        name: Blip2QFormerModel(Blip2QFormerConfig(**shape, attn_implementation=name)) for name in ("sdpa", "eager")
+    }
+    theirs["eager"].load_state_dict(theirs["sdpa"].state_dict())
+    ours = MF2QFormer(MF2QFormerConfig(**shape))
+    ours.load_state_dict(qformer_names(theirs["sdpa"].state_dict()), strict=False)
+
+    figures: dict[str, float] = {}
+    peak = peak_flops()
+    print(f"{torch.get_num_threads()} threads, matrix-product peak {peak / 1e9:.0f} GFLOP/s, {arguments.rounds} rounds")
+    print(f"{'load':34} {'ours':>8} {'sdpa':>8} {'eager':>8} {'ours/best':>9} {'of peak':>8}")
+    for load, (images, tokens) in LOADS.items():
+        queries = torch.randn(1, 32, ours.config.hidden_size)
+        image = torch.randn(images, tokens, ours.config.encoder_hidden_size)
+        calls = {"ours": lambda: ours(queries=queries, image=image).query_states}
+        for name, model in theirs.items():
+            calls[name] = lambda model=model: model(
+                query_embeds=queries.expand(images, -1, -1), encoder_hidden_states=image
+            ).last_hidden_state
+        with torch.no_grad():
+            difference = (calls["ours"]() - calls["sdpa"]()).abs().max().item()
+        if difference > 1e-4:
+            raise RuntimeError(f"ours and theirs differ by {difference}: nothing to compare")
+        for kind, passes in (("forward", 1), ("train", 3)):
+            times: dict[str, list[float]] = {name: [] for name in calls}
+            for _ in range(arguments.rounds + 1):
+                for name, call in calls.items():
+                    if kind == "forward":
+                        with torch.no_grad():
+                            times[name].append(seconds(call))
+                    else:
+                        times[name].append(seconds(lambda call=call: call().square().mean().backward()))
+            rounds = list(zip(*times.values(), strict=True))[1:]  # the first warms up
+            ratio = statistics.median(own / min(others) for own, *others in rounds)
+            medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
+            share = passes * necessary_flops(ours.config, images, tokens) / medians[0] / peak
+            title = f"{kind}, {images} x 32 queries, {tokens} tokens"
+            print(f"{title:34} {medians[0]:7.3f}s {medians[1]:7.3f}s {medians[2]:7.3f}s {ratio:9.3f} {share:8.2f}")
+            figures[f"{kind}_{load}"] = ratio
+            figures[f"{kind}_{load}_share_of_peak"] = share
+    write_json(arguments.json, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

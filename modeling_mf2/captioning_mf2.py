@@ -1,0 +1,132 @@
+"""Captioning: the text stream of a branch writes, token by token, what its queries have seen."""
+
+import torch
+from transformers import Cache, DynamicCache, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput, can_return_tuple
+
+from configuration_mf2.configuration_mf2 import MF2Config
+
+from .losses_mf2 import itg_loss
+from .modeling_mf2 import Branch, MF2Model, MF2PreTrainedModel
+
+
+class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
+    """Writes what it sees: Emo-VL the emotion caption (and, after its prompt, the key-AU caption), AU-VL each AU's."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        self.mf2 = MF2Model(config)
+        tokens = config.emo_config
+        self.generation_config.update(
+            bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id
+        )
+        self.generation_config.max_length = config.emotion_max_length
+        self.post_init()
+
+    def see(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+    ) -> torch.Tensor:
+        """What text attends to: (rows, layers, 2, heads, queries, head_dim); a row is an image, or one of its AUs."""
+        image = self.mf2.branch_image(branch, self.mf2.look(pixel_values, image_tokens), landmarks)
+        pairs = self.mf2.read(branch, image).query_key_values
+        return torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        query_key_values: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        input_ids (`(rows, length)`): text so far, starting with `[DEC]`; a row an image, or an AU of an image.
+        query_key_values: of `see`; computed here when an image is given in its place.
+        labels (`(rows, length)`): the text itself for a loss; -100 where it does not count.
+        """
+        if query_key_values is None:
+            query_key_values = self.see(pixel_values, landmarks, image_tokens, branch)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache()
+        module = self.mf2.branch(branch)
+        states = module.qformer(
+            input_ids=input_ids,
+            text_mask=attention_mask,
+            query_key_values=tuple((layer[:, 0], layer[:, 1]) for layer in query_key_values.unbind(1)),
+            mode="causal",
+            past_key_values=past_key_values,
+        ).text_states
+        logits = module.language_logits(states)
+        loss = None if labels is None else itg_loss(logits, labels.clamp_min(0), labels != -100)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        query_key_values: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        use_cache: bool | None = None,
+        **kwargs: object,
+    ) -> dict[str, object]:
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        return {
+            "input_ids": input_ids[:, past:],
+            "attention_mask": attention_mask,
+            "query_key_values": query_key_values,
+            "past_key_values": past_key_values,
+            "branch": branch,
+            "use_cache": use_cache,
+        }
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        input_ids: torch.Tensor | None = None,
+        use_cache: bool = True,
+        **kwargs: object,
+    ) -> torch.Tensor | ModelOutput:
+        """Token ids (batch, length), or (batch, AU, length) with `branch="au"`; greedy, beam, sampled as `kwargs` say.
+
+        input_ids (`(1 or rows, length)`): what the text starts with in place of `[DEC]` alone, such as the prompt of
+        key-AU captions.
+        """
+        seen = self.see(pixel_values, landmarks, image_tokens, branch)
+        if input_ids is None:
+            input_ids = torch.full((1, 1), self.generation_config.bos_token_id, device=seen.device)
+        if use_cache:
+            kwargs.setdefault("past_key_values", DynamicCache())
+        output = super().generate(
+            input_ids=input_ids.expand(len(seen), -1),
+            query_key_values=seen,
+            branch=branch,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if branch == "au" and isinstance(output, torch.Tensor):
+            several = output.shape[0] // seen.shape[0]
+            shape = (-1, len(self.config.action_units), *([several] if several > 1 else []))
+            return output.unflatten(0, shape)
+        return output
+
+
+__all__ = ["MF2ForCaptioning"]

@@ -1,0 +1,132 @@
+"""The losses, as pure functions of tensors. Every one leaves out what is unknown, and is 0 where nothing is known.
+
+With several processes each returns a mean over its own rows whose average over the processes (what DDP takes of the
+gradients) equals the loss of the joined batch: candidates are gathered, and rows are counted over all processes.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_gather
+
+from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows of all processes, in the processes' order; gradients flow back to where a row came from."""
+    if world_size() == 1:
+        return tensor
+    if tensor.is_floating_point() and tensor.requires_grad:
+        return torch.cat(all_gather(tensor.contiguous()))
+    rows = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(rows, tensor.contiguous())
+    return torch.cat(rows)
+
+
+def gather_offset(rows: int) -> int:
+    """Where this process's rows stand among the gathered ones."""
+    return rows * dist.get_rank() if world_size() > 1 else 0
+
+
+def pad_as_others(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions as long as the longest on any process, so that they can be gathered."""
+    if world_size() == 1:
+        return input_ids, mask
+    longest = torch.tensor(input_ids.shape[1], device=input_ids.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    missing = int(longest) - input_ids.shape[1]
+    return nn.functional.pad(input_ids, (0, missing)), nn.functional.pad(mask, (0, missing))
+
+
+def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    count = valid.sum().to(values.dtype)
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+        count = count / world_size()
+    # `where`, not a product: an invalid value may be infinite.
+    return torch.where(valid, values, torch.zeros_like(values)).sum() / count.clamp_min(1 / world_size())
+
+
+def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """One int64 a caption, equal for equal captions whatever their padding: (..., length) -> (...)."""
+    powers = [pow(0x9E3779B97F4A7C15, position + 1, 2**64) for position in range(input_ids.shape[-1])]
+    signed = [power - 2**64 if power >= 2**63 else power for power in powers]
+    return ((input_ids + 1) * mask.long() * torch.tensor(signed, device=input_ids.device)).sum(dim=-1)
+
+
+def image_text_similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """The best of an image's queries: (images, queries, dim) and (texts, dim) -> (images, texts)."""
+    return torch.einsum("iqd,td->iqt", image, text).amax(dim=1)
+
+
+def allowed_negatives(keys: torch.Tensor, all_keys: torch.Tensor, all_valid: torch.Tensor) -> torch.Tensor:
+    """(rows, all rows): another caption, and a known one. A row's own pair and its equals are no negatives."""
+    return (keys[:, None] != all_keys[None, :]) & all_valid[None, :]
+
+
+def itc_loss(
+    image_to_text: torch.Tensor,
+    text_to_image: torch.Tensor,
+    temperature: torch.Tensor,
+    negatives: torch.Tensor,
+    valid: torch.Tensor,
+    offset: int = 0,
+) -> torch.Tensor:
+    """Equation 3. Both similarities (rows, all rows): of a row's image to all texts, and of its text to all images.
+    Row i's own pair stands in column offset + i."""
+    rows = torch.arange(len(valid), device=valid.device)
+    own = rows + offset
+    candidates = negatives.clone()
+    candidates[rows, own] = True
+    losses = []
+    for similarity in (image_to_text, text_to_image):
+        logits = (similarity / temperature).masked_fill(~candidates, -torch.inf)
+        losses.append(logits.logsumexp(dim=1) - logits[rows, own])
+    return masked_mean((losses[0] + losses[1]) / 2, valid)
+
+
+def hard_negatives(
+    similarity: torch.Tensor, negatives: torch.Tensor, temperature: torch.Tensor, sample: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One negative a row, the likelier the more similar; the most similar one unless `sample`. -> (columns, found)."""
+    found = negatives.any(dim=1)
+    logits = (similarity.detach() / temperature.detach()).masked_fill(~negatives, -torch.inf)
+    if not sample:
+        return logits.argmax(dim=1), found
+    weights = torch.where(found[:, None], logits, torch.zeros_like(logits)).float().softmax(dim=1)
+    return torch.multinomial(weights, 1).squeeze(1), found
+
+
+def itm_loss(logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Equation 4. logits (rows, queries, 2), averaged over the queries; matched (rows,) in {0, 1}."""
+    losses = nn.functional.cross_entropy(logits.mean(dim=1).float(), matched, reduction="none")
+    return masked_mean(losses, valid)
+
+
+def itg_loss(logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Equation 5. logits (rows, length, vocabulary); each token is predicted from those before it."""
+    losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none")
+    return masked_mean(losses, mask[:, 1:].bool())
+
+
+def au_loss(
+    logits: torch.Tensor, labels: torch.Tensor, class_weights: list[float] | tuple[float, ...] | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
+    known = labels != UNKNOWN_LABEL
+    losses = nn.functional.binary_cross_entropy_with_logits(
+        logits.float(), labels.clamp_min(0).float(), reduction="none"
+    )
+    if class_weights is not None:
+        losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
+    return masked_mean(losses, known)
+
+
+def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    losses = nn.functional.cross_entropy(logits.float(), labels.clamp_min(0), reduction="none")
+    return masked_mean(losses, labels != UNKNOWN_LABEL)

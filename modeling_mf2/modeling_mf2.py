@@ -1,0 +1,307 @@
+"""MF²: one frozen vision tower, Emo-VL over the whole face, AU-VL over the regions of all action units at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import ModelOutput, can_return_tuple
+
+from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
+
+from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers
+from .losses_mf2 import au_loss, emotion_loss
+from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
+from .regions_mf2 import MF2Regions
+from .vision_mf2 import MF2VisionTower
+
+
+Branch = Literal["emo", "au"]
+
+
+@dataclass
+class MF2ModelOutput(ModelOutput):
+    r"""
+    image_tokens (`(batch, prefix + grid * grid, width)`): what the vision tower saw.
+    emo_states (`(batch, queries, hidden)`), au_states (`(batch, AU, queries, hidden)`): the branches' answers.
+    emo_hidden_states, au_hidden_states: before the first block and after every block, as the states above.
+    emo_cross_attentions (`(batch, heads, queries, image tokens)` a block that has them): what the queries looked at.
+    au_cross_attentions (`(batch, AU, heads, queries, region tokens)`): likewise. Eager attention only.
+    """
+
+    image_tokens: torch.Tensor | None = None
+    emo_states: torch.Tensor | None = None
+    au_states: torch.Tensor | None = None
+    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
+    au_hidden_states: tuple[torch.Tensor, ...] | None = None
+    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
+    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MF2FaceAnalysisOutput(MF2ModelOutput):
+    r"""
+    loss: weighted sum of the two classification losses, where labels were given.
+    emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where the label set has none.
+    """
+
+    loss: torch.Tensor | None = None
+    emotion_logits: torch.Tensor | None = None
+    au_logits: torch.Tensor | None = None
+
+
+class MF2Branch(nn.Module):
+    """A Q-Former with its queries and the heads that align it with language: Emo-VL, and AU-VL for all AUs together."""
+
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
+        self.qformer = MF2QFormer(config)
+        self.heads = MF2AlignmentHeads(config)
+        self.temperature = nn.Parameter(torch.empty(1))
+
+    def text_features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        states = self.qformer(input_ids=input_ids, text_mask=mask, mode="unimodal").text_states
+        return self.heads.text_features(states)
+
+    def language_logits(self, text_states: torch.Tensor) -> torch.Tensor:
+        return self.heads.language(text_states, self.qformer.word_embeddings.weight)
+
+
+class MF2PreTrainedModel(PreTrainedModel):
+    config_class = MF2Config
+    base_model_prefix = "mf2"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The losses are means already; the Trainer must not divide or multiply them.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["MF2QFormerLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, MF2Branch):
+            init.normal_(module.queries, std=std)
+            init.constant_(module.temperature, self.config.initial_temperature)
+        elif isinstance(module, MF2AlignmentHeads):
+            init.zeros_(module.language.bias)
+        elif isinstance(module, MF2Regions):
+            init.normal_(module.positions, std=std)
+        elif isinstance(module, MF2Classifiers) and module.au_weight is not None:
+            init.normal_(module.au_weight, std=std)
+            init.zeros_(module.au_bias)
+        elif isinstance(module, MF2Model) and module.au_embedding is not None:
+            init.normal_(module.au_embedding, std=std)
+
+
+class MF2Model(MF2PreTrainedModel):
+    """Images (and landmarks) to the query states of both branches. Text is never needed to get them."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        self.vision = MF2VisionTower(config.vision_config)
+        self.emo_vl = MF2Branch(config.emo_config) if config.use_emo_branch else None
+        self.au_vl = self.regions = self.au_embedding = None
+        if config.use_au_branch:
+            self.au_vl = MF2Branch(config.au_config)
+            self.regions = MF2Regions(config)
+            # Tells the one Q-Former that all AUs share which of them it looks at.
+            self.au_embedding = nn.Parameter(torch.empty(len(config.action_units), 1, config.au_config.hidden_size))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return (self.emo_vl or self.au_vl).qformer.word_embeddings
+
+    def branch(self, name: Branch) -> MF2Branch:
+        found = {"emo": self.emo_vl, "au": self.au_vl}
+        if found.get(name) is None:
+            raise ValueError(
+                f"branch: got {name!r}, expected one of {[key for key in found if found[key] is not None]}"
+            )
+        return found[name]
+
+    def branch_queries(self, name: Branch) -> torch.Tensor:
+        """(1 or AU, queries, hidden): row r of a batch has queries r modulo their number."""
+        queries = self.branch(name).queries
+        return queries if name == "emo" else queries + self.au_embedding
+
+    def look(self, pixel_values: torch.Tensor | None, image_tokens: torch.Tensor | None) -> torch.Tensor:
+        if (pixel_values is None) == (image_tokens is None):
+            raise ValueError(
+                "pixel_values, image_tokens: expected one of the two, got "
+                + ("neither" if pixel_values is None else "both")
+            )
+        return self.vision(pixel_values) if image_tokens is None else image_tokens
+
+    def branch_image(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
+        """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions."""
+        self.branch(name)
+        if name == "emo":
+            return image_tokens
+        return self.regions(image_tokens[:, self.config.vision_config.num_prefix_tokens :], landmarks).flatten(0, 1)
+
+    def read(self, name: Branch, image: torch.Tensor, **kwargs: bool) -> MF2QFormerOutput:
+        return self.branch(name).qformer(queries=self.branch_queries(name), image=image, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: object,
+    ) -> MF2ModelOutput:
+        r"""
+        landmarks (`(batch, 68, 2)`, *optional*): in pixels of `pixel_values`; without them the crops are taken as
+            aligned to the canonical face.
+        image_tokens (`(batch, prefix + grid * grid, width)`, *optional*): the tower's output, instead of images.
+        """
+        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions: {self.config._attn_implementation!r} attention keeps no weights; load the model "
+                "with attn_implementation='eager', or call model.set_attn_implementation('eager')"
+            )
+        image_tokens = self.look(pixel_values, image_tokens)
+        output = MF2ModelOutput(image_tokens=image_tokens)
+        if self.emo_vl is not None:
+            read = self.read("emo", image_tokens, output_hidden_states=hidden, output_attentions=attentions)
+            output.emo_states = read.query_states
+            output.emo_hidden_states, output.emo_cross_attentions = read.hidden_states, read.cross_attentions
+        if self.au_vl is not None:
+            image = self.branch_image("au", image_tokens, landmarks)
+            read = self.read("au", image, output_hidden_states=hidden, output_attentions=attentions)
+
+            def by_unit(states: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...] | None:
+                count = len(self.config.action_units)
+                return None if states is None else tuple(state.unflatten(0, (-1, count)) for state in states)
+
+            (output.au_states,) = by_unit((read.query_states,))
+            output.au_hidden_states, output.au_cross_attentions = (
+                by_unit(read.hidden_states),
+                by_unit(read.cross_attentions),
+            )
+        return output
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+    ) -> torch.Tensor:
+        """Unit vectors in the space shared with sentences: (batch, queries, dim), or (batch, AU, queries, dim)."""
+        image = self.branch_image(branch, self.look(pixel_values, image_tokens), landmarks)
+        features = self.branch(branch).heads.image_features(self.read(branch, image).query_states)
+        return features if branch == "emo" else features.unflatten(0, (-1, len(self.config.action_units)))
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, branch: Branch = "emo"
+    ) -> torch.Tensor:
+        """(..., length) -> (..., dim), unit vectors."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        features = self.branch(branch).text_features(input_ids.flatten(0, -2), mask.flatten(0, -2))
+        return features.view(*input_ids.shape[:-1], -1)
+
+
+class MF2ForFaceAnalysis(MF2PreTrainedModel):
+    """Emotion and action units of a face from its image alone."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        self.mf2 = MF2Model(config)
+        self.classifiers = MF2Classifiers(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        au_labels: torch.Tensor | None = None,
+        emotion_labels: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: object,
+    ) -> MF2FaceAnalysisOutput:
+        r"""
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        """
+        read = self.mf2(
+            pixel_values,
+            landmarks,
+            image_tokens,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
+        return MF2FaceAnalysisOutput(
+            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **read
+        )
+
+
+class MF2ForImageClassification(MF2PreTrainedModel):
+    """One set of logits, as `pipeline("image-classification")` wants it: emotions, or AUs as independent labels."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mf2 = MF2Model(config)
+        self.classifiers = MF2Classifiers(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> ImageClassifierOutput:
+        r"""
+        labels: `(batch,)` emotions or `(batch, AU)`, as `config.classification_target` says; -1 where unknown.
+        """
+        read = self.mf2(pixel_values, landmarks, image_tokens)
+        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
+        loss = None
+        if self.config.classification_target == "emotion":
+            loss = None if labels is None else emotion_loss(emotion_logits, labels)
+            return ImageClassifierOutput(loss=loss, logits=emotion_logits)
+        loss = None if labels is None else au_loss(au_logits, labels, self.config.au_class_weights)
+        return ImageClassifierOutput(loss=loss, logits=au_logits)
+
+
+def classification_losses(
+    config: MF2Config,
+    emotion_logits: torch.Tensor | None,
+    emotion_labels: torch.Tensor | None,
+    au_logits: torch.Tensor | None,
+    au_labels: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    parts = {}
+    if au_logits is not None and au_labels is not None:
+        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights)
+    if emotion_logits is not None and emotion_labels is not None:
+        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels)
+    return parts
+
+
+def weighted_sum(config: MF2Config, parts: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    weighted = [config.loss_weights.get(name, 1.0) * part for name, part in parts.items()]
+    return sum(weighted) if weighted else None
+
+
+__all__ = ["MF2ForFaceAnalysis", "MF2ForImageClassification", "MF2Model", "MF2PreTrainedModel"]

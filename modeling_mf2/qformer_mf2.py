@@ -1,0 +1,331 @@
+"""The Q-Former: learned queries that read an image, and a text stream that shares their self-attention.
+
+Queries and text are two streams through the same blocks. Each block attends (its weights shared by the streams), lets
+the queries read the image in every second block, and sends each stream through a feed-forward net of its own. What a
+stream may see is BLIP-2's choice of three masks: `two_way` (all see all), `causal` (text sees the queries and earlier
+text, queries see no text) and `unimodal` (each stream sees itself alone).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from configuration_mf2.configuration_mf2 import MF2QFormerConfig
+
+
+TextMode = Literal["two_way", "causal", "unimodal"]
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class MF2QFormerOutput(ModelOutput):
+    r"""
+    query_states (`(batch, queries, hidden)`), text_states (`(batch, length, hidden)`): after the last block.
+    query_key_values: of each block, what text attends to; with them a later text pass needs no queries.
+    image_key_values: of each block with cross-attention, keys and values of the image tokens; a later pass over the
+        same images needs no image tokens.
+    hidden_states, text_hidden_states: of each stream, the state before the first block and after every block.
+    attentions, text_attentions, cross_attentions: one a block (eager attention only).
+    """
+
+    query_states: torch.Tensor | None = None
+    text_states: torch.Tensor | None = None
+    query_key_values: tuple[KeyValue, ...] | None = None
+    image_key_values: tuple[KeyValue, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    text_hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    text_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    attended = nn.functional.dropout(weights, dropout, module.training) @ value
+    return attended.transpose(1, 2).contiguous(), weights
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """True where a key may be seen -> what is added to the scores. A row that sees nothing stays finite."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def _joined(first: KeyValue | None, second: KeyValue) -> KeyValue:
+    if first is None:
+        return second
+    return torch.cat([first[0], second[0]], dim=2), torch.cat([first[1], second[1]], dim=2)
+
+
+def _repeated(states: torch.Tensor, batch: int) -> torch.Tensor:
+    return states if states.shape[0] == batch else states.repeat(batch // states.shape[0], *[1] * (states.ndim - 1))
+
+
+class MF2QFormerAttention(nn.Module):
+    """Projections, attention, output projection; then dropout, residual and norm, as BERT orders them."""
+
+    def __init__(self, config: MF2QFormerConfig, key_value_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False  # every mask is given; sdpa must not add one
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(key_value_size, config.hidden_size)
+        self.v_proj = nn.Linear(key_value_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, head_dim)
+
+    def key_values(self, states: torch.Tensor) -> KeyValue:
+        return self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
+
+    def forward(
+        self, states: torch.Tensor, key_values: KeyValue, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attention(
+            self,
+            self._heads(self.q_proj(states)),
+            *key_values,
+            mask,
+            scaling=self.scaling,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+        )
+        attended = self.dropout(self.out_proj(attended.reshape(*states.shape)))
+        return self.norm(attended + states), weights
+
+
+class MF2QFormerFeedForward(nn.Module):
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.dropout(self.down_proj(self.activation(self.up_proj(states)))) + states)
+
+
+class MF2QFormerLayer(GradientCheckpointingLayer):
+    def __init__(self, config: MF2QFormerConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.attention = MF2QFormerAttention(config, config.hidden_size)
+        self.cross_attention = None
+        if layer_idx % config.cross_attention_frequency == 0:
+            self.cross_attention = MF2QFormerAttention(config, config.encoder_hidden_size)
+        self.query_feed_forward = MF2QFormerFeedForward(config)
+        self.text_feed_forward = MF2QFormerFeedForward(config)
+
+    def forward(
+        self,
+        queries: torch.Tensor | None,
+        text: torch.Tensor | None,
+        image: torch.Tensor | None,
+        image_key_values: KeyValue | None,
+        query_key_values: KeyValue | None,
+        text_mask: torch.Tensor | None,
+        query_mask: torch.Tensor | None,
+        mode: TextMode,
+        past_key_values: Cache | None = None,
+    ) -> tuple:
+        query_weights = text_weights = cross_weights = text_key_values = None
+        if queries is not None:
+            query_key_values = self.attention.key_values(queries)
+        if text is not None:
+            text_key_values = self.attention.key_values(text)
+            if past_key_values is not None:
+                text_key_values = past_key_values.update(*text_key_values, self.layer_idx)
+            seen = text_key_values
+            if mode != "unimodal":
+                seen = _joined(query_key_values, text_key_values)
+            attended_text, text_weights = self.attention(text, seen, text_mask)
+        if queries is not None:
+            seen = (
+                _joined(query_key_values, text_key_values)
+                if mode == "two_way" and text is not None
+                else query_key_values
+            )
+            queries, query_weights = self.attention(queries, seen, query_mask)
+            if self.cross_attention is not None:
+                if image_key_values is None:
+                    image_key_values = self.cross_attention.key_values(image)
+                batch = image_key_values[0].shape[0]
+                queries, query_key_values = (
+                    _repeated(queries, batch),
+                    tuple(_repeated(x, batch) for x in query_key_values),
+                )
+                queries, cross_weights = self.cross_attention(queries, image_key_values, None)
+            queries = self.query_feed_forward(queries)
+        if text is not None:
+            text = self.text_feed_forward(attended_text)
+        return queries, text, query_key_values, image_key_values, query_weights, text_weights, cross_weights
+
+
+class MF2QFormer(PreTrainedModel):
+    config_class = MF2QFormerConfig
+    base_model_prefix = "qformer"
+    main_input_name = "queries"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["MF2QFormerLayer"]
+
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__(config)
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(MF2QFormerLayer(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.word_embeddings = value
+
+    def embed_text(self, input_ids: torch.Tensor, start: int = 0) -> torch.Tensor:
+        stop = start + input_ids.shape[1]
+        if stop > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids: got {stop} tokens, expected at most {self.config.max_position_embeddings} "
+                "(max_position_embeddings); let the checkpoint's own processor prepare the text"
+            )
+        positions = self.position_embeddings.weight[start:stop]
+        return self.dropout(self.norm(self.word_embeddings(input_ids) + positions))
+
+    def embed_queries(self, queries: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.norm(queries))
+
+    def image_key_values(self, image: torch.Tensor) -> tuple[KeyValue, ...]:
+        crossing = (layer.cross_attention for layer in self.layers if layer.cross_attention is not None)
+        return tuple(attention.key_values(image) for attention in crossing)
+
+    def _masks(
+        self,
+        queries: torch.Tensor | None,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        mode: TextMode,
+        num_prefix: int,
+        past: int,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Masks of the text stream and of the query stream, (batch or 1, 1, rows or 1, keys)."""
+        length, device = text.shape[1], text.device
+        keys = past + length
+        shown = None if text_mask is None else text_mask.bool()[:, None, None, :]
+        query_mask = None
+        if mode == "two_way" and queries is not None and shown is not None:
+            ones = shown.new_ones(*shown.shape[:3], queries.shape[1])
+            query_mask = additive_mask(torch.cat([ones, shown], dim=-1), text.dtype)
+        if mode == "causal":
+            earlier = torch.arange(keys, device=device) <= torch.arange(past, keys, device=device)[:, None]
+            shown = earlier[None, None] if shown is None else earlier & shown
+        if shown is None:
+            return None, None
+        if mode != "unimodal" and num_prefix:
+            shown = torch.cat([shown.new_ones(*shown.shape[:3], num_prefix), shown], dim=-1)
+        return additive_mask(shown, text.dtype), query_mask
+
+    def forward(
+        self,
+        queries: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
+        image_key_values: tuple[KeyValue, ...] | None = None,
+        query_key_values: tuple[KeyValue, ...] | None = None,
+        mode: TextMode = "two_way",
+        past_key_values: Cache | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> MF2QFormerOutput:
+        """
+        queries: (batch, queries, hidden), or fewer rows that repeat along the batch: the first self-attention, which no
+            image has entered yet, is then computed once for all of them.
+        input_ids, text_mask: (batch, length); text_mask has the cached tokens too where past_key_values holds some.
+        image or image_key_values: what the queries read. query_key_values: what text reads in place of queries.
+        """
+        if queries is not None and image is None and image_key_values is None:
+            raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
+        text = text_additive = query_additive = None
+        if queries is not None:
+            queries = self.embed_queries(queries)
+            batch = image.shape[0] if image is not None else image_key_values[0][0].shape[0]
+            if input_ids is not None or (self.training and self.config.hidden_dropout_prob > 0):
+                queries = _repeated(queries, batch)
+        if input_ids is not None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            text = self.embed_text(input_ids, past)
+            num_prefix = queries.shape[1] if queries is not None else 0
+            if query_key_values is not None:
+                num_prefix = query_key_values[0][0].shape[2]
+            text_additive, query_additive = self._masks(queries, text, text_mask, mode, num_prefix, past)
+
+        query_hidden, text_hidden = ((queries,), (text,)) if output_hidden_states else ((), ())
+        collected_queries, collected_image, attentions, text_attentions, cross_attentions = [], [], [], [], []
+        for index, layer in enumerate(self.layers):
+            crossing = index // self.config.cross_attention_frequency
+            queries, text, query_kv, image_kv, query_weights, text_weights, cross_weights = layer(
+                queries,
+                text,
+                image,
+                image_key_values[crossing] if image_key_values is not None and layer.cross_attention else None,
+                query_key_values[index] if query_key_values is not None else None,
+                text_additive,
+                query_additive,
+                mode,
+                past_key_values=past_key_values,
+            )
+            collected_queries.append(query_kv)
+            if layer.cross_attention is not None:
+                collected_image.append(image_kv)
+            if output_hidden_states:
+                query_hidden, text_hidden = (*query_hidden, queries), (*text_hidden, text)
+            if output_attentions:
+                attentions.append(query_weights)
+                text_attentions.append(text_weights)
+                if cross_weights is not None:
+                    cross_attentions.append(cross_weights)
+
+        has_queries, has_text = queries is not None, text is not None
+        return MF2QFormerOutput(
+            query_states=queries,
+            text_states=text,
+            query_key_values=tuple(collected_queries) if has_queries else None,
+            image_key_values=tuple(collected_image) if has_queries else None,
+            hidden_states=query_hidden if output_hidden_states and has_queries else None,
+            text_hidden_states=text_hidden if output_hidden_states and has_text else None,
+            attentions=tuple(attentions) if output_attentions and has_queries else None,
+            text_attentions=tuple(text_attentions) if output_attentions and has_text else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions and has_queries else None,
+        )

@@ -1,0 +1,147 @@
+"""The vision tower: images to patch tokens. Frozen by default, and frozen only here."""
+
+import timm
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from configuration_mf2.configuration_mf2 import MF2VisionConfig
+
+
+class MF2TowerBlock(nn.Module):
+    """A pre-norm attention block whose two outputs start at zero, so that it first leaves the convolutions alone."""
+
+    def __init__(self, width: int, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+        for layer in (self.attention_out, self.mlp_out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        batch, length, width = tokens.shape
+        qkv = self.qkv(self.norm1(tokens)).view(batch, length, 3, self.heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, width / heads)
+        attended = nn.functional.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))
+        return tokens + self.mlp_out(nn.functional.gelu(self.mlp_in(self.norm2(tokens))))
+
+
+class MF2ConvTower(nn.Module):
+    """Seven convolutions, four of them halving the image, then attention blocks over the grid of tokens.
+
+    With a few thousand images a plain patch ViT does not learn; this does, in minutes on two CPU cores.
+    """
+
+    num_prefix_tokens = 0
+
+    def __init__(self, width: int, image_size: int, patch_size: int, num_blocks: int = 2) -> None:
+        super().__init__()
+        if patch_size != 16:
+            raise ValueError(f"patch_size: got {patch_size}, expected 16 with backbone 'conv', which halves four times")
+        plan = [(width // 4, 2), (width // 4, 1), (width // 2, 2), (width // 2, 1), (width, 2), (width, 1), (width, 2)]
+        layers: list[nn.Module] = []
+        channels = 3
+        for out_channels, stride in plan:
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+            ]
+            channels = out_channels
+        self.convolutions = nn.Sequential(*layers)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2, width))
+        self.blocks = nn.ModuleList(MF2TowerBlock(width) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(width)
+
+    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        tokens = self.convolutions(pixel_values).flatten(2).transpose(1, 2)  # (batch, grid * grid, width)
+        tokens = tokens + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+def _timm_backbone(config: MF2VisionConfig) -> nn.Module:
+    # Most ViTs take the size they run at; some models (Swin without img_size, ConvNeXt) have none to take.
+    arguments = {"num_classes": 0, "global_pool": "", **config.backbone_kwargs}
+    try:
+        return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **arguments)
+    except RuntimeError as error:
+        if "Unknown model" not in str(error):
+            raise
+        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:8]
+        raise ValueError(
+            f"backbone: got {config.backbone!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
+        ) from error
+
+
+class MF2VisionTower(PreTrainedModel):
+    """(batch, 3, size, size) -> (batch, prefix + grid * grid, hidden_size)."""
+
+    config_class = MF2VisionConfig
+    base_model_prefix = "vision"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _supports_sdpa = True
+
+    def __init__(self, config: MF2VisionConfig) -> None:
+        super().__init__(config)
+        if config.backbone == "conv":
+            self.backbone = MF2ConvTower(
+                config.hidden_size, config.image_size, config.patch_size, **config.backbone_kwargs
+            )
+        else:
+            self.backbone = _timm_backbone(config)
+            self._check_backbone()
+        for parameter in self.parameters():
+            # A backbone initialises itself; transformers' generic rule would wipe that.
+            parameter._is_hf_initialized = not parameter.is_meta
+        if config.frozen:
+            self.requires_grad_(False)
+            self.eval()
+        self.post_init()
+
+    def _check_backbone(self) -> None:
+        found = {
+            "hidden_size": self.backbone.num_features,
+            "num_prefix_tokens": getattr(self.backbone, "num_prefix_tokens", 0),
+        }
+        patch_embed = getattr(self.backbone, "patch_embed", None)
+        if patch_embed is not None and hasattr(patch_embed, "patch_size"):
+            found["patch_size"] = patch_embed.patch_size[0]
+        for field, value in found.items():
+            if value != getattr(self.config, field):
+                raise ValueError(
+                    f"vision_config.{field}: got {getattr(self.config, field)}, expected {value}, which is what "
+                    f"backbone {self.config.backbone!r} has"
+                )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MF2ConvTower):
+            init.normal_(module.positions, std=0.02)
+        # Built on the meta device, timm's rotary and window tables come back empty.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def train(self, mode: bool = True) -> "MF2VisionTower":
+        return super().train(mode and not self.config.frozen)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        size = self.config.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"pixel_values: got {tuple(pixel_values.shape)}, expected (batch, 3, {size}, {size}); let the "
+                "checkpoint's own processor prepare the images"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
+            return self.backbone.forward_features(pixel_values.to(self.dtype))

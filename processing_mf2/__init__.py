@@ -1,0 +1,27 @@
+"""Importing this package registers the processors of MF² with the Auto classes."""
+
+from transformers import AutoImageProcessor, AutoProcessor
+
+from configuration_mf2.configuration_mf2 import MF2Config
+
+from .augmentation_mf2 import MF2Augmentation
+from .captions_mf2 import RuleCaptioner
+from .image_processing_mf2 import MF2ImageProcessor
+from .landmarks_mf2 import FaceAlignmentDetector, template_landmarks
+from .processing_mf2 import MF2Processor
+from .tokenizer_mf2 import build_tokenizer, load_bert_tokenizer
+
+
+AutoImageProcessor.register(MF2Config, image_processor_classes={"torchvision": MF2ImageProcessor}, exist_ok=True)
+AutoProcessor.register(MF2Config, MF2Processor, exist_ok=True)
+
+__all__ = [
+    "FaceAlignmentDetector",
+    "MF2Augmentation",
+    "MF2ImageProcessor",
+    "MF2Processor",
+    "RuleCaptioner",
+    "build_tokenizer",
+    "load_bert_tokenizer",
+    "template_landmarks",
+]

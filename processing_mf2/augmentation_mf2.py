@@ -1,0 +1,126 @@
+"""What training changes in a crop on purpose: its geometry (one more matrix), its colours, a patch that it hides."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from configuration_mf2.facs_mf2 import LANDMARK_MIRROR
+
+from .image_reading_mf2 import BACKGROUND
+
+
+@dataclass(frozen=True)
+class MF2Augmentation:
+    """Ranges to draw from, each evenly; 0 switches a change off.
+
+    rotate: degrees either way. scale: relative size either way. shift: of the crop's side, either way (scale and shift
+    together are the random crop). flip, cutout: probabilities. cutout_size: largest side of the hidden patch, of the
+    crop's. brightness, contrast, saturation: relative strength either way.
+    """
+
+    rotate: float = 10.0
+    scale: float = 0.1
+    shift: float = 0.05
+    flip: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    cutout: float = 0.3
+    cutout_size: float = 0.3
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            limit = 180.0 if field.name == "rotate" else 1.0
+            if not 0 <= value <= limit:
+                raise ValueError(f"{field.name}: got {value!r}, expected a number from 0 to {limit:g}")
+        if self.scale == 1:
+            raise ValueError("scale: got 1, at which a face could shrink to nothing; expected less than 1")
+
+    def draw(self, seed: int, index: int) -> "AugmentationDraw":
+        """What happens to one sample: equal for equal (seed, index), on every machine. An epoch is a new seed."""
+        rng = np.random.default_rng((seed, index))
+
+        def either_way(limit: float) -> float:
+            return float(rng.uniform(-limit, limit))
+
+        # Every value is drawn, used or not, so that switching one change off leaves the others as they are.
+        angle, scale = np.deg2rad(either_way(self.rotate)), 1 + either_way(self.scale)
+        shift_x, shift_y = either_way(self.shift), either_way(self.shift)
+        flips, hides = bool(rng.random() < self.flip), bool(rng.random() < self.cutout)
+        brightness, contrast = 1 + either_way(self.brightness), 1 + either_way(self.contrast)
+        saturation = 1 + either_way(self.saturation)
+        patch_width, patch_height = rng.uniform(self.cutout_size / 3, self.cutout_size, size=2)
+        patch = tuple(float(value) for value in (*rng.uniform(0, 1, size=2), patch_width, patch_height))
+        return AugmentationDraw(
+            **{"angle": angle, "scale": scale, "shift_x": shift_x, "shift_y": shift_y, "flips": flips},
+            **{"brightness": brightness, "contrast": contrast, "saturation": saturation},
+            patch=patch if hides else None,
+        )
+
+
+@dataclass(frozen=True)
+class AugmentationDraw:
+    angle: float
+    scale: float
+    shift_x: float
+    shift_y: float
+    flips: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    patch: tuple[float, float, float, float] | None
+    """x and y of the hidden patch's middle, its width and height, as fractions of the crop."""
+
+    def matrix(self, height: int, width: int) -> np.ndarray:
+        """Crop pixels -> changed crop's pixels: around the middle, and the flip last."""
+        cos, sin = self.scale * np.cos(self.angle), self.scale * np.sin(self.angle)
+        middle_x, middle_y = width / 2, height / 2
+        turn = np.array(
+            [
+                [cos, -sin, middle_x - cos * middle_x + sin * middle_y + self.shift_x * width],
+                [sin, cos, middle_y - sin * middle_x - cos * middle_y + self.shift_y * height],
+                [0, 0, 1],
+            ]
+        )
+        return np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1]]) @ turn if self.flips else turn
+
+    def reorder_landmarks(self, landmarks: np.ndarray) -> np.ndarray:
+        """In a flipped face the left eye's corner is the right eye's."""
+        return landmarks[list(LANDMARK_MIRROR)] if self.flips else landmarks
+
+    def recolour(self, crop: torch.Tensor) -> torch.Tensor:
+        """(3, height, width) from 0 to 255, in and out."""
+        crop = crop * self.brightness
+        weights = torch.tensor([0.299, 0.587, 0.114], device=crop.device)
+        grey = torch.einsum("chw,c->hw", crop, weights)[None]
+        crop = grey + (crop - grey) * self.saturation
+        crop = grey.mean() + (crop - grey.mean()) * self.contrast
+        crop = crop.clamp(0, 255)
+        if self.patch is not None:
+            height, width = crop.shape[1:]
+            x, y, patch_width, patch_height = self.patch
+            left, right = round((x - patch_width / 2) * width), round((x + patch_width / 2) * width)
+            top, bottom = round((y - patch_height / 2) * height), round((y + patch_height / 2) * height)
+            crop[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = BACKGROUND
+        return crop
+
+
+def resolve_augmentation(augment: Any) -> MF2Augmentation | None:
+    """`None` or `False`: no change; `True`: the default ranges; a dict: the default ranges but for those it names."""
+    if augment is None or augment is False:
+        return None
+    if augment is True:
+        return MF2Augmentation()
+    if isinstance(augment, MF2Augmentation):
+        return augment
+    if isinstance(augment, dict):
+        names = [field.name for field in dataclasses.fields(MF2Augmentation)]
+        unknown = sorted(set(augment) - set(names))
+        if unknown:
+            raise ValueError(f"augment: got {unknown}, expected names among {names}")
+        return MF2Augmentation(**augment)
+    raise TypeError(f"augment: got {type(augment).__name__}, expected True, a dict of ranges or an MF2Augmentation")

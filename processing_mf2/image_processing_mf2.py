@@ -1,0 +1,301 @@
+"""Images to aligned, normalised crops; the landmarks follow every change of geometry."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging
+
+from configuration_mf2.hub_mf2 import SelfContainedMixin
+
+from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp
+from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
+from .image_reading_mf2 import flatten_images, read_image
+from .landmarks_mf2 import (
+    FaceAlignmentDetector,
+    LandmarkSource,
+    ManyFacesPolicy,
+    NoFacePolicy,
+    check_landmarks,
+    choose_faces,
+    template_landmarks,
+)
+
+
+logger = logging.get_logger(__name__)
+
+
+class MF2ImagesKwargs(ImagesKwargs, total=False):
+    r"""
+    do_align (`bool`): bring the face to the canonical one by rotation, scale and shift; `False`: resize the image.
+    landmark_source (`str`): where the landmarks of an image come from if none are given. `"template"`: the image is a
+        ready-aligned crop, with the mean face's landmarks; `"face_alignment"`: they are found by the face-alignment
+        package, which fetches its weights at the first use; `"given"`: from nowhere, they are required.
+    on_no_face, on_many_faces (`str`): what follows when `"face_alignment"` finds none (`"raise"`, `"template"`,
+        `"skip"`) or several (`"largest"`, `"all"`).
+    face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
+    max_pixels (`int`): a larger image is refused before it is decoded.
+    allow_url (`bool`): fetch images whose address is given.
+    return_landmark_source (`bool`): also return `landmark_source` (`"given"`, `"face_alignment"` or `"template"`) and
+        `image_index` (which image it was cut from) of each row. Off by default: a model takes neither.
+    """
+
+    do_align: bool | None
+    landmark_source: LandmarkSource | None
+    on_no_face: NoFacePolicy | None
+    on_many_faces: ManyFacesPolicy | None
+    face_alignment_kwargs: dict | None
+    max_pixels: int | None
+    allow_url: bool | None
+    return_landmark_source: bool | None
+
+
+# The choices that transformers offers and this processor has only one answer to.
+_FIXED = {
+    **{"do_resize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False},
+    **{"resample": PILImageResampling.BILINEAR, "data_format": "channels_first"},
+}
+_CHOICES = {
+    "landmark_source": LandmarkSource.__args__,
+    "on_no_face": NoFacePolicy.__args__,
+    "on_many_faces": ManyFacesPolicy.__args__,
+}
+_SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+
+
+class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
+    """`image_processor(images, landmarks)` -> `pixel_values` (batch, 3, height, width) and `landmarks` (batch, 68, 2).
+
+    Landmarks are always in pixels of the image they come with: given ones in those of the input (as seen, EXIF rotation
+    applied), returned ones in those of the crop; x and y count from the image's upper left edge, so the first pixel's
+    middle is at 0.5. Given landmarks win over `landmark_source`.
+    """
+
+    hub_auto_classes = ("AutoImageProcessor",)
+    valid_kwargs = MF2ImagesKwargs
+    model_input_names = ["pixel_values", "landmarks"]
+
+    size = {"height": 224, "width": 224}
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+    resample = PILImageResampling.BILINEAR
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_align = True
+    landmark_source: LandmarkSource = "template"
+    on_no_face: NoFacePolicy = "raise"
+    on_many_faces: ManyFacesPolicy = "largest"
+    face_alignment_kwargs = None
+    max_pixels = 100_000_000
+    allow_url = False
+    return_landmark_source = False
+
+    def __init__(self, **kwargs: Unpack[MF2ImagesKwargs]) -> None:
+        names = set(self.valid_kwargs.__annotations__)
+        for name in sorted(set(kwargs) - names - _SAVED_BESIDE):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(f"{type(self).__name__}: got an unknown setting {name!r}; {hint}Settings: {sorted(names)}")
+        super().__init__(**kwargs)
+        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in names})
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        landmarks: Any = None,
+        *,
+        augment: MF2Augmentation | dict | bool | None = None,
+        augment_seed: int = 0,
+        sample_index: Sequence[int] | None = None,
+        **kwargs: Unpack[MF2ImagesKwargs],
+    ) -> BatchFeature:
+        r"""
+        images: one or many PIL images, paths, bytes, arrays or tensors (see `read_image`).
+        landmarks: (68, 2) for one image, (images, 68, 2), or a list that has `None` for images without.
+        augment: for training: `True`, ranges, or an [`MF2Augmentation`]. What it draws depends only on `augment_seed`
+            and the image's `sample_index` (its place in the call unless given), so a new epoch wants a new seed.
+        """
+        call = {"landmarks": landmarks, "augmentation": resolve_augmentation(augment)}
+        call |= {"augment_seed": augment_seed, "sample_index": sample_index}
+        return super().preprocess(images, image_like_kwargs=call, **kwargs)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Unchanged: `read_image` opens files, and checks them before it decodes them."""
+        return image_url_or_urls
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+        for name, only in _FIXED.items():
+            if kwargs.get(name) not in (None, only):
+                raise ValueError(
+                    f"{name}: got {kwargs[name]!r}, expected {only!r}: the processor always cuts RGB crops of `size`"
+                )
+        for name, choices in _CHOICES.items():
+            if kwargs.get(name) not in choices:
+                raise ValueError(f"{name}: got {kwargs.get(name)!r}, expected one of {list(choices)}")
+        size = kwargs.get("size")
+        if not (size and size.height and size.width):
+            raise ValueError(f"size: got {size}, expected {{'height': ..., 'width': ...}}")
+        super()._validate_preprocess_kwargs(**kwargs)
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: Any,
+        *,
+        landmarks: Any,
+        augmentation: MF2Augmentation | None,
+        augment_seed: int,
+        sample_index: Sequence[int] | None,
+        size: SizeDict,
+        do_align: bool,
+        landmark_source: LandmarkSource,
+        on_no_face: NoFacePolicy,
+        on_many_faces: ManyFacesPolicy,
+        face_alignment_kwargs: dict | None,
+        max_pixels: int,
+        allow_url: bool,
+        return_landmark_source: bool,
+        device: str | torch.device | None,
+        return_tensors: Any,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        images = flatten_images(images)
+        if not images:
+            raise ValueError("images: got an empty list, expected at least one image")
+        names = [f"images[{index}]" for index in range(len(images))] if len(images) > 1 else ["image"]
+        given = _landmarks_per_image(landmarks, len(images))
+        draws = _draws(augmentation, augment_seed, sample_index, len(images))
+        rows: list[list[_Row]] = [[] for _ in images]
+        searched: dict[int, torch.Tensor] = {}  # only these images are kept, to be searched for faces in one batch
+
+        def cut(index: int, pixels: torch.Tensor, points: np.ndarray | None, source: str) -> None:
+            crop, crop_points = _cut(pixels, points, size.height, size.width, do_align, draws[index])
+            rows[index].append(_Row(crop, crop_points, source, index))
+
+        for index, (image, name) in enumerate(zip(images, names, strict=True)):
+            pixels = read_image(image, name=name, max_pixels=max_pixels, allow_url=allow_url).to(device)
+            if given[index] is not None:
+                points = check_landmarks(given[index], *pixels.shape[1:], name.replace("images", "landmarks"))
+                cut(index, pixels, points, "given")
+            elif landmark_source == "face_alignment":
+                searched[index] = pixels
+            elif landmark_source == "template":
+                _warn_if_no_crop(pixels, size)
+                cut(index, pixels, None, "template")
+            else:
+                raise ValueError(f"landmarks: got none for {name}, but landmark_source='given' requires them")
+        found = (
+            FaceAlignmentDetector(**(face_alignment_kwargs or {})).detect(list(searched.values())) if searched else ()
+        )
+        for (index, pixels), faces in zip(searched.items(), found, strict=True):
+            chosen = choose_faces(faces, on_no_face=on_no_face, on_many_faces=on_many_faces, name=names[index])
+            if chosen is None:
+                cut(index, pixels, None, "template")
+            for face in chosen or ():
+                points = check_landmarks(face.landmarks, *pixels.shape[1:], f"landmarks found in {names[index]}")
+                cut(index, pixels, points, "face_alignment")
+
+        flat = [row for image_rows in rows for row in image_rows]
+        return self._to_batch(flat, size, return_landmark_source, return_tensors, **kwargs)
+
+    def _to_batch(
+        self,
+        rows: list["_Row"],
+        size: SizeDict,
+        return_landmark_source: bool,
+        return_tensors: Any,
+        *,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        **unused: Any,
+    ) -> BatchFeature:
+        crops = [row.crop for row in rows]
+        pixel_values = torch.stack(crops) if crops else torch.zeros(0, 3, size.height, size.width)
+        pixel_values = self.rescale_and_normalize(
+            pixel_values, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+        )
+        points = np.array([row.points for row in rows], dtype=np.float32).reshape(-1, 68, 2)
+        data = {"pixel_values": pixel_values, "landmarks": torch.from_numpy(points).to(pixel_values.device)}
+        if return_landmark_source:
+            data["image_index"] = torch.tensor([row.image_index for row in rows], dtype=torch.int64)
+        if return_tensors in ("np", TensorType.NUMPY):
+            data = {name: tensor.cpu().numpy() for name, tensor in data.items()}
+        if return_landmark_source:
+            data["landmark_source"] = [row.source for row in rows]
+        return BatchFeature(data)
+
+
+@dataclass(frozen=True)
+class _Row:
+    crop: torch.Tensor
+    points: np.ndarray
+    source: str
+    image_index: int
+
+
+def _cut(
+    pixels: torch.Tensor,
+    points: np.ndarray | None,
+    height: int,
+    width: int,
+    do_align: bool,
+    draw: AugmentationDraw | None,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """The crop and the landmarks in it. Whatever moves is one matrix, so that pixels are resampled once."""
+    matrix = resize_matrix(*pixels.shape[1:], height, width)
+    if points is None:
+        points = template_landmarks(*pixels.shape[1:])
+    elif do_align:
+        matrix = alignment_matrix(points, height, width)
+    if draw is None:
+        return warp(pixels, matrix, height, width), transform_points(matrix, points)
+    matrix = draw.matrix(height, width) @ matrix
+    crop = draw.recolour(warp(pixels, matrix, height, width))
+    return crop, draw.reorder_landmarks(transform_points(matrix, points))
+
+
+def _landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
+    if landmarks is None:
+        return [None] * count
+    if isinstance(landmarks, np.ndarray | torch.Tensor):
+        # Of one image, the axis of images may be missing.
+        landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
+    elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
+        landmarks = [landmarks]
+    if not isinstance(landmarks, list | tuple) or len(landmarks) != count:
+        got = f"{len(landmarks)} sets" if isinstance(landmarks, list | tuple) else type(landmarks).__name__
+        raise ValueError(f"landmarks: got {got}, expected {count}, one (68, 2) set (or None) for each image")
+    return list(landmarks)
+
+
+def _draws(
+    augmentation: MF2Augmentation | None, seed: int, sample_index: Sequence[int] | None, count: int
+) -> list[AugmentationDraw | None]:
+    if augmentation is None:
+        return [None] * count
+    indexes = range(count) if sample_index is None else [int(index) for index in sample_index]
+    if len(indexes) != count:
+        raise ValueError(f"sample_index: got {len(indexes)} indexes, expected {count}, one for each image")
+    return [augmentation.draw(seed, index) for index in indexes]
+
+
+def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
+    height, width = pixels.shape[1:]
+    if not 0.8 < (width / height) / (size.width / size.height) < 1.25:
+        logger.warning_once(
+            "An image came without landmarks and is taken as a ready-aligned crop, but its sides differ much from the "
+            "crop's. If it is a photograph, give landmarks or set landmark_source='face_alignment'."
+        )
+
+
+__all__ = ["MF2ImageProcessor", "MF2ImagesKwargs"]

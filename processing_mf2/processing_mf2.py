@@ -1,0 +1,266 @@
+"""The one public door: raw images, captions and labels to a model's tensors, and its outputs back to named results."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import TensorType
+
+from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, check_action_units, resolve_label_set
+from configuration_mf2.hub_mf2 import SelfContainedMixin
+
+from .captions_mf2 import split_au_caption
+from .image_processing_mf2 import BatchFeature, MF2ImageProcessor
+from .image_reading_mf2 import flatten_images
+from .results_mf2 import named_results, resolve_thresholds
+from .tokenizer_mf2 import (
+    SHORTEST_SENTENCE,
+    build_tokenizer,
+    check_tokenizer,
+    encode_sentences,
+    encode_texts,
+    pad_rows,
+)
+
+
+class MF2Processor(SelfContainedMixin, ProcessorMixin):
+    r"""
+    action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
+    emotion_max_length: tokens of an emotion caption; au_max_length: of all AU sentences of an image together, and of a
+        key-AU caption.
+    """
+
+    hub_auto_classes = ("AutoProcessor",)
+
+    def __init__(
+        self,
+        image_processor: MF2ImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        action_units: Sequence[str] | None = None,
+        emotions: Sequence[str] | None = None,
+        au_thresholds: Sequence[float] | None = None,
+        emotion_max_length: int = 61,
+        au_max_length: int = 169,
+        chat_template: str | None = None,
+    ) -> None:
+        labels = resolve_label_set("mfa")
+        self.action_units = list(check_action_units(labels.action_units if action_units is None else action_units))
+        self.emotions = list(labels.emotions if emotions is None else emotions)
+        self.au_thresholds = au_thresholds and resolve_thresholds(au_thresholds, self.action_units)
+        self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
+        shortest = {"emotion_max_length": SHORTEST_SENTENCE}
+        shortest["au_max_length"] = SHORTEST_SENTENCE * max(1, len(self.action_units))
+        for name, least in shortest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least} tokens")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        check_tokenizer(tokenizer)
+
+    @classmethod
+    def for_model(
+        cls, config: MF2Config, tokenizer: PreTrainedTokenizerBase | None = None, **image_processor_kwargs: Any
+    ) -> "MF2Processor":
+        """A processor that fits a model, whose config takes over its token ids; our own tokenizer unless given one."""
+        vision = config.vision_config
+        settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
+        settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
+        tokenizer = build_tokenizer() if tokenizer is None else tokenizer
+        processor = cls(
+            MF2ImageProcessor(**{**settings, **image_processor_kwargs}),
+            tokenizer,
+            **{"action_units": config.action_units, "emotions": config.emotions, "au_thresholds": config.au_thresholds},
+            **{"emotion_max_length": config.emotion_max_length, "au_max_length": config.au_max_length},
+        )
+        config.adopt_tokenizer(tokenizer)
+        return processor
+
+    @property
+    def model_input_names(self) -> list[str]:
+        texts = [f"{prefix}{name}" for prefix in ("", "au_", "key_au_") for name in ("input_ids", "attention_mask")]
+        return ["pixel_values", "landmarks", *texts]
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        au_sentences: Sequence[Sequence[str]] | Sequence[str] | None = None,
+        au_captions: str | Sequence[str] | None = None,
+        key_au_captions: str | Sequence[str] | None = None,
+        landmarks: Any = None,
+        au_labels: Any = None,
+        emotion_labels: Any = None,
+        return_tensors: str | TensorType = "pt",
+        padding: bool | str = True,
+        truncation: bool = True,
+        **images_kwargs: Any,
+    ) -> BatchFeature:
+        r"""
+        Everything is one an image. An empty caption or sentence becomes a row of padding with attention mask 0, which
+        every loss leaves out. Texts are always padded to the longest and cut to their limit.
+
+        text: emotion captions -> `input_ids`, `attention_mask` (batch, length).
+        au_sentences: for each image a sentence an AU, "" if unknown -> `au_input_ids`, `au_attention_mask` (batch, AU,
+            length); or au_captions: numbered AU captions, split into such sentences by the help of `au_labels`.
+        key_au_captions -> `key_au_input_ids`, `key_au_attention_mask` (batch, length).
+        landmarks, images_kwargs: see [`MF2ImageProcessor.preprocess`]. Of an image that `on_no_face="skip"` leaves out,
+            texts and labels are left out too; `on_many_faces="all"` refuses texts and labels of an image of many faces.
+        au_labels (batch, AU): 1, 0 or -1; emotion_labels (batch,): index or -1. Passed on as int64.
+        """
+        if padding not in (True, "longest") or truncation is not True:
+            raise ValueError(
+                f"padding, truncation: got {padding!r} and {truncation!r}, expected True and True: texts are always "
+                "padded to the longest and cut to emotion_max_length and au_max_length"
+            )
+        if return_tensors not in ("pt", "np", TensorType.PYTORCH, TensorType.NUMPY):
+            raise ValueError(f"return_tensors: got {return_tensors!r}, expected 'pt' or 'np'")
+        labels = self._labels(au_labels, emotion_labels)
+        texts = {"text": _strings(text, "text"), "key_au_captions": _strings(key_au_captions, "key_au_captions")}
+        texts["au_sentences"] = self._sentences(au_sentences, _strings(au_captions, "au_captions"), labels)
+        companions = {name: values for name, values in {**labels, **texts}.items() if values is not None}
+
+        data: dict[str, Any] = {}
+        if images is not None:
+            count = len(flatten_images(images))
+        elif landmarks is not None or images_kwargs:
+            raise ValueError(f"images: got none, but {['landmarks', *images_kwargs]} are about images")
+        elif not companions:
+            raise ValueError("got neither images nor text, expected at least one of them")
+        else:
+            count = len(next(iter(companions.values())))
+        for name, values in companions.items():
+            if len(values) != count:
+                raise ValueError(f"{name}: got {len(values)}, expected {count}, one for each image")
+        if images is not None:
+            wanted = images_kwargs.pop("return_landmark_source", self.image_processor.return_landmark_source)
+            data.update(
+                self.image_processor(
+                    images, landmarks, return_landmark_source=True, return_tensors="pt", **images_kwargs
+                )
+            )
+            companions = _follow(data["image_index"].tolist(), companions, count)
+            if not wanted:
+                del data["image_index"], data["landmark_source"]
+        data.update(self._encode(companions))
+        if return_tensors in ("np", TensorType.NUMPY):
+            data = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in data.items()}
+        return BatchFeature(data)
+
+    def _encode(self, companions: dict[str, Any]) -> dict[str, torch.Tensor]:
+        pad_id, data = self.tokenizer.pad_token_id, {}
+        limits = {"text": ("", self.emotion_max_length), "key_au_captions": ("key_au_", self.au_max_length)}
+        for name, (prefix, limit) in limits.items():
+            if name in companions:
+                rows = encode_texts(self.tokenizer, companions[name], limit, name)
+                data[f"{prefix}input_ids"], data[f"{prefix}attention_mask"] = pad_rows(rows, pad_id)
+        if "au_sentences" in companions:
+            images = companions["au_sentences"]
+            rows = [encode_sentences(self.tokenizer, image, self.au_max_length, "au_sentences") for image in images]
+            ids, mask = pad_rows([row for image in rows for row in image], pad_id)
+            shape = (len(images), len(self.action_units), -1) if images else (0, len(self.action_units), 1)
+            data["au_input_ids"], data["au_attention_mask"] = ids.view(shape), mask.view(shape)
+        data.update({name: companions[name] for name in ("au_labels", "emotion_labels") if name in companions})
+        return data
+
+    def _labels(self, au_labels: Any, emotion_labels: Any) -> dict[str, torch.Tensor | None]:
+        return {
+            "au_labels": _int_tensor(au_labels, (len(self.action_units),), 1, "au_labels"),
+            "emotion_labels": _int_tensor(emotion_labels, (), len(self.emotions) - 1, "emotion_labels"),
+        }
+
+    def _sentences(
+        self,
+        au_sentences: Any,
+        au_captions: list[str] | None,
+        labels: dict[str, torch.Tensor | None],
+    ) -> list[list[str]] | None:
+        if au_captions is not None:
+            if au_sentences is not None:
+                raise ValueError("au_sentences, au_captions: got both, expected one of them")
+            if labels["au_labels"] is None or len(labels["au_labels"]) != len(au_captions):
+                raise ValueError(
+                    "au_captions: to be split into one sentence an AU they need au_labels, one row for each caption: "
+                    "only the labels tell which AUs are at rest and which are unknown"
+                )
+            rows = zip(au_captions, labels["au_labels"].tolist(), strict=True)
+            # Of a missing caption nothing is known, whatever its labels: no sentence is invented for it.
+            return [
+                split_au_caption(caption, states, self.action_units) if caption else [""] * len(self.action_units)
+                for caption, states in rows
+            ]
+        if au_sentences is None:
+            return None
+        if au_sentences and all(isinstance(sentence, str) for sentence in au_sentences):
+            au_sentences = [au_sentences]  # of one image
+        images = [_strings(image, f"au_sentences[{index}]") for index, image in enumerate(au_sentences)]
+        for index, image in enumerate(images):
+            if image is None or len(image) != len(self.action_units):
+                raise ValueError(
+                    f"au_sentences[{index}]: got {image and len(image)} sentences, expected {len(self.action_units)}, "
+                    f"one for each of {self.action_units} (an empty one where it is unknown)"
+                )
+        return images
+
+    def post_process_face_analysis(
+        self,
+        outputs: Any,
+        thresholds: float | Sequence[float] | dict[str, float] | None = None,
+        image_index: Sequence[int] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU).
+
+        `thresholds` stand in for those of the processor: one for all, one an AU, or by name. `image_index`, as the
+        processor returns it with `return_landmark_source=True`, says in each result which image the face is in.
+        """
+        limits = resolve_thresholds(thresholds, self.action_units, self.au_thresholds)
+        return named_results(outputs, self.action_units, self.emotions, limits, image_index)
+
+
+def _strings(texts: Any, name: str) -> list[str] | None:
+    """One or many texts as a list; a missing one is an empty one."""
+    if texts is None:
+        return None
+    texts = [texts] if isinstance(texts, str) else ["" if text is None else text for text in texts]
+    wrong = [text for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise TypeError(f"{name}: got {type(wrong[0]).__name__}, expected a string, or a list of them")
+    return texts
+
+
+def _int_tensor(labels: Any, row_shape: tuple[int, ...], highest: int, name: str) -> torch.Tensor | None:
+    if labels is None:
+        return None
+    values = torch.as_tensor(labels)
+    if values.ndim == len(row_shape):
+        values = values[None]  # of one image
+    if values.ndim != len(row_shape) + 1 or tuple(values.shape[1:]) != row_shape:
+        expected = ", ".join(["images", *map(str, row_shape)])
+        raise ValueError(f"{name}: got shape {tuple(values.shape)}, expected ({expected})")
+    whole = values.to(torch.int64)
+    wrong = values[(whole != values) | (whole < UNKNOWN_LABEL) | (whole > highest)]
+    if wrong.numel():
+        raise ValueError(f"{name}: got {wrong[0].item()}, expected whole numbers from -1 (unknown) to {highest}")
+    return whole
+
+
+def _follow(image_index: list[int], companions: dict[str, Any], count: int) -> dict[str, Any]:
+    """Texts and labels go where their image went: out with a skipped one, but not to several faces."""
+    if not companions or image_index == list(range(count)):
+        return companions
+    crowded = [index for index in set(image_index) if image_index.count(index) > 1]
+    if crowded:
+        raise ValueError(
+            f"{', '.join(companions)}: image {crowded[0]} shows {image_index.count(crowded[0])} faces, and it is "
+            "unknown which of them texts and labels are about; expected on_many_faces='largest'"
+        )
+    return {
+        name: values[image_index] if isinstance(values, torch.Tensor) else [values[index] for index in image_index]
+        for name, values in companions.items()
+    }
+
+
+__all__ = ["MF2Processor"]

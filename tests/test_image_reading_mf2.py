@@ -1,0 +1,186 @@
+"""Anything that can be called an image is read alike; what is not one is named."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from processing_mf2.image_reading_mf2 import BACKGROUND, flatten_images, read_image
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """Smooth, so that no colour conversion moves it far."""
+    y, x = np.mgrid[0:24, 0:32]
+    return np.stack([x * 7, y * 9, 255 - x * 4 - y * 4], axis=-1).astype(np.uint8)
+
+
+def _encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P", "L", "LA", "PA", "1", "I", "F"])
+def test_every_mode_of_pil(mode, picture):
+    image = Image.fromarray(picture)
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+    elif mode in ("I", "F", "LA"):
+        image = image.convert("L").convert(mode)
+    elif mode == "PA":
+        image = image.convert("P").convert("PA")
+    else:
+        image = image.convert(mode)
+    read = read_image(image)
+    assert read.shape == (3, 24, 32)
+    grey = mode in ("L", "LA", "1", "I", "F")
+    expected = np.array(Image.fromarray(picture).convert("L").convert("RGB")) if grey else picture
+    tolerance = {"P": 40, "PA": 40, "1": 256, "HSV": 9, "LAB": 9, "YCbCr": 4}.get(mode, 1)
+    assert np.abs(read.permute(1, 2, 0).numpy().astype(float) - expected).max() <= tolerance
+
+
+def test_transparency_shows_mid_grey(picture):
+    alpha = np.zeros((24, 32, 1), np.uint8)
+    alpha[:, 16:] = 255
+    rgba = np.concatenate([picture, alpha], axis=-1)
+    see_through = Image.fromarray(picture).quantize(4)
+    see_through.info["transparency"] = see_through.getpixel((0, 0))
+    for image in (Image.fromarray(rgba), rgba, torch.tensor(rgba).permute(2, 0, 1), rgba / 255):
+        read = read_image(image)
+        assert (read[:, :, :16] == BACKGROUND).all()
+        assert np.allclose(read[:, :, 16:].permute(1, 2, 0).numpy(), picture[:, 16:], atol=1e-3)
+    assert (read_image(see_through)[:, 0, 0] == BACKGROUND).all()
+
+
+def test_arrays_of_every_kind(picture):
+    expected = torch.tensor(picture).permute(2, 0, 1).float()
+    chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    frozen = picture.copy()
+    frozen.flags.writeable = False
+    same = [
+        *(picture, frozen, picture[:, ::-1][:, ::-1], chw, torch.tensor(chw), torch.tensor(picture)),
+        *(picture.astype(np.float32), picture / 255, picture.astype(np.int64), torch.tensor(chw) / 255),
+        *(picture.astype(np.uint16) * 257, (picture.astype(">u2") * 257).astype(">u2"), picture.astype(np.int32) * 257),
+    ]
+    for image in same:
+        assert torch.allclose(read_image(image).float(), expected, atol=1e-4)
+    assert read_image(picture).dtype == torch.uint8
+    for grey in (picture[..., 0], picture[..., :1], torch.tensor(chw[:1]), picture[..., 0] / 255):
+        assert torch.allclose(read_image(grey).float(), expected[:1].expand(3, -1, -1), atol=1e-4)
+    assert (read_image(picture[..., 0] > 100).unique() == torch.tensor([0, 255])).all()
+
+
+def test_files_bytes_and_paths(picture, tmp_path):
+    file = tmp_path / "face.png"
+    image = Image.fromarray(picture)
+    image.save(file)
+    for source in (file, str(file), file.read_bytes(), Image.open(file)):
+        assert np.array_equal(read_image(source).permute(1, 2, 0).numpy(), picture)
+    deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    read = read_image(_encoded(deep))
+    assert np.allclose(read[0].numpy(), picture[..., 0], atol=1e-4)
+
+
+def test_exif_rotation_is_applied(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    read = read_image(_encoded(Image.fromarray(picture), exif=exif))
+    assert np.array_equal(read.permute(1, 2, 0).numpy(), np.rot90(picture, -1))
+
+
+def test_animation_gives_its_first_frame(picture):
+    frames = [Image.fromarray(np.full((24, 32), value, np.uint8)) for value in (10, 200)]
+    read = read_image(_encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert (read == 10).all()
+
+
+def test_nested_lists_and_batches_are_flattened(picture):
+    assert len(flatten_images([[picture], [picture, (picture,)]])) == 3
+    assert len(flatten_images(np.stack([picture] * 4))) == 4
+    assert len(flatten_images(picture)) == 1
+
+
+def _huge_png(side: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (b"", ValueError, "zero bytes"),
+        (b"no image at all", ValueError, "not an image in a format"),
+        (_huge_png(60_000), ValueError, "too many pixels"),
+        (_huge_png(11_000), ValueError, "11000 x 11000 pixels, expected at most 100,000,000"),
+        (_huge_png(100), ValueError, "truncated or damaged"),
+        (Image.new("RGB", (1, 1)), ValueError, "got 1 x 1 pixels, expected at least 16 a side"),
+        (np.zeros((1, 1, 3), np.uint8), ValueError, r"got 1 x 1 pixels"),
+        (np.zeros((20, 20, 20, 20), np.uint8), ValueError, r"array of shape \(20, 20, 20, 20\)"),
+        (np.zeros((20, 20, 7), np.uint8), ValueError, r"array of shape \(20, 20, 7\)"),
+        (np.full((20, 20, 3), np.nan), ValueError, "values from nan"),
+        (np.linspace(-2, 2, 1200).reshape(20, 20, 3), ValueError, "already normalised"),
+        (np.full((20, 20), "x", object), ValueError, "array of object"),
+        (np.zeros((20, 20), complex), ValueError, "array of complex"),
+        (torch.zeros(20, 20, dtype=torch.complex64), ValueError, "complex64"),
+        ("nowhere.png", FileNotFoundError, "no file 'nowhere.png'"),
+        ("https://example.invalid/face.png", ValueError, "pass allow_url=True"),
+        (12, TypeError, "got int, expected a PIL image"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_what_is_no_image_is_named(image, error, message):
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(error, match=message) as caught:
+        read_image(image, name="images[3]")
+    assert str(caught.value).startswith("images[3]: ")
+    assert Image.MAX_IMAGE_PIXELS == limit
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_a_file_cut_off_anywhere_is_a_clear_error(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    content = _encoded(Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)), kind)
+    for share in (0.02, 0.3, 0.8):
+        file = tmp_path / f"cut_{share}.{kind.lower()}"
+        file.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ValueError, match="not an image|damaged"):
+            read_image(file, name="image")
+
+
+def test_a_small_limit_stops_before_decoding(picture):
+    with pytest.raises(ValueError, match="expected at most 100 in all"):
+        read_image(_encoded(Image.fromarray(picture)), max_pixels=100)
+    with pytest.raises(ValueError, match="expected at most 100 in all"):
+        read_image(Image.fromarray(picture), max_pixels=100)
+
+
+def test_address_is_fetched_when_allowed(picture, monkeypatch):
+    content = _encoded(Image.fromarray(picture))
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: io.BytesIO(content))
+    read = read_image("https://example.invalid/face.png", allow_url=True)
+    assert np.array_equal(read.permute(1, 2, 0).numpy(), picture)
+
+    def refuse(url, timeout):
+        raise OSError("no route")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(ValueError, match="could not be fetched .no route"):
+        read_image("https://example.invalid/face.png", allow_url=True)
+
+
+def test_folder_is_not_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_image(os.fspath(tmp_path))
