@@ -88,6 +88,11 @@ class SelfContainedMixin:
 
     hub_auto_classes: ClassVar[tuple[str, ...]] = ()
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | None = None) -> None:
+        """Nothing to do. transformers calls this on every class that it loads from a checkpoint's code, and would then
+        write an `auto_map` of its own, past the entry module."""
+
     def to_dict(self) -> dict[str, Any]:
         content = super().to_dict()
         content.pop("auto_map", None)

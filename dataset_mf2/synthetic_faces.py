@@ -1,13 +1,7 @@
 """MFASynthetic: the embedded data set of drawn faces whose action units move pixels; always called synthetic."""
 
-import errno
 import hashlib
 import inspect
-import json
-import logging
-import shutil
-import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +14,7 @@ from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, LabelSet
 from processing_mf2.captions_mf2 import RuleCaptioner
 
 from .builder_mf2 import SPLIT_SIZES, as_label_set, mfa_features, split_by_subject
+from .dataset_cache import load_or_build
 from .face_drawing import STYLES, draw_face
 from .face_geometry import DRAWABLE_AUS, place_face
 from .skin_folds import Fold
@@ -37,12 +32,15 @@ from .synthetic_subjects import (
 )
 
 
-logger = logging.getLogger(__name__)
-
 CORPUS = "MFA-synthetic"
 LICENCE = "Synthetic drawings, no person depicted; Apache-2.0 like the code that draws them"
 _SHARD = 128  # images
-_COMPLETE = "complete.json"
+# Noise holds no repetitions to look for: a third of the default's time, and smaller.
+_PNG_SETTINGS = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
+    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB),
+)
 
 
 def draw_example(
@@ -70,8 +68,7 @@ def synthetic_truth(
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    # Noise does not compress: the fastest level is as small as the best.
-    encoded, buffer = cv2.imencode(".png", pixels[..., ::-1], (cv2.IMWRITE_PNG_COMPRESSION, 1))
+    encoded, buffer = cv2.imencode(".png", pixels[..., ::-1], _PNG_SETTINGS)
     if not encoded:
         raise RuntimeError(f"image: OpenCV could not encode {pixels.shape} pixels as PNG")
     return buffer.tobytes()
@@ -116,6 +113,12 @@ def _examples(
         }
 
 
+def _whole(field: str, value: object, least: int, most: int, expected: str) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{field}: got {value!r}, expected {expected}")
+    return int(value)
+
+
 def MFASynthetic(
     n: int,
     style: str = "paint",
@@ -134,18 +137,16 @@ def MFASynthetic(
     Landmarks carry a detector's error unless `exact_landmarks`: exact ones alone give many AUs away.
     The column `split` keeps subjects apart: `ds.filter(lambda split: split == "train", input_columns="split")`.
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n: got {n!r}, expected a number of images from 1")
     if style not in STYLES:
         raise ValueError(f"style: got {style!r}, expected one of {list(STYLES)}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed: got {seed!r}, expected a whole number from 0")
-    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 32 <= size <= 1024:
-        raise ValueError(f"size: got {size!r}, expected 32 to 1024 pixels")
+    n = _whole("n", n, 1, 10**9, "a number of images from 1")
+    seed = _whole("seed", seed, 0, 2**63, "a whole number from 0")
+    size = _whole("size", size, 32, 1024, "32 to 1024 pixels")
+    if num_proc is not None:
+        num_proc = _whole("num_proc", num_proc, 1, 1024, "a number of processes from 1")
     resolved = as_label_set(label_set)
     check_drawable(resolved)
-    n, seed, size = int(n), int(seed), int(size)
-    people = [index // FRAMES_PER_SUBJECT for index in range(0, n)]
+    people = [index // FRAMES_PER_SUBJECT for index in range(n)]
     split_of_subject = tuple(split_by_subject(people, split_sizes, seed)[::FRAMES_PER_SUBJECT])
     settings = {
         "style": style,
@@ -161,34 +162,20 @@ def MFASynthetic(
         return IterableDataset.from_generator(_examples, features=features, gen_kwargs={"shards": shards, **settings})
     root = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "mfa_synthetic"
     fingerprint = _fingerprint(n, settings)
-    folder = root.expanduser() / f"{style}-{n}-{size}-{fingerprint}"
-    if (cached := _load(folder)) is not None:
-        return cached
-    _make_room(folder.parent, n * size * size * 7)
-    work = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
-    try:
-        drawn = Dataset.from_generator(
+
+    def build(scratch: str) -> Dataset:
+        return Dataset.from_generator(
             _examples,
             features=features,
-            cache_dir=str(work / "drawn"),
+            cache_dir=scratch,
             gen_kwargs={"shards": shards, **settings},
             num_proc=min(num_proc, len(shards)) if num_proc else None,
             fingerprint=fingerprint,
         )
-        drawn.save_to_disk(work / "saved")
-        del drawn
-        (work / "saved" / _COMPLETE).write_text(json.dumps(_checksums(work / "saved")))
-        _publish(work / "saved", folder)
-    except Exception as error:
-        if _disk_is_full(error):
-            raise _disk_full(folder.parent) from error
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    cached = _load(folder)
-    if cached is None:
-        raise OSError(f"cache_dir: {folder} was written and cannot be read back. Check the disk or pass another one")
-    return cached
+
+    # Twice the pixels' bytes, since Arrow writes and then saves them, and some for the rest of a row.
+    bytes_needed = n * (6 * size * size + 4000)
+    return load_or_build(root.expanduser() / f"{style}-{n}-{size}-{fingerprint}", build, bytes_needed)
 
 
 def _fingerprint(n: int, settings: Mapping) -> str:
@@ -200,71 +187,3 @@ def _fingerprint(n: int, settings: Mapping) -> str:
     for file in sorted(files, key=lambda path: Path(path).name):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _checksums(folder: Path) -> dict[str, int]:
-    sums = {}
-    for path in sorted(path for path in folder.iterdir() if path.name != _COMPLETE):
-        with open(path, "rb") as file:
-            checksum = 0
-            while block := file.read(1 << 22):
-                checksum = zlib.crc32(block, checksum)
-        sums[path.name] = checksum
-    return sums
-
-
-def _load(folder: Path) -> Dataset | None:
-    """The cached data set; None if there is none, or if it is damaged, which then makes room for a new one."""
-    if not folder.is_dir():
-        return None
-    try:
-        if json.loads((folder / _COMPLETE).read_text()) == _checksums(folder):
-            return datasets.load_from_disk(folder)
-        reason = "its checksums differ"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    logger.warning("%s is damaged (%s) and is drawn again", folder, reason)
-    aside = Path(tempfile.mkdtemp(prefix=".damaged-", dir=folder.parent))
-    try:
-        folder.rename(aside / "data")
-    except OSError:
-        logger.debug("another process has moved %s already", folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    return None
-
-
-def _publish(saved: Path, folder: Path) -> None:
-    """A rename within a file system is atomic: others see all of it or nothing; the first process to finish wins."""
-    try:
-        saved.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-
-
-def _make_room(root: Path, needed: int) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cache_dir: {root} cannot be made ({error.strerror}). Pass another cache_dir, or streaming=True",
-        ) from error
-    if shutil.disk_usage(root).free < needed:
-        raise _disk_full(root, needed)
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _disk_full(root: Path, needed: int = 0) -> OSError:
-    free = shutil.disk_usage(root).free / 1e6
-    wish = f", about {needed / 1e6:.0f} MB are needed" if needed else ""
-    return OSError(
-        errno.ENOSPC, f"cache_dir: {root} is full ({free:.0f} MB free{wish}). Pass another cache_dir, or streaming=True"
-    )

@@ -1,13 +1,40 @@
-"""Pretrained parts in: other models' weights under our names. Every key is accounted for."""
+"""Pretrained parts in: other models' weights under our names. Every key of a source and every tensor of ours is
+accounted for, in the report or in an error; after an error the model is as it was.
 
+A source is a local file (`.safetensors`, or `.pth`, `.pt`, `.bin`, read with `torch.load(weights_only=True)`, which runs
+no code of the file), a local folder as `save_pretrained` writes it, a timm model name (vision only) or the name of a
+repository on the Hub. Order: vision and BERT first, then BLIP-2, which replaces what it has.
+"""
+
+import pickle
 import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+from configuration_mf2.configuration_mf2 import MF2QFormerConfig
+
+from .modeling_mf2 import Branch, MF2Model
 
 
-_QFORMER_RENAMES = (
+State = dict[str, torch.Tensor]
+Rules = tuple[tuple[str, str], ...]
+
+_QFORMER_RENAMES: Rules = (
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"^(?:bert\.)?encoder\.layer\.(\d+)\.", r"layers.\1."),
-    (r"^embeddings\.", ""),
+    (r"^(?:bert\.)?embeddings\.LayerNorm\.", "norm."),
+    (r"^(?:bert\.)?embeddings\.", ""),
     (r"^layernorm\.", "norm."),
     (r"crossattention\.", "cross_attention."),
     (r"attention\.(?:attention|self)\.query\.", "attention.q_proj."),
@@ -22,13 +49,363 @@ _QFORMER_RENAMES = (
     (r"\.output\.dense\.", ".text_feed_forward.down_proj."),
     (r"\.output\.LayerNorm\.", ".text_feed_forward.norm."),
 )
+_HEAD_RENAMES: Rules = (
+    (r"^query_tokens$", "queries"),
+    (r"^vision_proj(?:ection)?\.", "heads.image_projection."),
+    (r"^text_proj(?:ection)?\.", "heads.text_projection."),
+    (r"^itm_head\.", "heads.itm."),
+    (r"^temp$", "temperature"),
+    (r"^cls\.predictions\.transform\.dense\.", "heads.language.transform."),
+    (r"^cls\.predictions\.transform\.LayerNorm\.(?:weight|gamma)$", "heads.language.norm.weight"),
+    (r"^cls\.predictions\.transform\.LayerNorm\.(?:bias|beta)$", "heads.language.norm.bias"),
+    (r"^cls\.predictions\.(?:decoder\.)?bias$", "heads.language.bias"),
+    (r"^cls\.predictions\.decoder\.weight$", "qformer.word_embeddings.weight"),
+)
+_VISION_RENAMES: Rules = (
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.self_attn\.projection\.", ".attn.proj."),
+    (r"\.self_attn\.qkv\.", ".attn.qkv."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"^post_layernorm\.", "norm."),
+)
+_VISION_PREFIX = re.compile(r"^(?:(?:mf2\.)?(?:vision\.)?backbone\.|vision_model\.|visual_encoder\.|ln_(?=vision\.))")
+_IN_BLIP2 = re.compile(r"^(?:vision_model|visual_encoder|ln_vision)\.")
+
+_NO_PLACE: Rules = (
+    (r"(?:^|\.)position_ids$", "counts positions, no weight"),
+    (r"(?:^|\.)pooler\.", "pooled output, of which the Q-Former has none"),
+    (r"^cls\.seq_relationship\.", "next-sentence head"),
+    (r"^classifier\.", "classifier of another task"),
+    (r"^(?:language_model|language_projection|(?:opt|t5|llm)_(?:model|proj))\.", "language model"),
+)
+_NO_PLACE_IN_TOWER: Rules = (
+    (r"^(?:head|head_dist|fc|classifier|pre_logits|attn_pool|fc_norm|lm_head)\.", "classifier head"),
+    (r"^mask_token$", "used in the source's pretraining only"),
+    (r"(?:^|\.)(?:relative_position_index|attn_mask|k_bias|rope\..*|periods)$", "a constant the tower makes itself"),
+)
 
 
-def qformer_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _reason(name: str, rules: Rules) -> str | None:
+    return next((reason for pattern, reason in rules if re.search(pattern, name)), None)
+
+
+def qformer_names(state: State) -> State:
     """Names of `Blip2QFormerModel` (and of LAVIS's Q-Former without its `bert.`) -> names of `MF2QFormer`."""
-    renamed = {}
-    for name, tensor in state.items():
-        for pattern, replacement in _QFORMER_RENAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+    return {_renamed(name, _QFORMER_RENAMES): tensor for name, tensor in state.items()}
+
+
+def branch_name(key: str) -> str:
+    """A key of BERT, of BLIP-2 in transformers or of LAVIS's stage 1 -> the name in an `MF2Branch`, if it has one."""
+    key = re.sub(r"^[Qq]former\.", "", key)
+    name = _renamed(key, _HEAD_RENAMES)
+    return name if name != key else "qformer." + _renamed(key, _QFORMER_RENAMES)
+
+
+def vision_name(key: str) -> str:
+    """A key of timm, of LAVIS's EVA, of `Blip2VisionModel` or of our own tower -> the name in the tower's backbone."""
+    if key.startswith("ln_vision."):
+        return "norm." + key.removeprefix("ln_vision.")
+    return _renamed(_VISION_PREFIX.sub("", key), _VISION_RENAMES)
+
+
+def _part(name: str) -> str:
+    """What a tensor of ours belongs to. A source has all of a part, or none of it."""
+    if name.startswith("vision."):
+        return "final norm of the tower" if name.startswith("vision.backbone.norm.") else "vision tower"
+    if found := re.search(r"cross_attention|text_feed_forward|(?<=heads\.)\w+|(?<=_vl\.)(?:queries|temperature)", name):
+        return found[0].replace("_", " ")
+    return "text embeddings" if re.search("(?:word|position)_embeddings", name) else "Q-Former"
+
+
+_HEADS = {"image projection", "text projection", "itm", "language", "queries", "temperature"}
+
+
+@dataclass
+class ConversionReport:
+    """
+    loaded: tensors of ours that now hold the source's values. fresh: those that the source has nothing for, left as
+        they were. adapted: of the loaded ones, those that are no plain copy -> what was done.
+    unused: keys of the source that have no place here -> why.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    adapted: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        def parts(names: list[str]) -> str:
+            counts = Counter(f"{name.split('.')[0]} {_part(name)}" for name in names)
+            return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
+
+        lines = [f"{self.source}: loaded {len(self.loaded)} tensors: {parts(self.loaded)}"]
+        lines += [f"  adapted {name}: {note}" for name, note in self.adapted.items()]
+        lines.append(f"  left as they were {len(self.fresh)}: {parts(self.fresh)}")
+        for reason in dict.fromkeys(self.unused.values()):
+            lines.append(f"  not used ({reason}): {_first([k for k, why in self.unused.items() if why == reason], 3)}")
+        return "\n".join(lines)
+
+
+@dataclass
+class _Plan(ConversionReport):
+    """A report in the making: nothing is copied before everything is accounted for."""
+
+    copies: dict[str, tuple[str, torch.Tensor]] = field(default_factory=dict)  # our name -> source key, tensor
+    unknown: list[str] = field(default_factory=list)
+
+
+def _first(names: list[str], number: int = 10) -> str:
+    return ", ".join(names[:number]) + (f" ... ({len(names)} in all)" if len(names) > number else "")
+
+
+def _read_file(path: Path) -> State:
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"source: {path} cannot be read: it is damaged, or holds more than tensors, and code in a file is never run; "
+            f"re-save its tensors with safetensors ({str(error).splitlines()[0]})"
+        ) from error
+    while nested := next((k for k in ("model", "state_dict", "module") if isinstance(state.get(k), dict)), None):
+        state = state[nested]
+    state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def read_weights(source: str | Path) -> State:
+    """The tensors of a local file, of a local folder or of a repository on the Hub, under the names they have there."""
+    path = Path(source)
+    if path.is_file():
+        return _read_file(path)
+    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        raise ValueError(f"source: got {path}, which is no file; expected a file, a folder or a name on the Hub")
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    for name in names:
+        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            files = get_checkpoint_shard_files(str(source), found)[0] if name.endswith(".json") else [found]
+            return {key: value for file in files for key, value in _read_file(Path(file)).items()}
+    raise ValueError(f"source: {source} has no weights; expected one of {', '.join(names)}")
+
+
+def _base(model: PreTrainedModel) -> MF2Model:
+    base = getattr(model, "base_model", None)
+    if not isinstance(base, MF2Model):
+        raise ValueError(f"model: got {type(model).__name__}, expected MF2Model or a model that holds one")
+    if any(parameter.is_meta for parameter in base.parameters()):
+        raise ValueError("model: got tensors on the meta device, expected a built model: weights would be lost there")
+    return base
+
+
+def _check_config(source: str | Path, config: MF2QFormerConfig) -> None:
+    """What shapes do not show. A lone file has no config, and is taken at its word."""
+    if Path(source).is_file():
+        return
+    try:
+        theirs = AutoConfig.from_pretrained(str(source))
+    except (OSError, ValueError):  # weights without a config, or with one that transformers does not know
+        return
+    theirs = getattr(theirs, "qformer_config", theirs)
+    for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
+        if getattr(theirs, name, getattr(config, name)) != getattr(config, name):
+            raise ValueError(
+                f"{name}: {source} has {getattr(theirs, name)}, the model {getattr(config, name)}; build the model "
+                "with the source's value in emo_config and au_config"
+            )
+
+
+def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
+    """timm's own reader of an architecture resizes positions and renames old names; the rest is ours."""
+    ours, keys = backbone.state_dict(), {vision_name(key): key for key in state}
+    given = {name: state[key] for name, key in keys.items()}
+    reader = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    read = dict(reader(dict(given), backbone)) if reader is not None else dict(given)
+    same_memory = {tensor.data_ptr() for tensor in read.values()}
+    for name, tensor in given.items():
+        if name in read and read[name].shape != tensor.shape:
+            plan.adapted[f"vision.backbone.{name}"] = f"{tuple(tensor.shape)} resized to {tuple(read[name].shape)}"
+        elif name not in read and tensor.data_ptr() not in same_memory:
+            plan.unused[keys[name]] = _reason(name, _NO_PLACE_IN_TOWER) or "timm's reader of the backbone leaves it out"
+    for kind in ("weight", "bias"):  # timm names the final norm so in models that pool before it
+        if f"norm.{kind}" in ours and f"norm.{kind}" not in read and f"fc_norm.{kind}" in read:
+            read[f"norm.{kind}"] = read.pop(f"fc_norm.{kind}")
+            plan.adapted[f"vision.backbone.norm.{kind}"] = "the source's fc_norm, which normalised pooled tokens"
+    for name in [name for name in read if name.endswith("attn.qkv.bias") and name not in ours]:
+        attention = name.removesuffix("qkv.bias")
+        if f"{attention}q_bias" in ours:  # a key's bias shifts all scores of a query alike: softmax does not see it
+            read[f"{attention}q_bias"], _, read[f"{attention}v_bias"] = read.pop(name).chunk(3)
+    depth = len(getattr(backbone, "blocks", ()))
+    for name, tensor in read.items():
+        key, block = keys.get(name, name), re.match(r"blocks\.(\d+)\.", name)
+        if name in ours:
+            plan.copies[f"vision.backbone.{name}"] = key, tensor
+        elif block and int(block[1]) >= depth > 0:
+            plan.unused[key] = f"the tower has {depth} blocks"
+        elif reason := _reason(name, _NO_PLACE_IN_TOWER):
+            plan.unused[key] = reason
+        else:
+            plan.unknown.append(key)
+
+
+def _fitted(name: str, tensor: torch.Tensor, ours: torch.Tensor) -> tuple[torch.Tensor, str | None]:
+    """A tensor in our number of rows, where that number may differ, and what was done."""
+    if name == "temperature" and tensor.numel() == 1:
+        return tensor.reshape(1), None
+    dim = int(name == "queries")
+    if tensor.ndim != ours.ndim or tensor.ndim <= dim:
+        return tensor, None
+    have, want = tensor.shape[dim], ours.shape[dim]
+    if name in ("qformer.word_embeddings.weight", "heads.language.bias") and want == have + 1:
+        # As transformers does for added tokens: a neutral start, and no outlier among the logits.
+        return torch.cat([tensor, tensor.float().mean(0, keepdim=True)]), f"row {have} ([DEC]) is the others' mean"
+    if name in ("qformer.position_embeddings.weight", "queries") and want < have:
+        return tensor.narrow(dim, 0, want), f"the first {want} of {have}"
+    return tensor, None
+
+
+def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_feed_forward: bool = False) -> None:
+    module, prefix = mf2.branch(branch), f"{branch}_vl."
+    ours, config, named = module.state_dict(), module.qformer.config, {}
+    for key in sorted(state, key=lambda key: "predictions.decoder." in key):  # tied, thus second
+        name = branch_name(key)
+        if reason := _reason(re.sub(r"^[Qq]former\.", "", key), _NO_PLACE):
+            plan.unused[key] = reason
+        elif name in named:
+            same = torch.equal(named[name][1], state[key])
+            plan.unused[key] = f"{'same as' if same else 'differs from'} {named[name][0]}, which is taken"
+        else:
+            named[name] = key, state[key]
+    if types := named.pop("qformer.token_type_embeddings.weight", None):
+        # BERT adds row 0 to every token. Among the positions it does so without touching the tied language head.
+        key, positions = named["qformer.position_embeddings.weight"]
+        named["qformer.position_embeddings.weight"] = key, positions + types[1][0]
+        plan.unused[types[0]] = "row 0 is added to the positions, the others stand for further sentences"
+    if copy_feed_forward:
+        queries = {name.replace("text_feed", "query_feed"): found for name, found in named.items()}
+        named = queries | named
+    depth = 1 + max((int(found[1]) for name in named if (found := re.match(r"qformer\.layers\.(\d+)", name))), default=-1)
+    width = named["qformer.norm.weight"][1].shape[0] if "qformer.norm.weight" in named else config.hidden_size
+    for size, theirs in (("num_hidden_layers", depth), ("hidden_size", width)):
+        if theirs != getattr(config, size) and depth:
+            raise ValueError(
+                f"{size}: {plan.source} has {theirs}, the model's {branch} branch {getattr(config, size)}; build the "
+                f"model with {size}={theirs} in {branch}_config"
+            )
+    for name, (key, tensor) in named.items():
+        if name not in ours:
+            plan.unknown.append(key)
+            continue
+        tensor, note = _fitted(name, tensor, ours[name])
+        plan.copies[prefix + name] = key, tensor
+        if note:
+            plan.adapted[prefix + name] = note
+
+
+@torch.no_grad()
+def _carry_out(plan: _Plan, mf2: MF2Model, scope: tuple[str, ...], optional: set[str]) -> ConversionReport:
+    ours = {name: tensor for name, tensor in mf2.state_dict().items() if name.startswith(scope)}
+    begun = {(name.split(".")[0], _part(name)) for name in plan.copies}
+    missing = [name for name in ours if name not in plan.copies]
+    plan.fresh = [n for n in missing if _part(n) in optional and (n.split(".")[0], _part(n)) not in begun]
+    problems = {
+        "keys that nothing here is called after": list(dict.fromkeys(plan.unknown)),
+        "tensors of ours that it does not fill": [name for name in missing if name not in set(plan.fresh)],
+        "shapes": [
+            f"{key}: got {tuple(tensor.shape)}, expected {tuple(ours[name].shape)} ({name})"
+            for name, (key, tensor) in plan.copies.items()
+            if tensor.shape != ours[name].shape
+        ],
+    }
+    if any(problems.values()):
+        raise ValueError(
+            f"{plan.source} does not fit this model, which was left as it was."
+            + "".join(f"\n  {len(names)} {what}: {_first(names)}" for what, names in problems.items() if names)
+            + "\nBuild the model with the source's sizes (vision_config, emo_config, au_config), or give a source in one "
+            "of the formats that modeling_mf2.convert_mf2 names."
+        )
+    for name, (_, tensor) in plan.copies.items():
+        ours[name].copy_(tensor)
+    return ConversionReport(plan.source, list(plan.copies), plan.fresh, plan.unused, plan.adapted)
+
+
+def load_vision_weights(model: PreTrainedModel, source: str | Path) -> ConversionReport:
+    """A vision model into the tower: timm's (by name or file), EVA's as LAVIS keeps it, `Blip2VisionModel`'s, our own.
+
+    Positions are resized to the tower's grid, and blocks beyond its depth are left out. A source without a final norm
+    (BLIP-2 keeps it apart, as `ln_vision`) leaves the tower's as it was.
+    """
+    mf2, plan = _base(model), _Plan(str(source))
+    if not Path(source).exists() and timm.is_model(str(source)):
+        state = timm.create_model(str(source), pretrained=True).state_dict()
+    else:
+        state = read_weights(source)
+    if any(_VISION_PREFIX.match(key) for key in state):
+        plan.unused = {key: "not of a vision tower" for key in state if not _VISION_PREFIX.match(key)}
+    _plan_vision(plan, mf2.vision.backbone, {key: state[key] for key in state if key not in plan.unused})
+    return _carry_out(plan, mf2, ("vision.",), {"final norm of the tower"})
+
+
+def load_bert_weights(
+    model: PreTrainedModel, source: str | Path, branches: tuple[Branch, ...] | None = None
+) -> ConversionReport:
+    """BERT into the Q-Formers of all branches, or of those named; its feed-forward nets serve text and queries alike.
+
+    Afterwards the text stream alone (`mode="two_way"`) is that BERT. Cross-attention, queries and projections stay
+    fresh, and so does the language head unless the source has one. Of a vocabulary one token short, `[DEC]` starts as
+    the mean of all words.
+    """
+    return _load_branches(_base(model), source, branches, {"cross attention", *_HEADS}, vision=False, bert=True)
+
+
+def load_blip2_weights(
+    model: PreTrainedModel, source: str | Path, branches: tuple[Branch, ...] | None = None, vision: bool = True
+) -> ConversionReport:
+    """BLIP-2 into the tower (unless `vision=False`) and into all branches, or those named.
+
+    From transformers: `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` and kin, `Blip2QFormerModel`; from
+    LAVIS: the stage-1 file. What a source lacks stays as it was: text parts in a captioning model (load BERT first), the
+    frozen tower in a LAVIS file, the language head in transformers'. A branch with fewer queries takes the first.
+    """
+    optional = {"vision tower", "final norm of the tower", "text embeddings", "text feed forward", *_HEADS}
+    return _load_branches(_base(model), source, branches, optional, vision=vision, bert=False)
+
+
+def _load_branches(
+    mf2: MF2Model, source: str | Path, branches: tuple[Branch, ...] | None, optional: set[str], vision: bool, bert: bool
+) -> ConversionReport:
+    if branches is None:
+        branches = tuple(name for name in ("emo", "au") if getattr(mf2, f"{name}_vl") is not None)
+    for branch in branches:
+        _check_config(source, mf2.branch(branch).qformer.config)
+    plan, state = _Plan(str(source)), read_weights(source)
+    tower = {} if bert else {key: state.pop(key) for key in list(state) if _IN_BLIP2.match(key)}
+    if vision and tower:
+        _plan_vision(plan, mf2.vision.backbone, tower)
+    else:
+        plan.unused |= {key: "vision=False" for key in tower}
+    for branch in branches:
+        _plan_branch(plan, mf2, branch, state, copy_feed_forward=bert)
+    scope = tuple(f"{branch}_vl." for branch in branches) + (("vision.",) if vision else ())
+    return _carry_out(plan, mf2, scope, optional)
+
+
+__all__ = [
+    "ConversionReport",
+    *("branch_name", "load_bert_weights", "load_blip2_weights", "load_vision_weights"),
+    *("qformer_names", "read_weights", "vision_name"),
+]

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
+from configuration_mf2.hub_mf2 import SelfContainedMixin
 
 from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers
 from .losses_mf2 import au_loss, emotion_loss
@@ -71,7 +72,7 @@ class MF2Branch(nn.Module):
         return self.heads.language(text_states, self.qformer.word_embeddings.weight)
 
 
-class MF2PreTrainedModel(PreTrainedModel):
+class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     config_class = MF2Config
     base_model_prefix = "mf2"
     main_input_name = "pixel_values"
@@ -103,6 +104,9 @@ class MF2PreTrainedModel(PreTrainedModel):
 
 class MF2Model(MF2PreTrainedModel):
     """Images (and landmarks) to the query states of both branches. Text is never needed to get them."""
+
+    # What the models around this one add to it.
+    _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
 
     def __init__(self, config: MF2Config) -> None:
         super().__init__(config)

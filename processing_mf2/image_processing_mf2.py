@@ -123,6 +123,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         augment: for training: `True`, ranges, or an [`MF2Augmentation`]. What it draws depends only on `augment_seed`
             and the image's `sample_index` (its place in the call unless given), so a new epoch wants a new seed.
         """
+        _check_choices({name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None})
         call = {"landmarks": landmarks, "augmentation": resolve_augmentation(augment)}
         call |= {"augment_seed": augment_seed, "sample_index": sample_index}
         return super().preprocess(images, image_like_kwargs=call, **kwargs)
@@ -137,9 +138,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
                 raise ValueError(
                     f"{name}: got {kwargs[name]!r}, expected {only!r}: the processor always cuts RGB crops of `size`"
                 )
-        for name, choices in _CHOICES.items():
-            if kwargs.get(name) not in choices:
-                raise ValueError(f"{name}: got {kwargs.get(name)!r}, expected one of {list(choices)}")
+        _check_choices({name: kwargs.get(name) for name in _CHOICES})
         size = kwargs.get("size")
         if not (size and size.height and size.width):
             raise ValueError(f"size: got {size}, expected {{'height': ..., 'width': ...}}")
@@ -182,7 +181,9 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         for index, (image, name) in enumerate(zip(images, names, strict=True)):
             pixels = read_image(image, name=name, max_pixels=max_pixels, allow_url=allow_url).to(device)
             if given[index] is not None:
-                points = check_landmarks(given[index], *pixels.shape[1:], name.replace("images", "landmarks"))
+                points = check_landmarks(
+                    given[index], *pixels.shape[1:], name.replace("images", "landmarks").replace("image", "landmarks")
+                )
                 cut(index, pixels, points, "given")
             elif landmark_source == "face_alignment":
                 searched[index] = pixels
@@ -233,6 +234,12 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         if return_landmark_source:
             data["landmark_source"] = [row.source for row in rows]
         return BatchFeature(data)
+
+
+def _check_choices(chosen: dict[str, Any]) -> None:
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name}: got {value!r}, expected one of {list(_CHOICES[name])}")
 
 
 @dataclass(frozen=True)

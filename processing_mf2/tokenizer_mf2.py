@@ -114,7 +114,7 @@ def pad_rows(
     rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, (rows, length); without a length that of the longest row, at least 1."""
-    length = length or max(1, *(len(row) for row in rows))
+    length = length or max([1, *(len(row) for row in rows)])
     ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), length), dtype=torch.int64)
     for index, row in enumerate(rows):

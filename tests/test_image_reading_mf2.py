@@ -26,7 +26,9 @@ def _encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P", "L", "LA", "PA", "1", "I", "F"])
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P", "L", "LA", "PA", "1", "I", "F"]
+)
 def test_every_mode_of_pil(mode, picture):
     image = Image.fromarray(picture)
     if mode == "LAB":
@@ -36,15 +38,15 @@ def test_every_mode_of_pil(mode, picture):
         image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
     elif mode in ("I", "F", "LA"):
         image = image.convert("L").convert(mode)
-    elif mode == "PA":
-        image = image.convert("P").convert("PA")
+    elif mode in ("P", "PA"):
+        image = image.quantize(256).convert(mode)
     else:
         image = image.convert(mode)
     read = read_image(image)
     assert read.shape == (3, 24, 32)
     grey = mode in ("L", "LA", "1", "I", "F")
     expected = np.array(Image.fromarray(picture).convert("L").convert("RGB")) if grey else picture
-    tolerance = {"P": 40, "PA": 40, "1": 256, "HSV": 9, "LAB": 9, "YCbCr": 4}.get(mode, 1)
+    tolerance = {"P": 40, "PA": 40, "1": 256, "HSV": 9, "LAB": 30, "YCbCr": 4}.get(mode, 1)
     assert np.abs(read.permute(1, 2, 0).numpy().astype(float) - expected).max() <= tolerance
 
 
@@ -127,7 +129,7 @@ def _huge_png(side: int) -> bytes:
         (_huge_png(11_000), ValueError, "11000 x 11000 pixels, expected at most 100,000,000"),
         (_huge_png(100), ValueError, "truncated or damaged"),
         (Image.new("RGB", (1, 1)), ValueError, "got 1 x 1 pixels, expected at least 16 a side"),
-        (np.zeros((1, 1, 3), np.uint8), ValueError, r"got 1 x 1 pixels"),
+        (np.zeros((1, 1, 3), np.uint8), ValueError, "expected at least 16 a side"),
         (np.zeros((20, 20, 20, 20), np.uint8), ValueError, r"array of shape \(20, 20, 20, 20\)"),
         (np.zeros((20, 20, 7), np.uint8), ValueError, r"array of shape \(20, 20, 7\)"),
         (np.full((20, 20, 3), np.nan), ValueError, "values from nan"),
@@ -156,7 +158,7 @@ def test_a_file_cut_off_anywhere_is_a_clear_error(kind, tmp_path):
     for share in (0.02, 0.3, 0.8):
         file = tmp_path / f"cut_{share}.{kind.lower()}"
         file.write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(ValueError, match="not an image|damaged"):
+        with pytest.raises(ValueError, match=r"not an image|damaged"):
             read_image(file, name="image")
 
 
@@ -177,7 +179,7 @@ def test_address_is_fetched_when_allowed(picture, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(ValueError, match="could not be fetched .no route"):
+    with pytest.raises(ValueError, match=r"could not be fetched \(no route"):
         read_image("https://example.invalid/face.png", allow_url=True)
 
 

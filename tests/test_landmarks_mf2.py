@@ -30,8 +30,8 @@ FACE = template_landmarks(100, 80)
         (np.zeros((68, 3)), r"landmarks: got \(68, 3\), expected \(68, 2\)"),
         ("left eye", r"landmarks: got str, expected \(68, 2\) numbers"),
         (np.where(np.arange(68)[:, None] == 3, np.nan, FACE), r"landmarks: points \[3\] are not finite"),
-        (FACE + (130, 0), r"far outside the image of 80 x 100 pixels"),
-        (FACE - (0, 90), r"far outside the image of 80 x 100 pixels"),
+        (FACE + np.array([130, 0]), r"far outside the image of 80 x 100 pixels"),
+        (FACE - np.array([0, 90]), r"far outside the image of 80 x 100 pixels"),
         (np.full((68, 2), 40.0), r"spread over 0\.00 by 0\.00 pixels"),
         (np.stack([np.linspace(0, 80, 68)] * 2, axis=1), r"one line"),
         (FACE / 100, r"pixels, not fractions"),
@@ -43,7 +43,13 @@ def test_bad_landmarks_are_named(landmarks, message):
 
 
 def test_good_landmarks_pass_in_any_container():
-    for landmarks in (FACE, FACE.tolist(), torch.tensor(FACE), torch.tensor(FACE).bfloat16(), FACE + (30, -20)):
+    for landmarks in (
+        FACE,
+        FACE.tolist(),
+        torch.tensor(FACE),
+        torch.tensor(FACE).bfloat16(),
+        FACE + np.array([30, -20]),
+    ):
         assert check_landmarks(landmarks, 100, 80, "landmarks").shape == (68, 2)
 
 
@@ -157,8 +163,8 @@ def test_real_package_end_to_end(weights):
     face = found[0][0]
     assert np.allclose((face.box[:2] + face.box[2:]) / 2, (40, 56), atol=9) and face.score > 0.8
     assert face.landmarks.shape == (68, 2) and face.confidence.shape == (68,)
-    # The landmark network's crop is a little larger than the box.
-    assert (np.abs(face.landmarks - (40, 56)) < 40).all()
+    # The landmark network's crop is twice as large as the box, and a little higher.
+    assert (np.abs(face.landmarks - (40, 56)) < 50).all() and np.ptp(face.landmarks) > 10
     centres = sorted(((face.box[:2] + face.box[2:]) / 2).tolist() for face in found[2])
     assert np.allclose(centres, [(40, 40), (152, 120)], atol=9)
 

@@ -1,48 +1,22 @@
-import errno
 import hashlib
-import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from configuration_mf2.facs_mf2 import (
-    EMOTIONS,
-    LABEL_SETS,
-    LANDMARK_MIRROR,
-    LEFT_INNER_EYE,
-    REGION_RULES,
-    RIGHT_INNER_EYE,
-    LabelSet,
-)
-from dataset_mf2 import synthetic_faces
+from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LabelSet
 from dataset_mf2.builder_mf2 import check_leaks, validate_examples
-from dataset_mf2.face_drawing import STYLES, Identity, Scene, draw_face
+from dataset_mf2.face_drawing import STYLES
 from dataset_mf2.face_geometry import DRAWABLE_AUS
 from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_truth
 from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, annotate, expression, subject
 
 
-THRESHOLD = ACTIVE_FROM / 5
-QUIET = Scene(noise=0)
-FACES = {
-    "light": Identity(skin=(232, 190, 166)),
-    "dark": Identity(skin=(116, 80, 60), lips=(120, 62, 62), hair=(22, 18, 18)),
-    "bearded, glasses": Identity(beard=0.4, moustache=0.4, glasses=(30, 30, 40), age=0.9),
-}
-# Regions that share pixels: the brows; the lips, their corners and the chin below them.
-NEIGHBOURS = (
-    {"AU1", "AU2", "AU4"},
-    {"AU4", "AU7"},
-    {"AU10", "AU12", "AU14", "AU15", "AU17", "AU23", "AU24", "AU25", "AU26"},
-)
-GOLDEN = "GOLDEN_HERE"
+GOLDEN = "ed281d5711953076"
 
 
 def checksum() -> str:
@@ -53,18 +27,6 @@ def checksum() -> str:
                 digest.update(array.tobytes())
         digest.update(draw_example(5, style=style, seed=7, size=224)[0].tobytes())
     return digest.hexdigest()[:16]
-
-
-def region(landmarks: np.ndarray, name: str, size: int) -> np.ndarray:
-    """Both squares, one inner-ocular distance wide."""
-    rule, inside = REGION_RULES[name], np.zeros((size, size), bool)
-    across = landmarks[RIGHT_INNER_EYE] - landmarks[LEFT_INNER_EYE]
-    side = int(np.linalg.norm(across))
-    for corner in (rule.first, rule.second):
-        centre = landmarks[list(corner)].mean(0) + np.array([-across[1], across[0]]) * rule.down
-        left, top = (centre - side / 2).round().astype(int)
-        inside[max(top, 0) : top + side, max(left, 0) : left + side] = True
-    return inside
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +56,7 @@ def test_an_older_processor_draws_the_same_bytes():
     slow = {
         "OPENCV_CPU_DISABLE": "AVX512-SKX,AVX2,FP16,AVX,SSE4.1",
         "OPENCV_IPP": "disabled",
-        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX2 FMA3",
+        "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL AVX512_SKX X86_V4 X86_V3 AVX2 FMA3",
         "OPENBLAS_CORETYPE": "Nehalem",
     }
     command = [
@@ -107,50 +69,6 @@ def test_an_older_processor_draws_the_same_bytes():
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env={**os.environ, **slow}, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == GOLDEN
-
-
-@pytest.mark.parametrize("strength", [THRESHOLD, 1.0])
-@pytest.mark.parametrize("name", DRAWABLE_AUS)
-def test_an_action_unit_moves_its_own_region_most(name, strength):
-    for person in FACES.values():
-        rest, landmarks = draw_face(person, {}, QUIET)
-        shown, moved = draw_face(person, {name: strength}, QUIET)
-        change = np.abs(rest.astype(int) - shown).mean(-1)
-
-        def changed(au, change=change, landmarks=landmarks, moved=moved):
-            return change[region(landmarks, au, 112) | region(moved, au, 112)].mean()
-
-        own = region(landmarks, name, 112) | region(moved, name, 112)
-        assert change[own].mean() > 2.5  # grey levels: a person sees it
-        assert change[own].mean() > 5 * change[~own].mean()
-        apart = [au for au in DRAWABLE_AUS if not any({name, au} <= group for group in NEIGHBOURS) and au != name]
-        assert changed(name) > 2 * max(changed(au) for au in apart)
-
-
-@pytest.mark.parametrize("name", DRAWABLE_AUS)
-def test_a_stronger_action_unit_changes_more(name):
-    rest = draw_face(Identity(), {}, QUIET)[0].astype(int)
-    changes = [np.abs(rest - draw_face(Identity(), {name: s}, QUIET)[0]).sum() for s in (0.0, 0.2, THRESHOLD, 0.7, 1.0)]
-    assert changes[0] == 0 and changes == sorted(changes)
-
-
-def test_landmarks_scale_with_the_image():
-    person, shown = FACES["light"], {"AU12": 0.8, "AU25": 0.6}
-    small, large = (draw_face(person, shown, replace(QUIET, yaw=0.2, roll=0.1), size)[1] for size in (112, 224))
-    assert np.abs((small + 0.5) * 2 - (large + 0.5)).max() < 0.2
-    assert (small > 0).all() and (small < 111).all()
-
-
-@pytest.mark.parametrize("shown", [{}, {"AU1": 1.0, "AU15": 0.5}, {"AU4": 0.7, "AU12": 1.0, "AU26": 0.9, "AU25": 1.0}])
-def test_a_mirrored_scene_gives_the_mirrored_face(shown):
-    person, size = Identity(asymmetry=0.08), 128
-    turned = Scene(noise=0, yaw=0.22, pitch=0.05, roll=-0.11, shift=(0.02, 0.01), gaze=(0.004, 0.0))
-    mirrored = replace(turned, yaw=-0.22, roll=0.11, shift=(-0.02, 0.01), gaze=(-0.004, 0.0))
-    pixels, landmarks = draw_face(person, shown, turned, size)
-    flipped, flipped_landmarks = draw_face(replace(person, asymmetry=-0.08), shown, mirrored, size)
-    expected = landmarks[list(LANDMARK_MIRROR)] * (-1, 1) + (size - 1, 0)
-    assert np.abs(expected - flipped_landmarks).max() <= 0.07  # landmarks are sixteenths of a pixel
-    assert np.abs(pixels[:, ::-1].astype(int) - flipped).mean() < 2
 
 
 def test_lids_and_lips_never_cross():
@@ -259,6 +177,7 @@ def test_other_label_sets(name, cache):
         ({"n": 2.5}, "n: got 2.5"),
         ({"style": "oil"}, "style: got 'oil', expected one of"),
         ({"seed": -1}, "seed: got -1"),
+        ({"num_proc": 0}, "num_proc: got 0"),
         ({"size": 8}, "size: got 8, expected 32 to 1024"),
         ({"label_set": "mfaa"}, "label_set: got 'mfaa'"),
         (
@@ -274,78 +193,6 @@ def test_wrong_arguments(arguments, told, streaming, tmp_path):
     with pytest.raises(ValueError, match=told):
         MFASynthetic(**{"n": 4, "streaming": streaming, "cache_dir": tmp_path, **arguments})
     assert not list(tmp_path.iterdir())
-
-
-def test_wrong_drawing_arguments():
-    with pytest.raises(ValueError, match=r"action_units: got \['AU5'\], expected"):
-        draw_face(Identity(), {"AU5": 1.0}, Scene())
-    with pytest.raises(ValueError, match="style: got 'oil'"):
-        draw_face(Identity(), {}, Scene(), style="oil")
-    with pytest.raises(ValueError, match="size: got 4"):
-        draw_face(Identity(), {}, Scene(), 4)
-
-
-def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
-    first = MFASynthetic(4, cache_dir=tmp_path)
-    monkeypatch.setattr(synthetic_faces, "_examples", None)
-    assert MFASynthetic(4, cache_dir=tmp_path)[:] == first[:]
-    with pytest.raises(ValueError, match="generator"):
-        MFASynthetic(4, cache_dir=tmp_path, seed=1)
-    assert len(list(tmp_path.iterdir())) == 1  # nothing half-written is left
-
-
-@pytest.mark.parametrize("damage", ["cut", "swap a byte", "no checksums", "no data"])
-def test_a_damaged_cache_is_drawn_again(tmp_path, caplog, damage):
-    expected = MFASynthetic(4, cache_dir=tmp_path)[:]
-    (folder,) = tmp_path.iterdir()
-    data = next(folder.glob("*.arrow"))
-    content = data.read_bytes()
-    if damage == "cut":
-        data.write_bytes(content[: len(content) // 2])
-    elif damage == "swap a byte":
-        data.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
-    else:
-        (data if damage == "no data" else folder / "complete.json").unlink()
-    assert MFASynthetic(4, cache_dir=tmp_path)[:] == expected
-    assert "is damaged" in caplog.text and [path.name for path in tmp_path.iterdir()] == [folder.name]
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"cache_dir: .* is full") as caught:
-        patch.setattr(synthetic_faces, "_checksums", full)
-        MFASynthetic(4, cache_dir=tmp_path)
-    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
-    free = shutil.disk_usage(tmp_path)._replace(free=10)
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="about 1 MB are needed"):
-        patch.setattr(shutil, "disk_usage", lambda _: free)
-        MFASynthetic(16, cache_dir=tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be made"):
-        MFASynthetic(4, cache_dir=tmp_path / "file" / "below")
-
-
-def _fill(folder, barrier, answers):
-    barrier.wait()
-    rows = MFASynthetic(48, cache_dir=folder)
-    answers.put(hashlib.sha256(b"".join(np.asarray(row["image"]).tobytes() for row in rows)).hexdigest())
-
-
-def test_two_processes_fill_one_cache(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier, answers = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=_fill, args=(tmp_path, barrier, answers)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    found = {answers.get(timeout=60) for _ in workers}
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    pixels = b"".join(draw_example(index)[0].tobytes() for index in range(48))
-    assert found == {hashlib.sha256(pixels).hexdigest()}
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_subjects_are_whole():

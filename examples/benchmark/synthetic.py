@@ -12,7 +12,6 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,15 +137,12 @@ def _memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # the peak, in bytes on macOS
 
 
-def logistic(train: np.ndarray, train_y: np.ndarray, test: np.ndarray, c: float) -> np.ndarray:
+def logistic(train: np.ndarray, targets: np.ndarray, test: np.ndarray, c: float) -> np.ndarray:
+    """One regression a column of targets, fitted where that is known; answers for `test`."""
     mean, scale = train.mean(0), train.std(0) + 1e-6
-    known = train_y >= 0
-    model = LogisticRegression(C=c, max_iter=400).fit(((train - mean) / scale)[known], train_y[known])
-    return model.predict((test - mean) / scale)
-
-
-def per_au(fit: Callable[[np.ndarray], np.ndarray], labels: np.ndarray) -> np.ndarray:
-    return np.stack([fit(column) for column in labels.T], 1)
+    train, test = (train - mean) / scale, (test - mean) / scale
+    models = [LogisticRegression(C=c, max_iter=400).fit(train[y >= 0], y[y >= 0]) for y in targets.T]
+    return np.stack([model.predict(test) for model in models], 1)
 
 
 def baselines(train: Faces, test: Faces, figures: dict[str, float]) -> None:
@@ -158,14 +154,14 @@ def baselines(train: Faces, test: Faces, figures: dict[str, float]) -> None:
     raw = [pixels.reshape(len(pixels), -1).astype(np.float32) / 255 for pixels in small]
     neighbour = NearestNeighbors(n_neighbors=1).fit(raw[0]).kneighbors(raw[1], return_distance=False)[:, 0]
     figures["knn_f1"] = mfa_f1(np.maximum(train.labels[neighbour], 0), test.labels)
-    figures["pixel_logreg_f1"] = mfa_f1(per_au(lambda y: logistic(raw[0], y, raw[1], 1e-3), train.labels), test.labels)
+    figures["pixel_logreg_f1"] = mfa_f1(logistic(raw[0], train.labels, raw[1], 1e-3), test.labels)
     for name, field in (("exact", "landmarks"), ("jitter", "jittered")):
         first, second = (_centred(getattr(part, field)) for part in (train, test))
-        answers = per_au(lambda y, first=first, second=second: logistic(first, y, second, 0.1), train.labels)
+        answers = logistic(first, train.labels, second, 0.1)
         figures[f"landmark_{name}_f1"] = mfa_f1(answers, test.labels)
     known = test.emotions >= 0
     seen = [part.true_labels[:, MFA_COLUMNS].astype(float) for part in (train, test)]
-    guesses = logistic(seen[0], train.emotions, seen[1], 1.0)
+    guesses = logistic(seen[0], train.emotions[:, None], seen[1], 1.0)[:, 0]
     figures["emotion_from_true_aus"] = float((guesses == test.emotions)[known].mean())
     figures["au_ceiling"] = mfa_f1(test.true_labels, test.labels)
     figures["emotion_ceiling"] = float((test.true_emotions == test.emotions)[known].mean())

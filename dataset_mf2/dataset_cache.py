@@ -1,0 +1,96 @@
+"""A data set kept on disk: built once whoever asks first, checked when read, whole or absent."""
+
+import errno
+import json
+import logging
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset, load_from_disk
+from filelock import FileLock
+
+
+logger = logging.getLogger(__name__)
+
+_COMPLETE = "complete.json"
+
+
+def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: int) -> Dataset:
+    """The data set in `folder`; if there is none, or a damaged one, `build(scratch folder)` makes it anew.
+
+    Processes that ask at the same time wait for the first of them and then read what it built.
+    """
+    if (cached := _load(folder)) is not None:
+        return cached
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = (
+            f"cache_dir: {folder.parent} cannot be made ({error.strerror}). Pass another cache_dir, or streaming=True"
+        )
+        raise OSError(error.errno, told) from error
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if (cached := _load(folder)) is None:
+            if folder.is_dir():
+                logger.warning("%s is damaged and is built again", folder)
+                shutil.rmtree(folder)
+            _build(folder, build, bytes_needed)
+            cached = _load(folder)
+    if cached is None:
+        raise OSError(f"cache_dir: {folder} was written and cannot be read back. Check the disk or pass another one")
+    return cached
+
+
+def _build(folder: Path, build: Callable[[str], Dataset], bytes_needed: int) -> None:
+    if shutil.disk_usage(folder.parent).free < bytes_needed:
+        raise _disk_full(folder.parent, bytes_needed)
+    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        build(str(scratch / "built")).save_to_disk(scratch / "saved")
+        (scratch / "saved" / _COMPLETE).write_text(json.dumps(_checksums(scratch / "saved")))
+        # A rename within a file system is atomic: a process that dies before it leaves nothing in `folder`.
+        (scratch / "saved").rename(folder)
+    except Exception as error:
+        if _is_disk_full(error):
+            raise _disk_full(folder.parent) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _load(folder: Path) -> Dataset | None:
+    try:
+        if json.loads((folder / _COMPLETE).read_text()) == _checksums(folder):
+            return load_from_disk(folder)
+    except (OSError, ValueError) as error:
+        logger.debug("%s is not read: %s", folder, error)
+    return None
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    sums = {}
+    for path in sorted(path for path in folder.iterdir() if path.name != _COMPLETE):
+        checksum = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                checksum = zlib.crc32(block, checksum)
+        sums[path.name] = checksum
+    return sums
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _disk_full(root: Path, bytes_needed: int = 0) -> OSError:
+    free = shutil.disk_usage(root).free / 1e6
+    wish = f", about {bytes_needed / 1e6:.0f} MB are needed" if bytes_needed else ""
+    told = f"cache_dir: {root} is full ({free:.0f} MB free{wish}). Pass another cache_dir, or streaming=True"
+    return OSError(errno.ENOSPC, told)

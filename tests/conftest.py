@@ -1,0 +1,103 @@
+import os
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.facs_mf2 import CANONICAL_FACE
+
+
+torch.set_num_threads(1)
+
+TOWERS = {
+    "conv": {"backbone": "conv", "backbone_kwargs": {"num_blocks": 1}, "num_prefix_tokens": 0},
+    "vit": {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": {"embed_dim": 32, "depth": 1, "num_heads": 2},
+        "num_prefix_tokens": 1,
+    },
+}
+
+QFORMER = {
+    **{"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48},
+    **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 24},
+    **{"projection_dim": 8, "num_query_tokens": 3, "pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 3},
+}
+
+
+def tiny_config(tower: str = "conv", vision: dict | None = None, qformer: dict | None = None, **fields) -> MF2Config:
+    """Small enough that a forward pass takes milliseconds: 64 px images, a 4 x 4 grid, three AUs, three emotions."""
+    qformer = {**QFORMER, **(qformer or {})}
+    defaults = {
+        "vision_config": {"image_size": 64, "hidden_size": 32, **TOWERS[tower], **(vision or {})},
+        "emo_config": qformer,
+        "au_config": {**qformer, "num_query_tokens": 2},
+        "action_units": ["AU1", "AU6", "AU25"],
+        "emotions": ["Neutral", "Happiness", "Other"],
+        "region_grid": 2,
+        "initializer_range": 0.2,
+    }
+    return MF2Config(**{**defaults, **fields})
+
+
+def shake(model: torch.nn.Module, scale: float = 0.1, seed: int = 7) -> torch.nn.Module:
+    """Moves every parameter, so that biases, norms and zero-initialised outputs cannot hide a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("temperature"):
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def captions(shape: tuple[int, ...], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[CLS]` words `[SEP]` and padding, of lengths that differ."""
+    ids = torch.randint(6, 40, shape, generator=generator)
+    lengths = torch.randint(3, shape[-1] + 1, shape[:-1], generator=generator)[..., None]
+    places = torch.arange(shape[-1])
+    mask = (places < lengths).long()
+    ids = torch.where(places == lengths - 1, 3, ids) * mask
+    ids[..., 0] = 2
+    return ids, mask
+
+
+def tiny_batch(config: MF2Config, rows: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Everything that `MF2ForPreTraining` takes; one AU label and one emotion label are unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    size, units = config.vision_config.image_size, len(config.action_units)
+    face = torch.tensor(CANONICAL_FACE) * size
+    batch = {
+        "pixel_values": torch.randn(rows, 3, size, size, generator=generator),
+        "landmarks": face + torch.randn(rows, 68, 2, generator=generator),
+        "au_labels": torch.randint(0, 2, (rows, units), generator=generator),
+        "emotion_labels": torch.randint(0, max(len(config.emotions), 1), (rows,), generator=generator),
+    }
+    batch["input_ids"], batch["attention_mask"] = captions((rows, 7), generator)
+    batch["au_input_ids"], batch["au_attention_mask"] = captions((rows, units, 5), generator)
+    batch["key_au_input_ids"], batch["key_au_attention_mask"] = captions((rows, 8), generator)
+    batch["au_labels"][0, 0] = -1
+    batch["emotion_labels"][-1] = -1
+    return batch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_config():
+    return tiny_config
+
+
+@pytest.fixture
+def make_batch():
+    return tiny_batch
+
+
+@pytest.fixture
+def shaken():
+    return shake

@@ -1,0 +1,173 @@
+import json
+import re
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from configuration_mf2 import MF2Config, MF2QFormerConfig, MF2VisionConfig
+from configuration_mf2.configuration_mf2 import LOSSES, SIZES
+from configuration_mf2.facs_mf2 import ACTION_UNITS, LABEL_SETS, REGION_RULES
+
+
+def content(config):
+    return json.loads(config.to_json_string(use_diff=False))
+
+
+def every(names):
+    """A pattern that wants all names in the message, in this order."""
+    return "(?s)" + ".*".join(re.escape(name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"label_set": "mffa"}, ["'mffa'", *sorted(LABEL_SETS)]),
+        ({"num_query_tokens": 4}, ["MF2Config", "'num_query_tokens'", "'action_units'", "'use_emo_branch'"]),
+        ({"region_gird": 3}, ["'region_gird'", "did you mean 'region_grid'"]),
+        ({"temperature": 0.1}, ["'temperature'", "did you mean 'initial_temperature'"]),
+        ({"emo_config": {"hiden_size": 8}}, ["MF2QFormerConfig", "'hiden_size'", "did you mean 'hidden_size'"]),
+        ({"vision_config": {"frozn": True}}, ["MF2VisionConfig", "'frozn'", "did you mean 'frozen'"]),
+        ({"action_units": ["AU1", "AU3"]}, ["action_units", "['AU3']", *ACTION_UNITS]),
+        ({"action_units": ["AU1", "AU1"]}, ["action_units", "twice"]),
+        ({"action_units": ["AU21"]}, ["['AU21']", *REGION_RULES, "use_au_branch=False"]),
+        ({"action_units": "AU1"}, ["action_units", "list"]),
+        ({"emotions": ["Joy", "Joy"]}, ["emotions", "Joy", "twice"]),
+        ({"au_thresholds": [0.5]}, ["au_thresholds", "1 values", "12", "'AU26'"]),
+        ({"au_class_weights": [1.0] * 13}, ["au_class_weights", "13 values", "12", "'AU26'"]),
+        ({"loss_weights": {"itc": 1.0}}, ["loss_weights", "['itc']", *LOSSES]),
+        ({"region_grid": 0}, ["region_grid", "0"]),
+        ({"region_window": 0.0}, ["region_window", "0.0"]),
+        ({"region_grid": "3"}, ["region_grid", "int", "str"]),
+        ({"classification_target": "aus"}, ["classification_target", "emotion", "action_units", "aus"]),
+        ({"label_set": "disfa", "classification_target": "emotion"}, ["classification_target", "'disfa'"]),
+        ({"label_set": "affectnet"}, ["use_au_branch", "'affectnet'", "use_au_branch=False"]),
+        ({"use_emo_branch": False, "use_au_branch": False}, ["use_emo_branch", "use_au_branch", "at least one"]),
+        ({"emo_config": {"vocab_size": 31000}}, ["au_config.vocab_size", "30523", "31000"]),
+        ({"emo_config": {"hidden_size": 100}}, ["hidden_size", "100", "12"]),
+        ({"emo_config": {"num_query_tokens": 0}}, ["num_query_tokens", "0"]),
+        ({"emo_config": {"cross_attention_frequency": 0}}, ["cross_attention_frequency", "0"]),
+        ({"vision_config": {"image_size": 100}}, ["image_size", "100", "patch_size", "16"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_a_mistake_is_an_error_that_names_what_is_valid(fields, said):
+    with pytest.raises((ValueError, StrictDataclassError), match=every(said)):
+        MF2Config(**fields)
+
+
+def test_neck_is_allowed_where_nobody_looks_for_its_region():
+    config = MF2Config(action_units=["AU21"], use_au_branch=False)
+    assert config.action_units == ["AU21"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size):
+    config = MF2Config.from_size(size)
+    assert len(config.action_units) == 12 and len(config.emotions) == 8
+    for branch in (config.emo_config, config.au_config):
+        assert branch.encoder_hidden_size == config.vision_config.hidden_size
+    width, patches = {"tiny": (128, 7), "base": (768, 14), "giant": (1408, 16)}[size]
+    assert (config.vision_config.hidden_size, config.vision_config.grid_size) == (width, patches)
+    if size != "tiny":
+        assert (config.emo_config.num_query_tokens, config.emo_config.num_hidden_layers) == (32, 12)
+
+
+def test_an_unknown_size_names_the_three():
+    with pytest.raises(ValueError, match=every(["'large'", "tiny", "base", "giant"])):
+        MF2Config.from_size("large")
+
+
+def test_an_override_of_a_part_changes_only_what_it_names():
+    config = MF2Config.from_size("tiny", au_config={"num_query_tokens": 2}, label_set="bp4d")
+    usual = MF2Config.from_size("tiny")
+    assert config.au_config.num_query_tokens == 2
+    assert config.au_config.hidden_size == usual.au_config.hidden_size
+    assert content(config)["emo_config"] == content(usual)["emo_config"]
+    assert config.classification_target == "action_units" and config.id2label[6] == "AU12"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_json_round_trip(size, tmp_path):
+    config = MF2Config.from_size(
+        size, label_set="bp4d", au_thresholds=[0.25] * 12, loss_weights={"au": 2}, region_window=2, use_emo_branch=False
+    )
+    config.save_pretrained(tmp_path)
+    again = MF2Config.from_pretrained(tmp_path)
+    assert content(again) == content(config)
+    assert content(MF2Config.from_dict(content(config))) == content(config)
+    assert again.id2label == config.id2label
+    for part in ("vision_config", "emo_config", "au_config"):
+        assert type(getattr(again, part)) is type(getattr(config, part))
+
+
+def test_overrides_while_loading(tmp_path):
+    MF2Config.from_size("tiny", au_thresholds=[0.25] * 12).save_pretrained(tmp_path)
+    other = MF2Config.from_pretrained(tmp_path, label_set="disfa")
+    assert other.action_units == list(LABEL_SETS["disfa"].action_units) and other.emotions == []
+    assert other.au_thresholds is None and other.classification_target == "action_units"
+    assert other.id2label[7] == "AU26" and other.problem_type == "multi_label_classification"
+    target = MF2Config.from_pretrained(tmp_path, classification_target="action_units")
+    assert target.id2label[0] == "AU1" and target.num_labels == 12 and target.au_thresholds == [0.25] * 12
+    part = MF2Config.from_pretrained(tmp_path, au_config={"num_query_tokens": 1}, region_grid=5)
+    assert part.au_config.num_query_tokens == 1 and part.au_config.hidden_size == 128
+    assert part.tokens_per_region == 50
+    with pytest.raises(ValueError, match="num_query_token'; did you mean 'num_query_tokens'"):
+        MF2Config.from_pretrained(tmp_path, au_config={"num_query_token": 1})
+
+
+def test_an_unknown_field_in_a_file_is_an_error(tmp_path):
+    MF2Config.from_size("tiny").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps({**saved, "use_emobranch": True}))
+    with pytest.raises(ValueError, match="'use_emobranch'; did you mean 'use_emo_branch'"):
+        MF2Config.from_pretrained(tmp_path)
+    file.write_text(json.dumps({**saved, "vision_config": {**saved["vision_config"], "froze": True}}))
+    with pytest.raises(ValueError, match="MF2VisionConfig: got an unknown field 'froze'"):
+        MF2Config.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("make", [MF2Config, *(lambda size=size: MF2Config.from_size(size) for size in SIZES)])
+def test_instances_share_no_mutable_value(make):
+    before = content(make())
+    config = make()
+    config.loss_weights["au"] = 3.0
+    config.vision_config.backbone_kwargs["depth"] = 1
+    config.action_units.append("AU5")
+    config.emotions.clear()
+    config.emo_config.num_query_tokens = 5
+    config.id2label[0] = "x"
+    assert content(make()) == before
+
+
+def test_targets_follow_the_labels():
+    config = MF2Config()
+    assert config.num_labels == 8 and config.label2id["Other"] == 7 and config.id2label[4] == "Happiness"
+    assert config.problem_type == "single_label_classification"
+    aus = MF2Config(classification_target="action_units")
+    assert aus.label2id["AU26"] == 11 and aus.problem_type == "multi_label_classification"
+    assert MF2Config(label_set="raf_db", use_au_branch=False).num_labels == 7
+    assert config.thresholds == [0.5] * 12
+
+
+def test_tokenizer_ids_are_adopted():
+    class Tokenizer:
+        pad_token_id, bos_token_id, sep_token_id = 1, 2, 4
+
+        def __len__(self):
+            return 2000
+
+    config = MF2Config.from_size("tiny")
+    config.adopt_tokenizer(Tokenizer())
+    for branch in (config.emo_config, config.au_config):
+        assert (branch.pad_token_id, branch.bos_token_id, branch.eos_token_id) == (1, 2, 4)
+    small = {"emo_config": {"vocab_size": 1999}, "au_config": {"vocab_size": 1999}}
+    with pytest.raises(ValueError, match=r"2000 tokens, the model 1999.*vocab_size=2000"):
+        MF2Config.from_size("tiny", **small).adopt_tokenizer(Tokenizer())
+
+
+def test_parts_stand_alone():
+    assert MF2VisionConfig().grid_size == 14
+    assert MF2QFormerConfig(hidden_size=24, num_attention_heads=2).hidden_size == 24
+    with pytest.raises(ValueError, match="did you mean 'hidden_act'"):
+        MF2QFormerConfig(hidden_acts="gelu")

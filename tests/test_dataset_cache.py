@@ -1,0 +1,78 @@
+import errno
+import hashlib
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset_mf2 import dataset_cache, synthetic_faces
+from dataset_mf2.synthetic_faces import MFASynthetic, draw_example
+
+
+def kept(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.suffix != ".lock"]
+
+
+def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
+    first = MFASynthetic(4, cache_dir=tmp_path)
+    monkeypatch.setattr(synthetic_faces, "_examples", None)
+    assert MFASynthetic(4, cache_dir=tmp_path)[:] == first[:]
+    with pytest.raises(ValueError, match="generator"):
+        MFASynthetic(4, cache_dir=tmp_path, seed=1)
+    assert len(kept(tmp_path)) == 1  # nothing half-written is left
+
+
+@pytest.mark.parametrize("damage", ["cut", "swap a byte", "no checksums", "no data"])
+def test_a_damaged_cache_is_drawn_again(tmp_path, caplog, damage):
+    expected = MFASynthetic(4, cache_dir=tmp_path)[:]
+    (folder,) = kept(tmp_path)
+    data = next(folder.glob("*.arrow"))
+    content = data.read_bytes()
+    if damage == "cut":
+        data.write_bytes(content[: len(content) // 2])
+    elif damage == "swap a byte":
+        data.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    else:
+        (data if damage == "no data" else folder / "complete.json").unlink()
+    assert MFASynthetic(4, cache_dir=tmp_path)[:] == expected
+    assert "is damaged" in caplog.text and kept(tmp_path) == [folder]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"cache_dir: .* is full") as caught:
+        patch.setattr(dataset_cache, "_checksums", full)
+        MFASynthetic(4, cache_dir=tmp_path)
+    assert caught.value.errno == errno.ENOSPC and not kept(tmp_path)
+    free = shutil.disk_usage(tmp_path)._replace(free=10)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="about 1 MB are needed"):
+        patch.setattr(shutil, "disk_usage", lambda _: free)
+        MFASynthetic(16, cache_dir=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be made"):
+        MFASynthetic(4, cache_dir=tmp_path / "file" / "below")
+
+
+def _fill(folder, barrier, answers):
+    barrier.wait()
+    rows = MFASynthetic(48, cache_dir=folder)
+    answers.put(hashlib.sha256(b"".join(np.asarray(row["image"]).tobytes() for row in rows)).hexdigest())
+
+
+def test_two_processes_fill_one_cache(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=_fill, args=(tmp_path, barrier, answers)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = {answers.get(timeout=60) for _ in workers}
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    pixels = b"".join(draw_example(index)[0].tobytes() for index in range(48))
+    assert found == {hashlib.sha256(pixels).hexdigest()}
+    assert len(kept(tmp_path)) == 1
