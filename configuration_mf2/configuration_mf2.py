@@ -1,11 +1,12 @@
 """Configurations of MF²: the vision tower, a Q-Former, and the model: one tower and up to two Q-Former branches."""
 
+import copy
 import dataclasses
 import difflib
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from .facs_mf2 import check_action_units, resolve_label_set
 from .hub_mf2 import AUTO_CLASSES, SelfContainedMixin
@@ -24,8 +25,7 @@ class KnownFieldsMixin:
 
     def __post_init__(self, **kwargs: Any) -> None:
         fields = {field.name for field in dataclasses.fields(self)}
-        known = fields | _TRANSFORMERS_FIELDS | set(GenerationConfig._get_default_generation_params())
-        for name in sorted(set(kwargs) - known):
+        for name in sorted(set(kwargs) - fields - _TRANSFORMERS_FIELDS):
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
@@ -99,6 +99,11 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     pad_token_id: int = 0
     bos_token_id: int = 30522
     eos_token_id: int = 102
+
+    def validate_counts(self) -> None:
+        for field in ("num_query_tokens", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
 
     def validate_heads(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -227,7 +232,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         sub-config is a dict and changes only the fields it names."""
         if size not in SIZES:
             raise ValueError(f"size: got {size!r}, expected one of {list(SIZES)}")
-        parts = {name: {**fields, **overrides.pop(name, {})} for name, fields in SIZES[size].items()}
+        parts = {name: {**fields, **overrides.pop(name, {})} for name, fields in copy.deepcopy(SIZES[size]).items()}
         return cls(**parts, **overrides)
 
     def adopt_tokenizer(self, tokenizer: Any) -> None:
@@ -262,6 +267,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         if not (self.use_emo_branch or self.use_au_branch):
             raise ValueError("use_emo_branch, use_au_branch: got False twice, expected at least one branch")
         check_action_units(self.action_units, need_region=self.use_au_branch)
+        if len(set(self.emotions)) != len(self.emotions):
+            raise ValueError(f"emotions: got {self.emotions}, in which a name stands twice; expected each once")
         if self.use_au_branch and not self.action_units:
             raise ValueError(
                 f"use_au_branch: label_set {self.label_set!r} has no action units; name some in action_units, or "
@@ -284,6 +291,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         if unknown:
             raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")
+        if self.initial_temperature <= 0:
+            raise ValueError(f"initial_temperature: got {self.initial_temperature}, expected a number above 0")
 
     def validate_lists(self) -> None:
         for field in ("au_class_weights", "au_thresholds"):

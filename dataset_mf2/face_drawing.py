@@ -4,7 +4,7 @@ Fixed-point polygons, integer filters and integer noise: the same parameters giv
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -193,7 +193,9 @@ def _draw_skin_and_lips(canvas: _Canvas, identity: Identity, opening: float, fac
     lower_outer = canvas.curve("lower_lip_outer")
     canvas.fill(identity.lips, np.concatenate([lower_outer, lower[::-1]]))
     middle = (lower_outer[6:-6] + lower[5:-5]) // 2
-    canvas.stroke(mix(identity.lips, (255, 235, 225), 0.28), middle, max(1, round(0.009 * face_width)))
+    thickness = (lower_outer[9, 1] - lower[8, 1]) / 16 / face_width
+    gloss = 0.28 * min(1.0, max(0.0, 30 * thickness - 0.6))  # a lip drawn thin has no round to shine
+    canvas.stroke(mix(identity.lips, (255, 235, 225), gloss), middle, max(1, round(0.009 * face_width)))
 
 
 def _draw_lines(canvas: _Canvas, identity: Identity, opening: float, face_width: float) -> None:
@@ -213,7 +215,7 @@ def _draw_lines(canvas: _Canvas, identity: Identity, opening: float, face_width:
         canvas.fill(mix(identity.hair, identity.skin, 0.15), np.concatenate([line - offset, (line + offset)[::-1]]))
     canvas.stroke(mix(identity.skin, ink, 0.35), canvas.curve("nose_base"), thin)
     closed = opening <= 0.006 * face_width
-    lip_line = mix(identity.lips, (30, 6, 10), 0.75 if closed else 0.45)
+    lip_line = mix(identity.lips, (30, 6, 10), 0.8 if closed else 0.45)
     canvas.stroke(lip_line, canvas.curve("upper_lip_inner"), thick if closed else thin)
 
 
@@ -279,6 +281,9 @@ def draw_face(
         levels, np.array(identity.shape), identity.asymmetry, scene.eye_opening, pose, size
     )
     face_width = scene.scale * size
+    # Lips that press each other pale.
+    lips = mix(identity.lips, identity.skin, 0.5 * float(levels[DRAWABLE_AUS.index("AU24")]))
+    identity = replace(identity, lips=lips)
     opening = float(landmarks[66, 1] - landmarks[62, 1])
     canvas = _Canvas(_stretched(scene.background, size), _fixed(curves))
     _draw_behind(canvas, identity)

@@ -1,5 +1,7 @@
 """The vision tower: images to patch tokens. Frozen by default, and frozen only here."""
 
+import difflib
+
 import timm
 import torch
 from torch import nn
@@ -44,6 +46,9 @@ class MF2ConvTower(nn.Module):
 
     def __init__(self, width: int, image_size: int, patch_size: int, num_blocks: int = 2) -> None:
         super().__init__()
+        self.num_features = width
+        if width % 4:
+            raise ValueError(f"hidden_size: got {width}, expected a multiple of 4 with backbone 'conv'")
         if patch_size != 16:
             raise ValueError(f"patch_size: got {patch_size}, expected 16 with backbone 'conv', which halves four times")
         plan = [(width // 4, 2), (width // 4, 1), (width // 2, 2), (width // 2, 1), (width, 2), (width, 1), (width, 2)]
@@ -70,16 +75,21 @@ class MF2ConvTower(nn.Module):
 
 
 def _timm_backbone(config: MF2VisionConfig) -> nn.Module:
-    # Most ViTs take the size they run at; some models (Swin without img_size, ConvNeXt) have none to take.
     arguments = {"num_classes": 0, "global_pool": "", **config.backbone_kwargs}
     try:
         return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **arguments)
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
-        near = timm.list_models(f"*{config.backbone.split('_')[0]}*")[:8]
+        near = difflib.get_close_matches(config.backbone, timm.list_models(), n=8, cutoff=0.4)
         raise ValueError(
             f"backbone: got {config.backbone!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
+        ) from error
+    except TypeError as error:
+        # A ViT takes the size it runs at; what takes none (ResNet, ConvNeXt) has no patch tokens either.
+        raise ValueError(
+            f"backbone: got {config.backbone!r}, expected a timm ViT, whose features are patch tokens and which takes "
+            f"{sorted(arguments)} ({error})"
         ) from error
 
 
@@ -100,7 +110,7 @@ class MF2VisionTower(PreTrainedModel):
             )
         else:
             self.backbone = _timm_backbone(config)
-            self._check_backbone()
+        self._check_backbone()
         for parameter in self.parameters():
             # A backbone initialises itself; transformers' generic rule would wipe that.
             parameter._is_hf_initialized = not parameter.is_meta

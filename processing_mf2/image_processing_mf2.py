@@ -25,6 +25,7 @@ from .landmarks_mf2 import (
     NoFacePolicy,
     check_landmarks,
     choose_faces,
+    landmarks_per_image,
     template_landmarks,
 )
 
@@ -168,8 +169,8 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         images = flatten_images(images)
         if not images:
             raise ValueError("images: got an empty list, expected at least one image")
-        names = [f"images[{index}]" for index in range(len(images))] if len(images) > 1 else ["image"]
-        given = _landmarks_per_image(landmarks, len(images))
+        places = [f"[{index}]" for index in range(len(images))] if len(images) > 1 else [""]
+        given = landmarks_per_image(landmarks, len(images))
         draws = _draws(augmentation, augment_seed, sample_index, len(images))
         rows: list[list[_Row]] = [[] for _ in images]
         searched: dict[int, torch.Tensor] = {}  # only these images are kept, to be searched for faces in one batch
@@ -178,29 +179,28 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
             crop, crop_points = _cut(pixels, points, size.height, size.width, do_align, draws[index])
             rows[index].append(_Row(crop, crop_points, source, index))
 
-        for index, (image, name) in enumerate(zip(images, names, strict=True)):
-            pixels = read_image(image, name=name, max_pixels=max_pixels, allow_url=allow_url).to(device)
+        for index, (image, place) in enumerate(zip(images, places, strict=True)):
+            pixels = read_image(image, name=f"images{place}", max_pixels=max_pixels, allow_url=allow_url).to(device)
             if given[index] is not None:
-                points = check_landmarks(
-                    given[index], *pixels.shape[1:], name.replace("images", "landmarks").replace("image", "landmarks")
-                )
-                cut(index, pixels, points, "given")
+                cut(index, pixels, check_landmarks(given[index], *pixels.shape[1:], f"landmarks{place}"), "given")
             elif landmark_source == "face_alignment":
                 searched[index] = pixels
             elif landmark_source == "template":
                 _warn_if_no_crop(pixels, size)
                 cut(index, pixels, None, "template")
             else:
-                raise ValueError(f"landmarks: got none for {name}, but landmark_source='given' requires them")
+                raise ValueError(f"landmarks{place}: got none, but landmark_source='given' requires them")
         found = (
             FaceAlignmentDetector(**(face_alignment_kwargs or {})).detect(list(searched.values())) if searched else ()
         )
         for (index, pixels), faces in zip(searched.items(), found, strict=True):
-            chosen = choose_faces(faces, on_no_face=on_no_face, on_many_faces=on_many_faces, name=names[index])
+            chosen = choose_faces(
+                faces, on_no_face=on_no_face, on_many_faces=on_many_faces, name=f"images{places[index]}"
+            )
             if chosen is None:
                 cut(index, pixels, None, "template")
             for face in chosen or ():
-                points = check_landmarks(face.landmarks, *pixels.shape[1:], f"landmarks found in {names[index]}")
+                points = check_landmarks(face.landmarks, *pixels.shape[1:], f"landmarks found in images{places[index]}")
                 cut(index, pixels, points, "face_alignment")
 
         flat = [row for image_rows in rows for row in image_rows]
@@ -269,20 +269,6 @@ def _cut(
     matrix = draw.matrix(height, width) @ matrix
     crop = draw.recolour(warp(pixels, matrix, height, width))
     return crop, draw.reorder_landmarks(transform_points(matrix, points))
-
-
-def _landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
-    if landmarks is None:
-        return [None] * count
-    if isinstance(landmarks, np.ndarray | torch.Tensor):
-        # Of one image, the axis of images may be missing.
-        landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
-    elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
-        landmarks = [landmarks]
-    if not isinstance(landmarks, list | tuple) or len(landmarks) != count:
-        got = f"{len(landmarks)} sets" if isinstance(landmarks, list | tuple) else type(landmarks).__name__
-        raise ValueError(f"landmarks: got {got}, expected {count}, one (68, 2) set (or None) for each image")
-    return list(landmarks)
 
 
 def _draws(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .alignment_mf2 import canonical_landmarks
+from .alignment_mf2 import STEADY_POINTS, canonical_landmarks
 
 
 LandmarkSource = Literal["template", "face_alignment", "given"]
@@ -41,6 +41,21 @@ def template_landmarks(height: int, width: int) -> np.ndarray:
     return canonical_landmarks(height, width)
 
 
+def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
+    """What was given for each of `count` images, `None` where nothing was; not checked further."""
+    if landmarks is None:
+        return [None] * count
+    if isinstance(landmarks, np.ndarray | torch.Tensor):
+        # Of one image, the axis of images may be missing.
+        landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
+    elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
+        landmarks = [landmarks]
+    if not isinstance(landmarks, list | tuple) or len(landmarks) != count:
+        got = f"{len(landmarks)} sets" if isinstance(landmarks, list | tuple) else type(landmarks).__name__
+        raise ValueError(f"landmarks: got {got}, expected {count}, one (68, 2) set (or None) for each image")
+    return list(landmarks)
+
+
 def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.ndarray:
     """(68, 2) float64, if they can be a face's in an image of this size."""
     if isinstance(landmarks, torch.Tensor):
@@ -64,7 +79,8 @@ def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.nd
             f"the image of {width} x {height} pixels; expected pixels of the very image they come with"
         )
     # Singular values of the centred points: how far they spread along their longest and their shortest direction.
-    longest, shortest = np.linalg.svd(points - points.mean(axis=0), compute_uv=False) / np.sqrt(len(points))
+    steady = points[list(STEADY_POINTS)]
+    longest, shortest = np.linalg.svd(steady - steady.mean(axis=0), compute_uv=False) / np.sqrt(len(steady))
     if longest < 1 or shortest < 0.02 * longest:
         raise ValueError(
             f"{name}: the points spread over {longest:.2f} by {shortest:.2f} pixels, that is one spot or one line; "

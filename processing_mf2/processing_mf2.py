@@ -50,7 +50,7 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         labels = resolve_label_set("mfa")
         self.action_units = list(check_action_units(labels.action_units if action_units is None else action_units))
         self.emotions = list(labels.emotions if emotions is None else emotions)
-        self.au_thresholds = au_thresholds and resolve_thresholds(au_thresholds, self.action_units)
+        self.au_thresholds = None if au_thresholds is None else resolve_thresholds(au_thresholds, self.action_units)
         self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
         shortest = {"emotion_max_length": SHORTEST_SENTENCE}
         shortest["au_max_length"] = SHORTEST_SENTENCE * max(1, len(self.action_units))

@@ -1,4 +1,4 @@
-"""A small Hub on 127.0.0.1, for the real `huggingface_hub` client to talk to. Repos live in memory, a commit is a snapshot."""
+"""A small Hub on 127.0.0.1 for the real `huggingface_hub` client: repos live in memory, a commit is a snapshot."""
 
 import base64
 import hashlib
@@ -115,10 +115,13 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.missing("RevisionNotFound" if match[1] in self.repos else "RepoNotFound")
             commit, files = snapshot
             if match[2] == "tree":
-                return self.answer(200, [
-                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for name, data in files.items()
-                ])
+                return self.answer(
+                    200,
+                    [
+                        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                        for name, data in files.items()
+                    ],
+                )
             siblings = [{"rfilename": name} for name in files]
             info = {"id": match[1], "sha": commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
             return self.answer(200, {**info, "modelId": match[1], "likes": 0})

@@ -35,6 +35,7 @@ def every(names):
         ({"au_thresholds": [0.5]}, ["au_thresholds", "1 values", "12", "'AU26'"]),
         ({"au_class_weights": [1.0] * 13}, ["au_class_weights", "13 values", "12", "'AU26'"]),
         ({"loss_weights": {"itc": 1.0}}, ["loss_weights", "['itc']", *LOSSES]),
+        ({"initial_temperature": 0}, ["initial_temperature", "0"]),
         ({"region_grid": 0}, ["region_grid", "0"]),
         ({"region_window": 0.0}, ["region_window", "0.0"]),
         ({"region_grid": "3"}, ["region_grid", "int", "str"]),

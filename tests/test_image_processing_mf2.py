@@ -146,7 +146,7 @@ def test_saved_and_loaded_is_equal(tmp_path, photograph):
         ([np.zeros((20, 20))] * 2, {"landmarks": [None, np.zeros((5, 2))]}, r"landmarks\[1\]: got \(5, 2\)"),
         ([np.zeros((20, 20))] * 2, {"landmarks": np.zeros((3, 68, 2))}, "landmarks: got 3 sets, expected 2"),
         (np.zeros((20, 20)), {"landmarks": "x"}, "landmarks: got str, expected 1"),
-        (np.zeros((20, 20)), {"landmark_source": "given"}, "landmarks: got none for image"),
+        (np.zeros((20, 20)), {"landmark_source": "given"}, "landmarks: got none, but landmark_source='given'"),
         (np.zeros((20, 20)), {"augment": True, "sample_index": [1, 2]}, "sample_index: got 2 indexes, expected 1"),
         (np.zeros((20, 20)), {"do_center_crop": True}, "do_center_crop: got True, expected False"),
         (np.zeros((20, 20)), {"size": {"shortest_edge": 9}}, "size: got"),

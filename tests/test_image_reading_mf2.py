@@ -142,6 +142,7 @@ def _huge_png(side: int) -> bytes:
         (12, TypeError, "got int, expected a PIL image"),
         (None, TypeError, "got NoneType"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_image_is_named(image, error, message):
     limit = Image.MAX_IMAGE_PIXELS

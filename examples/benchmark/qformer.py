@@ -3,15 +3,16 @@
 python examples/benchmark/qformer.py [--rounds 9] [--small] [--json FILE]
 
 Two loads: 8 images x 32 queries over 197 tokens, and 96 AU regions x 32 queries over 18 tokens. Each round times ours and
-theirs (sdpa and eager) one after the other, so that a slow moment of the machine meets all three; figures are medians over
-rounds of our time divided by the better of theirs. The share of the peak is the necessary multiplications of the load a
-second, over what a large matrix product reaches in the same process.
+theirs (sdpa and eager) one after the other, in turning order, so that a slow moment of the machine meets all three. The
+figures are medians over the rounds of our time divided by the better of theirs. The share of the peak is the necessary
+multiplications of the load a second, over what a large matrix product reaches in the same process.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from report import write_json
@@ -47,6 +48,32 @@ def necessary_flops(config: MF2QFormerConfig, images: int, tokens: int, queries:
     return 2.0 * (config.num_hidden_layers * (self_attention + feed_forward) + crossing * cross_attention)
 
 
+def our_states(model: MF2QFormer, queries: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    return model(queries=queries, image=image).query_states
+
+
+def their_states(model: Blip2QFormerModel, queries: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    return model(query_embeds=queries.expand(len(image), -1, -1), encoder_hidden_states=image).last_hidden_state
+
+
+def forward(call: Callable[[], torch.Tensor]) -> None:
+    with torch.no_grad():
+        call()
+
+
+def forward_backward(call: Callable[[], torch.Tensor]) -> None:
+    call().square().mean().backward()
+
+
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, float]]:
+    """Seconds of each call in each round; the first round warms up and is left out."""
+    names, measured = list(calls), []
+    for number in range(rounds + 1):
+        turned = names[number % len(names) :] + names[: number % len(names)]
+        measured.append({name: seconds(calls[name]) for name in turned})
+    return measured[1:]
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -68,34 +95,24 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     figures: dict[str, float] = {}
     peak = peak_flops()
     print(f"{torch.get_num_threads()} threads, matrix-product peak {peak / 1e9:.0f} GFLOP/s, {arguments.rounds} rounds")
-    print(f"{'load':34} {'ours':>8} {'sdpa':>8} {'eager':>8} {'ours/best':>9} {'of peak':>8}")
+    print(f"{'load':38} {'ours':>8} {'sdpa':>8} {'eager':>8} {'ours/best':>9} {'of peak':>8}")
     for load, (images, tokens) in LOADS.items():
         queries = torch.randn(1, 32, ours.config.hidden_size)
         image = torch.randn(images, tokens, ours.config.encoder_hidden_size)
-        calls = {"ours": lambda: ours(queries=queries, image=image).query_states}
-        for name, model in theirs.items():
-            calls[name] = lambda model=model: model(
-                query_embeds=queries.expand(images, -1, -1), encoder_hidden_states=image
-            ).last_hidden_state
+        calls = {"ours": partial(our_states, ours, queries, image)}
+        calls |= {name: partial(their_states, model, queries, image) for name, model in theirs.items()}
         with torch.no_grad():
             difference = (calls["ours"]() - calls["sdpa"]()).abs().max().item()
         if difference > 1e-4:
             raise RuntimeError(f"ours and theirs differ by {difference}: nothing to compare")
-        for kind, passes in (("forward", 1), ("train", 3)):
-            times: dict[str, list[float]] = {name: [] for name in calls}
-            for _ in range(arguments.rounds + 1):
-                for name, call in calls.items():
-                    if kind == "forward":
-                        with torch.no_grad():
-                            times[name].append(seconds(call))
-                    else:
-                        times[name].append(seconds(lambda call=call: call().square().mean().backward()))
-            rounds = list(zip(*times.values(), strict=True))[1:]  # the first warms up
-            ratio = statistics.median(own / min(others) for own, *others in rounds)
-            medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
-            share = passes * necessary_flops(ours.config, images, tokens) / medians[0] / peak
+        for kind, run, passes in (("forward", forward, 1), ("train", forward_backward, 3)):
+            rounds = interleaved({name: partial(run, call) for name, call in calls.items()}, arguments.rounds)
+            ratio = statistics.median(times["ours"] / min(times["sdpa"], times["eager"]) for times in rounds)
+            medians = {name: statistics.median(times[name] for times in rounds) for name in calls}
+            share = passes * necessary_flops(ours.config, images, tokens) / medians["ours"] / peak
+            columns = " ".join(f"{medians[name]:7.3f}s" for name in calls)
             title = f"{kind}, {images} x 32 queries, {tokens} tokens"
-            print(f"{title:34} {medians[0]:7.3f}s {medians[1]:7.3f}s {medians[2]:7.3f}s {ratio:9.3f} {share:8.2f}")
+            print(f"{title:38} {columns} {ratio:9.3f} {share:8.2f}")
             figures[f"{kind}_{load}"] = ratio
             figures[f"{kind}_{load}_share_of_peak"] = share
     write_json(arguments.json, figures)

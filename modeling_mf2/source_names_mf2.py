@@ -1,0 +1,110 @@
+"""What other models call the parts of ours: pure functions from their names to MF²'s, and the names that have no place.
+
+"""
+
+import re
+
+import torch
+
+
+State = dict[str, torch.Tensor]
+Rules = tuple[tuple[str, str], ...]
+
+_QFORMER_RENAMES: Rules = (
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    (r"^(?:bert\.)?encoder\.layer\.(\d+)\.", r"layers.\1."),
+    (r"^(?:bert\.)?embeddings\.LayerNorm\.", "norm."),
+    (r"^(?:bert\.)?embeddings\.", ""),
+    (r"^layernorm\.", "norm."),
+    (r"crossattention\.", "cross_attention."),
+    (r"attention\.(?:attention|self)\.query\.", "attention.q_proj."),
+    (r"attention\.(?:attention|self)\.key\.", "attention.k_proj."),
+    (r"attention\.(?:attention|self)\.value\.", "attention.v_proj."),
+    (r"attention\.output\.dense\.", "attention.out_proj."),
+    (r"attention\.output\.LayerNorm\.", "attention.norm."),
+    (r"\.intermediate_query\.dense\.", ".query_feed_forward.up_proj."),
+    (r"\.output_query\.dense\.", ".query_feed_forward.down_proj."),
+    (r"\.output_query\.LayerNorm\.", ".query_feed_forward.norm."),
+    (r"\.intermediate\.dense\.", ".text_feed_forward.up_proj."),
+    (r"\.output\.dense\.", ".text_feed_forward.down_proj."),
+    (r"\.output\.LayerNorm\.", ".text_feed_forward.norm."),
+)
+_HEAD_RENAMES: Rules = (
+    (r"^query_tokens$", "queries"),
+    (r"^vision_proj(?:ection)?\.", "heads.image_projection."),
+    (r"^text_proj(?:ection)?\.", "heads.text_projection."),
+    (r"^itm_head\.", "heads.itm."),
+    (r"^temp$", "temperature"),
+    (r"^cls\.predictions\.transform\.dense\.", "heads.language.transform."),
+    (r"^cls\.predictions\.transform\.LayerNorm\.(?:weight|gamma)$", "heads.language.norm.weight"),
+    (r"^cls\.predictions\.transform\.LayerNorm\.(?:bias|beta)$", "heads.language.norm.bias"),
+    (r"^cls\.predictions\.(?:decoder\.)?bias$", "heads.language.bias"),
+    (r"^cls\.predictions\.decoder\.weight$", "qformer.word_embeddings.weight"),
+)
+_VISION_RENAMES: Rules = (
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding$", "pos_embed"),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.self_attn\.projection\.", ".attn.proj."),
+    (r"\.self_attn\.qkv\.", ".attn.qkv."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"^post_layernorm\.", "norm."),
+)
+_VISION_PREFIX = re.compile(r"^(?:(?:mf2\.)?(?:vision\.)?backbone\.|vision_model\.|visual_encoder\.|ln_(?=vision\.))")
+_IN_BLIP2 = re.compile(r"^(?:vision_model|visual_encoder|ln_vision)\.")
+
+_NO_PLACE: Rules = (
+    (r"(?:^|\.)position_ids$", "counts positions, no weight"),
+    (r"(?:^|\.)pooler\.", "pooled output, of which the Q-Former has none"),
+    (r"^cls\.seq_relationship\.", "next-sentence head"),
+    (r"^classifier\.", "classifier of another task"),
+    (r"^(?:language_model|language_projection|(?:opt|t5|llm)_(?:model|proj))\.", "language model"),
+)
+_NO_PLACE_IN_TOWER: Rules = (
+    (r"^(?:head|head_dist|fc|classifier|pre_logits|attn_pool|fc_norm|lm_head)\.", "classifier head"),
+    (r"^mask_token$", "used in the source's pretraining only"),
+    (r"(?:^|\.)(?:relative_position_index|attn_mask|k_bias|rope\..*|periods)$", "a constant the tower makes itself"),
+)
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _reason(name: str, rules: Rules) -> str | None:
+    return next((reason for pattern, reason in rules if re.search(pattern, name)), None)
+
+
+def qformer_names(state: State) -> State:
+    """Names of `Blip2QFormerModel` (and of LAVIS's Q-Former without its `bert.`) -> names of `MF2QFormer`."""
+    return {_renamed(name, _QFORMER_RENAMES): tensor for name, tensor in state.items()}
+
+
+def branch_name(key: str) -> str:
+    """A key of BERT, of BLIP-2 in transformers or of LAVIS's stage 1 -> the name in an `MF2Branch`, if it has one."""
+    key = re.sub(r"^[Qq]former\.", "", key)
+    name = _renamed(key, _HEAD_RENAMES)
+    return name if name != key else "qformer." + _renamed(key, _QFORMER_RENAMES)
+
+
+def vision_name(key: str) -> str:
+    """A key of timm, of LAVIS's EVA, of `Blip2VisionModel` or of our own tower -> the name in the tower's backbone."""
+    if key.startswith("ln_vision."):
+        return "norm." + key.removeprefix("ln_vision.")
+    return _renamed(_VISION_PREFIX.sub("", key), _VISION_RENAMES)
+
+
+def _part(name: str) -> str:
+    """What a tensor of ours belongs to. A source has all of a part, or none of it."""
+    if name.startswith("vision."):
+        return "final norm of the tower" if name.startswith("vision.backbone.norm.") else "vision tower"
+    if found := re.search(r"cross_attention|text_feed_forward|(?<=heads\.)\w+|(?<=_vl\.)(?:queries|temperature)", name):
+        return found[0].replace("_", " ")
+    return "text embeddings" if re.search("(?:word|position)_embeddings", name) else "Q-Former"
+
+
+_HEADS = {"image projection", "text projection", "itm", "language", "queries", "temperature"}

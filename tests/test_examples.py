@@ -1,0 +1,56 @@
+"""Every example and every benchmark runs; what it measured is not judged here."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str) -> ModuleType:
+    path = EXAMPLES / f"{name}.py"
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def test_examples_are_short() -> None:
+    assert {
+        path.name: lines for path in EXAMPLES.glob("*.py") if (lines := len(path.read_text().splitlines())) > 80
+    } == {}
+
+
+def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quickstart = load("quickstart")
+    first = quickstart.main(["--save", str(tmp_path)])
+    assert "RANDOM weights" in capsys.readouterr().out
+    assert set(first) == {"emotion", "emotions", "action_units", "active_action_units"}
+    assert list(first["action_units"])[:3] == ["AU1", "AU2", "AU4"]
+    assert quickstart.main(["--checkpoint", str(tmp_path)]) == first
+    printed = capsys.readouterr().out
+    assert "RANDOM" not in printed and "AU12  lip corner puller" in printed and "186,702,654" in printed
+
+
+def test_params_writes_its_figures(tmp_path: Path) -> None:
+    figures = load("benchmark/params").main(["--size", "tiny", "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert {"emo_vl_trainable", "au_vl_trainable", "both_trainable"} <= set(figures)
+
+
+def test_qformer_compares_equal_results_and_writes_its_figures(tmp_path: Path) -> None:
+    figures = load("benchmark/qformer").main(["--small", "--rounds", "1", "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert {"forward_32", "train_32", "forward_384", "train_384"} <= set(figures)
+    assert all(value > 0 for value in figures.values())

@@ -1,0 +1,55 @@
+"""What the README shows is executed, and what it counts is counted again."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
+    assert len(blocks("python")) >= 3
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks("python"))],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"'name': 'lip corner puller', 'probability': 0\.\d+, 'threshold': 0\.5", done.stdout)
+
+
+def test_the_commands_name_files_and_extras_that_exist() -> None:
+    run, test = blocks("bash")[:2]
+    assert run.startswith("pip install -e . && python ")
+    assert (ROOT / run.split()[-1]).is_file()
+    assert "<!-- test command -->\n```bash\n" + test in README
+    assert 'pip install -e ".[dev]"' in test and "pytest" in test
+
+
+def test_the_counts_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.path.insert(0, str(ROOT / "examples" / "benchmark"))
+    import params
+
+    figures = params.main(["--size", "giant"])
+    capsys.readouterr()
+    assert figures["emo_vl_trainable"] == figures["au_vl_trainable"] == 186_702_654
+    assert figures["both_trainable"] == 373_405_308
+    assert figures["vision_tower_trainable"] == 0
+    for value in (
+        figures["vision_tower_frozen"],
+        figures["emo_vl_trainable"],
+        figures["au_identity_and_region_positions"] + figures["classifiers"],
+    ):
+        assert f"{value:,}" in README
