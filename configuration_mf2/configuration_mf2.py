@@ -203,6 +203,12 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         if self.classification_target is None:
             self.classification_target = "emotion" if self.emotions else "action_units"
         names = self.emotions if self.classification_target == "emotion" else self.action_units
+        if not names or len(self.emotions) == 1:
+            raise ValueError(
+                f"classification_target: got {self.classification_target!r}, but label_set {self.label_set!r} has here "
+                f"action_units {self.action_units} and emotions {self.emotions}; expected at least one action unit, or "
+                "two emotions, to choose from"
+            )
         self.id2label = dict(enumerate(names))
         self.label2id = {name: index for index, name in enumerate(names)}
         self.problem_type = (
@@ -302,11 +308,6 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
                     f"{field}: got {len(values)} values, expected {len(self.action_units)}, one for each of "
                     f"{self.action_units}"
                 )
-        if not self.id2label:
-            raise ValueError(
-                f"classification_target: got {self.classification_target!r}, of which label_set {self.label_set!r} has "
-                "none; choose the other target, or name the labels in action_units or emotions"
-            )
 
 
 __all__ = ["MF2Config", "MF2QFormerConfig", "MF2VisionConfig"]

@@ -1,9 +1,9 @@
-"""Pretrained parts in: other models' weights under our names. Every key of a source and every tensor of ours is
-accounted for, in the report or in an error; after an error the model is as it was.
+"""Pretrained parts in: other models' weights into a built MF².
 
-A source is a local file (`.safetensors`, or `.pth`, `.pt`, `.bin`, read with `torch.load(weights_only=True)`, which runs
-no code of the file), a local folder as `save_pretrained` writes it, a timm model name (vision only) or the name of a
-repository on the Hub. Order: vision and BERT first, then BLIP-2, which replaces what it has.
+Every key of a source and every tensor of ours is accounted for, in the report or in an error; after an error the model
+is as it was. A source is a local file (`.safetensors`; or `.pth`, `.pt`, `.bin`, read by `torch.load` with
+`weights_only=True`, which runs no code of the file), a local folder as `save_pretrained` writes it, a timm model name
+(vision only) or the name of a repository on the Hub. Vision and BERT come first, then BLIP-2, which replaces its share.
 """
 
 import pickle
@@ -24,9 +24,21 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 
 from .modeling_mf2 import Branch, MF2Model
+from .source_names_mf2 import (
+    BRANCH_NO_PLACE,
+    HEADS,
+    TOWER_NO_PLACE,
+    VISION_IN_BLIP2,
+    VISION_PREFIX,
+    State,
+    bare_key,
+    branch_name,
+    no_place,
+    part_of,
+    qformer_names,
+    vision_name,
+)
 
-
-State = dict[str, torch.Tensor]
 
 @dataclass
 class ConversionReport:
@@ -44,7 +56,7 @@ class ConversionReport:
 
     def __str__(self) -> str:
         def parts(names: list[str]) -> str:
-            counts = Counter(f"{name.split('.')[0]} {_part(name)}" for name in names)
+            counts = Counter(f"{name.split('.')[0]} {part_of(name)}" for name in names)
             return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
 
         lines = [f"{self.source}: loaded {len(self.loaded)} tensors: {parts(self.loaded)}"]
@@ -75,8 +87,8 @@ def _read_file(path: Path) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"source: {path} cannot be read: it is damaged, or holds more than tensors, and code in a file is never run; "
-            f"re-save its tensors with safetensors ({str(error).splitlines()[0]})"
+            f"source: {path} cannot be read: it is damaged, or holds more than tensors (code in a file is never run); "
+            f"re-save its tensors with safetensors. {type(error).__name__}: {str(error)[:200]}"
         ) from error
     while nested := next((k for k in ("model", "state_dict", "module") if isinstance(state.get(k), dict)), None):
         state = state[nested]
@@ -116,7 +128,7 @@ def _check_config(source: str | Path, config: MF2QFormerConfig) -> None:
     if Path(source).is_file():
         return
     try:
-        theirs = AutoConfig.from_pretrained(str(source))
+        theirs = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError):  # weights without a config, or with one that transformers does not know
         return
     theirs = getattr(theirs, "qformer_config", theirs)
@@ -139,7 +151,7 @@ def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
         if name in read and read[name].shape != tensor.shape:
             plan.adapted[f"vision.backbone.{name}"] = f"{tuple(tensor.shape)} resized to {tuple(read[name].shape)}"
         elif name not in read and tensor.data_ptr() not in same_memory:
-            plan.unused[keys[name]] = _reason(name, _NO_PLACE_IN_TOWER) or "timm's reader of the backbone leaves it out"
+            plan.unused[keys[name]] = no_place(name, TOWER_NO_PLACE) or "timm's reader of the backbone leaves it out"
     for kind in ("weight", "bias"):  # timm names the final norm so in models that pool before it
         if f"norm.{kind}" in ours and f"norm.{kind}" not in read and f"fc_norm.{kind}" in read:
             read[f"norm.{kind}"] = read.pop(f"fc_norm.{kind}")
@@ -155,7 +167,7 @@ def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
             plan.copies[f"vision.backbone.{name}"] = key, tensor
         elif block and int(block[1]) >= depth > 0:
             plan.unused[key] = f"the tower has {depth} blocks"
-        elif reason := _reason(name, _NO_PLACE_IN_TOWER):
+        elif reason := no_place(name, TOWER_NO_PLACE):
             plan.unused[key] = reason
         else:
             plan.unknown.append(key)
@@ -182,29 +194,29 @@ def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_
     ours, config, named = module.state_dict(), module.qformer.config, {}
     for key in sorted(state, key=lambda key: "predictions.decoder." in key):  # tied, thus second
         name = branch_name(key)
-        if reason := _reason(re.sub(r"^[Qq]former\.", "", key), _NO_PLACE):
+        if reason := no_place(bare_key(key), BRANCH_NO_PLACE):
             plan.unused[key] = reason
         elif name in named:
             same = torch.equal(named[name][1], state[key])
             plan.unused[key] = f"{'same as' if same else 'differs from'} {named[name][0]}, which is taken"
         else:
             named[name] = key, state[key]
-    if types := named.pop("qformer.token_type_embeddings.weight", None):
-        # BERT adds row 0 to every token. Among the positions it does so without touching the tied language head.
-        key, positions = named["qformer.position_embeddings.weight"]
-        named["qformer.position_embeddings.weight"] = key, positions + types[1][0]
-        plan.unused[types[0]] = "row 0 is added to the positions, the others stand for further sentences"
     if copy_feed_forward:
         queries = {name.replace("text_feed", "query_feed"): found for name, found in named.items()}
         named = queries | named
-    depth = 1 + max((int(found[1]) for name in named if (found := re.match(r"qformer\.layers\.(\d+)", name))), default=-1)
+    layers = {found[1] for name in named if (found := re.match(r"qformer\.layers\.(\d+)\.", name))}
     width = named["qformer.norm.weight"][1].shape[0] if "qformer.norm.weight" in named else config.hidden_size
-    for size, theirs in (("num_hidden_layers", depth), ("hidden_size", width)):
-        if theirs != getattr(config, size) and depth:
+    for size, theirs in (("num_hidden_layers", len(layers)), ("hidden_size", width)):
+        if layers and theirs != getattr(config, size):
             raise ValueError(
                 f"{size}: {plan.source} has {theirs}, the model's {branch} branch {getattr(config, size)}; build the "
                 f"model with {size}={theirs} in {branch}_config"
             )
+    positions = named.get("qformer.position_embeddings.weight")
+    if positions and (types := named.pop("qformer.token_type_embeddings.weight", None)):
+        # BERT adds row 0 to every token. Among the positions it does so without touching the tied language head.
+        named["qformer.position_embeddings.weight"] = positions[0], positions[1].float() + types[1][0].float()
+        plan.unused[types[0]] = "row 0 is added to the positions, the others stand for further sentences"
     for name, (key, tensor) in named.items():
         if name not in ours:
             plan.unknown.append(key)
@@ -218,9 +230,9 @@ def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_
 @torch.no_grad()
 def _carry_out(plan: _Plan, mf2: MF2Model, scope: tuple[str, ...], optional: set[str]) -> ConversionReport:
     ours = {name: tensor for name, tensor in mf2.state_dict().items() if name.startswith(scope)}
-    begun = {(name.split(".")[0], _part(name)) for name in plan.copies}
+    begun = {(name.split(".")[0], part_of(name)) for name in plan.copies}
     missing = [name for name in ours if name not in plan.copies]
-    plan.fresh = [n for n in missing if _part(n) in optional and (n.split(".")[0], _part(n)) not in begun]
+    plan.fresh = [n for n in missing if part_of(n) in optional and (n.split(".")[0], part_of(n)) not in begun]
     problems = {
         "keys that nothing here is called after": list(dict.fromkeys(plan.unknown)),
         "tensors of ours that it does not fill": [name for name in missing if name not in set(plan.fresh)],
@@ -234,8 +246,8 @@ def _carry_out(plan: _Plan, mf2: MF2Model, scope: tuple[str, ...], optional: set
         raise ValueError(
             f"{plan.source} does not fit this model, which was left as it was."
             + "".join(f"\n  {len(names)} {what}: {_first(names)}" for what, names in problems.items() if names)
-            + "\nBuild the model with the source's sizes (vision_config, emo_config, au_config), or give a source in one "
-            "of the formats that modeling_mf2.convert_mf2 names."
+            + "\nBuild the model with the source's sizes (vision_config, emo_config, au_config), or give a source in "
+            "a format that modeling_mf2.convert_mf2 reads."
         )
     for name, (_, tensor) in plan.copies.items():
         ours[name].copy_(tensor)
@@ -253,8 +265,8 @@ def load_vision_weights(model: PreTrainedModel, source: str | Path) -> Conversio
         state = timm.create_model(str(source), pretrained=True).state_dict()
     else:
         state = read_weights(source)
-    if any(_VISION_PREFIX.match(key) for key in state):
-        plan.unused = {key: "not of a vision tower" for key in state if not _VISION_PREFIX.match(key)}
+    if any(VISION_PREFIX.match(key) for key in state):
+        plan.unused = {key: "not of a vision tower" for key in state if not VISION_PREFIX.match(key)}
     _plan_vision(plan, mf2.vision.backbone, {key: state[key] for key in state if key not in plan.unused})
     return _carry_out(plan, mf2, ("vision.",), {"final norm of the tower"})
 
@@ -268,7 +280,7 @@ def load_bert_weights(
     fresh, and so does the language head unless the source has one. Of a vocabulary one token short, `[DEC]` starts as
     the mean of all words.
     """
-    return _load_branches(_base(model), source, branches, {"cross attention", *_HEADS}, vision=False, bert=True)
+    return _load_branches(_base(model), source, branches, {"cross attention", *HEADS}, vision=False, bert=True)
 
 
 def load_blip2_weights(
@@ -277,10 +289,10 @@ def load_blip2_weights(
     """BLIP-2 into the tower (unless `vision=False`) and into all branches, or those named.
 
     From transformers: `Blip2ForImageTextRetrieval`, `Blip2ForConditionalGeneration` and kin, `Blip2QFormerModel`; from
-    LAVIS: the stage-1 file. What a source lacks stays as it was: text parts in a captioning model (load BERT first), the
-    frozen tower in a LAVIS file, the language head in transformers'. A branch with fewer queries takes the first.
+    LAVIS: the stage-1 file. What a source lacks stays as it was: a captioning model's text parts (load BERT first), a
+    LAVIS file's frozen tower, the language head of transformers. A branch with fewer queries takes the first.
     """
-    optional = {"vision tower", "final norm of the tower", "text embeddings", "text feed forward", *_HEADS}
+    optional = {"vision tower", "final norm of the tower", "text embeddings", "text feed forward", *HEADS}
     return _load_branches(_base(model), source, branches, optional, vision=vision, bert=False)
 
 
@@ -292,11 +304,11 @@ def _load_branches(
     for branch in branches:
         _check_config(source, mf2.branch(branch).qformer.config)
     plan, state = _Plan(str(source)), read_weights(source)
-    tower = {} if bert else {key: state.pop(key) for key in list(state) if _IN_BLIP2.match(key)}
+    tower = {} if bert else {key: state.pop(key) for key in list(state) if VISION_IN_BLIP2.match(key)}
     if vision and tower:
         _plan_vision(plan, mf2.vision.backbone, tower)
     else:
-        plan.unused |= {key: "vision=False" for key in tower}
+        plan.unused |= dict.fromkeys(tower, "vision=False")
     for branch in branches:
         _plan_branch(plan, mf2, branch, state, copy_feed_forward=bert)
     scope = tuple(f"{branch}_vl." for branch in branches) + (("vision.",) if vision else ())

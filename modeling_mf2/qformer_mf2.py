@@ -279,10 +279,11 @@ class MF2QFormer(PreTrainedModel):
             raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
         text = text_additive = query_additive = None
         if queries is not None:
-            queries = self.embed_queries(queries)
             batch = image.shape[0] if image is not None else image_key_values[0][0].shape[0]
-            if input_ids is not None or (self.training and self.config.hidden_dropout_prob > 0):
-                queries = _repeated(queries, batch)
+            dropout = max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob)
+            if input_ids is not None or (self.training and dropout > 0):
+                queries = _repeated(queries, batch)  # what is dropped differs from image to image
+            queries = self.embed_queries(queries)
         if input_ids is not None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             text = self.embed_text(input_ids, past)

@@ -1,6 +1,4 @@
-"""What other models call the parts of ours: pure functions from their names to MF²'s, and the names that have no place.
-
-"""
+"""What timm, BERT, BLIP-2 and LAVIS call the parts of ours: pure functions from their names to MF²'s."""
 
 import re
 
@@ -52,21 +50,24 @@ _VISION_RENAMES: Rules = (
     (r"\.layer_norm([12])\.", r".norm\1."),
     (r"^post_layernorm\.", "norm."),
 )
-_VISION_PREFIX = re.compile(r"^(?:(?:mf2\.)?(?:vision\.)?backbone\.|vision_model\.|visual_encoder\.|ln_(?=vision\.))")
-_IN_BLIP2 = re.compile(r"^(?:vision_model|visual_encoder|ln_vision)\.")
+VISION_PREFIX = re.compile(r"^(?:(?:mf2\.)?(?:vision\.)?backbone\.|vision_model\.|visual_encoder\.|ln_vision\.)")
+VISION_IN_BLIP2 = re.compile(r"^(?:vision_model|visual_encoder|ln_vision)\.")
 
-_NO_PLACE: Rules = (
+BRANCH_NO_PLACE: Rules = (
     (r"(?:^|\.)position_ids$", "counts positions, no weight"),
     (r"(?:^|\.)pooler\.", "pooled output, of which the Q-Former has none"),
     (r"^cls\.seq_relationship\.", "next-sentence head"),
     (r"^classifier\.", "classifier of another task"),
     (r"^(?:language_model|language_projection|(?:opt|t5|llm)_(?:model|proj))\.", "language model"),
 )
-_NO_PLACE_IN_TOWER: Rules = (
+TOWER_NO_PLACE: Rules = (
     (r"^(?:head|head_dist|fc|classifier|pre_logits|attn_pool|fc_norm|lm_head)\.", "classifier head"),
     (r"^mask_token$", "used in the source's pretraining only"),
     (r"(?:^|\.)(?:relative_position_index|attn_mask|k_bias|rope\..*|periods)$", "a constant the tower makes itself"),
 )
+
+# Parts of a branch that a source may lack altogether.
+HEADS = {"image projection", "text projection", "itm", "language", "queries", "temperature"}
 
 
 def _renamed(name: str, rules: Rules) -> str:
@@ -75,7 +76,8 @@ def _renamed(name: str, rules: Rules) -> str:
     return name
 
 
-def _reason(name: str, rules: Rules) -> str | None:
+def no_place(name: str, rules: Rules) -> str | None:
+    """Why a known name of theirs has no place here."""
     return next((reason for pattern, reason in rules if re.search(pattern, name)), None)
 
 
@@ -84,9 +86,13 @@ def qformer_names(state: State) -> State:
     return {_renamed(name, _QFORMER_RENAMES): tensor for name, tensor in state.items()}
 
 
+def bare_key(key: str) -> str:
+    return re.sub(r"^[Qq]former\.", "", key)
+
+
 def branch_name(key: str) -> str:
     """A key of BERT, of BLIP-2 in transformers or of LAVIS's stage 1 -> the name in an `MF2Branch`, if it has one."""
-    key = re.sub(r"^[Qq]former\.", "", key)
+    key = bare_key(key)
     name = _renamed(key, _HEAD_RENAMES)
     return name if name != key else "qformer." + _renamed(key, _QFORMER_RENAMES)
 
@@ -95,16 +101,13 @@ def vision_name(key: str) -> str:
     """A key of timm, of LAVIS's EVA, of `Blip2VisionModel` or of our own tower -> the name in the tower's backbone."""
     if key.startswith("ln_vision."):
         return "norm." + key.removeprefix("ln_vision.")
-    return _renamed(_VISION_PREFIX.sub("", key), _VISION_RENAMES)
+    return _renamed(VISION_PREFIX.sub("", key), _VISION_RENAMES)
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
     """What a tensor of ours belongs to. A source has all of a part, or none of it."""
     if name.startswith("vision."):
         return "final norm of the tower" if name.startswith("vision.backbone.norm.") else "vision tower"
     if found := re.search(r"cross_attention|text_feed_forward|(?<=heads\.)\w+|(?<=_vl\.)(?:queries|temperature)", name):
         return found[0].replace("_", " ")
     return "text embeddings" if re.search("(?:word|position)_embeddings", name) else "Q-Former"
-
-
-_HEADS = {"image projection", "text projection", "itm", "language", "queries", "temperature"}

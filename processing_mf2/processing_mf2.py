@@ -1,7 +1,7 @@
 """The one public door: raw images, captions and labels to a model's tensors, and its outputs back to named results."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, check_action_units, resolve_label_set
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
-from .captions_mf2 import split_au_caption
+from .captions_mf2 import KEY_AU_PROMPT, split_au_caption
 from .image_processing_mf2 import BatchFeature, MF2ImageProcessor
 from .image_reading_mf2 import flatten_images
 from .results_mf2 import named_results, resolve_thresholds
@@ -204,6 +204,19 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
                     f"one for each of {self.action_units} (an empty one where it is unknown)"
                 )
         return images
+
+    def caption_prompt(self, kind: Literal["emotion", "au", "key_au"] = "emotion") -> torch.Tensor:
+        """(1, length): what a caption of this kind starts with, for `MF2ForCaptioning.generate(input_ids=...)`."""
+        if kind not in ("emotion", "au", "key_au"):
+            raise ValueError(f"kind: got {kind!r}, expected 'emotion', 'au' or 'key_au'")
+        words = self.tokenizer(KEY_AU_PROMPT, add_special_tokens=False)["input_ids"] if kind == "key_au" else []
+        return torch.tensor([[self.tokenizer.bos_token_id, *words]])
+
+    def decode_captions(self, token_ids: torch.Tensor) -> list[Any]:
+        """Generated token ids (batch, ..., length) to texts, nested like them."""
+        if token_ids.ndim > 2:
+            return [self.decode_captions(row) for row in token_ids]
+        return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
     def post_process_face_analysis(
         self,

@@ -213,3 +213,17 @@ def test_images_and_texts_must_be_as_many(processor, images):
 def test_bad_settings_are_named(setting, message):
     with pytest.raises(ValueError, match=message):
         MF2Processor(image_room.MF2ImageProcessor(), build_tokenizer(), **setting)
+
+
+def test_prompts_start_a_caption_and_captions_are_read_back(processor):
+    tokenizer = processor.tokenizer
+    assert processor.caption_prompt().tolist() == processor.caption_prompt("au").tolist() == [[tokenizer.bos_token_id]]
+    prompt = processor.caption_prompt("key_au")
+    caption = RuleCaptioner("mfa").key_au_caption(LABELS[1], 0)
+    written = processor(text=[caption])["input_ids"][0]
+    assert written[1 : prompt.shape[1]].tolist() == prompt[0, 1:].tolist()
+    assert processor.decode_captions(written[None]) == [tokenizer.decode(written, skip_special_tokens=True)]
+    nested = processor.decode_captions(written.expand(2, 3, -1))
+    assert [len(row) for row in nested] == [3, 3] and nested[1][2] == processor.decode_captions(written[None])[0]
+    with pytest.raises(ValueError, match="'emotion', 'au' or 'key_au'"):
+        processor.caption_prompt("aus")

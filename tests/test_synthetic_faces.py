@@ -16,7 +16,7 @@ from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_tr
 from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, annotate, expression, subject
 
 
-GOLDEN = "ed281d5711953076"
+GOLDEN = "289056cfecb9c090"
 
 
 def checksum() -> str:
