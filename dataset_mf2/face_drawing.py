@@ -282,7 +282,7 @@ def draw_face(
     )
     face_width = scene.scale * size
     # Lips that press each other pale.
-    lips = mix(identity.lips, identity.skin, 0.5 * float(levels[DRAWABLE_AUS.index("AU24")]))
+    lips = mix(identity.lips, identity.skin, 0.65 * float(levels[DRAWABLE_AUS.index("AU24")]))
     identity = replace(identity, lips=lips)
     opening = float(landmarks[66, 1] - landmarks[62, 1])
     canvas = _Canvas(_stretched(scene.background, size), _fixed(curves))

@@ -1,12 +1,10 @@
 """Pretrained parts in: other models' weights into a built MF².
 
 Every key of a source and every tensor of ours is accounted for, in the report or in an error; after an error the model
-is as it was. A source is a local file (`.safetensors`; or `.pth`, `.pt`, `.bin`, read by `torch.load` with
-`weights_only=True`, which runs no code of the file), a local folder as `save_pretrained` writes it, a timm model name
-(vision only) or the name of a repository on the Hub. Vision and BERT come first, then BLIP-2, which replaces its share.
+is as it was. A source is anything that `read_weights` takes (a local file, of which no code is run; a folder; a name on
+the Hub), or for the tower a timm model name. Vision and BERT come first, then BLIP-2, which replaces its share.
 """
 
-import pickle
 import re
 import sys
 from collections import Counter
@@ -15,29 +13,24 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 
 from .modeling_mf2 import Branch, MF2Model
 from .source_names_mf2 import (
-    BRANCH_NO_PLACE,
     HEADS,
-    TOWER_NO_PLACE,
     VISION_IN_BLIP2,
     VISION_PREFIX,
-    State,
-    bare_key,
     branch_name,
-    no_place,
+    no_place_in_branch,
+    no_place_in_tower,
     part_of,
     qformer_names,
     vision_name,
 )
+from .weight_files_mf2 import State, read_weights
 
 
 @dataclass
@@ -79,41 +72,6 @@ def _first(names: list[str], number: int = 10) -> str:
     return ", ".join(names[:number]) + (f" ... ({len(names)} in all)" if len(names) > number else "")
 
 
-def _read_file(path: Path) -> State:
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"source: {path} cannot be read: it is damaged, or holds more than tensors (code in a file is never run); "
-            f"re-save its tensors with safetensors. {type(error).__name__}: {str(error)[:200]}"
-        ) from error
-    while nested := next((k for k in ("model", "state_dict", "module") if isinstance(state.get(k), dict)), None):
-        state = state[nested]
-    state = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    return state
-
-
-def read_weights(source: str | Path) -> State:
-    """The tensors of a local file, of a local folder or of a repository on the Hub, under the names they have there."""
-    path = Path(source)
-    if path.is_file():
-        return _read_file(path)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        raise ValueError(f"source: got {path}, which is no file; expected a file, a folder or a name on the Hub")
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    for name in names:
-        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
-            files = get_checkpoint_shard_files(str(source), found)[0] if name.endswith(".json") else [found]
-            return {key: value for file in files for key, value in _read_file(Path(file)).items()}
-    raise ValueError(f"source: {source} has no weights; expected one of {', '.join(names)}")
-
-
 def _base(model: PreTrainedModel) -> MF2Model:
     base = getattr(model, "base_model", None)
     if not isinstance(base, MF2Model):
@@ -143,6 +101,7 @@ def _check_config(source: str | Path, config: MF2QFormerConfig) -> None:
 def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
     """timm's own reader of an architecture resizes positions and renames old names; the rest is ours."""
     ours, keys = backbone.state_dict(), {vision_name(key): key for key in state}
+    plan.unknown += sorted(set(state) - set(keys.values()))  # two keys of one name
     given = {name: state[key] for name, key in keys.items()}
     reader = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     read = dict(reader(dict(given), backbone)) if reader is not None else dict(given)
@@ -151,7 +110,7 @@ def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
         if name in read and read[name].shape != tensor.shape:
             plan.adapted[f"vision.backbone.{name}"] = f"{tuple(tensor.shape)} resized to {tuple(read[name].shape)}"
         elif name not in read and tensor.data_ptr() not in same_memory:
-            plan.unused[keys[name]] = no_place(name, TOWER_NO_PLACE) or "timm's reader of the backbone leaves it out"
+            plan.unused[keys[name]] = no_place_in_tower(name) or "timm's reader of the backbone leaves it out"
     for kind in ("weight", "bias"):  # timm names the final norm so in models that pool before it
         if f"norm.{kind}" in ours and f"norm.{kind}" not in read and f"fc_norm.{kind}" in read:
             read[f"norm.{kind}"] = read.pop(f"fc_norm.{kind}")
@@ -167,7 +126,7 @@ def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
             plan.copies[f"vision.backbone.{name}"] = key, tensor
         elif block and int(block[1]) >= depth > 0:
             plan.unused[key] = f"the tower has {depth} blocks"
-        elif reason := no_place(name, TOWER_NO_PLACE):
+        elif reason := no_place_in_tower(name):
             plan.unused[key] = reason
         else:
             plan.unknown.append(key)
@@ -194,8 +153,10 @@ def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_
     ours, config, named = module.state_dict(), module.qformer.config, {}
     for key in sorted(state, key=lambda key: "predictions.decoder." in key):  # tied, thus second
         name = branch_name(key)
-        if reason := no_place(bare_key(key), BRANCH_NO_PLACE):
+        if reason := no_place_in_branch(key):
             plan.unused[key] = reason
+        elif name in named and "predictions.decoder." not in key:
+            plan.unknown.append(key)
         elif name in named:
             same = torch.equal(named[name][1], state[key])
             plan.unused[key] = f"{'same as' if same else 'differs from'} {named[name][0]}, which is taken"
@@ -268,7 +229,7 @@ def load_vision_weights(model: PreTrainedModel, source: str | Path) -> Conversio
     if any(VISION_PREFIX.match(key) for key in state):
         plan.unused = {key: "not of a vision tower" for key in state if not VISION_PREFIX.match(key)}
     _plan_vision(plan, mf2.vision.backbone, {key: state[key] for key in state if key not in plan.unused})
-    return _carry_out(plan, mf2, ("vision.",), {"final norm of the tower"})
+    return _carry_out(plan, mf2, ("vision.",), {"final norm"})
 
 
 def load_bert_weights(
@@ -292,7 +253,7 @@ def load_blip2_weights(
     LAVIS: the stage-1 file. What a source lacks stays as it was: a captioning model's text parts (load BERT first), a
     LAVIS file's frozen tower, the language head of transformers. A branch with fewer queries takes the first.
     """
-    optional = {"vision tower", "final norm of the tower", "text embeddings", "text feed forward", *HEADS}
+    optional = {"tower", "final norm", "text embeddings", "text feed forward", *HEADS}
     return _load_branches(_base(model), source, branches, optional, vision=vision, bert=False)
 
 
@@ -315,8 +276,4 @@ def _load_branches(
     return _carry_out(plan, mf2, scope, optional)
 
 
-__all__ = [
-    "ConversionReport",
-    *("branch_name", "load_bert_weights", "load_blip2_weights", "load_vision_weights"),
-    *("qformer_names", "read_weights", "vision_name"),
-]
+__all__ = ["ConversionReport", "load_bert_weights", "load_blip2_weights", "load_vision_weights", "qformer_names"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -83,6 +84,16 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["MF2QFormerLayer"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path}: model.safetensors is damaged or cut short ({error}); copy or "
+                "download the checkpoint again"
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -248,6 +259,7 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             image_tokens,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            return_dict=True,
         )
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
         parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
@@ -278,7 +290,7 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         r"""
         labels: `(batch,)` emotions or `(batch, AU)`, as `config.classification_target` says; -1 where unknown.
         """
-        read = self.mf2(pixel_values, landmarks, image_tokens)
+        read = self.mf2(pixel_values, landmarks, image_tokens, return_dict=True)
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
         loss = None
         if self.config.classification_target == "emotion":

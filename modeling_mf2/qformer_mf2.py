@@ -281,8 +281,10 @@ class MF2QFormer(PreTrainedModel):
         if queries is not None:
             batch = image.shape[0] if image is not None else image_key_values[0][0].shape[0]
             dropout = max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob)
-            if input_ids is not None or (self.training and dropout > 0):
-                queries = _repeated(queries, batch)  # what is dropped differs from image to image
+            # What is dropped differs from image to image, and what is returned has a row for each.
+            returned = output_hidden_states or output_attentions
+            if input_ids is not None or returned or (self.training and dropout > 0):
+                queries = _repeated(queries, batch)
             queries = self.embed_queries(queries)
         if input_ids is not None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0

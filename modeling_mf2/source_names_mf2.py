@@ -5,7 +5,6 @@ import re
 import torch
 
 
-State = dict[str, torch.Tensor]
 Rules = tuple[tuple[str, str], ...]
 
 _QFORMER_RENAMES: Rules = (
@@ -53,14 +52,14 @@ _VISION_RENAMES: Rules = (
 VISION_PREFIX = re.compile(r"^(?:(?:mf2\.)?(?:vision\.)?backbone\.|vision_model\.|visual_encoder\.|ln_vision\.)")
 VISION_IN_BLIP2 = re.compile(r"^(?:vision_model|visual_encoder|ln_vision)\.")
 
-BRANCH_NO_PLACE: Rules = (
+_NO_PLACE_IN_BRANCH: Rules = (
     (r"(?:^|\.)position_ids$", "counts positions, no weight"),
     (r"(?:^|\.)pooler\.", "pooled output, of which the Q-Former has none"),
     (r"^cls\.seq_relationship\.", "next-sentence head"),
     (r"^classifier\.", "classifier of another task"),
     (r"^(?:language_model|language_projection|(?:opt|t5|llm)_(?:model|proj))\.", "language model"),
 )
-TOWER_NO_PLACE: Rules = (
+_NO_PLACE_IN_TOWER: Rules = (
     (r"^(?:head|head_dist|fc|classifier|pre_logits|attn_pool|fc_norm|lm_head)\.", "classifier head"),
     (r"^mask_token$", "used in the source's pretraining only"),
     (r"(?:^|\.)(?:relative_position_index|attn_mask|k_bias|rope\..*|periods)$", "a constant the tower makes itself"),
@@ -76,23 +75,28 @@ def _renamed(name: str, rules: Rules) -> str:
     return name
 
 
-def no_place(name: str, rules: Rules) -> str | None:
-    """Why a known name of theirs has no place here."""
-    return next((reason for pattern, reason in rules if re.search(pattern, name)), None)
+def _bare(key: str) -> str:
+    return re.sub(r"^[Qq]former\.", "", key)
 
 
-def qformer_names(state: State) -> State:
+def no_place_in_branch(key: str) -> str | None:
+    """Why a key that is known has no place in an `MF2Branch`."""
+    key = _bare(key)
+    return next((reason for pattern, reason in _NO_PLACE_IN_BRANCH if re.search(pattern, key)), None)
+
+
+def no_place_in_tower(name: str) -> str | None:
+    return next((reason for pattern, reason in _NO_PLACE_IN_TOWER if re.search(pattern, name)), None)
+
+
+def qformer_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Names of `Blip2QFormerModel` (and of LAVIS's Q-Former without its `bert.`) -> names of `MF2QFormer`."""
     return {_renamed(name, _QFORMER_RENAMES): tensor for name, tensor in state.items()}
 
 
-def bare_key(key: str) -> str:
-    return re.sub(r"^[Qq]former\.", "", key)
-
-
 def branch_name(key: str) -> str:
     """A key of BERT, of BLIP-2 in transformers or of LAVIS's stage 1 -> the name in an `MF2Branch`, if it has one."""
-    key = bare_key(key)
+    key = _bare(key)
     name = _renamed(key, _HEAD_RENAMES)
     return name if name != key else "qformer." + _renamed(key, _QFORMER_RENAMES)
 
@@ -107,7 +111,7 @@ def vision_name(key: str) -> str:
 def part_of(name: str) -> str:
     """What a tensor of ours belongs to. A source has all of a part, or none of it."""
     if name.startswith("vision."):
-        return "final norm of the tower" if name.startswith("vision.backbone.norm.") else "vision tower"
+        return "final norm" if name.startswith("vision.backbone.norm.") else "tower"
     if found := re.search(r"cross_attention|text_feed_forward|(?<=heads\.)\w+|(?<=_vl\.)(?:queries|temperature)", name):
         return found[0].replace("_", " ")
     return "text embeddings" if re.search("(?:word|position)_embeddings", name) else "Q-Former"

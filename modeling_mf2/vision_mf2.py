@@ -115,7 +115,6 @@ class MF2VisionTower(PreTrainedModel):
             # A backbone initialises itself; transformers' generic rule would wipe that.
             parameter._is_hf_initialized = not parameter.is_meta
         if config.frozen:
-            self.requires_grad_(False)
             self.eval()
         self.post_init()
 
@@ -144,6 +143,9 @@ class MF2VisionTower(PreTrainedModel):
             module.init_non_persistent_buffers()
 
     def train(self, mode: bool = True) -> "MF2VisionTower":
+        if self.config.frozen:
+            # Here, because from_pretrained makes new parameters, which want gradients, and then calls eval().
+            self.requires_grad_(False)
         return super().train(mode and not self.config.frozen)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:

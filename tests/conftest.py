@@ -78,7 +78,7 @@ def tiny_batch(config: MF2Config, rows: int = 4, seed: int = 0) -> dict[str, tor
     batch["input_ids"], batch["attention_mask"] = captions((rows, 7), generator)
     batch["au_input_ids"], batch["au_attention_mask"] = captions((rows, units, 5), generator)
     batch["key_au_input_ids"], batch["key_au_attention_mask"] = captions((rows, 8), generator)
-    batch["au_labels"][0, 0] = -1
+    batch["au_labels"][0, :1] = -1
     batch["emotion_labels"][-1] = -1
     return batch
 

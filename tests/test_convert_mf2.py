@@ -1,6 +1,5 @@
 """Sources are small models of the real libraries, saved as those save them; outputs, not names, are compared."""
 
-import pickle
 import re
 
 import pytest
@@ -21,7 +20,8 @@ from transformers import (
 
 from configuration_mf2.configuration_mf2 import MF2Config
 from modeling_mf2 import MF2ForFaceAnalysis, MF2Model
-from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights, read_weights
+from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
+from modeling_mf2.weight_files_mf2 import read_weights
 
 
 WORDS, WIDTH, QUERIES = 40, 32, 6
@@ -453,27 +453,7 @@ def test_a_bert_of_another_size_is_refused(field, value, message, saved):
     assert_unchanged(model, before)
 
 
-class Boom:
-    def __reduce__(self):
-        return print, ("a file ran code",)
-
-
-def test_code_in_a_file_never_runs(tmp_path, capsys):
-    (tmp_path / "plain.bin").write_bytes(pickle.dumps({"bert.pooler.dense.weight": Boom()}))
-    torch.save({"model": {}, "args": Boom()}, tmp_path / "torch.pth")
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    for name in ("plain.bin", "torch.pth", "cut.safetensors", "empty.pt"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read.*code in a file is never run"):
-            load_bert_weights(mf2(), tmp_path / name)
-    assert "ran code" not in capsys.readouterr().out
-
-
-def test_a_source_or_a_model_that_cannot_be(tmp_path, saved):
-    with pytest.raises(ValueError, match="is no file"):
-        read_weights(tmp_path / "gone.pth")
-    with pytest.raises(ValueError, match="has no weights"):
-        read_weights(tmp_path)
+def test_a_model_or_a_branch_that_cannot_be(saved):
     with pytest.raises(ValueError, match="expected MF2Model"):
         load_bert_weights(torch.nn.Linear(1, 1), saved / "bert")
     with torch.device("meta"):
@@ -482,3 +462,9 @@ def test_a_source_or_a_model_that_cannot_be(tmp_path, saved):
         load_bert_weights(model, saved / "bert")
     with pytest.raises(ValueError, match="branch: got 'both'"):
         load_bert_weights(mf2(), saved / "bert", branches=("both",))
+
+
+def test_a_source_of_another_kind_is_refused(saved):
+    for load, source in ((load_vision_weights, "bert"), (load_bert_weights, "blip2"), (load_blip2_weights, "bert")):
+        with pytest.raises(ValueError, match="does not fit this model, which was left as it was"):
+            load(mf2(), saved / source)

@@ -98,15 +98,18 @@ def speed(n: int, figures: dict[str, float]) -> None:
 
 
 def two_processes(n: int, figures: dict[str, float]) -> None:
-    """One process's CPU-seconds over those on the longest path of two: the parent's and half of its two children's."""
-    path = {}
-    for processes in (None, 2):
+    """One process's CPU-seconds over those on the longest path of two: the parent's and half of its two children's.
+
+    The best of three rounds each: two busy cores slow each other down.
+    """
+    path: dict[int | None, list[float]] = {None: [], 2: []}
+    for processes in (None, 2) * 3:
         with tempfile.TemporaryDirectory() as folder:
             start = _own_and_children()
             MFASynthetic(n, seed=1, cache_dir=folder, num_proc=processes)
             own, children = (now - then for now, then in zip(_own_and_children(), start, strict=True))
-            path[processes] = own + children / 2
-    figures["two_process_speedup"] = path[None] / path[2]
+            path[processes].append(own + children / 2)
+    figures["two_process_speedup"] = min(path[None]) / min(path[2])
 
 
 def _own_and_children() -> tuple[float, float]:
@@ -275,7 +278,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     speed(64 if quick else 800, figures)
-    two_processes(256 if quick else 4000, figures)
+    two_processes(256 if quick else 3000, figures)
     streamed_memory(200 if quick else 20_000, figures)
     trained, tested = (10 * FRAMES_PER_SUBJECT, 6 * FRAMES_PER_SUBJECT) if quick else (6400, 1600)
     faces = draw_faces(trained + tested)

@@ -1,0 +1,396 @@
+import math
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from configuration_mf2.configuration_mf2 import LOSSES, MF2Config
+from modeling_mf2 import MF2ForPreTraining
+
+
+LABELS = ("au_labels", "emotion_labels")
+CAPTIONS = {
+    "emo": ("input_ids", "attention_mask"),
+    "key_au": ("key_au_input_ids", "key_au_attention_mask"),
+    "au": ("au_input_ids", "au_attention_mask"),
+}
+
+
+@pytest.fixture
+def build(make_config, shaken):
+    def build(tower="conv", **fields):
+        torch.manual_seed(0)
+        return shaken(MF2ForPreTraining(make_config(tower, **fields))).eval()
+
+    return build
+
+
+def rows_of(batch, rows):
+    return {name: value[rows] for name, value in batch.items()}
+
+
+def parts(output):
+    return {name: output[name] for name in LOSSES if getattr(output, name) is not None}
+
+
+def assert_equal_parts(found, expected, tolerance=2e-5):
+    assert parts(found).keys() == parts(expected).keys()
+    for name, value in parts(expected).items():
+        assert found[name].item() == pytest.approx(value.item(), abs=tolerance), name
+
+
+@pytest.mark.parametrize("tower", ["conv", "vit"])
+def test_every_loss_stands_in_the_output(build, make_batch, tower):
+    model = build(tower)
+    read = model(**make_batch(model.config))
+    assert tuple(parts(read)) == LOSSES
+    assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in parts(read).values())
+    torch.testing.assert_close(read.loss, sum(parts(read).values()))
+    assert read.emotion_logits.shape == (4, 3) and read.au_logits.shape == (4, 3)
+
+
+def test_loss_is_the_weighted_sum(build, make_batch):
+    loss_weights = {name: 0.5 + index for index, name in enumerate(LOSSES[:-1])}
+    model = build(loss_weights=loss_weights)
+    read = model(**make_batch(model.config))
+    expected = sum(weight * read[name] for name, weight in loss_weights.items()) + read.emotion
+    torch.testing.assert_close(read.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "missing"),
+    [
+        (CAPTIONS["emo"], {"itc_emo", "itm_emo", "itg_emo"}),
+        (CAPTIONS["key_au"], {"itg_key_au"}),
+        (CAPTIONS["au"], {"itc_au", "itm_au", "itg_au"}),
+        (("au_labels",), {"au"}),
+        (("emotion_labels",), {"emotion"}),
+        ((*CAPTIONS["emo"], *CAPTIONS["key_au"], *CAPTIONS["au"], *LABELS), set(LOSSES)),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_loss_is_none_where_its_input_is_missing(build, make_batch, left_out, missing):
+    model = build()
+    batch = make_batch(model.config)
+    everything = model(**batch)
+    read = model(**{name: value for name, value in batch.items() if name not in left_out})
+    assert set(parts(read)) == set(LOSSES) - missing
+    assert (read.loss is None) == (missing == set(LOSSES))
+    for name, value in parts(read).items():
+        assert torch.equal(value, everything[name]), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"use_au_branch": False}, {"itc_au", "itm_au", "itg_au"}),
+        ({"use_emo_branch": False}, {"itc_emo", "itm_emo", "itg_emo", "itg_key_au"}),
+        ({"emotions": []}, {"emotion"}),
+        ({"action_units": [], "use_au_branch": False}, {"itc_au", "itm_au", "itg_au", "au"}),
+    ],
+    ids=str,
+)
+def test_a_loss_is_none_where_its_branch_or_label_is_missing(build, make_batch, fields, missing):
+    model = build(**fields)
+    read = model(**make_batch(model.config))
+    assert set(parts(read)) == set(LOSSES) - missing and read.loss.isfinite()
+
+
+def test_a_mask_of_ones_is_the_default(build, make_batch):
+    model = build()
+    batch = make_batch(model.config)
+    for _, mask in CAPTIONS.values():
+        batch[mask] = torch.ones_like(batch[mask])
+    assert_equal_parts(
+        model(**{name: value for name, value in batch.items() if "mask" not in name}), model(**batch), 0
+    )
+
+
+def align_by_loop(model, name, batch):
+    """ITC, ITM and ITG of one branch, a pair at a time, with no padding and nothing shared between passes."""
+    base, units = model.mf2, 1 if name == "emo" else len(model.config.action_units)
+    branch, tokens = base.branch(name), base.vision(batch["pixel_values"])
+    image = base.branch_image(name, tokens, batch["landmarks"])
+    ids, mask = (batch[field].flatten(0, -2) for field in CAPTIONS[name])
+    texts = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
+    rows, temperature = range(len(texts)), branch.temperature.item()
+    known = [i for i in rows if len(texts[i])]
+
+    def queries(row):
+        return branch.queries + (base.au_embedding[row % units] if name == "au" else 0)
+
+    def similarity(i, j):
+        read = branch.qformer(queries=queries(i), image=image[i : i + 1]).query_states
+        text = branch.qformer(input_ids=texts[j][None], mode="unimodal").text_states
+        return (branch.heads.image_features(read) @ branch.heads.text_features(text).T).max().item() / temperature
+
+    def match_loss(i, j, target):
+        read = branch.qformer(queries=queries(i), image=image[i : i + 1], input_ids=texts[j][None], mode="two_way")
+        logits = branch.heads.itm(read.query_states).mean(1)
+        return torch.nn.functional.cross_entropy(logits, torch.tensor([target])).item()
+
+    pairs = {(i, j): similarity(i, j) for i in known for j in known}
+    itc, itm, itg = [], [], []
+    for i in known:
+        others = [j for j in known if texts[j].tolist() != texts[i].tolist()]
+        of_image = math.log(sum(math.exp(pairs[i, j] - pairs[i, i]) for j in [i, *others]))
+        of_text = math.log(sum(math.exp(pairs[j, i] - pairs[i, i]) for j in [i, *others]))
+        itc.append((of_image + of_text) / 2)
+        itm.append(match_loss(i, i, 1))
+        if others:
+            itm.append(match_loss(max(others, key=lambda j: pairs[j, i]), i, 0))
+            itm.append(match_loss(i, max(others, key=lambda j: pairs[i, j]), 0))
+        started = texts[i].clone()
+        started[0] = 5
+        one_pass = branch.qformer(
+            queries=queries(i), image=image[i : i + 1], input_ids=started[None], mode="causal"
+        ).text_states
+        losses = torch.nn.functional.cross_entropy(
+            branch.language_logits(one_pass)[0, :-1], started[1:], reduction="none"
+        )
+        itg += losses.tolist()
+    return {
+        kind: sum(values) / len(values) if values else 0.0
+        for kind, values in ((f"itc_{name}", itc), (f"itm_{name}", itm), (f"itg_{name}", itg))
+    }
+
+
+@pytest.mark.parametrize("name", ["emo", "au"])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_alignment_against_a_loop_over_pairs(build, make_batch, name, rows):
+    model = build()
+    batch = make_batch(model.config, rows)
+    ids, mask = CAPTIONS[name]
+    if rows > 1:  # equal captions, one of them padded otherwise
+        batch[ids][-1], batch[mask][-1] = batch[ids][0], batch[mask][0]
+        batch[ids][-1] += 7 * (1 - batch[mask][-1])
+    if rows == 5:  # no caption
+        batch[mask][2] = 0
+    with torch.no_grad():
+        expected, found = align_by_loop(model, name, batch), model(**batch)
+    for loss, value in expected.items():
+        assert found[loss].item() == pytest.approx(value, abs=1e-4), loss
+
+
+def test_key_au_captions_are_written_by_the_emotion_branch(build, make_batch):
+    model = build()
+    batch = make_batch(model.config)
+    swapped = {**batch, "input_ids": batch["key_au_input_ids"], "attention_mask": batch["key_au_attention_mask"]}
+    assert torch.equal(model(**swapped).itg_emo, model(**batch).itg_key_au)
+
+
+def test_equal_captions_are_told_apart_by_nobody(build, make_batch):
+    model = build()
+    batch = make_batch(model.config)
+    for names in CAPTIONS.values():
+        for name in names:
+            first = batch[name].flatten(0, -2)[:1]
+            batch[name] = first.expand(batch[name].shape[:-1].numel(), -1).reshape(batch[name].shape).clone()
+    read = model(**batch)
+    assert read.itc_emo.item() == 0 and read.itc_au.item() == 0
+    assert read.itm_emo > 0 and read.itm_au > 0 and read.loss.isfinite()
+    read.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_batch_of_one(build, make_batch, training):
+    model = build().train(training)
+    batch = make_batch(model.config, 1)
+    read = model(**batch)
+    assert read.itc_emo.item() == 0 and read.itm_emo > 0 and read.itc_au > 0
+    assert all(loss.isfinite() for loss in parts(read).values())
+    read.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_row_without_captions_and_labels_counts_nothing(build, make_batch):
+    model = build()
+    batch = make_batch(model.config)
+    without = rows_of(batch, [0, 1, 3])
+    for _, mask in CAPTIONS.values():
+        batch[mask][2] = 0
+    for name in LABELS:
+        batch[name][2] = -1
+    assert_equal_parts(model(**batch), model(**without))
+    model(**batch).loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model(**without).loss.backward()
+    for name, expected in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_known_is_zero_and_not_nan(build, make_batch, training):
+    model = build().train(training)
+    batch = make_batch(model.config)
+    for _, mask in CAPTIONS.values():
+        batch[mask].zero_()
+    for name in LABELS:
+        batch[name].fill_(-1)
+    read = model(**batch)
+    assert tuple(parts(read)) == LOSSES and all(loss.item() == 0 for loss in parts(read).values())
+    read.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or not parameter.grad.any(), name
+
+
+def test_an_action_unit_without_a_sentence_counts_nothing(build, make_batch):
+    model = build()
+    batch = make_batch(model.config)
+    batch["au_attention_mask"][:, 1] = 0
+    other = {**batch, "au_input_ids": batch["au_input_ids"].clone()}
+    other["au_input_ids"][:, 1] = 9
+    assert_equal_parts(model(**other), model(**batch), 0)
+
+
+@pytest.mark.parametrize("tower", ["conv", "vit"])
+def test_gradient_reaches_every_trainable_parameter(build, make_batch, tower):
+    model = build(tower, vision={"frozen": False})
+    model(**make_batch(model.config)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # A bias of keys shifts all scores of a row alike, so softmax gives it no gradient.
+        assert parameter.grad.any() or "k_proj.bias" in name, name
+
+
+def test_frozen_tower_gets_no_gradient(build, make_batch):
+    model = build().train()
+    model(**make_batch(model.config)).loss.backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == (".vision." in name), name
+
+
+def test_checkpointing_changes_no_gradient(build, make_batch):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(vision={"frozen": False}).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(1)
+        model(**make_batch(model.config)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_evaluation_is_deterministic_and_training_draws_its_negatives(build, make_batch):
+    model = build()
+    model.mf2.au_vl.temperature.data.fill_(1.0)
+    batch = make_batch(model.config)
+    losses = {True: set(), False: set()}
+    for training in (True, False):
+        model.train(training)
+        for seed in range(4):
+            torch.manual_seed(seed)
+            losses[training].add(model(**batch).itm_au.item())
+    assert len(losses[False]) == 1 and len(losses[True]) > 1
+
+
+def test_each_branch_reads_its_image_once(build, make_batch):
+    """Tower once; a Q-Former four times: the images, the texts, the pairs, the writing; and once for key-AU captions."""
+    model = build()
+    calls = {"vision": 0, "emo_vl": 0, "au_vl": 0}
+    for name, module in (
+        ("vision", model.mf2.vision),
+        ("emo_vl", model.mf2.emo_vl.qformer),
+        ("au_vl", model.mf2.au_vl.qformer),
+    ):
+
+        def count(*_, name=name):
+            calls[name] += 1
+
+        module.register_forward_hook(count)
+    model(**make_batch(model.config))
+    assert calls == {"vision": 1, "emo_vl": 5, "au_vl": 4}
+
+
+def test_sentences_of_other_action_units_are_an_error(build, make_batch):
+    model = build()
+    batch = make_batch(model.config)
+    batch["au_input_ids"] = batch["au_input_ids"][:, :2]
+    with pytest.raises(ValueError, match=r"au_input_ids: got \(4, 2, 5\), expected \(batch, AU, length\) .*\(4, 3\)"):
+        model(**batch)
+
+
+def test_four_samples_are_learned(make_config, make_batch):
+    model = MF2ForPreTraining(make_config(initializer_range=0.02)).train()
+    batch = make_batch(model.config)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    first = None
+    for _ in range(60):
+        read = model(**batch)
+        first = first or {name: value.item() for name, value in parts(read).items()}
+        optimizer.zero_grad()
+        read.loss.backward()
+        optimizer.step()
+    model.eval()
+    last = parts(model(**batch))
+    assert sum(last.values()) < sum(first.values()) / 2
+    for name in ("itc_emo", "itg_emo", "itg_key_au", "itg_au", "au", "emotion"):
+        assert last[name] < first[name] / 2, name
+
+
+def _process(rank, folder):
+    """One of two processes: its own half of the batch, as DDP trains it."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    given = torch.load(f"{folder}/given.pt")
+    model = MF2ForPreTraining(MF2Config.from_dict(given["config"])).eval()
+    model.load_state_dict(given["state"])
+    read = torch.nn.parallel.DistributedDataParallel(model)(**given["halves"][rank])
+    read.loss.backward()
+    with torch.no_grad():
+        alone = model(**given["halves"][rank])
+    torch.save(
+        {
+            "losses": {name: value.item() for name, value in parts(read).items()},
+            "without_gradient": {name: value.item() for name, value in parts(alone).items()},
+            "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+        },
+        f"{folder}/{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(build, make_batch, tmp_path):
+    """Losses and averaged gradients, with captions, lengths and labels that the processes know unevenly."""
+    model = build(au_class_weights=[1.0, 2.0, 0.5])
+    batch = make_batch(model.config, 6)
+    batch["attention_mask"][4] = 0
+    batch["key_au_attention_mask"][[0, 1, 5]] = 0
+    batch["au_attention_mask"][[0, 3], [1, 2]] = 0
+    batch["au_attention_mask"][5] = 0
+    batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][0], batch["attention_mask"][0]
+    for ids, mask in CAPTIONS.values():  # short captions in the second half, which is then cut
+        batch[mask][3:, ..., 4:] = 0
+        batch[ids][:3] *= batch[mask][:3]
+        batch[ids][:3] += 9 * (1 - batch[mask][:3])
+    batch["input_ids"][0, 4:], batch["attention_mask"][0, 4:] = 9, 0  # equal to row 3, in the other process
+    batch["au_labels"][3:, :2] = -1
+    batch["emotion_labels"][:2] = -1
+    halves = [rows_of(batch, slice(0, 3)), rows_of(batch, slice(3, 6))]
+    for ids, mask in CAPTIONS.values():
+        halves[1][ids], halves[1][mask] = halves[1][ids][..., :4], halves[1][mask][..., :4]
+    given = {"config": model.config.to_dict(), "state": model.state_dict(), "halves": halves}
+    torch.save(given, tmp_path / "given.pt")
+    workers = torch.multiprocessing.start_processes(
+        _process, args=(str(tmp_path),), nprocs=2, join=False, start_method="spawn"
+    )
+    joined = model(**batch)
+    joined.loss.backward()
+    while not workers.join():
+        pass
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name, value in parts(joined).items():
+        for kind in ("losses", "without_gradient"):
+            mean = (found[0][kind][name] + found[1][kind][name]) / 2
+            assert mean == pytest.approx(value.item(), abs=2e-5), (kind, name)
+    assert found[0]["losses"]["itg_key_au"] != found[1]["losses"]["itg_key_au"]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            for half in found:
+                torch.testing.assert_close(half["gradients"][name], parameter.grad, rtol=1e-3, atol=2e-5, msg=name)
