@@ -159,6 +159,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     region_grid (`int`): an AU's centre is read on a square grid of this many points a side; every AU has two centres.
     region_window (`float`): side of that grid, in inner-ocular distances.
     initial_temperature (`float`): of the contrastive loss (the paper's Table VI); learned from there.
+    emo_pair_share, au_pair_share (`float`): share of a batch's pairs, drawn anew each step, that ITM and ITG take while
+        training; ITC takes all.
     loss_weights (`dict`): what each loss of [`MF2ForPreTraining`] counts; a name left out counts 1.
     au_class_weights (`list`): one factor an AU on its classification loss, against imbalance (VL-FAU, equation 8).
     au_thresholds (`list`): one an AU, tuned on validation data; 0.5 unless given.
@@ -186,6 +188,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     region_grid: int = 3
     region_window: float | int = 1.0
     initial_temperature: float | int = 0.07
+    emo_pair_share: float | int = 1.0
+    au_pair_share: float | int = 1.0
     loss_weights: dict[str, float | int] = dataclasses.field(default_factory=dict)
     au_class_weights: list[float] | tuple[float, ...] | None = None
     au_thresholds: list[float] | tuple[float, ...] | None = None
@@ -294,6 +298,9 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
             )
 
     def validate_losses(self) -> None:
+        for field in ("emo_pair_share", "au_pair_share"):
+            if not 0 < getattr(self, field) <= 1:
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected a share above 0, at most 1")
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         if unknown:
             raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")

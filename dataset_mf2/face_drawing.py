@@ -172,8 +172,7 @@ def _draw_eyes(canvas: _Canvas, identity: Identity, pupils: np.ndarray, gaze: np
 
 def _draw_mouth_inside(canvas: _Canvas, opening: float, face_width: float) -> None:
     upper, lower = canvas.curve("upper_lip_inner"), canvas.curve("lower_lip_inner")
-    hole = np.concatenate([upper, lower])
-    canvas.fill((52, 18, 22), hole)
+    canvas.fill((52, 18, 22), np.concatenate([upper, lower]))
     if opening > 0.012 * face_width:
         drop = np.array([0, round(16 * min(0.55 * opening, 0.026 * face_width))], np.int32)
         canvas.fill((232, 226, 214), np.concatenate([upper[2:-2], (upper[2:-2] + drop)[::-1]]))

@@ -1,6 +1,6 @@
 """Contact sheets of the synthetic faces, as PNG files.
 
-python examples/synthetic_gallery.py [--out gallery] [--size 160] [--subjects 6]
+python examples/synthetic_gallery.py [--out outputs/gallery] [--size 160] [--subjects 6]
 """
 
 import argparse
@@ -53,7 +53,7 @@ def action_unit_rows(subjects: int, size: int, strength: float) -> list[list[np.
 
 def main(argv: list[str] | None = None) -> list[Path]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gallery"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/gallery"))
     parser.add_argument("--size", type=int, default=160, help="pixels a face")
     parser.add_argument("--subjects", type=int, default=6)
     arguments = parser.parse_args(argv)

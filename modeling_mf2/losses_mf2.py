@@ -21,7 +21,10 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() == 1:
         return tensor
     if tensor.is_floating_point() and tensor.requires_grad:
-        return torch.cat(all_gather(tensor.contiguous()))
+        gathered = torch.cat(all_gather(tensor.contiguous()))
+        # The backward of all_gather reads a gradient's memory as it lies: a transposed one would arrive scrambled.
+        gathered.register_hook(lambda gradient: gradient.contiguous())
+        return gathered
     rows = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(rows, tensor.contiguous())
     return torch.cat(rows)
@@ -57,6 +60,14 @@ def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     powers = [pow(0x9E3779B97F4A7C15, position + 1, 2**64) for position in range(input_ids.shape[-1])]
     signed = [power - 2**64 if power >= 2**63 else power for power in powers]
     return ((input_ids + 1) * mask.long() * torch.tensor(signed, device=input_ids.device)).sum(dim=-1)
+
+
+def first_of_equals(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows of the first of each kind, which of these every row equals): `keys[first][place] == keys`."""
+    kinds, place = torch.unique(keys, return_inverse=True)
+    rows = torch.arange(len(keys), device=keys.device)
+    first = torch.full((len(kinds),), len(keys), device=keys.device).scatter_reduce(0, place, rows, "amin")
+    return first, place
 
 
 def image_text_similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from .heads_mf2 import MF2Classifiers
 from .losses_mf2 import (
     allowed_negatives,
     caption_keys,
+    first_of_equals,
     gather,
     gather_offset,
     hard_negatives,
@@ -68,22 +69,33 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         valid = mask.any(dim=1)
         keys = caption_keys(input_ids, mask)
         image_features = branch.heads.image_features(read.query_states)
-        text_features = branch.text_features(input_ids, mask)
+        first, place = first_of_equals(keys)  # many AUs are at rest: equal sentences are read once
+        text_features = branch.text_features(input_ids[first], mask[first])[place]
         image_to_text = image_text_similarity(image_features, gather(text_features))
         text_to_image = image_text_similarity(gather(image_features), text_features).T
         negatives = allowed_negatives(keys, gather(keys), gather(valid))
         temperature = branch.temperature.clamp_min(1e-3)
-        wrong_text, text_found = hard_negatives(image_to_text, negatives, temperature, sample=self.training)
-        wrong_image, image_found = hard_negatives(text_to_image, negatives, temperature, sample=self.training)
-        match_logits = self._match(name, read, image, input_ids, mask, wrong_image, wrong_text)
-        matched = torch.arange(3, device=mask.device).eq(0).long().repeat_interleave(len(mask))
+        contrast = itc_loss(image_to_text, text_to_image, temperature, negatives, valid, gather_offset(len(valid)))
+
+        rows = self._pair_rows(name, len(valid))
+        picked = (negatives[rows], temperature, self.training)
+        wrong_text, text_found = hard_negatives(image_to_text[rows], *picked)
+        wrong_image, image_found = hard_negatives(text_to_image[rows], *picked)
+        match_logits = self._match(name, read, image, input_ids, mask, rows, wrong_image, wrong_text)
+        matched = torch.arange(3, device=mask.device).eq(0).long().repeat_interleave(len(wrong_text))
+        match_valid = torch.cat([valid[rows], valid[rows] & image_found, valid[rows] & text_found])
         return {
-            f"itc_{name}": itc_loss(
-                image_to_text, text_to_image, temperature, negatives, valid, gather_offset(len(valid))
-            ),
-            f"itm_{name}": itm_loss(match_logits, matched, torch.cat([valid, valid & image_found, valid & text_found])),
-            f"itg_{name}": self._write(branch, read, input_ids, mask),
+            f"itc_{name}": contrast,
+            f"itm_{name}": itm_loss(match_logits, matched, match_valid),
+            f"itg_{name}": self._write(branch, read, input_ids, mask, rows),
         }
+
+    def _pair_rows(self, name: Branch, count: int) -> torch.Tensor:
+        """The pairs that ITM and ITG take this time; while training a share of them, drawn anew."""
+        share = self.config.emo_pair_share if name == "emo" else self.config.au_pair_share
+        if share == 1 or not self.training:
+            return torch.arange(count, device=self.device)
+        return torch.randperm(count, device=self.device)[: max(1, round(share * count))]
 
     def _match(
         self,
@@ -92,38 +104,43 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image: torch.Tensor,
         input_ids: torch.Tensor,
         mask: torch.Tensor,
+        rows: torch.Tensor,
         wrong_image: torch.Tensor,
         wrong_text: torch.Tensor,
     ) -> torch.Tensor:
         """Logits (3 * rows, queries, 2) of each pair, each text with a wrong image, each image with a wrong text."""
         branch, queries = self.mf2.branch(name), self.mf2.branch_queries(name)
         if world_size() == 1:
-            wrong = [[states[wrong_image] for states in pair] for pair in read.image_key_values]
-        else:
-            wrong = branch.qformer.image_key_values(gather(image)[wrong_image])
-        image_key_values = tuple(
-            tuple(torch.cat([own, other, own]) for own, other in zip(*pairs, strict=True))
-            for pairs in zip(read.image_key_values, wrong, strict=True)
-        )
-        own = torch.arange(len(mask), device=mask.device)
+            images = torch.cat([rows, wrong_image, rows])
+            image_key_values = tuple((keys[images], values[images]) for keys, values in read.image_key_values)
+        else:  # the wrong image may be another process's: its keys and values are computed here
+            others = branch.qformer.image_key_values(gather(image)[wrong_image])
+            image_key_values = tuple(
+                tuple(torch.cat([own[rows], other, own[rows]]) for own, other in zip(*pairs, strict=True))
+                for pairs in zip(read.image_key_values, others, strict=True)
+            )
         states = branch.qformer(
-            queries=queries[torch.cat([own, wrong_image, own]) % len(queries)],
-            input_ids=torch.cat([input_ids, input_ids, gather(input_ids)[wrong_text]]),
-            text_mask=torch.cat([mask, mask, gather(mask)[wrong_text]]),
+            queries=queries[torch.cat([rows, wrong_image, rows]) % len(queries)],
+            input_ids=torch.cat([input_ids[rows], input_ids[rows], gather(input_ids)[wrong_text]]),
+            text_mask=torch.cat([mask[rows], mask[rows], gather(mask)[wrong_text]]),
             image_key_values=image_key_values,
             mode="two_way",
         ).query_states
         return branch.heads.itm(states)
 
     def _write(
-        self, branch: MF2Branch, read: MF2QFormerOutput, input_ids: torch.Tensor, mask: torch.Tensor
+        self,
+        branch: MF2Branch,
+        read: MF2QFormerOutput,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        rows: torch.Tensor,
     ) -> torch.Tensor:
         """ITG: its queries see no text, so the image-only pass is what they do; text attends to that pass's keys."""
-        started = input_ids.clone()
+        started, mask = input_ids[rows], mask[rows]
         started[:, 0] = branch.qformer.config.bos_token_id
-        states = branch.qformer(
-            input_ids=started, text_mask=mask, query_key_values=read.query_key_values, mode="causal"
-        ).text_states
+        seen = tuple((keys[rows], values[rows]) for keys, values in read.query_key_values)
+        states = branch.qformer(input_ids=started, text_mask=mask, query_key_values=seen, mode="causal").text_states
         return itg_loss(branch.language_logits(states), started, mask)
 
     @can_return_tuple
@@ -159,7 +176,8 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 parts |= self._align("emo", read, image_tokens, input_ids, mask)
             if key_au_input_ids is not None:
                 mask = torch.ones_like(key_au_input_ids) if key_au_attention_mask is None else key_au_attention_mask
-                parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, key_au_input_ids, mask)
+                rows = self._pair_rows("emo", len(mask))
+                parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, key_au_input_ids, mask, rows)
         if self.config.use_au_branch:
             regions = self.mf2.branch_image("au", image_tokens, landmarks)
             read = self.mf2.read("au", regions)

@@ -51,7 +51,8 @@ class MF2ConvTower(nn.Module):
             raise ValueError(f"hidden_size: got {width}, expected a multiple of 4 with backbone 'conv'")
         if patch_size != 16:
             raise ValueError(f"patch_size: got {patch_size}, expected 16 with backbone 'conv', which halves four times")
-        plan = [(width // 4, 2), (width // 4, 1), (width // 2, 2), (width // 2, 1), (width, 2), (width, 1), (width, 2)]
+        shares = ((3, 2), (4, 1), (6, 2), (8, 2), (12, 1), (16, 2), (16, 1))  # sixteenths of the width, stride
+        plan = [(share * width // 16, stride) for share, stride in shares]
         layers: list[nn.Module] = []
         channels = 3
         for out_channels, stride in plan:

@@ -50,7 +50,9 @@ def test_the_cache_changes_no_token(model, images, branch, way):
         assert len({tuple(row) for row in tokens.tolist()}) > 1
     if way == "sampled":
         torch.manual_seed(4)
-        assert not torch.equal(tokens, model.generate(**images, branch=branch, max_length=10, **WAYS[way]).flatten(0, -2))
+        assert not torch.equal(
+            tokens, model.generate(**images, branch=branch, max_length=10, **WAYS[way]).flatten(0, -2)
+        )
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
@@ -123,7 +125,9 @@ def test_stored_image_tokens_stand_for_the_image(model, images):
         seen = model.see(**images, branch=branch)
         assert seen.shape == ((2 if branch == "emo" else 6), 3, 2, 4, (3 if branch == "emo" else 2), 8)
         ids = torch.tensor([[START, 8, 9]]).expand(len(seen), -1)
-        assert torch.equal(model(ids, query_key_values=seen, branch=branch).logits, model(ids, **images, branch=branch).logits)
+        assert torch.equal(
+            model(ids, query_key_values=seen, branch=branch).logits, model(ids, **images, branch=branch).logits
+        )
 
 
 def test_details_on_request(model, images):

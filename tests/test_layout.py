@@ -14,6 +14,7 @@ ALLOWED = {
     "processing_mf2": {"configuration_mf2"},
     "modeling_mf2": {"configuration_mf2"},
     "dataset_mf2": {"configuration_mf2", "processing_mf2"},
+    "training_mf2": {"configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2"},
 }
 FILES = [path for room in ALLOWED for path in sorted((ROOT / room).rglob("*.py"))]
 

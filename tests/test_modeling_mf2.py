@@ -256,7 +256,10 @@ def test_features_share_a_space_of_unit_vectors(build, make_batch):
             landmarks=batch["landmarks"], image_tokens=model.vision(batch["pixel_values"]), branch=branch
         )
         assert torch.equal(stored, image)
-    assert torch.equal(model.get_text_features(batch["input_ids"][:, :3]), model.get_text_features(batch["input_ids"][:, :3], torch.ones(4, 3)))
+    assert torch.equal(
+        model.get_text_features(batch["input_ids"][:, :3]),
+        model.get_text_features(batch["input_ids"][:, :3], torch.ones(4, 3)),
+    )
 
 
 def test_a_missing_branch_is_named(build, make_batch):

@@ -13,10 +13,10 @@ from dataset_mf2.builder_mf2 import check_leaks, validate_examples
 from dataset_mf2.face_drawing import STYLES
 from dataset_mf2.face_geometry import DRAWABLE_AUS
 from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_truth
-from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, annotate, expression, subject
+from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT
 
 
-GOLDEN = "289056cfecb9c090"
+GOLDEN = "ed6cb075c9118690"
 
 
 def checksum() -> str:
@@ -69,58 +69,6 @@ def test_an_older_processor_draws_the_same_bytes():
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env={**os.environ, **slow}, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == GOLDEN
-
-
-def test_lids_and_lips_never_cross():
-    for index in range(0, 800, 5):
-        points = draw_example(index, exact_landmarks=True)[1]
-        down = points[8] - points[27]
-        for upper, lower in ((37, 41), (38, 40), (43, 47), (44, 46), (51, 62), (62, 66), (66, 57)):
-            assert (points[lower] - points[upper]) @ down >= -0.1 * np.linalg.norm(down)
-
-
-def test_detector_error_is_the_default_and_scales():
-    for size in (112, 224):
-        errors = [
-            draw_example(i, size=size)[1] - draw_example(i, size=size, exact_landmarks=True)[1] for i in range(40)
-        ]
-        assert np.std(errors) == pytest.approx(1.5 * size / 112, rel=0.05)
-        assert abs(np.mean(errors)) < 0.1
-
-
-def test_labels_agree_with_intensities_and_errors_are_rare():
-    notes = [annotate(0, "paint", index) for index in range(3000)]
-    labels, intensities = (np.stack([getattr(note, name) for note in notes]) for name in ("labels", "intensities"))
-    truth = np.stack([note.true_intensities for note in notes]) >= ACTIVE_FROM
-    known = labels >= 0
-    assert (known == (intensities >= 0)).all() and intensities.max() <= 5
-    assert (labels[known] == (intensities >= ACTIVE_FROM)[known]).all()
-    assert (labels != truth)[known].mean() == pytest.approx(0.02, abs=0.004)
-    assert (~known).mean() == pytest.approx(0.02, abs=0.004)
-    emotions, true_emotions = (
-        np.array([getattr(note, name) for note in notes]) for name in ("emotion", "true_emotion")
-    )
-    assert (emotions < 0).mean() == pytest.approx(0.02, abs=0.01)
-    assert (emotions != true_emotions)[emotions >= 0].mean() == pytest.approx(0.08, abs=0.02)
-    assert np.bincount(true_emotions).min() > 0.08 * len(notes) and np.bincount(true_emotions).max() < 0.17 * len(notes)
-    assert (truth.mean(0) > 0.06).all() and (truth.mean(0) < 0.5).all()
-
-
-def test_a_video_goes_smoothly():
-    steps = [
-        np.abs(expression(0, "paint", 8 * video + frame + 1)[0] - expression(0, "paint", 8 * video + frame)[0]).mean()
-        for video in range(60)
-        for frame in range(7)
-    ]
-    strangers = [
-        np.abs(expression(0, "paint", 8 * v)[0] - expression(0, "paint", 8 * v + 8)[0]).mean() for v in range(60)
-    ]
-    assert np.mean(steps) < 0.6 * np.mean(strangers)
-
-
-def test_styles_have_different_subjects():
-    assert len({subject(0, style, 0).identity for style in STYLES}) == 3
-    assert len({subject(0, "paint", number).group for number in range(100)}) == 6
 
 
 def test_truth_is_kept_apart(faces):

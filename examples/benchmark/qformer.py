@@ -2,10 +2,10 @@
 
 python examples/benchmark/qformer.py [--rounds 9] [--small] [--json FILE]
 
-Two loads: 8 images x 32 queries over 197 tokens, and 96 AU regions x 32 queries over 18 tokens. Each round times ours and
-theirs (sdpa and eager) one after the other, in turning order, so that a slow moment of the machine meets all three. The
-figures are medians over the rounds of our time divided by the better of theirs. The share of the peak is the necessary
-multiplications of the load a second, over what a large matrix product reaches in the same process.
+Two loads: 8 images x 32 queries over 197 tokens, and 96 AU regions x 32 queries over 18 tokens. Each round times ours
+and theirs (sdpa and eager) one after the other, in turning order, so that a slow moment of the machine meets all three.
+The figures are medians over the rounds of our time divided by the better of theirs. The share of the peak is the
+necessary multiplications of the load a second, over what a large matrix product reaches in the same process.
 """
 
 import argparse

@@ -98,10 +98,8 @@ def speed(n: int, figures: dict[str, float]) -> None:
 
 
 def two_processes(n: int, figures: dict[str, float]) -> None:
-    """One process's CPU-seconds over those on the longest path of two: the parent's and half of its two children's.
-
-    The best of three rounds each: two busy cores slow each other down.
-    """
+    """One process's CPU-seconds over those on the longest path of two: the parent's and half of its two children's."""
+    # Two busy cores slow each other down: the best of three rounds counts.
     path: dict[int | None, list[float]] = {None: [], 2: []}
     for processes in (None, 2) * 3:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,83 @@
+"""Training a vision tower from scratch, where no pretrained one can be had, by a readout of all its patch tokens."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput, can_return_tuple
+
+from configuration_mf2.configuration_mf2 import MF2Config
+
+from .losses_mf2 import au_loss, emotion_loss
+from .modeling_mf2 import MF2PreTrainedModel
+from .vision_mf2 import MF2VisionTower
+
+
+@dataclass
+class MF2TowerOutput(ModelOutput):
+    """loss: 2 AU + 0.5 emotion + 2 landmarks, of those that are given."""
+
+    loss: torch.Tensor | None = None
+    au: torch.Tensor | None = None
+    emotion: torch.Tensor | None = None
+    landmark: torch.Tensor | None = None
+    emotion_logits: torch.Tensor | None = None
+    au_logits: torch.Tensor | None = None
+    landmark_points: torch.Tensor | None = None
+
+
+class MF2ForTowerTraining(MF2PreTrainedModel):
+    """The tower and, for its training alone, a readout of AUs, emotion and landmarks.
+
+    Without labels it learns where the landmarks are and nothing that an annotator said: what a tower that was
+    pretrained on other data is like. Only the tower is kept: `model.vision`.
+    """
+
+    base_model_prefix = "vision"
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        vision = config.vision_config
+        if vision.frozen:
+            raise ValueError("vision_config.frozen: got True, expected False: a frozen tower cannot be trained")
+        self.vision = MF2VisionTower(vision)
+        width = vision.grid_size**2 * vision.hidden_size
+        self.dropout = nn.Dropout(0.3)
+        self.units = nn.Linear(width, len(config.action_units)) if config.action_units else None
+        self.emotion = nn.Linear(width, len(config.emotions)) if config.emotions else None
+        self.landmarks = nn.Linear(width, 68 * 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        landmarks: torch.Tensor | None = None,
+        au_labels: torch.Tensor | None = None,
+        emotion_labels: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> MF2TowerOutput:
+        vision = self.config.vision_config
+        tokens = self.vision(pixel_values)[:, vision.num_prefix_tokens :]
+        face = self.dropout(tokens.flatten(1))
+        output = MF2TowerOutput(
+            au_logits=self.units(face) if self.units is not None else None,
+            emotion_logits=self.emotion(face) if self.emotion is not None else None,
+            landmark_points=self.landmarks(face).view(-1, 68, 2),
+        )
+        weighted = []
+        if au_labels is not None and output.au_logits is not None:
+            output.au = au_loss(output.au_logits, au_labels, self.config.au_class_weights)
+            weighted.append(2.0 * output.au)
+        if emotion_labels is not None and output.emotion_logits is not None:
+            output.emotion = emotion_loss(output.emotion_logits, emotion_labels)
+            weighted.append(0.5 * output.emotion)
+        if landmarks is not None:
+            places = 2 * landmarks.float() / vision.image_size - 1  # the crop spans -1 to 1
+            output.landmark = nn.functional.mse_loss(output.landmark_points.float(), places)
+            weighted.append(2.0 * output.landmark)
+        output.loss = sum(weighted) if weighted else None
+        return output
+
+
+__all__ = ["MF2ForTowerTraining"]

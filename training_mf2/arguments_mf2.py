@@ -1,0 +1,84 @@
+"""The command line of train.py: what is trained, on what, and transformers' own TrainingArguments."""
+
+import argparse
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from configuration_mf2.configuration_mf2 import SIZES
+from configuration_mf2.facs_mf2 import LABEL_SETS
+
+
+@dataclass
+class MF2Arguments:
+    task: Literal["pretrain", "full", "tower", "evaluate"] = field(
+        default="pretrain",
+        metadata={
+            "help": "pretrain: alignment with language and classification. full: classification alone, both branches "
+            "trained. tower: a vision tower from scratch. evaluate: only measure a trained model."
+        },
+    )
+    model_size: Literal["tiny", "base", "giant"] = field(
+        default="tiny", metadata={"help": "one of " + ", ".join(SIZES)}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "start from this checkpoint"})
+    vision_name_or_path: str | None = field(
+        default=None, metadata={"help": "pretrained tower: a timm name, a file, or the folder of a tower task"}
+    )
+    text_name_or_path: str | None = field(default=None, metadata={"help": "BERT, into both Q-Formers"})
+    qformer_name_or_path: str | None = field(default=None, metadata={"help": "BLIP-2, into both Q-Formers"})
+    dataset: str = field(default="synthetic", metadata={"help": "synthetic (drawn faces), or a folder of MFA"})
+    num_images: int = field(default=9000, metadata={"help": "synthetic only: how many faces are drawn"})
+    style: str = field(default="paint", metadata={"help": "synthetic only: sketch, paint or grain"})
+    people_seed: int = field(default=0, metadata={"help": "synthetic only: other people are drawn"})
+    label_set: str = field(default="mfa", metadata={"help": "one of " + ", ".join(LABEL_SETS)})
+    branches: Literal["both", "emo", "au"] = field(default="both", metadata={"help": "leave out a branch"})
+    use_labels: bool = field(
+        default=True, metadata={"help": "tower only: without, it sees no AU and no emotion, only landmarks"}
+    )
+    landmarks: Literal["dataset", "template"] = field(
+        default="dataset", metadata={"help": "template: mean-face landmarks, to see what each face's own are worth"}
+    )
+    use_captions: bool = field(default=True, metadata={"help": "without, the alignment losses are off"})
+    store_vision: bool = field(
+        default=False, metadata={"help": "the frozen tower sees each image once a run; no augmentation then"}
+    )
+    augment: bool = field(default=False, metadata={"help": "crop, rotate, flip, recolour and hide parts of the crops"})
+
+
+# Where the paper's Table VI and transformers' defaults differ; the tiny size is for two CPU cores.
+_COMMON: dict[str, Any] = {
+    "output_dir": "outputs/mf2",
+    "weight_decay": 0.05,
+    "lr_scheduler_type": "cosine",
+    "save_strategy": "epoch",
+    "eval_strategy": "epoch",
+    "logging_steps": 20,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "selection",
+    "greater_is_better": True,
+    "remove_unused_columns": False,
+    "max_grad_norm": 1.0,
+    "per_device_eval_batch_size": 64,
+}
+PAPER: dict[str, Any] = {
+    **{"learning_rate": 1e-4, "warmup_steps": 2000, "num_train_epochs": 30, "per_device_train_batch_size": 56},
+}
+TINY: dict[str, Any] = {
+    **{"learning_rate": 2e-3, "warmup_steps": 50, "num_train_epochs": 4, "per_device_train_batch_size": 64},
+}
+
+
+def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model_size", default="tiny")
+    first.add_argument("--task", default="pretrain")
+    known, _ = first.parse_known_args(argv)
+    parser = HfArgumentParser((MF2Arguments, TrainingArguments), description="Trains, evaluates and saves MF².")
+    defaults = {**_COMMON, **(TINY if known.model_size == "tiny" else PAPER)}
+    if known.task == "tower":
+        defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
+    parser.set_defaults(**defaults)
+    return parser.parse_args_into_dataclasses(argv)

@@ -1,0 +1,199 @@
+"""From arguments to a saved, measured model: the one path that tiny and giant, synthetic and real data take."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
+
+from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.facs_mf2 import resolve_label_set
+from dataset_mf2.builder_mf2 import SPLITS, check_leaks
+from dataset_mf2.collator_mf2 import MF2Collator
+from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.scores_mf2 import tune_thresholds
+from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
+from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
+from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
+from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
+from modeling_mf2.tower_mf2 import MF2ForTowerTraining
+from processing_mf2.augmentation_mf2 import MF2Augmentation
+from processing_mf2.processing_mf2 import MF2Processor
+
+from .arguments_mf2 import MF2Arguments
+from .evaluation_mf2 import draw_curves, draw_scores, metrics_for_trainer, probabilities, score, tables, write_scores
+from .trainer_mf2 import MF2Trainer, last_good_checkpoint
+from .vision_store_mf2 import load_or_store_vision
+
+
+logger = logging.getLogger(__name__)
+
+TASK_MODELS = {
+    "pretrain": MF2ForPreTraining,
+    "full": MF2ForFaceAnalysis,
+    "tower": MF2ForTowerTraining,
+    "evaluate": MF2ForFaceAnalysis,
+}
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
+    """The rows of each split; the column `split` says which, or the dataset's own splits do."""
+    if arguments.dataset == "synthetic":
+        rows = MFASynthetic(
+            arguments.num_images, arguments.style, seed=arguments.people_seed, label_set=arguments.label_set
+        )
+    elif (Path(arguments.dataset) / "dataset_info.json").is_file() or (
+        Path(arguments.dataset) / "dataset_dict.json"
+    ).is_file():
+        rows = datasets.load_from_disk(arguments.dataset)
+    else:
+        rows = datasets.load_dataset(arguments.dataset)
+    if isinstance(rows, dict):
+        splits = {name: rows[name] for name in SPLITS if name in rows}
+    else:
+        names = rows["split"][:]
+        splits = {name: rows.select([i for i, split in enumerate(names) if split == name]) for name in SPLITS}
+        if arguments.dataset != "synthetic":
+            check_leaks(rows)
+    splits = {name: part for name, part in splits.items() if len(part)}
+    if "train" not in splits or not set(splits) & {"validation", "test"}:
+        raise ValueError(
+            f"dataset: {arguments.dataset} has rows in the splits {sorted(splits)}, expected train, and validation or "
+            "test, by a column `split` or by files of these names"
+        )
+    splits.setdefault("validation", splits.get("test"))
+    splits.setdefault("test", splits["validation"])
+    return splits
+
+
+def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]:
+    model_class = TASK_MODELS[arguments.task]
+    if arguments.model_name_or_path:
+        model = model_class.from_pretrained(arguments.model_name_or_path)
+        return model, MF2Processor.from_pretrained(arguments.model_name_or_path)
+    if arguments.task == "evaluate":
+        raise ValueError("model_name_or_path: got none, expected the model that is to be evaluated")
+    labels = resolve_label_set(arguments.label_set)
+    config = MF2Config.from_size(
+        arguments.model_size,
+        label_set=arguments.label_set,
+        use_emo_branch=arguments.branches != "au",
+        use_au_branch=arguments.branches != "emo" and bool(labels.action_units),
+        vision_config={"frozen": arguments.task != "tower"},
+    )
+    processor = MF2Processor.for_model(config)
+    model = model_class(config)
+    if arguments.vision_name_or_path:
+        logger.info("%s", load_vision_weights(model, arguments.vision_name_or_path))
+    elif arguments.task != "tower":
+        logger.warning("the vision tower has random weights: name one in --vision_name_or_path")
+    if arguments.text_name_or_path:
+        logger.info("%s", load_bert_weights(model, arguments.text_name_or_path))
+    if arguments.qformer_name_or_path:
+        logger.info("%s", load_blip2_weights(model, arguments.qformer_name_or_path, vision=False))
+    return model, processor
+
+
+def build_examples(
+    arguments: MF2Arguments,
+    training: TrainingArguments,
+    model: PreTrainedModel,
+    processor: MF2Processor,
+    splits: dict[str, Dataset],
+) -> dict[str, MF2Examples]:
+    examples = {}
+    for name, rows in splits.items():
+        learning = name == "train"
+        if arguments.task == "tower" and not arguments.use_labels:
+            rows = rows.remove_columns([column for column in ("au_labels", "emotion") if learning])
+        made = MF2Examples(
+            rows,
+            processor,
+            texts=learning and arguments.task == "pretrain" and arguments.use_captions,
+            augment=MF2Augmentation() if learning and arguments.augment else None,
+            seed=training.seed,
+            landmarks=arguments.landmarks == "dataset",
+        )
+        if arguments.store_vision and arguments.task != "tower":
+            plain = MF2Examples(rows, processor, texts=False)
+            root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
+            made.stored = load_or_store_vision(model.base_model.vision, plain, root)
+        examples[name] = made
+    return examples
+
+
+def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float]:
+    start = cpu_seconds()
+    wall = time.perf_counter()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    set_seed(training.seed)
+    splits = load_splits(arguments)
+    model, processor = build_model(arguments)
+    examples = build_examples(arguments, training, model, processor, splits)
+    trainer = MF2Trainer(
+        model=model,
+        args=training,
+        train_dataset=examples["train"],
+        eval_dataset=examples["validation"],
+        data_collator=MF2Collator(processor.tokenizer.pad_token_id),
+        compute_metrics=metrics_for_trainer(model.config),
+        callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
+    )
+    if arguments.task != "evaluate":
+        trainer.train(resume_from_checkpoint=last_good_checkpoint(training.output_dir))
+    scores = measure(trainer, examples, splits["test"]["subject"] if "subject" in splits["test"].column_names else None)
+    synthetic = arguments.dataset == "synthetic" or set(splits["test"].unique("corpus")) == {CORPUS}
+    data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
+    figures = {
+        "cpu_seconds": cpu_seconds() - start,
+        "wall_seconds": time.perf_counter() - wall,
+        "train_images": len(splits["train"]),
+        "test_images": len(splits["test"]),
+    }
+    if trainer.is_world_process_zero():
+        folder = Path(training.output_dir)
+        save(folder, arguments, model, processor)
+        write_scores(folder, scores, figures)
+        draw_scores(folder, scores, model.config, data)
+        draw_curves(folder, trainer.state.log_history, data)
+        print(
+            f"\n{data}, from images alone; subjects unseen in training; cost {figures['cpu_seconds']:.0f} CPU-seconds"
+        )
+        print(tables(scores))
+    return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
+
+
+def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], subjects: Sequence[str] | None) -> dict:
+    """Thresholds are tuned on validation images and kept in the config; scores are of the test images."""
+    config = trainer.model.config
+    thresholds = config.au_thresholds
+    if config.action_units and examples["validation"] is not examples["test"]:
+        found = trainer.predict(examples["validation"])
+        thresholds = tune_thresholds(probabilities(found.predictions)[1], found.label_ids[1]).tolist()
+        config.au_thresholds = thresholds
+    found = trainer.predict(examples["test"])
+    return score(config, found.predictions, found.label_ids, thresholds, subjects)
+
+
+def save(folder: Path, arguments: MF2Arguments, model: PreTrainedModel, processor: MF2Processor) -> None:
+    if arguments.task == "evaluate":
+        return
+    processor.au_thresholds = model.config.au_thresholds
+    if arguments.task == "tower":
+        model.vision.save_pretrained(folder)
+    else:
+        model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+__all__ = ["cpu_seconds", "run"]

@@ -1,0 +1,84 @@
+"""What the frozen tower sees in each image, computed once a run instead of once an epoch, and read from the disk."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from dataset_mf2.collator_mf2 import MF2Collator
+from dataset_mf2.examples_mf2 import MF2Examples
+from modeling_mf2.vision_mf2 import MF2VisionTower
+
+
+logger = logging.getLogger(__name__)
+
+_COMPLETE = "complete.json"
+
+
+class VisionStore:
+    """Row by row `image_tokens` (float16) and `landmarks`, memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokens = np.load(folder / "image_tokens.npy", mmap_mode="r")
+        self.landmarks = np.load(folder / "landmarks.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {
+            "image_tokens": torch.from_numpy(self.tokens[index].astype(np.float32)),
+            "landmarks": torch.from_numpy(self.landmarks[index].copy()),
+        }
+
+
+def store_fingerprint(tower: MF2VisionTower, examples: MF2Examples) -> str:
+    """Changes with the tower's weights, the image processor and the rows: a stale store is never read."""
+    digest = hashlib.sha256()
+    for name, tensor in tower.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps(examples.processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(f"{examples.dataset._fingerprint} {len(examples)}".encode())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def load_or_store_vision(
+    tower: MF2VisionTower, examples: MF2Examples, root: str | Path, batch_size: int = 64
+) -> VisionStore:
+    """The store of these rows under `root`, built if it is not there; whole or absent, whatever interrupts it."""
+    folder = Path(root) / store_fingerprint(tower, examples)
+    if (folder / _COMPLETE).is_file():
+        return VisionStore(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    vision, count = tower.config, len(examples)
+    length = vision.num_prefix_tokens + vision.grid_size**2
+    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        open_new = np.lib.format.open_memmap
+        tokens = open_new(scratch / "image_tokens.npy", "w+", np.float16, (count, length, vision.hidden_size))
+        landmarks = open_new(scratch / "landmarks.npy", "w+", np.float32, (count, 68, 2))
+        loader = DataLoader(examples, batch_size, collate_fn=MF2Collator(examples.processor.tokenizer.pad_token_id))
+        training, start = tower.training, 0
+        tower.eval()
+        for batch in tqdm(loader, desc="what the vision tower sees", unit="batch"):
+            seen = tower(batch["pixel_values"].to(tower.device))
+            tokens[start : start + len(seen)] = seen.cpu().to(torch.float16).numpy()
+            landmarks[start : start + len(seen)] = batch["landmarks"].numpy()
+            start += len(seen)
+        tower.train(training)
+        tokens.flush()
+        landmarks.flush()
+        (scratch / _COMPLETE).write_text(json.dumps({"images": count, "tokens": length}))
+        if not folder.exists():
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return VisionStore(folder)
