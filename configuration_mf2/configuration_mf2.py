@@ -16,7 +16,15 @@ from .hub_mf2 import AUTO_CLASSES, SelfContainedMixin
 _TRANSFORMERS_FIELDS = {
     *("_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal"),
     *("_name_or_path", "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"),
-    *("name_or_path", "num_labels", "output_attentions", "per_layer_config", "quantization_config", "torch_dtype"),
+    *(
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "torch_dtype",
+        "use_cache",
+    ),
 }
 
 
@@ -128,13 +136,14 @@ _TINY_QFORMER = {
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-SIZES: dict[str, dict[str, dict[str, Any]]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vision_config": {
             **{"backbone": "conv", "image_size": 112, "patch_size": 16, "hidden_size": 128, "num_prefix_tokens": 0},
         },
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
+        **{"emo_pair_share": 0.25, "au_pair_share": 0.0625},
     },
     "base": {"vision_config": {}, "emo_config": {}, "au_config": {}},
     # BLIP-2's EVA ViT-g/14, the paper's size: without its last block, and its final norm is BLIP-2's `ln_vision`.
@@ -242,8 +251,10 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         sub-config is a dict and changes only the fields it names."""
         if size not in SIZES:
             raise ValueError(f"size: got {size!r}, expected one of {list(SIZES)}")
-        parts = {name: {**fields, **overrides.pop(name, {})} for name, fields in copy.deepcopy(SIZES[size]).items()}
-        return cls(**parts, **overrides)
+        fields = copy.deepcopy(SIZES[size])
+        for name, value in overrides.items():
+            fields[name] = {**fields[name], **value} if isinstance(fields.get(name), dict) else value
+        return cls(**fields)
 
     def adopt_tokenizer(self, tokenizer: Any) -> None:
         """Takes over the ids of the tokens that start, end and pad a sentence."""

@@ -262,7 +262,7 @@ _FILM = tuple((low + _GREYS * (high - low) // 255).astype(np.uint8) for low, hig
 def draw_face(
     identity: Identity, action_units: Mapping[str, float], scene: Scene, size: int = 112, style: str = "paint"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RGB pixels and the exact 68 landmarks in pixels (a pixel's centre is an integer).
+    """RGB pixels and the exact 68 landmarks in pixels (the first pixel spans 0 to 1, so its centre is 0.5).
 
     `action_units` maps names to strengths from 0 to 1, one fifth of FACS' intensity; what is left out is 0.
     """
@@ -297,4 +297,5 @@ def draw_face(
     canvas.pixels = cv2.multiply(canvas.pixels, relief, scale=1 / 128)
     _draw_lines(canvas, identity, opening, face_width)
     _draw_in_front(canvas, identity, scene, face_width)
-    return _finish(canvas.pixels, style, scene, size), (_fixed(landmarks) / 16).astype(np.float32)
+    # OpenCV draws at whole numbers for centres; the schema counts from the image's edge.
+    return _finish(canvas.pixels, style, scene, size), (_fixed(landmarks) / 16 + 0.5).astype(np.float32)

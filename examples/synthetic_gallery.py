@@ -36,7 +36,7 @@ def titled(pixels: np.ndarray, text: str) -> np.ndarray:
 
 def with_landmarks(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     pixels = pixels.copy()
-    for x, y in np.round(landmarks * 16).astype(int).tolist():
+    for x, y in np.round((landmarks - 0.5) * 16).astype(int).tolist():
         cv2.circle(pixels, (x, y), 20, (60, 255, 60), -1, cv2.LINE_AA, 4)
     return pixels
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
@@ -56,6 +57,16 @@ class MF2Classifiers(nn.Module):
         self.au_from_face = nn.Linear(emo_width, count) if count and emo_width else None
         emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
         self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
+
+    def init_weights(self) -> None:
+        """Untrained logits near 0, whatever the number of inputs: nothing is known, and nothing has to be unlearned."""
+        if self.au_weight is not None:
+            init.normal_(self.au_weight, std=0.1 * self.au_weight[0].numel() ** -0.5)
+            init.zeros_(self.au_bias)
+        for layer in (self.au_from_face, self.emotion):
+            if layer is not None:
+                init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
+                init.zeros_(layer.bias)
 
     def forward(
         self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None

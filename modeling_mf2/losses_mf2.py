@@ -110,6 +110,7 @@ def hard_negatives(
     if not sample:
         return logits.argmax(dim=1), found
     weights = torch.where(found[:, None], logits, torch.zeros_like(logits)).float().softmax(dim=1)
+    weights = weights.nan_to_num(1.0)  # the loss that is no number shall be reported, not this draw
     return torch.multinomial(weights, 1).squeeze(1), found
 
 

@@ -106,9 +106,8 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
             init.zeros_(module.language.bias)
         elif isinstance(module, MF2Regions):
             init.normal_(module.positions, std=std)
-        elif isinstance(module, MF2Classifiers) and module.au_weight is not None:
-            init.normal_(module.au_weight, std=std)
-            init.zeros_(module.au_bias)
+        elif isinstance(module, MF2Classifiers):
+            module.init_weights()
         elif isinstance(module, MF2Model) and module.au_embedding is not None:
             init.normal_(module.au_embedding, std=std)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
@@ -47,6 +48,12 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
         self.emotion = nn.Linear(width, len(config.emotions)) if config.emotions else None
         self.landmarks = nn.Linear(width, 68 * 2)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module.in_features == self.landmarks.in_features:  # a readout
+            init.normal_(module.weight, std=0.1 * module.in_features**-0.5)
 
     @can_return_tuple
     def forward(

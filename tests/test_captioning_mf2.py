@@ -94,6 +94,15 @@ def test_a_prompt_is_continued(model, images, branch, way, masked):
     assert torch.equal(model.generate(**images, branch=branch, input_ids=rows, **WAYS[way]), written[0])
 
 
+def test_a_masked_word_of_a_prompt_is_not_read(model, images):
+    mask = torch.tensor([[0, 1, 1]])
+    written = [
+        model.generate(**images, branch="au", input_ids=torch.tensor([[word, START, 11]]), attention_mask=mask)
+        for word in (9, 20)
+    ]
+    assert torch.equal(written[0][..., 1:], written[1][..., 1:])
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_a_caption_ends_where_it_ends(model, images, branch):
     with torch.no_grad():

@@ -145,6 +145,17 @@ def test_landmarks_move_only_the_action_units(build, make_batch):
     assert canonical.au_states.isfinite().all()
 
 
+def test_regions_are_read_from_the_patches_alone(build, make_batch):
+    model = build(MF2Model, "vit")
+    batch = make_batch(model.config)
+    tokens = model.vision(batch["pixel_values"])
+    changed = tokens.clone()
+    changed[:, 0] += 1  # the class token
+    here, there = (model(landmarks=batch["landmarks"], image_tokens=found) for found in (tokens, changed))
+    assert torch.equal(here.au_states, there.au_states)
+    assert (here.emo_states - there.emo_states).abs().max() > 1e-3
+
+
 def test_unknown_landmarks_stay_in_their_row(build, make_batch):
     model = build(MF2ForFaceAnalysis)
     batch = pick(make_batch(model.config), *IMAGE)

@@ -288,7 +288,7 @@ def test_evaluation_is_deterministic_and_training_draws_its_negatives(build, mak
 
 
 def test_each_branch_reads_its_image_once(build, make_batch):
-    """Tower once; a Q-Former four times: the images, the texts, the pairs, the writing; and once for key-AU captions."""
+    """Tower once; a Q-Former four times: images, texts, pairs, writing; and once for key-AU captions."""
     model = build()
     calls = {"vision": 0, "emo_vl": 0, "au_vl": 0}
     for name, module in (
@@ -303,6 +303,19 @@ def test_each_branch_reads_its_image_once(build, make_batch):
         module.register_forward_hook(count)
     model(**make_batch(model.config))
     assert calls == {"vision": 1, "emo_vl": 5, "au_vl": 4}
+
+
+def test_a_share_of_the_pairs_is_drawn_while_training_and_all_are_taken_in_evaluation(build, make_batch):
+    model, whole = build(au_pair_share=0.5, emo_pair_share=0.25), build()
+    batch = make_batch(model.config)
+    assert_equal_parts(model(**batch), whole(**batch), 0)
+    rows = []
+    model.mf2.au_vl.qformer.register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
+    losses = {model.train()(**batch).itg_au.item() for _ in range(3)}
+    assert len(losses) == 3 and rows[0] == 12
+    assert set(rows[2::4]) == {3 * 6} and set(rows[3::4]) == {6}
+    for name, value in parts(model(**batch)).items():
+        assert value.isfinite(), name
 
 
 def test_sentences_of_other_action_units_are_an_error(build, make_batch):

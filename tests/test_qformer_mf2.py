@@ -120,6 +120,15 @@ def test_causal_text_sees_queries_and_what_came_before(build, inputs):
     assert (image.text_states - read.text_states).abs().amax(-1).gt(1e-4).all()
 
 
+def test_causal_words_see_the_queries_themselves_and_earlier_words(build, inputs):
+    model = build("eager")
+    inputs.pop("text_mask")
+    read = model(**inputs, mode="causal", output_attentions=True)
+    expected = torch.cat([torch.ones(LENGTH, QUERIES), torch.ones(LENGTH, LENGTH).tril()], dim=1).bool()
+    for weights in read.text_attentions:
+        assert torch.equal(weights > 0, expected.expand(ROWS, 4, -1, -1))
+
+
 def test_order_of_words_counts(build, inputs):
     model = build()
     ids = inputs["input_ids"][:, :2]

@@ -16,7 +16,7 @@ from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_tr
 from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT
 
 
-GOLDEN = "ed6cb075c9118690"
+GOLDEN = "d43948ad6a0c283f"
 
 
 def checksum() -> str:

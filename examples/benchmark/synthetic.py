@@ -263,7 +263,8 @@ def regions(net: nn.Module, test: Faces, figures: dict[str, float]) -> None:
         wins.append(drops[is_own, column].max() > drops[~is_own, column].max())
     print("lost elsewhere:", [name for name, won in zip(DRAWABLE_AUS, wins, strict=True) if not won])
     figures["own_region_wins"] = float(sum(wins))
-    figures["own_region_wins_strict"] = float((np.diag(drops) >= drops.max(0)).sum())  # one region's AUs tie
+    own = np.diag(drops)
+    figures["own_region_wins_strict"] = float(((own > 0) & (own >= drops.max(0))).sum())  # AUs of one region tie
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

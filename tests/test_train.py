@@ -1,0 +1,154 @@
+"""The main job from the command line's side: it learns, it evaluates, it saves, and a kill costs nothing but time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from modeling_mf2 import MF2ForFaceAnalysis
+from modeling_mf2.vision_mf2 import MF2VisionTower
+from processing_mf2 import MF2Processor
+
+
+SMALL = [
+    "--num_images",
+    "160",
+    "--use_cpu",
+    "True",
+    "--disable_tqdm",
+    "True",
+    "--per_device_train_batch_size",
+    "16",
+    "--warmup_steps",
+    "2",
+]
+
+# Runs the same command, and kills its own process without warning in the middle of a step.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import train
+from training_mf2.trainer_mf2 import MF2Trainer
+step = MF2Trainer.training_step
+def dying(self, *args, **kwargs):
+    if self.state.global_step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+MF2Trainer.training_step = dying
+train.main(sys.argv[3:])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums over threads may differ in their last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower")
+    train.main(["--task", "tower", "--num_train_epochs", "1", "--output_dir", str(folder), *SMALL])
+    return folder
+
+
+def test_a_tower_is_trained_and_kept(tower: Path) -> None:
+    kept = MF2VisionTower.from_pretrained(tower)
+    assert kept(torch.zeros(1, 3, 112, 112)).shape == (1, 49, 128)
+    fresh = MF2VisionTower(kept.config)
+    assert not torch.equal(kept.backbone.convolutions[0].weight, fresh.backbone.convolutions[0].weight)
+
+
+def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = train.main(
+        ["--vision_name_or_path", str(tower), "--num_train_epochs", "2", "--logging_steps", "2", "--output_dir"]
+        + [str(tmp_path), *SMALL]
+    )
+    printed = capsys.readouterr().out
+    assert "synthetic faces, " in printed and "AU12" in printed and "one-vs-rest" in printed
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("au_f1_macro", "au_f1_tuned_macro", "emotion_top1", "emotion_ovr_accuracy", "cpu_seconds"):
+        assert written[name] == figures[name]
+    assert all(isinstance(value, int | float) and np.isfinite(value) for value in written.values())
+    for name in ("metrics.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    history = json.loads(max(tmp_path.glob("checkpoint-*")).joinpath("trainer_state.json").read_text())["log_history"]
+    parts = [entry for entry in history if "itc_emo" in entry]
+    assert {"itm_emo", "itg_emo", "itg_key_au", "itc_au", "itm_au", "itg_au", "au", "emotion"} <= set(parts[0])
+    assert parts[-1]["itg_emo"] < 0.9 * parts[0]["itg_emo"]
+
+    model = MF2ForFaceAnalysis.from_pretrained(tmp_path)
+    assert MF2Processor.from_pretrained(tmp_path).au_thresholds == model.config.au_thresholds
+    stored = load_file(tower / "model.safetensors")
+    for name, tensor in model.mf2.vision.state_dict().items():
+        assert torch.equal(tensor, stored[name]), f"the frozen tower's {name} has changed"
+    again = train.main(
+        ["--task", "evaluate", "--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "again"), *SMALL]
+    )
+    assert again["au_f1_tuned_macro"] == figures["au_f1_tuned_macro"]
+    assert again["emotion_top1"] == figures["emotion_top1"]
+
+
+def run_killed(step: int, arguments: list[str]) -> None:
+    root = Path(train.__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(root), str(step), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
+    tower: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["--vision_name_or_path", str(tower), "--num_train_epochs", "2", "--save_strategy", "steps", *SMALL]
+    command += ["--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3", "--augment", "True"]
+    train.main([*command, "--output_dir", str(tmp_path / "whole")])
+    interrupted = [*command, "--output_dir", str(tmp_path / "killed")]
+    run_killed(11, interrupted)
+    # The last checkpoint is cut short as well, as by a full disk: the one before it has to do.
+    last = max((tmp_path / "killed").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    cut = (last / "model.safetensors").read_bytes()[:1000]
+    (last / "model.safetensors").write_bytes(cut)
+    train.main(interrupted)
+    assert f"{last.name} is passed over: model.safetensors has 1000 bytes" in caplog.text
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert set(whole) == set(resumed)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tower: Path, tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step \d+, rows \[\d+"):
+        train.main(
+            ["--vision_name_or_path", str(tower), "--num_train_epochs", "3", "--learning_rate", "1e30"]
+            + ["--max_grad_norm", "0", "--warmup_steps", "0", "--output_dir", str(tmp_path), *SMALL]
+        )
+
+
+def test_stored_tokens_stand_in_for_images(tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    command = ["--vision_name_or_path", str(tower), "--max_steps", "2", "--eval_strategy", "no", *SMALL]
+    command += ["--save_strategy", "no", "--load_best_model_at_end", "False"]
+    plain = train.main([*command, "--output_dir", str(tmp_path / "plain")])
+    stored = train.main([*command, "--store_vision", "True", "--output_dir", str(tmp_path / "stored")])
+    assert list((tmp_path / "cache" / "mf2_vision").glob("*/complete.json"))
+    assert stored["emotion_top1"] == pytest.approx(plain["emotion_top1"], abs=0.1)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "stored")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=5e-3, rtol=0)
