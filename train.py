@@ -1,7 +1,7 @@
-"""Trains, evaluates and saves MF². With no argument: the whole journey on embedded synthetic faces with the tiny model.
+"""Trains, evaluates and saves MF². With no argument: the whole journey on synthetic faces with the tiny model.
 
-accelerate launch train.py [--task pretrain|full|tower|evaluate] [--model_size tiny|base|giant] [--dataset synthetic|FOLDER]
-    [--output_dir FOLDER] [any of transformers' TrainingArguments]
+accelerate launch train.py [--task pretrain|full|tower|evaluate] [--model_size tiny|base|giant]
+    [--dataset synthetic|FOLDER] [--output_dir FOLDER] [any of transformers' TrainingArguments]
 
 The same command continues a run that was interrupted.
 """

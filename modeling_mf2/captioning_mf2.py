@@ -36,7 +36,7 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """What text attends to: (rows, layers, 2, heads, queries, head_dim); a row is an image, or one of its AUs."""
         image = self.mf2.branch_image(branch, self.mf2.look(pixel_values, image_tokens), landmarks)
-        pairs = self.mf2.read(branch, image).query_key_values
+        pairs = self.mf2.read(branch, image, output_key_values=True).query_key_values
         return torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1)
 
     @can_return_tuple

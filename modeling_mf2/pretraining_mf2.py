@@ -169,7 +169,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         parts: dict[str, torch.Tensor] = {}
         emo_states = au_states = None
         if self.config.use_emo_branch:
-            read = self.mf2.read("emo", image_tokens)
+            read = self.mf2.read("emo", image_tokens, output_key_values=True)
             emo_states = read.query_states
             if input_ids is not None:
                 mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -180,7 +180,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, key_au_input_ids, mask, rows)
         if self.config.use_au_branch:
             regions = self.mf2.branch_image("au", image_tokens, landmarks)
-            read = self.mf2.read("au", regions)
+            read = self.mf2.read("au", regions, output_key_values=True)
             au_states = read.query_states.unflatten(0, (-1, len(self.config.action_units)))
             if au_input_ids is not None:
                 if au_input_ids.shape[:2] != au_states.shape[:2]:

@@ -24,6 +24,9 @@ from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 TextMode = Literal["two_way", "causal", "unimodal"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
+# Without gradients a CPU goes through the wide layer in parts that stay in its cache.
+_ROWS_AT_ONCE = 1024
+
 
 @dataclass
 class MF2QFormerOutput(ModelOutput):
@@ -130,6 +133,15 @@ class MF2QFormerFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        rows = states.flatten(0, -2)
+        if torch.is_grad_enabled() or states.device.type != "cpu" or len(rows) <= _ROWS_AT_ONCE:
+            return self._transform(states)
+        result = torch.empty_like(rows)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            result[start : start + _ROWS_AT_ONCE] = self._transform(rows[start : start + _ROWS_AT_ONCE])
+        return result.view_as(states)
+
+    def _transform(self, states: torch.Tensor) -> torch.Tensor:
         return self.norm(self.dropout(self.down_proj(self.activation(self.up_proj(states)))) + states)
 
 
@@ -177,11 +189,7 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
             if self.cross_attention is not None:
                 if image_key_values is None:
                     image_key_values = self.cross_attention.key_values(image)
-                batch = image_key_values[0].shape[0]
-                queries, query_key_values = (
-                    _repeated(queries, batch),
-                    tuple(_repeated(x, batch) for x in query_key_values),
-                )
+                queries = _repeated(queries, image_key_values[0].shape[0])
                 queries, cross_weights = self.cross_attention(queries, image_key_values, None)
             queries = self.query_feed_forward(queries)
         if text is not None:
@@ -266,6 +274,7 @@ class MF2QFormer(PreTrainedModel):
         query_key_values: tuple[KeyValue, ...] | None = None,
         mode: TextMode = "two_way",
         past_key_values: Cache | None = None,
+        output_key_values: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> MF2QFormerOutput:
@@ -274,6 +283,7 @@ class MF2QFormer(PreTrainedModel):
             image has entered yet, is then computed once for all of them.
         input_ids, text_mask: (batch, length); text_mask has the cached tokens too where past_key_values holds some.
         image or image_key_values: what the queries read. query_key_values: what text reads in place of queries.
+        output_key_values: keep both for a later pass; they are of every block, and cost memory.
         """
         if queries is not None and image is None and image_key_values is None:
             raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
@@ -309,9 +319,10 @@ class MF2QFormer(PreTrainedModel):
                 mode,
                 past_key_values=past_key_values,
             )
-            collected_queries.append(query_kv)
-            if layer.cross_attention is not None:
-                collected_image.append(image_kv)
+            if output_key_values and queries is not None:
+                collected_queries.append(tuple(_repeated(states, batch) for states in query_kv))
+                if layer.cross_attention is not None:
+                    collected_image.append(image_kv)
             if output_hidden_states:
                 query_hidden, text_hidden = (*query_hidden, queries), (*text_hidden, text)
             if output_attentions:
@@ -324,8 +335,8 @@ class MF2QFormer(PreTrainedModel):
         return MF2QFormerOutput(
             query_states=queries,
             text_states=text,
-            query_key_values=tuple(collected_queries) if has_queries else None,
-            image_key_values=tuple(collected_image) if has_queries else None,
+            query_key_values=tuple(collected_queries) or None,
+            image_key_values=tuple(collected_image) or None,
             hidden_states=query_hidden if output_hidden_states and has_queries else None,
             text_hidden_states=text_hidden if output_hidden_states and has_text else None,
             attentions=tuple(attentions) if output_attentions and has_queries else None,

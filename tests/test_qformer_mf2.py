@@ -3,6 +3,7 @@ import torch
 from transformers import DynamicCache
 
 from configuration_mf2.configuration_mf2 import MF2QFormerConfig
+from modeling_mf2 import qformer_mf2
 from modeling_mf2.qformer_mf2 import MF2QFormer
 
 
@@ -47,7 +48,7 @@ def test_three_ways_to_write_agree(build, inputs, attention):
     model = build(attention)
     mask = inputs["text_mask"]
     one_pass = model(**inputs, mode="causal")
-    read = model(queries=inputs["queries"], image=inputs["image"])
+    read = model(queries=inputs["queries"], image=inputs["image"], output_key_values=True)
     stored = {"query_key_values": read.query_key_values, "mode": "causal"}
     text_pass = model(input_ids=inputs["input_ids"], text_mask=mask, **stored)
     close(one_pass.query_states, read.query_states)
@@ -154,7 +155,7 @@ def test_checkpointing_gives_equal_gradients(build, inputs):
             model.activation_checkpointing_enable()
             assert all(layer.gradient_checkpointing for layer in model.layers)
         queries = inputs["queries"].clone().requires_grad_()
-        read = model(queries=queries, image=inputs["image"])
+        read = model(queries=queries, image=inputs["image"], output_key_values=True)
         joint = model(**{**inputs, "queries": queries, "image": None}, image_key_values=read.image_key_values)
         written = model(
             input_ids=inputs["input_ids"],
@@ -179,6 +180,7 @@ def test_fewer_query_rows_than_images(build, inputs, units, training, text):
     inputs["queries"] = torch.stack([few[row % units] for row in range(ROWS)])
     if not text:
         inputs = {name: inputs[name] for name in ("queries", "image")}
+    inputs["output_key_values"] = True
     all_rows, repeated = model(**inputs), model(**{**inputs, "queries": few})
     close(repeated.query_states, all_rows.query_states)
     for pair, expected in zip(repeated.query_key_values, all_rows.query_key_values, strict=True):
@@ -189,13 +191,13 @@ def test_fewer_query_rows_than_images(build, inputs, units, training, text):
 def test_dropout_is_drawn_for_every_image(build, inputs):
     model = build(hidden_dropout_prob=0.5).train()
     image = inputs["image"][:1].expand(ROWS, -1, -1)
-    first_keys = model(queries=inputs["queries"][:1], image=image).query_key_values[0][0]
+    first_keys = model(queries=inputs["queries"][:1], image=image, output_key_values=True).query_key_values[0][0]
     assert (first_keys[0] - first_keys[1]).abs().max() > 1e-3
 
 
 def test_stored_image_keys_and_values(build, inputs):
     model = build()
-    read = model(queries=inputs["queries"], image=inputs["image"])
+    read = model(queries=inputs["queries"], image=inputs["image"], output_key_values=True)
     made = model.image_key_values(inputs["image"])
     assert len(made) == len(read.image_key_values) == 2
     for stored in (made, read.image_key_values):
@@ -239,7 +241,7 @@ def test_cross_attention_stands_in_every_nth_block(build, inputs, frequency, cro
     model = build(cross_attention_frequency=frequency)
     found = [index for index, layer in enumerate(model.layers) if layer.cross_attention is not None]
     assert found == crossing
-    read = model(queries=inputs["queries"], image=inputs["image"])
+    read = model(queries=inputs["queries"], image=inputs["image"], output_key_values=True)
     again = model(queries=inputs["queries"], image_key_values=model.image_key_values(inputs["image"]))
     close(again.query_states, read.query_states, 1e-6)
 
@@ -293,3 +295,13 @@ def test_a_fresh_model_follows_its_configuration():
     assert model.word_embeddings.weight[1:].std().item() == pytest.approx(0.02, rel=0.1)
     assert not model.word_embeddings.weight[0].any()  # padding
     assert not model.layers[0].attention.q_proj.bias.any()
+
+
+def test_the_feed_forward_net_in_parts_is_the_whole(build, inputs, monkeypatch):
+    model = build()
+    whole = model(**inputs)
+    monkeypatch.setattr(qformer_mf2, "_ROWS_AT_ONCE", 5)
+    with torch.no_grad():
+        parts = model(**inputs)
+    close(parts.query_states, whole.query_states.detach())
+    close(known(parts.text_states, inputs["text_mask"]), known(whole.text_states.detach(), inputs["text_mask"]))

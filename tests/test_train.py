@@ -72,8 +72,10 @@ def test_a_tower_is_trained_and_kept(tower: Path) -> None:
 
 def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = train.main(
-        ["--vision_name_or_path", str(tower), "--num_train_epochs", "2", "--logging_steps", "2", "--output_dir"]
-        + [str(tmp_path), *SMALL]
+        [
+            *("--vision_name_or_path", str(tower), "--num_train_epochs", "2", "--logging_steps", "2"),
+            *("--output_dir", str(tmp_path), *SMALL),
+        ]
     )
     printed = capsys.readouterr().out
     assert "synthetic faces, " in printed and "AU12" in printed and "one-vs-rest" in printed
@@ -134,8 +136,10 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tower: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step \d+, rows \[\d+"):
         train.main(
-            ["--vision_name_or_path", str(tower), "--num_train_epochs", "3", "--learning_rate", "1e30"]
-            + ["--max_grad_norm", "0", "--warmup_steps", "0", "--output_dir", str(tmp_path), *SMALL]
+            [
+                *("--vision_name_or_path", str(tower), "--num_train_epochs", "3", "--learning_rate", "1e30"),
+                *("--max_grad_norm", "0", "--output_dir", str(tmp_path), *SMALL, "--warmup_steps", "0"),
+            ]
         )
 
 

@@ -1,4 +1,4 @@
-"""The Trainer: transformers' own, which also names every part of the loss, stops at a NaN, and trusts no half checkpoint."""
+"""The Trainer: transformers' own, which also names each part of the loss, stops at a NaN, trusts no half checkpoint."""
 
 import json
 import logging
@@ -45,9 +45,9 @@ class MF2Trainer(Trainer):
 
     def _explain(self, loss: torch.Tensor, parts: dict[str, torch.Tensor], inputs: dict[str, Any]) -> str:
         bad = {name: part.item() for name, part in parts.items() if not torch.isfinite(part)} or "none of the parts"
-        rows = inputs.get("index")
+        rows = inputs["index"].tolist() if "index" in inputs else "?"
         return (
-            f"loss is {loss.item()} at step {self.state.global_step}, rows {rows.tolist() if rows is not None else '?'} "
+            f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} "
             f"of the training data; not finite: {bad}. Nothing was saved from this step: lower the learning rate, or "
             "look at these rows"
         )
