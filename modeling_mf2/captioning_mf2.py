@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config
 
 from .losses_mf2 import itg_loss
-from .modeling_mf2 import Branch, MF2Model, MF2PreTrainedModel
+from .modeling_mf2 import Branch, MF2Model, MF2PreTrainedModel, check_unused
 
 
 class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
@@ -59,6 +59,7 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         query_key_values: of `see`; computed here when an image is given in its place.
         labels (`(rows, length)`): the text itself for a loss; -100 where it does not count.
         """
+        check_unused(self, kwargs)
         if query_key_values is None:
             query_key_values = self.see(pixel_values, landmarks, image_tokens, branch)
         if use_cache and past_key_values is None:

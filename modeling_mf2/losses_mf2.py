@@ -7,7 +7,6 @@ gradients) equals the loss of the joined batch: candidates are gathered, and row
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_gather
 
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
 
@@ -16,18 +15,27 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(tensor)
+        gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(gathered, tensor.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
+        """Every process's loss has read these rows: their gradients add up."""
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[gather_offset(ctx.rows) :][: ctx.rows]
+
+
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes, in the processes' order; gradients flow back to where a row came from."""
-    if world_size() == 1:
-        return tensor
-    if tensor.is_floating_point() and tensor.requires_grad:
-        gathered = torch.cat(all_gather(tensor.contiguous()))
-        # The backward of all_gather reads a gradient's memory as it lies: a transposed one would arrive scrambled.
-        gathered.register_hook(lambda gradient: gradient.contiguous())
-        return gathered
-    rows = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(rows, tensor.contiguous())
-    return torch.cat(rows)
+    """Rows of all processes, in the processes' order; gradients flow back to where a row came from.
+
+    All processes have to call it alike, with equally many rows."""
+    return tensor if world_size() == 1 else _Gather.apply(tensor)
 
 
 def gather_offset(rows: int) -> int:

@@ -1,5 +1,7 @@
 """MF²: one frozen vision tower, Emo-VL over the whole face, AU-VL over the regions of all action units at once."""
 
+import difflib
+import inspect
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +24,24 @@ from .vision_mf2 import MF2VisionTower
 
 
 Branch = Literal["emo", "au"]
+
+
+# What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
+_BATCH_FIELDS = {
+    *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels", "labels"),
+    *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
+    *("key_au_input_ids", "key_au_attention_mask"),
+}
+
+
+def check_unused(model: nn.Module, unused: dict[str, object]) -> None:
+    """Landmarks under a misspelt name must not be taken for no landmarks."""
+    for name, value in unused.items():
+        if value is not None and name not in _BATCH_FIELDS:
+            known = [key for key in inspect.signature(model.forward).parameters if key not in ("args", "kwargs")]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(f"{type(model).__name__}: got an unknown input {name!r}; {hint}Inputs: {known}")
 
 
 @dataclass
@@ -94,6 +114,16 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
                 f"{pretrained_model_name_or_path}: model.safetensors is damaged or cut short ({error}); copy or "
                 "download the checkpoint again"
             ) from error
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
+    ) -> None:
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError(
+                "use_reentrant: got True, expected False: reentrant checkpointing loses the gradients of the keys and "
+                "values that the passes of this model share"
+            )
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -179,6 +209,7 @@ class MF2Model(MF2PreTrainedModel):
             aligned to the canonical face.
         image_tokens (`(batch, prefix + grid * grid, width)`, *optional*): the tower's output, instead of images.
         """
+        check_unused(self, kwargs)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if attentions and self.config._attn_implementation != "eager":
@@ -252,6 +283,7 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
+        check_unused(self, kwargs)
         read = self.mf2(
             pixel_values,
             landmarks,
@@ -289,6 +321,7 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         r"""
         labels: `(batch,)` emotions or `(batch, AU)`, as `config.classification_target` says; -1 where unknown.
         """
+        check_unused(self, kwargs)
         read = self.mf2(pixel_values, landmarks, image_tokens, return_dict=True)
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
         loss = None

@@ -22,7 +22,15 @@ from .losses_mf2 import (
     pad_as_others,
     world_size,
 )
-from .modeling_mf2 import Branch, MF2Branch, MF2Model, MF2PreTrainedModel, classification_losses, weighted_sum
+from .modeling_mf2 import (
+    Branch,
+    MF2Branch,
+    MF2Model,
+    MF2PreTrainedModel,
+    check_unused,
+    classification_losses,
+    weighted_sum,
+)
 from .qformer_mf2 import MF2QFormerOutput
 
 
@@ -165,6 +173,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         key_au_input_ids, key_au_attention_mask (`(batch, length)`): key-AU captions, which Emo-VL learns to write.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
+        check_unused(self, kwargs)
         image_tokens = self.mf2.look(pixel_values, image_tokens)
         parts: dict[str, torch.Tensor] = {}
         emo_states = au_states = None

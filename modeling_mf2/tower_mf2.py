@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config
 
 from .losses_mf2 import au_loss, emotion_loss
-from .modeling_mf2 import MF2PreTrainedModel
+from .modeling_mf2 import MF2PreTrainedModel, check_unused
 from .vision_mf2 import MF2VisionTower
 
 
@@ -64,6 +64,7 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
         emotion_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2TowerOutput:
+        check_unused(self, kwargs)
         vision = self.config.vision_config
         tokens = self.vision(pixel_values)[:, vision.num_prefix_tokens :]
         face = self.dropout(tokens.flatten(1))

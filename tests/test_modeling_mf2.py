@@ -437,3 +437,16 @@ def test_words_of_the_embeddings_are_written_with(build):
         base = model if cls is MF2Model else model.mf2
         assert model.get_input_embeddings() is base.emo_vl.qformer.word_embeddings
     assert build(MF2Model, use_emo_branch=False).get_input_embeddings().weight.shape == (40, 32)
+
+
+def test_a_misspelt_input_is_an_error_and_not_taken_for_a_missing_one(build, make_batch):
+    model = build(MF2ForFaceAnalysis)
+    batch = make_batch(model.config)
+    with pytest.raises(TypeError, match="unknown input 'landmark'; did you mean 'landmarks'"):
+        model(batch["pixel_values"], landmark=batch["landmarks"])
+    model(**batch)  # texts are no business of this model, and do no harm
+
+
+def test_reentrant_checkpointing_is_refused(build):
+    with pytest.raises(ValueError, match="use_reentrant: got True"):
+        build(MF2Model).activation_checkpointing_enable({"use_reentrant": True})

@@ -1,0 +1,30 @@
+"""The command line: sensible without a word, the paper's settings at the paper's size, everything to be overruled."""
+
+import pytest
+
+from training_mf2.arguments_mf2 import parse_arguments
+
+
+def test_without_a_word_it_is_the_tiny_journey():
+    ours, training = parse_arguments([])
+    assert (ours.task, ours.model_size, ours.dataset, ours.branches) == ("pretrain", "tiny", "synthetic", "both")
+    assert training.weight_decay == 0.05 and training.load_best_model_at_end
+
+
+@pytest.mark.parametrize("size", ["base", "giant"])
+def test_the_papers_sizes_have_the_papers_settings(size):
+    _, training = parse_arguments(["--model_size", size])
+    found = (training.learning_rate, training.warmup_steps, training.num_train_epochs)
+    assert found == (1e-4, 2000, 30) and training.per_device_train_batch_size == 56
+
+
+def test_what_is_given_overrules():
+    ours, training = parse_arguments(["--model_size", "base", "--learning_rate", "3e-5", "--branches", "au"])
+    assert training.learning_rate == 3e-5 and ours.branches == "au"
+
+
+@pytest.mark.parametrize("argv", [["--task", "dance"], ["--branches", "none"], ["--no_such_thing", "1"]])
+def test_mistakes_end_with_usage(argv, capsys):
+    with pytest.raises((SystemExit, ValueError)) as error:
+        parse_arguments(argv)
+    assert argv[-1] in capsys.readouterr().err + str(error.value)

@@ -1,0 +1,73 @@
+"""A row of a dataset becomes the same example on every run, and lacks only what the row lacks."""
+
+import pytest
+import torch
+
+from configuration_mf2 import MF2Config
+from dataset_mf2.collator_mf2 import MF2Collator
+from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.synthetic_faces import MFASynthetic
+from processing_mf2 import MF2Augmentation, MF2Processor
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return MF2Processor.for_model(MF2Config.from_size("tiny"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    return MFASynthetic(12, size=64, seed=3, cache_dir=tmp_path_factory.mktemp("faces"))
+
+
+def test_an_example_is_what_the_processor_makes_of_its_row(rows, processor):
+    example = MF2Examples(rows, processor)[5]
+    row = rows[5]
+    batch = processor(row["image"], row["emotion_caption"], landmarks=row["landmarks"])
+    for name in ("pixel_values", "landmarks", "input_ids"):
+        assert torch.equal(example[name], batch[name][0]), name
+    assert example["au_labels"].tolist() == row["au_labels"] and example["emotion_labels"] == row["emotion"]
+    assert example["index"] == 5
+    known = torch.tensor(row["au_labels"]) >= 0
+    assert torch.equal(example["au_attention_mask"].any(-1), known)
+
+
+def test_rows_make_a_batch(rows, processor):
+    examples = MF2Examples(rows, processor)
+    batch = MF2Collator(processor.tokenizer.pad_token_id)([examples[i] for i in range(4)])
+    assert batch["pixel_values"].shape == (4, 3, 112, 112) and batch["au_input_ids"].shape[:2] == (4, 12)
+    assert batch["index"].tolist() == [0, 1, 2, 3]
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(rows, processor):
+    def pixels(seed, epoch, index=2):
+        examples = MF2Examples(rows, processor, augment=MF2Augmentation(), seed=seed)
+        examples.set_epoch(epoch)
+        return examples[index]["pixel_values"]
+
+    assert torch.equal(pixels(1, 4), pixels(1, 4))
+    assert not torch.equal(pixels(1, 4), pixels(1, 5))
+    assert not torch.equal(pixels(1, 4), pixels(2, 4))
+
+
+def test_what_the_dataset_lacks_is_left_out_and_said_once(rows, processor, caplog):
+    examples = MF2Examples(rows.remove_columns(["emotion", "au_caption"]), processor)
+    assert "dataset has no emotion, au_caption" in caplog.text
+    assert not {"emotion_labels", "au_input_ids"} & set(examples[0])
+    assert {"au_labels", "input_ids", "key_au_input_ids"} <= set(examples[0])
+    assert not {"input_ids", "au_input_ids"} & set(MF2Examples(rows, processor, texts=False)[0])
+    assert "landmarks" not in MF2Examples(rows, processor, landmarks=False)[0]
+
+
+def test_mistakes(rows, processor):
+    with pytest.raises(ValueError, match="dataset: got no rows"):
+        MF2Examples(rows.select([]), processor)
+    with pytest.raises(ValueError, match="expected an `image`"):
+        MF2Examples(rows.remove_columns("image"), processor)
+    with pytest.raises(ValueError, match="stored: got 3 rows, expected 12"):
+        MF2Examples(rows, processor, stored=[{}] * 3)
+    with pytest.raises(ValueError, match="augment, stored: got both"):
+        MF2Examples(rows, processor, stored=[{}] * 12, augment=MF2Augmentation())
+    disfa = MF2Processor.for_model(MF2Config.from_size("tiny", label_set="disfa"))
+    with pytest.raises(ValueError, match="au_labels: the dataset has 12 an image, the model 8: AU1, "):
+        MF2Examples(rows, disfa)
