@@ -38,9 +38,28 @@ def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
     assert "RANDOM weights" in capsys.readouterr().out
     assert set(first) == {"emotion", "emotions", "action_units", "active_action_units"}
     assert list(first["action_units"])[:3] == ["AU1", "AU2", "AU4"]
-    assert quickstart.main(["--checkpoint", str(tmp_path)]) == first
+    again = quickstart.main(["--checkpoint", str(tmp_path)])
+    # Loaded weights lie elsewhere in memory, which may change the last bit of a sum.
+    assert again["emotions"] == pytest.approx(first["emotions"], abs=1e-5)
+    for name, unit in again["action_units"].items():
+        assert unit["probability"] == pytest.approx(first["action_units"][name]["probability"], abs=1e-5)
     printed = capsys.readouterr().out
     assert "RANDOM" not in printed and "AU12  lip corner puller" in printed and "186,702,654" in printed
+
+
+def test_the_gallery_draws_its_sheets(tmp_path: Path) -> None:
+    load("synthetic_gallery").main(["--out", str(tmp_path), "--size", "64", "--subjects", "2"])
+    sheets = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert "synthetic_styles.png" in sheets and len(sheets) == 5
+
+
+def test_synthetic_measures_everything_it_promises(tmp_path: Path) -> None:
+    figures = load("benchmark/synthetic").main(["--quick", "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert {
+        *("images_per_cpu_s_112", "images_per_cpu_s_224", "knn_f1", "pixel_logreg_f1", "landmark_exact_f1"),
+        *("landmark_jitter_f1", "cnn_f1", "own_region_wins", "au_ceiling", "emotion_ceiling"),
+    } <= set(figures)
 
 
 def test_params_writes_its_figures(tmp_path: Path) -> None:
