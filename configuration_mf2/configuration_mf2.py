@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -26,6 +27,10 @@ _TRANSFORMERS_FIELDS = {
         "use_cache",
     ),
 }
+
+
+# Those of transformers that BERT-type models are trained with; the table itself needs torch.
+_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 
 
 class KnownFieldsMixin:
@@ -66,7 +71,7 @@ class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     frozen: bool = True
 
     def validate_grid(self) -> None:
-        if self.image_size % self.patch_size:
+        if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size: got {self.image_size}, expected a multiple of patch_size ({self.patch_size}), so that "
                 "the patch tokens form a whole grid"
@@ -112,6 +117,13 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         for field in ("num_query_tokens", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
+
+    def validate_dropout_and_activation(self) -> None:
+        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f"{field}: got {getattr(self, field)}, expected 0 or more, less than 1")
+        if self.hidden_act not in _ACTIVATIONS:
+            raise ValueError(f"hidden_act: got {self.hidden_act!r}, expected one of {list(_ACTIVATIONS)}")
 
     def validate_heads(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -212,7 +224,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         labels = resolve_label_set(self.label_set)
         self.action_units = list(labels.action_units if self.action_units is None else self.action_units)
         self.emotions = list(labels.emotions if self.emotions is None else self.emotions)
-        kwargs.pop("num_labels", None)  # follows from the label set
+        num_labels = kwargs.pop("num_labels", None)
         if self.classification_target is None:
             self.classification_target = "emotion" if self.emotions else "action_units"
         names = self.emotions if self.classification_target == "emotion" else self.action_units
@@ -221,6 +233,11 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
                 f"classification_target: got {self.classification_target!r}, but label_set {self.label_set!r} has here "
                 f"action_units {self.action_units} and emotions {self.emotions}; expected at least one action unit, or "
                 "two emotions, to choose from"
+            )
+        if num_labels not in (None, len(names)):
+            raise ValueError(
+                f"num_labels: got {num_labels}, expected {len(names)} as label_set {self.label_set!r} has it for "
+                f"classification_target {self.classification_target!r}; leave it out"
             )
         self.id2label = dict(enumerate(names))
         self.label2id = {name: index for index, name in enumerate(names)}
@@ -317,6 +334,23 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
             raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")
         if self.initial_temperature <= 0:
             raise ValueError(f"initial_temperature: got {self.initial_temperature}, expected a number above 0")
+
+    def validate_ranges(self) -> None:
+        checks = {
+            "au_thresholds": (self.au_thresholds or [], 0, 1),
+            "au_class_weights": (self.au_class_weights or [], 0, math.inf),
+            "loss_weights": (self.loss_weights.values(), 0, math.inf),
+        }
+        for field, (values, least, most) in checks.items():
+            wrong = [value for value in values if not (least <= value <= most and math.isfinite(value))]
+            if wrong:
+                raise ValueError(f"{field}: got {wrong[0]}, expected finite numbers from {least} to {most}")
+        longest = min(self.emo_config.max_position_embeddings, self.au_config.max_position_embeddings)
+        for field in ("emotion_max_length", "au_max_length"):
+            if not 3 <= getattr(self, field) <= longest:
+                raise ValueError(
+                    f"{field}: got {getattr(self, field)}, expected 3 to {longest} tokens (max_position_embeddings)"
+                )
 
     def validate_lists(self) -> None:
         for field in ("au_class_weights", "au_thresholds"):

@@ -38,8 +38,9 @@ def main(argv: list[str] | None = None) -> dict:
         f"checkpoint {arguments.checkpoint}" if arguments.checkpoint else "RANDOM weights: these figures mean nothing"
     )
     print(f"One synthetic face (drawn, no person), {state}\n")
-    print(f"emotion    {result['emotion']} (probability {result['emotions'][result['emotion']]:.2f})")
-    for code, unit in result["action_units"].items():
+    if "emotion" in result:
+        print(f"emotion    {result['emotion']} (probability {result['emotions'][result['emotion']]:.2f})")
+    for code, unit in result.get("action_units", {}).items():
         mark = "active" if unit["active"] else ""
         print(f"{code:5} {unit['name']:22} probability {unit['probability']:.2f}, threshold {unit['threshold']} {mark}")
 

@@ -20,12 +20,17 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
     def __init__(self, config: MF2Config) -> None:
         super().__init__(config)
         self.mf2 = MF2Model(config)
-        tokens = config.emo_config
-        self.generation_config.update(
-            bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id
-        )
-        self.generation_config.max_length = config.emotion_max_length
         self.post_init()
+
+    def _usual(self, branch: Branch, prompted: bool) -> dict[str, int]:
+        tokens = self.config.emo_config
+        emotion_caption = branch == "emo" and not prompted
+        return {
+            "bos_token_id": tokens.bos_token_id,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+            "max_length": self.config.emotion_max_length if emotion_caption else self.config.au_max_length,
+        }
 
     def see(
         self,
@@ -113,8 +118,20 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         key-AU captions.
         """
         seen = self.see(pixel_values, landmarks, image_tokens, branch)
-        if input_ids is None:
-            input_ids = torch.full((1, 1), self.generation_config.bos_token_id, device=seen.device)
+        prompted = input_ids is not None
+        if not prompted:
+            input_ids = torch.full((1, 1), self.config.emo_config.bos_token_id, device=seen.device)
+        if len(input_ids) not in (1, len(seen)):
+            raise ValueError(
+                f"input_ids: got {len(input_ids)} rows, expected 1 for all, or {len(seen)}: one for each image, or for "
+                "each AU of each image"
+            )
+        # A checkpoint of another class brings no generation config: what it does not say, the model's config does.
+        given = kwargs.get("generation_config") or self.generation_config
+        for name, value in self._usual(branch, prompted).items():
+            lengths = (given.max_new_tokens, kwargs.get("max_new_tokens")) if name == "max_length" else ()
+            if getattr(given, name, None) is None and all(length is None for length in lengths):
+                kwargs.setdefault(name, value)
         if use_cache:
             kwargs.setdefault("past_key_values", DynamicCache())
         output = super().generate(

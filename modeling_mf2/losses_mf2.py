@@ -134,10 +134,21 @@ def itg_loss(logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) 
     return masked_mean(losses, mask[:, 1:].bool())
 
 
+def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], highest: int) -> None:
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"{name}: got shape {tuple(labels.shape)}, expected {shape}")
+    if labels.device.type != "cpu":  # a look at the values would make a GPU wait
+        return
+    wrong = labels[(labels < UNKNOWN_LABEL) | (labels > highest)]
+    if wrong.numel():
+        raise ValueError(f"{name}: got {wrong[0].item()}, expected -1 (unknown) or 0 to {highest}")
+
+
 def au_loss(
     logits: torch.Tensor, labels: torch.Tensor, class_weights: list[float] | tuple[float, ...] | None = None
 ) -> torch.Tensor:
     """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
+    check_labels("au_labels", labels, tuple(logits.shape), highest=1)
     known = labels != UNKNOWN_LABEL
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits.float(), labels.clamp_min(0).float(), reduction="none"
@@ -148,5 +159,6 @@ def au_loss(
 
 
 def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    check_labels("emotion_labels", labels, (len(logits),), highest=logits.shape[1] - 1)
     losses = nn.functional.cross_entropy(logits.float(), labels.clamp_min(0), reduction="none")
     return masked_mean(losses, labels != UNKNOWN_LABEL)

@@ -28,7 +28,7 @@ Branch = Literal["emo", "au"]
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
 _BATCH_FIELDS = {
-    *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels", "labels"),
+    *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels"),
     *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
     *("key_au_input_ids", "key_au_attention_mask"),
 }
@@ -107,13 +107,45 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
+        relabelled = cls._relabelled(pretrained_model_name_or_path, kwargs)
+        if relabelled and not kwargs.get("ignore_mismatched_sizes"):
+            raise ValueError(
+                f"{relabelled}; what was learned for a label must not answer for another. Pass "
+                "ignore_mismatched_sizes=True to start these labels anew and keep the rest"
+            )
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            if relabelled:
+                (loaded[0] if isinstance(loaded, tuple) else loaded).forget_labels()
+            return loaded
         except SafetensorError as error:
             raise OSError(
                 f"{pretrained_model_name_or_path}: model.safetensors is damaged or cut short ({error}); copy or "
                 "download the checkpoint again"
             ) from error
+
+    @classmethod
+    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> str | None:
+        """How the wanted labels differ from the checkpoint's; None if they do not, or none were named."""
+        named = {name: kwargs[name] for name in ("label_set", "action_units", "emotions") if name in kwargs}
+        if not named and not isinstance(kwargs.get("config"), MF2Config):
+            return None
+        where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        saved = MF2Config.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
+        wanted = kwargs.get("config") or MF2Config.from_dict(saved.to_dict(), **named)
+        for field in ("action_units", "emotions"):
+            if list(getattr(saved, field)) != list(getattr(wanted, field)):
+                return f"{field}: got {getattr(wanted, field)}, but the checkpoint {source} has {getattr(saved, field)}"
+        return None
+
+    @torch.no_grad()
+    def forget_labels(self) -> None:
+        """Everything that belongs to one AU or emotion, as if it had never been trained."""
+        for module in self.modules():
+            if isinstance(module, MF2Classifiers | MF2Model):
+                for parameter in module.parameters(recurse=isinstance(module, MF2Classifiers)):
+                    parameter._is_hf_initialized = False
+                self._init_weights(module)
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
@@ -322,6 +354,8 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         labels: `(batch,)` emotions or `(batch, AU)`, as `config.classification_target` says; -1 where unknown.
         """
         check_unused(self, kwargs)
+        if labels is None:  # a batch of ours has both, by name
+            labels = kwargs.get("emotion_labels" if self.config.classification_target == "emotion" else "au_labels")
         read = self.mf2(pixel_values, landmarks, image_tokens, return_dict=True)
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
         loss = None

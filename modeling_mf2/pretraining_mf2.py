@@ -175,6 +175,9 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         """
         check_unused(self, kwargs)
         image_tokens = self.mf2.look(pixel_values, image_tokens)
+        for name, texts in (("input_ids", input_ids), ("key_au_input_ids", key_au_input_ids)):
+            if texts is not None and len(texts) != len(image_tokens):
+                raise ValueError(f"{name}: got {len(texts)} captions, expected {len(image_tokens)}, one for each image")
         parts: dict[str, torch.Tensor] = {}
         emo_states = au_states = None
         if self.config.use_emo_branch:

@@ -89,7 +89,8 @@ class MF2QFormerAttention(nn.Module):
     def __init__(self, config: MF2QFormerConfig, key_value_size: int) -> None:
         super().__init__()
         self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // self.num_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False  # every mask is given; sdpa must not add one
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -100,7 +101,9 @@ class MF2QFormerAttention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, head_dim)
+        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(
+            1, 2
+        )  # (batch, heads, length, head_dim)
 
     def key_values(self, states: torch.Tensor) -> KeyValue:
         return self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
@@ -111,6 +114,8 @@ class MF2QFormerAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        if len(states) == 0:  # no face in any image; the interfaces cannot reshape nothing
+            attention = eager_attention_forward
         attended, weights = attention(
             self,
             self._heads(self.q_proj(states)),

@@ -29,7 +29,7 @@ class MF2TowerBlock(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, length, width = tokens.shape
-        qkv = self.qkv(self.norm1(tokens)).view(batch, length, 3, self.heads, -1)
+        qkv = self.qkv(self.norm1(tokens)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, width / heads)
         attended = nn.functional.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.attention_out(attended.transpose(1, 2).reshape(batch, length, width))

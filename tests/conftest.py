@@ -39,6 +39,7 @@ def tiny_config(tower: str = "conv", vision: dict | None = None, qformer: dict |
         "emotions": ["Neutral", "Happiness", "Other"],
         "region_grid": 2,
         "initializer_range": 0.2,
+        **{"emotion_max_length": 20, "au_max_length": 24},
     }
     return MF2Config(**{**defaults, **fields})
 

@@ -111,19 +111,31 @@ def test_a_caption_ends_where_it_ends(model, images, branch):
     assert written.flatten(0, -2).tolist() == [[START, END]] * written.flatten(0, -2).shape[0]
     with torch.no_grad():
         model.mf2.branch(branch).heads.language.bias[END] = -1e4
-    assert model.generate(**images, branch=branch).shape[-1] == 10  # emotion_max_length
+    longest = {"emo": model.config.emotion_max_length, "au": model.config.au_max_length}[branch]
+    assert model.generate(**images, branch=branch).shape[-1] == longest
     assert model.generate(**images, branch=branch, max_new_tokens=4).shape[-1] == 5
     assert model.generate(**images, branch=branch, max_length=6).shape[-1] == 6
 
 
 def test_generation_follows_the_configuration(model, make_config, tmp_path, images):
+    """Also from a checkpoint that another class has saved, and that says nothing of generation."""
     assert isinstance(model.generation_config, GenerationConfig)
-    ids = (model.generation_config.bos_token_id, model.generation_config.eos_token_id)
-    assert ids == (START, END) and model.generation_config.pad_token_id == PAD
-    model.save_pretrained(tmp_path)
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert type(again) is MF2ForCaptioning and again.generation_config.max_length == 10
-    assert torch.equal(again.generate(**images), model.generate(**images))
+    model.save_pretrained(tmp_path / "own")
+    pretrained = MF2ForPreTraining(model.config)
+    pretrained.mf2 = model.mf2
+    pretrained.save_pretrained(tmp_path / "other")
+    config, prompt = model.config, torch.tensor([[START, 7]])
+    for folder in ("own", "other"):
+        again = AutoModelForImageTextToText.from_pretrained(tmp_path / folder).eval()
+        assert type(again) is MF2ForCaptioning
+        for branch in BRANCHES:
+            assert torch.equal(again.generate(**images, branch=branch), model.generate(**images, branch=branch))
+        assert again.generate(**images).shape[1] <= config.emotion_max_length
+        # A prompt asks for another kind of caption, which may be longer.
+        longest = again.generate(**images, input_ids=prompt, min_length=config.emotion_max_length + 2)
+        assert config.emotion_max_length < longest.shape[1] <= config.au_max_length
+    with pytest.raises(ValueError, match="input_ids: got 5 rows, expected 1 for all, or 2"):
+        model.generate(**images, input_ids=prompt.expand(5, -1))
 
 
 def test_stored_image_tokens_stand_for_the_image(model, images):

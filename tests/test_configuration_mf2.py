@@ -172,3 +172,22 @@ def test_parts_stand_alone():
     assert MF2QFormerConfig(hidden_size=24, num_attention_heads=2).hidden_size == 24
     with pytest.raises(ValueError, match="did you mean 'hidden_act'"):
         MF2QFormerConfig(hidden_acts="gelu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"au_thresholds": [5.0] * 12}, "au_thresholds: got 5.0, expected finite numbers from 0 to 1"),
+        ({"au_class_weights": [-1.0] * 12}, "au_class_weights: got -1.0"),
+        ({"loss_weights": {"au": float("nan")}}, "loss_weights: got nan"),
+        ({"emotion_max_length": 0}, "emotion_max_length: got 0, expected 3 to"),
+        ({"emo_config": {"max_position_embeddings": 20}}, "emotion_max_length: got 61, expected 3 to 20 tokens"),
+        ({"vision_config": {"image_size": 0}}, "image_size: got 0"),
+        ({"emo_config": {"hidden_dropout_prob": 7}}, "hidden_dropout_prob: got 7"),
+        ({"emo_config": {"hidden_act": "foo"}}, "hidden_act: got 'foo', expected one of"),
+        ({"num_labels": 3}, "num_labels: got 3, expected 8"),
+    ],
+)
+def test_a_value_out_of_its_range_is_an_error(fields, said):
+    with pytest.raises((ValueError, StrictDataclassError), match=said):
+        MF2Config.from_size("tiny", **fields)

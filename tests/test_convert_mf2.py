@@ -40,6 +40,7 @@ def mf2(model_class=MF2Model, backbone="eva_giant_patch14_224", backbone_kwargs=
         vision_config={**tower, "hidden_size": 24, **(vision or {})},
         emo_config=branch,
         au_config={**branch, "num_query_tokens": 4},
+        **{"emotion_max_length": 12, "au_max_length": 12},
     )
     return model_class(config).eval()
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
+from configuration_mf2 import MF2Config
 from modeling_mf2 import (
     MF2ForCaptioning,
     MF2ForFaceAnalysis,
@@ -404,9 +405,49 @@ def test_auto_classes_answer_with_ours(checkpoint):
 
 
 def test_a_label_set_unlike_the_checkpoints_is_an_error(checkpoint):
+    """Also one of the same length: what was learned for AU10 must not answer for AU14."""
     folder, _ = checkpoint
-    with pytest.raises(RuntimeError, match="mismatch"):
-        MF2ForFaceAnalysis.from_pretrained(folder, label_set="disfa")
+    saved = MF2Config.from_pretrained(folder)
+    turned = {"action_units": saved.action_units[::-1]}
+    for other in ({"label_set": "disfa"}, turned, {"config": MF2Config.from_pretrained(folder, **turned)}):
+        with pytest.raises(ValueError, match=r"action_units: got \[.*but the checkpoint .* has \["):
+            MF2ForFaceAnalysis.from_pretrained(folder, **other)
+    kept = MF2ForFaceAnalysis.from_pretrained(folder)
+    anew = MF2ForFaceAnalysis.from_pretrained(folder, ignore_mismatched_sizes=True, **turned)
+    assert torch.equal(anew.mf2.au_vl.queries, kept.mf2.au_vl.queries)
+    for name in ("mf2.au_embedding", "classifiers.au_weight"):
+        assert not torch.equal(anew.get_parameter(name), kept.get_parameter(name)), name
+
+
+def test_no_face_at_all_gives_no_answers(build, make_batch):
+    for cls in (MF2ForFaceAnalysis, MF2ForPreTraining):
+        for tower in ("conv", "vit"):
+            model = build(cls, tower).eval()
+            batch = {name: tensor[:0] for name, tensor in pick(make_batch(model.config), *IMAGE).items()}
+            output = model(**batch)
+            assert output.au_logits.shape[0] == output.emotion_logits.shape[0] == 0
+
+
+def test_labels_that_cannot_be_are_errors(build, make_batch):
+    model = build(MF2ForFaceAnalysis)
+    images = pick(make_batch(model.config), *IMAGE)
+    count = len(images["pixel_values"])
+    for labels, said in (
+        ({"emotion_labels": torch.full((count,), -100)}, "emotion_labels: got -100, expected -1"),
+        ({"emotion_labels": torch.full((count,), 9)}, "emotion_labels: got 9, expected -1"),
+        ({"au_labels": torch.full((count, 3), 2)}, "au_labels: got 2, expected -1"),
+        ({"au_labels": torch.zeros((count, 5), dtype=torch.long)}, "au_labels: got shape"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model(**images, **labels)
+
+
+def test_a_classifier_takes_its_labels_from_a_batch_of_ours(build, make_batch):
+    batch = make_batch(build(MF2Model).config)
+    for target, name in (("emotion", "emotion_labels"), ("action_units", "au_labels")):
+        model = build(MF2ForImageClassification, classification_target=target).eval()
+        loss = model(**pick(batch, *IMAGE), labels=batch[name]).loss
+        assert torch.equal(model(**batch).loss, loss)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
