@@ -186,6 +186,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     au_class_weights (`list`): one factor an AU on its classification loss, against imbalance (VL-FAU, equation 8).
     au_thresholds (`list`): one an AU, tuned on validation data; 0.5 unless given.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
+    key_au_prompt_length (`int`): tokens with which every key-AU caption starts. They are asked for, not learned:
+        without them Emo-VL writes an emotion caption.
     classification_target (`str`): what [`MF2ForImageClassification`] answers with: `"emotion"` where the label set has
         emotions, else `"action_units"`.
     """
@@ -216,6 +218,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     au_thresholds: list[float] | tuple[float, ...] | None = None
     emotion_max_length: int = 61
     au_max_length: int = 169
+    key_au_prompt_length: int = 0
     classification_target: Literal["emotion", "action_units"] | None = None
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True

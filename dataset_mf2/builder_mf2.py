@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Array2D, Dataset, Features, Image, IterableDataset, List, Value
 
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, LabelSet, resolve_label_set
+from processing_mf2.image_reading_mf2 import image_size
 
 
 SPLITS = ("train", "validation", "test")
@@ -51,24 +52,32 @@ def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
     )
 
 
-def _problem(example: Mapping, label_set: LabelSet) -> tuple[str, object, str] | None:
-    """The first wrong field: its name, what it holds, what it should hold."""
-    for field in mfa_features(label_set):
+def _problem(example: Mapping, label_set: LabelSet, row: int) -> tuple[str, object, str] | None:
+    """The first wrong field: its name, what it holds, what it should hold. A wrong image raises by itself."""
+    fields = mfa_features(label_set)
+    for field in fields:
         if field not in example:
-            return field, "nothing", "a value: the schema's fields are " + ", ".join(mfa_features(label_set))
+            return field, "nothing", "a value: the schema's fields are " + ", ".join(fields)
+    for field in example:
+        if field not in fields:
+            return field, "an unknown field", "only " + ", ".join(fields)
     for field in _TEXTS:
         if not isinstance(example[field], str) or (not example[field] and field not in _MAY_BE_EMPTY):
             return field, repr(example[field]), "a text" if field in _MAY_BE_EMPTY else "a text that is not empty"
     for field, allowed in (("split", SPLITS), ("landmark_source", LANDMARK_SOURCES)):
         if example[field] not in allowed:
             return field, repr(example[field]), f"one of {allowed}"
-    if example["image"] is None:
-        return "image", "None", "an image"
+    size = None if _is_remote(example["image"]) else image_size(example["image"], name=f"image in row {row}")
     landmarks = _as_numbers(example["landmarks"])
     if landmarks is None or landmarks.shape != (68, 2):
         return "landmarks", getattr(landmarks, "shape", "no array"), "(68, 2), pixels of the image, x before y"
     if not np.isfinite(landmarks).all():
         return "landmarks", f"{(~np.isfinite(landmarks)).sum()} values that are not finite", "finite pixels"
+    low, high = landmarks.min(), landmarks.max()
+    # Of both axes the longer side: EXIF may turn the stored picture.
+    if size and not (-max(size) / 2 <= low and high <= 1.5 * max(size)):
+        expected = f"pixels of the image of {size[1]} x {size[0]}, at most half its size outside"
+        return "landmarks", f"x and y from {low:g} to {high:g}", expected
     labels, intensities = _as_numbers(example["au_labels"]), _as_numbers(example["au_intensities"])
     names = label_set.action_units
     for field, values in (("au_labels", labels), ("au_intensities", intensities)):
@@ -86,6 +95,12 @@ def _problem(example: Mapping, label_set: LabelSet) -> tuple[str, object, str] |
     if not _is_integer(example["frame"]) or example["frame"] < 0:
         return "frame", repr(example["frame"]), "a frame number from 0"
     return None
+
+
+def _is_remote(image: object) -> bool:
+    """A streamed corpus may name what its reader fetches: "hf://...", "zip://a.png::..."."""
+    path = image.get("path") if isinstance(image, Mapping) and image.get("bytes") is None else image
+    return isinstance(path, str) and "://" in path
 
 
 def _is_integer(value: object) -> bool:
@@ -109,7 +124,7 @@ def validate_examples(examples: Iterable[Mapping], label_set: str | LabelSet = "
     """Checks every row and returns how many there are; the first wrong one is an error that names row and field."""
     resolved, count = as_label_set(label_set), 0
     for row, example in enumerate(_without_decoding(examples)):
-        if problem := _problem(example, resolved):
+        if problem := _problem(example, resolved, row):
             field, got, expected = problem
             raise ValueError(f"{field}: got {got} in row {row}, expected {expected}. Correct or leave out the row")
         count = row + 1
@@ -123,25 +138,36 @@ def split_by_subject(
 
     `subjects` names the subject of each image. A corpus that knows videos only passes those.
     """
+    split_of = split_counts(Counter(subjects), sizes, seed)
+    return [split_of[subject] for subject in subjects]
+
+
+def split_counts(
+    counts: Mapping[Hashable, int], sizes: Mapping[str, float] = SPLIT_SIZES, seed: int = 0
+) -> dict[Hashable, str]:
+    """Each subject's split, from how many images there are of it."""
     unknown = [name for name in sizes if name not in SPLITS]
-    if unknown or not sizes or min(sizes.values()) < 0 or sum(sizes.values()) <= 0:
+    if unknown or not all(_is_share(share) for share in sizes.values()) or not any(sizes.values()):
         raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {SPLITS}, none below 0, not all 0")
     wanted = {name: share / sum(sizes.values()) for name, share in sizes.items() if share > 0}
-    counts = Counter(subjects)
+    total = sum(counts.values())
     order = sorted(counts)
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda subject: -counts[subject])
     taken = dict.fromkeys(wanted, 0)
     members: dict[str, list] = {name: [] for name in wanted}
     for subject in order:
-        name = max(wanted, key=lambda split: wanted[split] * len(subjects) - taken[split])
+        name = max(wanted, key=lambda split: wanted[split] * total - taken[split])
         taken[name] += counts[subject]
         members[name].append(subject)
     for name in wanted:
         if not members[name] and len(order) >= len(wanted):
             members[name].append(members[max(members, key=lambda split: len(members[split]))].pop())
-    split_of = {subject: name for name, its_subjects in members.items() for subject in its_subjects}
-    return [split_of[subject] for subject in subjects]
+    return {subject: name for name, its_subjects in members.items() for subject in its_subjects}
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and 0 <= value < float("inf")
 
 
 def _image_digest(image: object) -> bytes:

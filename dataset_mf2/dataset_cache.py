@@ -32,6 +32,9 @@ def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: i
             f"cache_dir: {folder.parent} cannot be made ({error.strerror}). Pass another cache_dir, or streaming=True"
         )
         raise OSError(error.errno, told) from error
+    if folder.exists() and not folder.is_dir():
+        told = f"cache_dir: {folder} is a file, expected a folder or nothing. Remove it, or pass another cache_dir"
+        raise NotADirectoryError(errno.ENOTDIR, told)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if (cached := _load(folder)) is None:
             if folder.is_dir():

@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, LabelSet
 from processing_mf2.captions_mf2 import RuleCaptioner
 
-from .builder_mf2 import SPLIT_SIZES, as_label_set, mfa_features, split_by_subject
+from .builder_mf2 import SPLIT_SIZES, as_label_set, mfa_features, split_counts
 from .dataset_cache import load_or_build
 from .face_drawing import STYLES, draw_face
 from .face_geometry import DRAWABLE_AUS, place_face
@@ -47,6 +47,8 @@ def draw_example(
     index: int, *, style: str = "paint", seed: int = 0, size: int = 112, exact_landmarks: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """RGB pixels and landmarks of image `index`; by default the landmarks carry a detector's error."""
+    _check_style(style)
+    index, seed, size = _whole("index", index, 0, *_FROM_ZERO), _whole("seed", seed, 0, *_FROM_ZERO), _side(size)
     strengths = dict(zip(DRAWABLE_AUS, expression(seed, style, index)[0] / 5, strict=True))
     person = subject(seed, style, index // FRAMES_PER_SUBJECT)
     pixels, landmarks = draw_face(person.identity, strengths, scene(seed, style, index), size, style)
@@ -57,6 +59,8 @@ def synthetic_truth(
     n: int, style: str = "paint", *, seed: int = 0, label_set: str | LabelSet = "mfa"
 ) -> dict[str, np.ndarray]:
     """What no annotator got wrong or left out: `au_labels`, `au_intensities` (n, AUs) and `emotion` (n,)."""
+    _check_style(style)
+    n, seed = _whole("n", n, 0, *_FROM_ZERO), _whole("seed", seed, 0, *_FROM_ZERO)
     columns = check_drawable(as_label_set(label_set))
     shown = [expression(seed, style, index) for index in range(n)]
     intensities = np.array([intensities[columns] for intensities, _ in shown], np.float32).reshape(n, len(columns))
@@ -119,6 +123,25 @@ def _whole(field: str, value: object, least: int, most: int, expected: str) -> i
     return int(value)
 
 
+_FROM_ZERO = (2**63, "a whole number from 0")
+
+
+def _side(size: object) -> int:
+    return _whole("size", size, 32, 1024, "32 to 1024 pixels")
+
+
+def _check_style(style: object) -> None:
+    if style not in STYLES:
+        raise ValueError(f"style: got {style!r}, expected one of {list(STYLES)}")
+
+
+def split_of_subjects(n: int, split_sizes: Mapping[str, float], seed: int) -> tuple[str, ...]:
+    """Of the subjects in the first `n` images, of whom the last may have fewer; nothing is as long as `n`."""
+    firsts = range(0, n, FRAMES_PER_SUBJECT)
+    splits = split_counts({i: min(FRAMES_PER_SUBJECT, n - first) for i, first in enumerate(firsts)}, split_sizes, seed)
+    return tuple(splits[i] for i in range(len(firsts)))
+
+
 def MFASynthetic(
     n: int,
     style: str = "paint",
@@ -137,24 +160,20 @@ def MFASynthetic(
     Landmarks carry a detector's error unless `exact_landmarks`: exact ones alone give many AUs away.
     The column `split` keeps subjects apart: `ds.filter(lambda split: split == "train", input_columns="split")`.
     """
-    if style not in STYLES:
-        raise ValueError(f"style: got {style!r}, expected one of {list(STYLES)}")
+    _check_style(style)
     n = _whole("n", n, 1, 10**9, "a number of images from 1")
-    seed = _whole("seed", seed, 0, 2**63, "a whole number from 0")
-    size = _whole("size", size, 32, 1024, "32 to 1024 pixels")
+    seed, size = _whole("seed", seed, 0, *_FROM_ZERO), _side(size)
     if num_proc is not None:
         num_proc = _whole("num_proc", num_proc, 1, 1024, "a number of processes from 1")
     resolved = as_label_set(label_set)
     check_drawable(resolved)
-    people = [index // FRAMES_PER_SUBJECT for index in range(n)]
-    split_of_subject = tuple(split_by_subject(people, split_sizes, seed)[::FRAMES_PER_SUBJECT])
     settings = {
         "style": style,
         "seed": seed,
         "size": size,
         "label_set": resolved,
         "exact_landmarks": bool(exact_landmarks),
-        "split_of_subject": split_of_subject,
+        "split_of_subject": split_of_subjects(n, split_sizes, seed),
     }
     shards = [(start, min(start + _SHARD, n)) for start in range(0, n, _SHARD)]
     features = mfa_features(resolved)

@@ -4,11 +4,7 @@ python examples/synthetic_gallery.py [--out outputs/gallery] [--size 160] [--sub
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import cv2
 import numpy as np

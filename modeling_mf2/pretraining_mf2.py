@@ -143,13 +143,16 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         input_ids: torch.Tensor,
         mask: torch.Tensor,
         rows: torch.Tensor,
+        prompt_length: int = 0,
     ) -> torch.Tensor:
         """ITG: its queries see no text, so the image-only pass is what they do; text attends to that pass's keys."""
         started, mask = input_ids[rows], mask[rows]
         started[:, 0] = branch.qformer.config.bos_token_id
         seen = tuple((keys[rows], values[rows]) for keys, values in read.query_key_values)
         states = branch.qformer(input_ids=started, text_mask=mask, query_key_values=seen, mode="causal").text_states
-        return itg_loss(branch.language_logits(states), started, mask)
+        learned = mask.clone()
+        learned[:, 1 : 1 + prompt_length] = 0
+        return itg_loss(branch.language_logits(states), started, learned)
 
     @can_return_tuple
     def forward(
@@ -189,7 +192,9 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             if key_au_input_ids is not None:
                 mask = torch.ones_like(key_au_input_ids) if key_au_attention_mask is None else key_au_attention_mask
                 rows = self._pair_rows("emo", len(mask))
-                parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, key_au_input_ids, mask, rows)
+                parts["itg_key_au"] = self._write(
+                    self.mf2.emo_vl, read, key_au_input_ids, mask, rows, self.config.key_au_prompt_length
+                )
         if self.config.use_au_branch:
             regions = self.mf2.branch_image("au", image_tokens, landmarks)
             read = self.mf2.read("au", regions, output_key_values=True)

@@ -1,7 +1,8 @@
 """Images to aligned, normalised crops; the landmarks follow every change of geometry."""
 
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from .landmarks_mf2 import (
     ManyFacesPolicy,
     NoFacePolicy,
     check_landmarks,
+    check_orientation,
     choose_faces,
     landmarks_per_image,
     template_landmarks,
@@ -68,6 +70,8 @@ _CHOICES = {
     "on_no_face": NoFacePolicy.__args__,
     "on_many_faces": ManyFacesPolicy.__args__,
 }
+_DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
+_OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
 _SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
 
@@ -101,10 +105,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
 
     def __init__(self, **kwargs: Unpack[MF2ImagesKwargs]) -> None:
         names = set(self.valid_kwargs.__annotations__)
-        for name in sorted(set(kwargs) - names - _SAVED_BESIDE):
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise TypeError(f"{type(self).__name__}: got an unknown setting {name!r}; {hint}Settings: {sorted(names)}")
+        _check_names(set(kwargs) - _SAVED_BESIDE, names, type(self).__name__)
         super().__init__(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in names})
 
@@ -124,6 +125,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         augment: for training: `True`, ranges, or an [`MF2Augmentation`]. What it draws depends only on `augment_seed`
             and the image's `sample_index` (its place in the call unless given), so a new epoch wants a new seed.
         """
+        _check_names(kwargs, {*self.valid_kwargs.__annotations__, *_OF_A_CALL}, type(self).__name__)
         _check_choices({name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None})
         call = {"landmarks": landmarks, "augmentation": resolve_augmentation(augment)}
         call |= {"augment_seed": augment_seed, "sample_index": sample_index}
@@ -141,8 +143,13 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
                 )
         _check_choices({name: kwargs.get(name) for name in _CHOICES})
         size = kwargs.get("size")
-        if not (size and size.height and size.width):
-            raise ValueError(f"size: got {size}, expected {{'height': ..., 'width': ...}}")
+        height, width = (size.height, size.width) if size else (None, None)
+        if not all(type(side) is int and side > 0 for side in (height, width)):
+            raise ValueError(
+                f"size: got height {height} and width {width}, expected whole numbers from 1: "
+                "{'height': 224, 'width': 224}, or 224 for both"
+            )
+        _check_names(kwargs.get("face_alignment_kwargs") or (), _DETECTOR_SETTINGS, "face_alignment_kwargs")
         super()._validate_preprocess_kwargs(**kwargs)
 
     def _preprocess_image_like_inputs(
@@ -182,7 +189,9 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         for index, (image, place) in enumerate(zip(images, places, strict=True)):
             pixels = read_image(image, name=f"images{place}", max_pixels=max_pixels, allow_url=allow_url).to(device)
             if given[index] is not None:
-                cut(index, pixels, check_landmarks(given[index], *pixels.shape[1:], f"landmarks{place}"), "given")
+                points = check_landmarks(given[index], *pixels.shape[1:], f"landmarks{place}")
+                check_orientation(points, f"landmarks{place}")
+                cut(index, pixels, points, "given")
             elif landmark_source == "face_alignment":
                 searched[index] = pixels
             elif landmark_source == "template":
@@ -234,6 +243,13 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         if return_landmark_source:
             data["landmark_source"] = [row.source for row in rows]
         return BatchFeature(data)
+
+
+def _check_names(given: Iterable[str], known: set[str], owner: str) -> None:
+    for name in sorted(set(given) - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TypeError(f"{owner}: got an unknown setting {name!r}; {hint}Settings: {sorted(known)}")
 
 
 def _check_choices(chosen: dict[str, Any]) -> None:

@@ -2,9 +2,12 @@
 
 import io
 import os
+import struct
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,8 +22,8 @@ MIN_SIDE = 16
 
 _MAX_DOWNLOAD = 64 * 2**20
 _EXPECTED = (
-    "a PIL image, a path, bytes, or a numpy array or torch tensor of shape (height, width), (height, width, channels) "
-    "or (channels, height, width) with 1 to 4 channels"
+    "a PIL image, a path, bytes, {'bytes': ..., 'path': ...}, or a numpy array or torch tensor of shape (height, "
+    "width), (height, width, channels) or (channels, height, width) with 1 to 4 channels"
 )
 
 
@@ -38,23 +41,46 @@ def read_image(
 ) -> torch.Tensor:
     """(3, height, width) as the eye sees it, EXIF rotation applied: uint8, or float32 from 0 to 255 if bytes lose.
 
-    Files and bytes are read by PIL, of an animation the first frame; the number of pixels is checked before they are
-    decoded. An opened PIL image is taken at its current frame. Arrays: 8 bit as they are; unsigned 16 bit, and other
-    integers if a value exceeds 255, divided by 257; floats as [0, 1] if no value exceeds 1 and as [0, 255] otherwise.
+    Files and bytes (also as {"bytes": ..., "path": ...}, an undecoded row of `datasets`) are read by PIL, of an
+    animation the first frame; the number of pixels is checked before they are decoded. PIL's own limit (and warning)
+    holds beside `max_pixels` only in formats that check it while they decode: TIFF, WebP, ICO, ICNS, and GIF's frames.
+    An opened PIL image is taken at its current frame. Arrays: 8 bit as they are; unsigned 16 bit, and other integers if
+    a value exceeds 255, divided by 257; floats as [0, 1] if no value exceeds 1 and as [0, 255] otherwise.
     """
+    image = _resolve(image, name, allow_url)
     if isinstance(image, Image.Image):
         return _from_pil(image, name, max_pixels)
     if isinstance(image, np.ndarray | torch.Tensor):
         return _from_array(_to_tensor(image, name), name)
+    with _opened(image, name) as opened:
+        return _from_pil(opened, name, max_pixels)
+
+
+def image_size(image: Any, *, name: str = "image") -> tuple[int, int]:
+    """Height and width as stored, before any EXIF rotation; of a file or bytes only the header is read."""
+    image = _resolve(image, name, allow_url=False)
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return tuple(_channels_first(_to_tensor(image, name), name).shape[1:])
+    with _opened(image, name) as opened:
+        return opened.height, opened.width
+
+
+def _resolve(image: Any, name: str, allow_url: bool) -> Image.Image | np.ndarray | torch.Tensor | Path | bytes:
+    if isinstance(image, Mapping) and image and set(image) <= {"bytes", "path"}:
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if image is None:
+            raise ValueError(f"{name}: got neither bytes nor a path, expected one of them")
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        image = _download(image, name, allow_url)
+        return _download(image, name, allow_url)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         if not path.is_file():
             raise FileNotFoundError(f"{name}: there is no file {str(path)!r}")
-        return _decode(path, path.stat().st_size, name, max_pixels)
-    if isinstance(image, bytes | bytearray):
-        return _decode(io.BytesIO(image), len(image), name, max_pixels)
+        return path
+    if isinstance(image, Image.Image | np.ndarray | torch.Tensor | bytes | bytearray):
+        return image
     raise TypeError(f"{name}: got {type(image).__name__}, expected {_EXPECTED}")
 
 
@@ -74,20 +100,50 @@ def _download(url: str, name: str, allow_url: bool) -> bytes:
     return content
 
 
-def _decode(source: Path | io.BytesIO, num_bytes: int, name: str, max_pixels: int) -> torch.Tensor:
-    where = f"{str(source)!r}" if isinstance(source, Path) else "the bytes"
-    if num_bytes == 0:
-        raise ValueError(f"{name}: {where} holds zero bytes, expected an image file")
-    try:
-        opened = Image.open(source)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{name}: {where} has too many pixels even for PIL ({error})") from error
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name}: {where} is not an image in a format that PIL can read") from error
-    except (OSError, SyntaxError, ValueError) as error:  # a header that breaks off
-        raise ValueError(f"{name}: {where} could not be read as an image, it seems damaged ({error})") from error
-    with opened:
-        return _from_pil(opened, name, max_pixels)
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    """The image with its header read and its pixels not yet."""
+    where, path = (f"{str(source)!r}", str(source)) if isinstance(source, Path) else ("the bytes", "")
+    with open(source, "rb") if path else io.BytesIO(source) as file:
+        if not file.read(1):
+            raise ValueError(f"{name}: {where} holds zero bytes, expected an image file")
+        try:
+            opened = _open_unlimited(file, path)
+        except Image.DecompressionBombError as error:
+            raise _pil_refuses(error, name) from error
+        except Image.UnidentifiedImageError as error:
+            raise ValueError(f"{name}: {where} is not an image in a format that PIL can read") from error
+        except (OSError, SyntaxError, ValueError) as error:  # a header that breaks off
+            raise ValueError(f"{name}: {where} could not be read as an image, it seems damaged ({error})") from error
+        yield opened
+
+
+def _open_unlimited(file: BinaryIO, path: str) -> Image.Image:
+    """`Image.open` without its check of the size, whose limit is a global that all threads share: ours is an argument,
+    and is checked by `_from_pil`."""
+    file.seek(0)
+    start, tried = file.read(16), set()
+    for load_plugins in (Image.preinit, Image.init):  # the common ones first
+        load_plugins()
+        for kind in [kind for kind in Image.ID if kind not in tried]:
+            tried.add(kind)
+            factory, accepts = Image.OPEN[kind]
+            try:
+                answer = not accepts or accepts(start)
+                if answer and not isinstance(answer, str):  # a string says what is missing to read it
+                    file.seek(0)
+                    return factory(file, path)
+            # Too short, or another format with the same start.
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+    raise Image.UnidentifiedImageError
+
+
+def _pil_refuses(error: Image.DecompressionBombError, name: str) -> ValueError:
+    return ValueError(
+        f"{name}: PIL itself refuses an image of this size and format, whatever max_pixels is ({error}); shrink the "
+        "image, save it as PNG or JPEG, or raise PIL.Image.MAX_IMAGE_PIXELS"
+    )
 
 
 def _from_pil(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
@@ -101,6 +157,8 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
     try:
         image.load()
         image = ImageOps.exif_transpose(image)  # not in place: the user's image stays as it is
+    except Image.DecompressionBombError as error:
+        raise _pil_refuses(error, name) from error
     except Exception as error:  # PIL's decoders raise whatever stopped them
         raise ValueError(f"{name}: the image is truncated or damaged ({error})") from error
     if image.mode == "F" or image.mode.startswith("I"):
@@ -123,7 +181,7 @@ def _to_tensor(array: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
     return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
-def _from_array(array: torch.Tensor, name: str) -> torch.Tensor:
+def _channels_first(array: torch.Tensor, name: str) -> torch.Tensor:
     shape = tuple(array.shape)
     if array.ndim == 2:
         array = array[None]
@@ -131,6 +189,11 @@ def _from_array(array: torch.Tensor, name: str) -> torch.Tensor:
         array = array.permute(2, 0, 1)
     if array.ndim != 3 or not 1 <= array.shape[0] <= 4:
         raise ValueError(f"{name}: got an array of shape {shape}, expected {_EXPECTED}")
+    return array
+
+
+def _from_array(array: torch.Tensor, name: str) -> torch.Tensor:
+    array = _channels_first(array, name)
     _check_sides(*array.shape[1:], name)
     array = _to_byte_range(array, name)
     if array.shape[0] in (1, 2):

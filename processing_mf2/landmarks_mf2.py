@@ -25,10 +25,11 @@ class DetectedFace:
     box: np.ndarray
     """left, top, right, bottom in pixels of the image."""
     score: float
+    """Of the box, 0 to 1: to filter faces by, when the detector is called on its own."""
     landmarks: np.ndarray
     """(68, 2)"""
     confidence: np.ndarray
-    """(68,), the network's response at each landmark."""
+    """(68,), the network's response at each landmark: low where it is hidden. The image processor uses neither."""
 
     @property
     def area(self) -> float:
@@ -87,6 +88,22 @@ def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.nd
             "expected a face. Landmarks are pixels, not fractions of the image"
         )
     return points
+
+
+_MOST_REVERSED = 0.2
+"""Of the eyes' distance from the mouth. In a profile the hidden eye's points may lie a little beyond the other's."""
+
+
+def check_orientation(points: np.ndarray, name: str) -> None:
+    """An error if a face looks as in a mirror, which no turn of the photograph does: right and left are exchanged."""
+    first_eye, second_eye, mouth = (points[part].mean(axis=0) for part in (slice(36, 42), slice(42, 48), slice(48, 68)))
+    across, down = second_eye - first_eye, mouth - (first_eye + second_eye) / 2
+    # Twice the triangle's signed area: positive in images, where y points down.
+    if across[0] * down[1] - across[1] * down[0] < -_MOST_REVERSED * (down @ down):
+        raise ValueError(
+            f"{name}: got a mirrored face, expected points 36 to 41 on the eye that is left of the other in an upright "
+            "image; left and right, or x and y, seem to be exchanged. Of a flipped image, reorder the points too"
+        )
 
 
 def choose_faces(

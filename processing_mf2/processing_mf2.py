@@ -76,6 +76,7 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             **{"emotion_max_length": config.emotion_max_length, "au_max_length": config.au_max_length},
         )
         config.adopt_tokenizer(tokenizer)
+        config.key_au_prompt_length = processor.caption_prompt("key_au").shape[1] - 1
         return processor
 
     @property
@@ -100,8 +101,9 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         **images_kwargs: Any,
     ) -> BatchFeature:
         r"""
-        Everything is one an image. An empty caption or sentence becomes a row of padding with attention mask 0, which
-        every loss leaves out. Texts are always padded to the longest and cut to their limit.
+        Everything is one an image. An empty caption or sentence, or one of which the tokenizer knows no word, becomes a
+        row of padding with attention mask 0, which every loss leaves out. Texts are always padded to the longest and
+        cut to their limit.
 
         text: emotion captions -> `input_ids`, `attention_mask` (batch, length).
         au_sentences: for each image a sentence an AU, "" if unknown -> `au_input_ids`, `au_attention_mask` (batch, AU,
@@ -168,8 +170,8 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
 
     def _labels(self, au_labels: Any, emotion_labels: Any) -> dict[str, torch.Tensor | None]:
         return {
-            "au_labels": _int_tensor(au_labels, (len(self.action_units),), 1, "au_labels"),
-            "emotion_labels": _int_tensor(emotion_labels, (), len(self.emotions) - 1, "emotion_labels"),
+            "au_labels": _int_tensor(au_labels, (len(self.action_units),), ["at rest", "active"], "au_labels"),
+            "emotion_labels": _int_tensor(emotion_labels, (), self.emotions, "emotion_labels"),
         }
 
     def _sentences(
@@ -244,10 +246,15 @@ def _strings(texts: Any, name: str) -> list[str] | None:
     return texts
 
 
-def _int_tensor(labels: Any, row_shape: tuple[int, ...], highest: int, name: str) -> torch.Tensor | None:
+def _int_tensor(labels: Any, row_shape: tuple[int, ...], meanings: Sequence[str], name: str) -> torch.Tensor | None:
     if labels is None:
         return None
-    values = torch.as_tensor(labels)
+    highest = len(meanings) - 1
+    try:
+        values = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        listed = ", ".join(["-1 unknown", *(f"{index} {meaning}" for index, meaning in enumerate(meanings))])
+        raise ValueError(f"{name}: got {labels!r:.80}, expected whole numbers: {listed}") from error
     if values.ndim == len(row_shape):
         values = values[None]  # of one image
     if values.ndim != len(row_shape) + 1 or tuple(values.shape[1:]) != row_shape:

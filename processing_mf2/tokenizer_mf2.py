@@ -81,12 +81,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int, name: str) -> list[list[int]]:
-    """`[CLS] ... [SEP]` of each text, cut to `limit` tokens; of an empty text nothing at all."""
+    """`[CLS] ... [SEP]` of each text, cut to `limit` tokens; nothing at all of an empty text, and of one without a
+    single known word (only [UNK], or control characters): a model would learn to write [UNK] from it."""
     written = [text for text in texts if text.strip()]
     if not written:
         return [[] for _ in texts]
     encoded = iter(tokenizer(written, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"])
     rows = [next(encoded) if text.strip() else [] for text in texts]
+    special = set(tokenizer.all_special_ids)
+    unknown = [index for index, row in enumerate(rows) if row and special.issuperset(row)]
+    if unknown:
+        # Without the text, or a foreign corpus would be warned about row by row.
+        logger.warning_once(
+            f"{name}: the tokenizer knows no word of the text at index {unknown[0]}; such texts are taken as empty. "
+            "Translate them, or take a tokenizer that knows their language: load_bert_tokenizer(name_or_path)."
+        )
+        rows = [[] if index in unknown else row for index, row in enumerate(rows)]
     if any(len(row) > limit for row in rows):
         logger.warning_once(f"{name}: a text is longer than {limit} tokens; such texts are cut off at the end.")
     return [_cut(row, limit) for row in rows]
@@ -110,11 +120,9 @@ def _cut(row: list[int], limit: int) -> list[int]:
     return row if len(row) <= limit else [*row[: limit - 1], row[-1]]  # [SEP] stays
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]], pad_id: int, length: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (rows, length); without a length that of the longest row, at least 1."""
-    length = length or max([1, *(len(row) for row in rows)])
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, (rows, length of the longest, at least 1)."""
+    length = max([1, *(len(row) for row in rows)])
     ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), length), dtype=torch.int64)
     for index, row in enumerate(rows):

@@ -55,7 +55,14 @@ def test_a_row_survives_storage(tmp_path):
         ("landmarks", np.full((68, 2), np.nan), "landmarks: got 136 values that are not finite in row 1"),
         ("landmarks", None, "landmarks: got"),
         ("landmarks", "abc", "landmarks: got no array in row 1"),
-        ("image", None, "image: got None in row 1"),
+        ("landmarks", np.full((68, 2), 1e6), "landmarks: got x and y from 1e.06 to 1e.06 in row 1, expected .*8 x 8"),
+        ("landmarks", np.full((68, 2), -5.0), "landmarks: got x and y from -5 to -5 in row 1"),
+        ("image", None, "image in row 1: got NoneType, expected a PIL image"),
+        ("image", 3, "image in row 1: got int"),
+        ("image", "no image", "image in row 1: there is no file 'no image'"),
+        ("image", {"bytes": b"xx", "path": None}, "image in row 1: the bytes is not an image in a format"),
+        ("image", {"bytes": None, "path": None}, "image in row 1: got neither bytes nor a path"),
+        ("mood", "good", "mood: got an unknown field in row 1, expected only image, landmarks"),
         ("au_labels", [0] * 11, r"au_labels: got \(11,\) in row 1, expected 12 values, one each for AU1"),
         ("au_labels", [0, 2] + [0] * 10, "au_labels: got 2 for AU2 in row 1"),
         ("au_labels", [0.5] + [0] * 11, "au_labels: got 0.5 for AU1 in row 1"),
@@ -74,7 +81,7 @@ def test_a_row_survives_storage(tmp_path):
     ],
 )
 def test_a_wrong_row_is_named(field, value, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=told):
         validate_examples([example(), example(**{field: value})])
 
 
@@ -116,10 +123,18 @@ def test_splits_of_few_subjects_and_zero_shares():
     assert set(split_by_subject(list("abcdef"), {"train": 1, "test": 1, "validation": 0})) == {"train", "test"}
 
 
-@pytest.mark.parametrize("sizes", [{}, {"train": 0}, {"train": -1, "test": 2}, {"dev": 1}])
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"train": 0}, {"train": -1, "test": 2}, {"dev": 1}, {"train": np.nan}, {"train": np.inf}, {"train": "0.8"}],
+)
 def test_wrong_split_sizes(sizes):
     with pytest.raises(ValueError, match="split_sizes: got"):
         split_by_subject(["a", "b"], sizes)
+
+
+def test_landmarks_may_be_those_of_a_picture_that_exif_turns():
+    wide = np.full((10, 40, 3), 7, np.uint8)
+    assert validate_examples([example(image=wide, landmarks=np.full((68, 2), (5.0, 39.0)))]) == 1
 
 
 def test_leaks_are_found():

@@ -57,6 +57,16 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
         MFASynthetic(4, cache_dir=tmp_path / "file" / "below")
 
 
+def test_a_file_in_the_folders_place_is_told_and_stays(tmp_path):
+    MFASynthetic(4, cache_dir=tmp_path)
+    (folder,) = kept(tmp_path)
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+    with pytest.raises(OSError, match=r"cache_dir: .* is a file, expected a folder.*another cache_dir"):
+        MFASynthetic(4, cache_dir=tmp_path)
+    assert folder.read_text() == "mine" and kept(tmp_path) == [folder]
+
+
 def _fill(folder, barrier, answers):
     barrier.wait()
     rows = MFASynthetic(48, cache_dir=folder)

@@ -151,7 +151,11 @@ def test_saved_and_loaded_is_equal(tmp_path, photograph):
         (np.zeros((20, 20)), {"do_center_crop": True}, "do_center_crop: got True, expected False"),
         (np.zeros((20, 20)), {"size": {"shortest_edge": 9}}, "size: got"),
         (np.zeros((20, 20)), {"landmark_source": "dlib"}, "landmark_source"),
-        (np.zeros((20, 20)), {"do_aling": True}, "do_aling"),
+        (np.zeros((20, 20)), {"do_aling": True}, "unknown setting 'do_aling'; did you mean 'do_align'"),
+        (np.zeros((20, 20)), {"augment_sed": 1}, "unknown setting 'augment_sed'; did you mean 'augment_seed'"),
+        (np.zeros((20, 20)), {"size": -3}, "size: got height -3 and width -3, expected"),
+        (np.zeros((20, 20)), {"face_alignment_kwargs": {"devic": "cpu"}}, "'devic'; did you mean 'device'"),
+        (np.zeros((20, 20)), {"landmarks": canonical_landmarks(20, 20) * (-1, 1) + (20, 0)}, "exchanged"),
     ],
 )
 def test_bad_calls_are_named(processor, images, call, message):
@@ -165,6 +169,9 @@ def test_bad_calls_are_named(processor, images, call, message):
         ({"landmark_source": "dlib"}, ValueError, r"landmark_source: got 'dlib', expected one of \['template'"),
         ({"on_no_face": "ignore"}, ValueError, "on_no_face: got 'ignore'"),
         ({"do_aling": True}, TypeError, "unknown setting 'do_aling'; did you mean 'do_align'"),
+        ({"size": 0}, ValueError, "size: got height 0 and width 0, expected"),
+        ({"size": {"height": 2.5, "width": 5}}, ValueError, "size: got height 2.5 and width 5, expected"),
+        ({"face_alignment_kwargs": {"devic": 1}}, TypeError, "face_alignment_kwargs: .*'devic'; did you mean 'device'"),
         ({"do_resize": False}, ValueError, "do_resize: got False, expected True"),
     ],
 )

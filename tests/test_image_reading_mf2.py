@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from processing_mf2.image_reading_mf2 import BACKGROUND, flatten_images, read_image
+from processing_mf2.image_reading_mf2 import BACKGROUND, flatten_images, image_size, read_image
 
 
 @pytest.fixture
@@ -125,7 +126,9 @@ def _huge_png(side: int) -> bytes:
     [
         (b"", ValueError, "zero bytes"),
         (b"no image at all", ValueError, "not an image in a format"),
-        (_huge_png(60_000), ValueError, "too many pixels"),
+        (_huge_png(60_000), ValueError, "got 60000 x 60000 pixels, expected at most 100,000,000.*raise max_pixels"),
+        ({"bytes": None, "path": None}, ValueError, "got neither bytes nor a path"),
+        ({"data": b""}, TypeError, "got dict"),
         (_huge_png(11_000), ValueError, "11000 x 11000 pixels, expected at most 100,000,000"),
         (_huge_png(100), ValueError, "truncated or damaged"),
         (Image.new("RGB", (1, 1)), ValueError, "got 1 x 1 pixels, expected at least 16 a side"),
@@ -168,6 +171,37 @@ def test_a_small_limit_stops_before_decoding(picture):
         read_image(_encoded(Image.fromarray(picture)), max_pixels=100)
     with pytest.raises(ValueError, match="expected at most 100 in all"):
         read_image(Image.fromarray(picture), max_pixels=100)
+
+
+def test_the_only_limit_is_ours(picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the picture is more than twice as large
+    for kind in ("PNG", "JPEG", "BMP", "GIF"):
+        content = _encoded(Image.fromarray(picture), kind)
+        file = tmp_path / f"face.{kind.lower()}"
+        file.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(read_image(content), read_image(file))
+    icon = _encoded(Image.new("RGB", (32, 32)), "ICO", sizes=[(32, 32)])
+    with pytest.raises(ValueError, match=r"PIL itself .*MAX_IMAGE_PIXELS"):
+        read_image(icon)
+
+
+def test_an_undecoded_row_of_datasets_is_an_image(picture, tmp_path):
+    file = tmp_path / "face.png"
+    Image.fromarray(picture).save(file)
+    for row in ({"bytes": file.read_bytes(), "path": None}, {"bytes": None, "path": str(file)}, {"path": file}):
+        assert np.array_equal(read_image(row).permute(1, 2, 0).numpy(), picture)
+    assert len(flatten_images([{"path": file}] * 2)) == 2
+
+
+def test_the_size_is_read_without_decoding(picture, tmp_path):
+    png = _huge_png(5_000)
+    (tmp_path / "face.png").write_bytes(png)
+    for image in (png, tmp_path / "face.png", {"bytes": png, "path": None}):
+        assert image_size(image) == (5_000, 5_000)
+    for image in (picture, torch.tensor(picture).permute(2, 0, 1), Image.fromarray(picture)):
+        assert image_size(image) == (24, 32)
 
 
 def test_address_is_fetched_when_allowed(picture, monkeypatch):

@@ -15,6 +15,7 @@ from processing_mf2.landmarks_mf2 import (
     FaceAlignmentDetector,
     _load_network,
     check_landmarks,
+    check_orientation,
     choose_faces,
     template_landmarks,
 )
@@ -51,6 +52,21 @@ def test_good_landmarks_pass_in_any_container():
         FACE + np.array([30, -20]),
     ):
         assert check_landmarks(landmarks, 100, 80, "landmarks").shape == (68, 2)
+
+
+MIRRORED = FACE * (-1, 1) + (80, 0)
+
+
+@pytest.mark.parametrize("degrees", [0, 60, -60, 90, 180])
+def test_exchanged_sides_or_axes_are_named_however_the_face_is_turned(degrees):
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn = np.array([[cos, -sin], [sin, cos]])
+    narrow = FACE * (0.1, 1)  # nearly a profile
+    for points in (FACE, narrow, narrow * (-1, 1)):
+        check_orientation(points @ turn.T, "landmarks")
+    for points in (MIRRORED, FACE[:, ::-1], FACE * (1, -1)):
+        with pytest.raises(ValueError, match=r"landmarks\[1\]: .*left and right, or x and y, .* exchanged"):
+            check_orientation(points @ turn.T, "landmarks[1]")
 
 
 def _face(side: float) -> DetectedFace:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from configuration_mf2.configuration_mf2 import LOSSES, MF2Config
-from modeling_mf2 import MF2ForPreTraining
+from modeling_mf2 import MF2ForCaptioning, MF2ForPreTraining
 
 
 LABELS = ("au_labels", "emotion_labels")
@@ -407,3 +407,18 @@ def test_two_processes_equal_one(build, make_batch, tmp_path):
             for half in found:
                 error = (half["gradients"][name] - parameter.grad).abs().max().item()
                 assert error <= 2e-4 * parameter.grad.abs().max().item() + 2e-6, (name, error)
+
+
+def test_a_key_au_caption_is_asked_for_by_its_prompt_which_is_not_learned(build, make_batch):
+    model = build(key_au_prompt_length=2)
+    batch = make_batch(model.config)
+    part = model(**batch).itg_key_au
+    writer = MF2ForCaptioning(model.config).eval()
+    writer.mf2 = model.mf2
+    ids, mask = batch["key_au_input_ids"].clone(), batch["key_au_attention_mask"]
+    ids[:, 0] = model.config.emo_config.bos_token_id
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, 1:3] = -100
+    images = {name: batch[name] for name in ("pixel_values", "landmarks")}
+    expected = writer(ids, attention_mask=mask, labels=labels, **images).loss
+    torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-6)

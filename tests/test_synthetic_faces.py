@@ -2,6 +2,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 
 from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LabelSet
-from dataset_mf2.builder_mf2 import check_leaks, validate_examples
+from dataset_mf2.builder_mf2 import SPLIT_SIZES, check_leaks, split_by_subject, validate_examples
 from dataset_mf2.face_drawing import STYLES
 from dataset_mf2.face_geometry import DRAWABLE_AUS
-from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_truth
+from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, split_of_subjects, synthetic_truth
 from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT
 
 
@@ -134,6 +135,7 @@ def test_other_label_sets(name, cache):
         ),
         ({"label_set": "raf_db"}, "label_set: got emotions"),
         ({"split_sizes": {"dev": 1.0}}, "split_sizes: got"),
+        ({"split_sizes": {"train": float("nan")}}, "split_sizes: got"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
@@ -141,6 +143,36 @@ def test_wrong_arguments(arguments, told, streaming, tmp_path):
     with pytest.raises(ValueError, match=told):
         MFASynthetic(**{"n": 4, "streaming": streaming, "cache_dir": tmp_path, **arguments})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: draw_example(3, style="oil"), "style: got 'oil', expected one of"),
+        (lambda: draw_example(-1), "index: got -1, expected a whole number from 0"),
+        (lambda: draw_example(1, seed=-1), "seed: got -1"),
+        (lambda: draw_example(1, size=0), "size: got 0, expected 32 to 1024"),
+        (lambda: synthetic_truth(2, "oil"), "style: got 'oil', expected one of"),
+        (lambda: synthetic_truth(-2), "n: got -2"),
+    ],
+)
+def test_single_examples_name_wrong_arguments(call, told):
+    with pytest.raises(ValueError, match=told):
+        call()
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 48, 1000])
+def test_splits_are_those_of_the_list_of_all_images(n):
+    listed = split_by_subject([index // FRAMES_PER_SUBJECT for index in range(n)], seed=5)
+    assert split_of_subjects(n, SPLIT_SIZES, 5) == tuple(listed[::FRAMES_PER_SUBJECT])
+
+
+def test_streaming_a_million_starts_small():
+    tracemalloc.start()
+    MFASynthetic(1_000_000, streaming=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6  # a list of all images alone has 40
 
 
 def test_subjects_are_whole():

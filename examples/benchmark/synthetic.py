@@ -7,20 +7,16 @@ training, labels with the annotators' errors. Nothing here is a result on a real
 """
 
 import argparse
-import json
 import resource
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import cv2
 import datasets
 import numpy as np
 import torch
+from report import write_json
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.neighbors import NearestNeighbors
@@ -291,8 +287,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     print("\nSynthetic faces" + (" (quick: not a measurement)" if quick else ""))
     for name, value in figures.items():
         print(f"  {name:<28}{value:10.3f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(arguments.json, figures)
     return figures
 
 
