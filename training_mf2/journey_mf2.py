@@ -114,8 +114,8 @@ def build_examples(
     examples = {}
     for name, rows in splits.items():
         learning = name == "train"
-        if arguments.task == "tower" and not arguments.use_labels:
-            rows = rows.remove_columns([column for column in ("au_labels", "emotion") if learning])
+        if learning and arguments.task == "tower" and not arguments.use_labels:
+            rows = rows.remove_columns(["au_labels", "emotion"])
         made = MF2Examples(
             rows,
             processor,
