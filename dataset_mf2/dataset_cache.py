@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from datasets import Dataset, load_from_disk
@@ -66,16 +66,18 @@ def _build(folder: Path, build: Callable[[str], Dataset], bytes_needed: int) -> 
 
 def _load(folder: Path) -> Dataset | None:
     try:
-        if json.loads((folder / _COMPLETE).read_text()) == _checksums(folder):
+        # `datasets` may have put files of its own beside them since.
+        written = json.loads((folder / _COMPLETE).read_text())
+        if written == _checksums(folder, written):
             return load_from_disk(folder)
     except (OSError, ValueError) as error:
         logger.debug("%s is not read: %s", folder, error)
     return None
 
 
-def _checksums(folder: Path) -> dict[str, int]:
+def _checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, int]:
     sums = {}
-    for path in sorted(path for path in folder.iterdir() if path.name != _COMPLETE):
+    for path in sorted(folder / name for name in names) if names is not None else sorted(folder.iterdir()):
         checksum = 0
         with open(path, "rb") as file:
             while block := file.read(1 << 22):

@@ -40,6 +40,17 @@ def test_a_damaged_cache_is_drawn_again(tmp_path, caplog, damage):
     assert "is damaged" in caplog.text and kept(tmp_path) == [folder]
 
 
+def test_what_datasets_keeps_beside_the_rows_damages_nothing(tmp_path, caplog):
+    rows = MFASynthetic(48, cache_dir=tmp_path)
+    rows.select([5, 3, 40]).flatten_indices()  # writes a file into the folder
+    (folder,) = kept(tmp_path)
+    assert list(folder.glob("cache-*"))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert MFASynthetic(48, cache_dir=tmp_path)["video"][:] == rows["video"][:]
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert "damaged" not in caplog.text
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
