@@ -17,12 +17,12 @@ import datasets
 import numpy as np
 import torch
 from report import write_json
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LEFT_INNER_EYE, REGION_RULES, RIGHT_INNER_EYE, LabelSet
+from dataset_mf2.baselines_mf2 import centred_landmarks, logistic
 from dataset_mf2.face_geometry import DRAWABLE_AUS
 from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_truth
 from dataset_mf2.synthetic_subjects import FRAMES_PER_SUBJECT, annotate, detected
@@ -130,14 +130,6 @@ def _memory_mb() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def logistic(train: np.ndarray, targets: np.ndarray, test: np.ndarray, c: float) -> np.ndarray:
-    """One regression a column of targets, fitted where that is known; answers for `test`."""
-    mean, scale = train.mean(0), train.std(0) + 1e-6
-    train, test = (train - mean) / scale, (test - mean) / scale
-    models = [LogisticRegression(C=c, max_iter=400).fit(train[y >= 0], y[y >= 0]) for y in targets.T]
-    return np.stack([model.predict(test) for model in models], 1)
-
-
 def baselines(train: Faces, test: Faces, figures: dict[str, float]) -> None:
     figures["all_ones_f1"] = mfa_f1(np.ones_like(test.labels), test.labels)
     small = [
@@ -149,7 +141,7 @@ def baselines(train: Faces, test: Faces, figures: dict[str, float]) -> None:
     figures["knn_f1"] = mfa_f1(np.maximum(train.labels[neighbour], 0), test.labels)
     figures["pixel_logreg_f1"] = mfa_f1(logistic(raw[0], train.labels, raw[1], 1e-3), test.labels)
     for name, field in (("exact", "landmarks"), ("jitter", "jittered")):
-        first, second = (_centred(getattr(part, field)) for part in (train, test))
+        first, second = (centred_landmarks(getattr(part, field)) for part in (train, test))
         answers = logistic(first, train.labels, second, 0.1)
         figures[f"landmark_{name}_f1"] = mfa_f1(answers, test.labels)
     known = test.emotions >= 0
@@ -158,15 +150,6 @@ def baselines(train: Faces, test: Faces, figures: dict[str, float]) -> None:
     figures["emotion_from_true_aus"] = float((guesses == test.emotions)[known].mean())
     figures["au_ceiling"] = mfa_f1(test.true_labels, test.labels)
     figures["emotion_ceiling"] = float((test.true_emotions == test.emotions)[known].mean())
-
-
-def _centred(landmarks: np.ndarray) -> np.ndarray:
-    """Without the head's place, size and tilt, as any landmark method begins."""
-    points = landmarks - landmarks.mean(1, keepdims=True)
-    eyes = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
-    turn = (eyes[:, 0] - 1j * eyes[:, 1]) / (np.abs(eyes[:, 0] + 1j * eyes[:, 1]) ** 2)
-    turned = (points[..., 0] + 1j * points[..., 1]) * turn[:, None]
-    return np.concatenate([turned.real, turned.imag], 1)
 
 
 def small_net(outputs: int) -> nn.Module:
