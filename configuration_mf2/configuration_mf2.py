@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from .facs_mf2 import check_action_units, resolve_label_set
 from .hub_mf2 import AUTO_CLASSES, SelfContainedMixin
+from .version_mf2 import FIELD, VERSION, check_version
 
 
 # What transformers itself may hand to a config besides its fields.
@@ -34,9 +35,10 @@ _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "
 
 
 class KnownFieldsMixin:
-    """A field that nobody declared is an error, in code and in a config.json alike."""
+    """A field that nobody declared is an error, in code and in a config.json alike. Files carry the code's version."""
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop(FIELD, None)
         fields = {field.name for field in dataclasses.fields(self)}
         for name in sorted(set(kwargs) - fields - _TRANSFORMERS_FIELDS):
             near = difflib.get_close_matches(name, fields, n=1)
@@ -45,6 +47,24 @@ class KnownFieldsMixin:
                 f"{type(self).__name__}: got an unknown field {name!r}; {hint}Valid fields: {sorted(fields)}"
             )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
+        content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
+        return content, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # AutoConfig reads the file itself, and hands over its name.
+        check_version(config_dict.get(FIELD), str(kwargs.get("name_or_path", cls.__name__)))
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        for name in self.sub_configs:
+            content[name].pop(FIELD, None)
+        return {**content, FIELD: VERSION}
 
 
 @strict
@@ -143,7 +163,7 @@ _TINY_QFORMER = {
     **{"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
     **{"intermediate_size": 512, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     **{"max_position_embeddings": 192, "projection_dim": 64, "num_query_tokens": 8, "bos_token_id": 5},
-    **{"eos_token_id": 3},
+    **{"eos_token_id": 3, "initializer_range": 0.05},  # a narrow net's signals die out at BERT's 0.02
 }
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -155,7 +175,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
-        **{"emo_pair_share": 0.25, "au_pair_share": 0.0625},
+        **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
     },
     "base": {"vision_config": {}, "emo_config": {}, "au_config": {}},
     # BLIP-2's EVA ViT-g/14, the paper's size: without its last block, and its final norm is BLIP-2's `ln_vision`.

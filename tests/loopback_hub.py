@@ -8,6 +8,50 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
+
+_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
+_PIPELINE_TAGS = {"image-classification", "image-feature-extraction", "image-text-to-text", "image-to-text"}
+_PIPELINE_TAGS |= {"zero-shot-image-classification"}
+
+
+def card_problems(content: str) -> list[str]:
+    """What the Hub refuses in a card's metadata, as its documentation has it (modelcard.md of hub-docs)."""
+    block = re.match(r"\s*---\r?\n(.*?)\r?\n---\s*(\n|$)", content, flags=re.DOTALL)
+    try:
+        data = yaml.safe_load(block[1]) if block else {}
+    except yaml.YAMLError as error:
+        return [f"not YAML: {error}"]
+    if not isinstance(data, dict):
+        return ["metadata: must be an object"]
+    problems = []
+    for field in ("tags", "metrics", "datasets", "base_model"):
+        values = data.get(field, [])
+        values = [values] if isinstance(values, str) else values
+        names = field in ("datasets", "base_model")
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            problems.append(f'"{field}" must be an array of strings')
+        elif names and not all(_NAME.fullmatch(value) for value in values):
+            problems.append(f'"{field}" with value {values} is not valid')
+    if data.get("license", "mit") not in ("apache-2.0", "mit", "cc-by-4.0", "other"):
+        problems.append(f'"license" is {data["license"]!r}')
+    if data.get("pipeline_tag", "image-classification") not in _PIPELINE_TAGS:
+        problems.append(f'"pipeline_tag" is {data["pipeline_tag"]!r}')
+    for index, model in enumerate(data.get("model-index", [])):
+        if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
+            problems.append(f'"model-index[{index}]" needs a name and a list of results')
+            continue
+        for result in model["results"]:
+            wanted = {"task": ("type",), "dataset": ("type", "name")}
+            for part, keys in wanted.items():
+                if not all(isinstance(result.get(part, {}).get(key), str) for key in keys):
+                    problems.append(f'"model-index[{index}].results.{part}" needs {keys}')
+            for metric in result.get("metrics") or [{}]:
+                if not isinstance(metric.get("type"), str) or metric.get("value") is None:
+                    problems.append(f'"model-index[{index}].results.metrics" needs type and value, got {metric}')
+    return problems
+
 
 class LoopbackHub:
     """`with LoopbackHub() as hub:` serves at `hub.url`; `hub.repos[name]` is a list of (commit, {file: bytes})."""
@@ -78,7 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.repos[name] = [(hashlib.sha1(name.encode()).hexdigest(), {})]
             return self.answer(200, found)
         if path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
+            errors = [{"message": problem} for problem in card_problems(json.loads(body)["content"])]
+            return self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
         if match := re.fullmatch(r"/api/models/(.+)/preupload/(.+)", path):
             plain = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
             return self.answer(200, {"files": [{"path": file["path"], **plain} for file in json.loads(body)["files"]]})

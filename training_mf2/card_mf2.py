@@ -1,0 +1,300 @@
+"""A checkpoint's model card, from the files that its run left: no number in it is typed by hand."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+from transformers import TrainingArguments
+
+from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
+from configuration_mf2.version_mf2 import VERSION
+from dataset_mf2.synthetic_faces import CORPUS
+
+from .arguments_mf2 import MF2Arguments
+from .card_tables_mf2 import (
+    EMOTION_FOUR,
+    baseline_table,
+    calibration_table,
+    emotion_table,
+    group_table,
+    language_table,
+    names_of,
+    summary_table,
+    unit_table,
+    without_positives,
+)
+from .evaluation_mf2 import write_text
+
+
+# Beside the rooms both in a checkout and where a wheel is installed.
+TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
+
+KINDS: dict[str, dict[str, Any]] = {
+    "model": {
+        "config": MF2Config,
+        "pipeline_tag": "image-classification",
+        "task": "Action units and emotions of a face, from the image alone",
+    },
+    "tower": {
+        "config": MF2VisionConfig,
+        "pipeline_tag": "image-feature-extraction",
+        "task": "Action units and emotions of a face, by a readout that is not part of the checkpoint",
+    },
+}
+"""What a checkpoint can be."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_LIBRARIES = ("torch", "transformers", "timm", "accelerate", "datasets")
+
+
+def run_facts(
+    arguments: MF2Arguments,
+    training: TrainingArguments,
+    figures: Mapping[str, float],
+    *,
+    synthetic: bool,
+    resumed: bool = False,
+    energy_kwh: float | None = None,
+) -> dict[str, Any]:
+    """What `run.json` keeps of a run beside its scores: data, settings, cost, machine. No path of this machine."""
+    drawn = arguments.dataset == "synthetic"
+    sources = {
+        "model": arguments.model_name_or_path,
+        "vision tower": arguments.vision_name_or_path,
+        "text": arguments.text_name_or_path,
+        "Q-Former": arguments.qformer_name_or_path,
+    }
+    sources = {part: name for part, name in sources.items() if name not in (None, "", "none")}
+    settings = {
+        "task": arguments.task,
+        "label set": arguments.label_set,
+        "branches": arguments.branches,
+        "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[arguments.landmarks],
+        "labels used": arguments.use_labels if arguments.task == "tower" else None,
+        "captions used": arguments.use_captions and arguments.task == "pretrain",
+        "augmentation": arguments.augment,
+        "seed": training.seed,
+        "epochs, at most": training.num_train_epochs if training.max_steps <= 0 else None,
+        "steps": training.max_steps if training.max_steps > 0 else None,
+        "learning rate": training.learning_rate,
+        "schedule": str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
+        "warm-up steps": training.warmup_steps,
+        "weight decay": training.weight_decay,
+        "batch size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
+        "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32",
+        "weights saved as": "fp16" if arguments.save_half else "fp32",
+    }
+    return {
+        "kind": "tower" if arguments.task == "tower" else "model",
+        "name": training.hub_model_id or Path(training.output_dir).resolve().name,
+        "dataset": CORPUS if drawn else _public(arguments.dataset),
+        "synthetic": bool(synthetic),
+        "drawn": {name: getattr(arguments, name) for name in ("style", "people_seed", "num_images")} if drawn else {},
+        "started_from": {part: _public(name) for part, name in sources.items()},
+        "base_models": [name for name in sources.values() if _is_hub_name(name)],
+        "settings": {name: value for name, value in settings.items() if value is not None},
+        "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
+        "resumed": resumed,
+        "energy_kwh": energy_kwh,
+        "processes": training.world_size,
+        "hardware": hardware_words(training),
+        "versions": {"mf2": VERSION, "python": platform.python_version(), **_library_versions()},
+    }
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
+
+
+def _public(name: str) -> str:
+    """Of a path the last part: where it lies is nobody's business."""
+    return name if _is_hub_name(name) else Path(name).name
+
+
+def hardware_words(training: TrainingArguments) -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    words = f"{cores} CPU core{'' if cores == 1 else 's'} ({_cpu_name()})"
+    if training.device.type == "cuda":
+        import torch
+
+        words = f"{max(training.n_gpu, 1) * training.world_size} x {torch.cuda.get_device_name()}, {words}"
+    return words
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
+
+
+def _library_versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
+    """`README.md` of a finished run's output folder, from its metrics.json, config.json, weights and run.json.
+
+    With `facts`, those of `run_facts`, `run.json` is written first; without, the card is made from what is there.
+    """
+    folder = Path(folder)
+    if facts is not None:
+        write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+    run, figures = _read(folder, "run.json"), _read(folder, "metrics.json")
+    if run.get("kind") not in KINDS:
+        raise ValueError(f"{folder / 'run.json'}: kind is {run.get('kind')!r}, expected one of {list(KINDS)}")
+    if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing, and say nothing
+        figures = {name: figures[name] for name in figures if not name.startswith(("au_", "emotion_", "baseline/"))}
+    config = KINDS[run["kind"]]["config"].from_pretrained(folder)
+    metadata = card_data(run, figures)
+    text = _render(_fields(folder, run, figures, config), metadata)
+    ModelCard(text)  # raises where the metadata cannot be read back
+    write_text(folder / "README.md", text)
+    return folder / "README.md"
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: not found, expected the output folder of a finished train.py, with its run.json and metrics.json"
+        ) from error
+
+
+def card_data(run: Mapping[str, Any], figures: Mapping[str, float]) -> ModelCardData:
+    """The metadata block: what the Hub's search, its leaderboards and its widgets read."""
+    units, emotions = "au_f1_macro" in figures, "emotion_top1" in figures
+    tags = ["mf2", "face", *["facial-action-units"] * units, *["facial-expression-recognition"] * emotions]
+    tags += ["synthetic"] * run["synthetic"]
+    dataset = run["dataset"].lower() if run["dataset"] == CORPUS else run["dataset"]
+    is_public = run["dataset"] == CORPUS or _HUB_NAME.fullmatch(dataset)
+    results = eval_results(run, figures)
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=KINDS[run["kind"]]["pipeline_tag"],
+        tags=tags,
+        base_model=run["base_models"] or None,
+        datasets=[dataset] if is_public else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=run["name"].split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+
+
+def eval_results(run: Mapping[str, Any], figures: Mapping[str, float]) -> list[EvalResult]:
+    """Every AU's F1 and the emotion scores, each with its threshold, its interval and the protocol."""
+    dataset = {
+        "task_type": "image-classification",
+        "task_name": KINDS[run["kind"]]["task"],
+        "dataset_type": re.sub(r"[^\w./-]+", "-", run["dataset"]).lower(),
+        "dataset_name": f"{run['dataset']}{' (synthetic, drawn faces)' if run['synthetic'] else ''}",
+        "dataset_split": "test",
+        "dataset_args": {"protocol": "subjects unseen in training", **run["drawn"]},
+    }
+    names = {"au_f1_macro": ("f1", "AU F1, macro"), "au_f1_tuned_macro": ("f1", "AU F1, macro")}
+    for kind in ("au_f1", "au_f1_tuned"):
+        names |= {f"{kind}/{name}": ("f1", f"{name} F1") for name in names_of(figures, "au_n")}
+    types = ("accuracy", "recall", "f1", "accuracy")
+    names |= {key: (kind, _sentence(words)) for (key, words), kind in zip(EMOTION_FOUR.items(), types, strict=True)}
+    for name in names_of(figures, "emotion_n"):
+        names[f"emotion_f1/{name}"] = ("f1", f"{name} F1")
+    return [
+        EvalResult(
+            **dataset,
+            metric_type=kind,
+            metric_name=words + _threshold_words(key),
+            metric_value=round(figures[key], 4),
+            metric_args=_metric_args(key, figures),
+        )
+        for key, (kind, words) in names.items()
+        if key in figures
+    ]
+
+
+def _sentence(words: str) -> str:
+    return words if words.startswith("emotion") else f"emotion {words}"
+
+
+def _threshold_words(key: str) -> str:
+    if not key.startswith("au_f1"):
+        return ""
+    return " at the threshold tuned on validation images" if key.startswith("au_f1_tuned") else " at threshold 0.5"
+
+
+def _metric_args(key: str, figures: Mapping[str, float]) -> dict[str, Any] | None:
+    bounds = [round(figures[f"{key}/{end}"], 4) for end in ("low", "high") if f"{key}/{end}" in figures]
+    found = {"interval_95": bounds} if len(bounds) == 2 else {}
+    kind, _, name = key.partition("/")
+    threshold = figures.get(f"{kind.replace('_f1', '_threshold')}/{name}") if kind.startswith("au_f1") else None
+    return {**found, **({} if threshold is None else {"threshold": round(threshold, 4)})} or None
+
+
+def _fields(folder: Path, run: Mapping, figures: Mapping[str, float], config: Any) -> dict[str, Any]:
+    """What the template fills in; an empty table leaves its section out."""
+    figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    return {
+        **{"run": run, "kind": run["kind"], "config": config, "title": run["name"].split("/")[-1]},
+        "figures": figures,
+        "architecture": (config.architectures or [""])[0],
+        "parameters": _count_parameters(folder),
+        "summary": summary_table(figures),
+        "baselines": baseline_table(figures),
+        "units": unit_table(figures) if "au_f1_macro" in figures else "",
+        "emotions": emotion_table(figures),
+        "calibration": calibration_table(figures),
+        "groups": group_table(figures),
+        "language": language_table(figures),
+        "without_positives": without_positives(figures),
+        "without_images": [name for name in names_of(figures, "emotion_n") if not figures[f"emotion_n/{name}"]],
+        "with_intervals": any(name.endswith("/low") for name in figures),
+        "picture": (folder / "metrics.png").is_file(),
+        "plain": _plain,
+        "hours": lambda seconds: f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes",
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _count_parameters(folder: Path) -> int:
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as weights:
+            for name in weights.keys():
+                size = 1
+                for side in weights.get_slice(name).get_shape():
+                    size *= side
+                total += size
+    return total
+
+
+def _render(fields: Mapping[str, Any], metadata: ModelCardData) -> str:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(metadata=metadata.to_yaml(), **fields)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+__all__ = ["KINDS", "card_data", "eval_results", "run_facts", "write_card"]
