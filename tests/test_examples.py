@@ -73,3 +73,44 @@ def test_qformer_compares_equal_results_and_writes_its_figures(tmp_path: Path) -
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
     assert {"forward_32", "train_32", "forward_384", "train_384"} <= set(figures)
     assert all(value > 0 for value in figures.values())
+
+
+def test_pretraining_compares_equal_losses_and_writes_its_figures(tmp_path: Path) -> None:
+    arguments = ["--batch_size", "2", "--rounds", "1", "--no_memory", "--json", str(tmp_path / "figures.json")]
+    figures = load("benchmark/pretraining").main(arguments)
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert figures["loss_difference"] < 1e-5 and figures["gradient_difference"] < 1e-4
+    assert all(figures[name] > 0 for name in ("step_ratio", "step_s", "reference_step_s", "default_step_s"))
+
+
+@pytest.mark.slow
+def test_pretraining_measures_the_memory_of_a_process_of_its_own() -> None:
+    pretraining = load("benchmark/pretraining")
+    batch = pretraining.real_batch("tiny", 2)
+    held = bytearray(2 * 2**30)  # what this process holds, or held, is not counted
+    held[::4096] = b"1" * len(held[::4096])
+    assert 100 < pretraining.peak_memory("tiny", "ours", batch) < 1800
+
+
+def test_gpu_measures_rates_and_extrapolates_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--device", "cpu", "--size", "tiny", "--batch_size", "3", "--rounds", "1", "--steps", "1"]
+    gpu = load("benchmark/gpu")
+    figures = gpu.main([*small, "--stored_tokens", "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    for suffix in ("", "_stored_tokens"):
+        rate, inference = figures[f"train_images_per_s{suffix}"], figures[f"inference_images_per_s{suffix}"]
+        assert figures[f"epoch_minutes{suffix}"] == pytest.approx(31_320 / rate / 60)
+        assert figures[f"inference_seconds{suffix}"] == pytest.approx(3_376 / inference)
+        assert figures[f"train_peak_memory_gb{suffix}"] > 0 and figures[f"inference_peak_memory_gb{suffix}"] > 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "CPU" in printed[0] and all(str(paper) not in line for line in printed[:-1] for paper in ("62.3", "5.1 min"))
+    assert gpu.main([*small, "--mixed", "--checkpointing"])["gradient_checkpointing"] == 1
+
+
+def test_gpu_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu = load("benchmark/gpu")
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([])
+    assert stopped.value.code == 2
+    assert "finds no GPU" in capsys.readouterr().err
