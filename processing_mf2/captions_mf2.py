@@ -321,6 +321,21 @@ def split_au_caption(
     ]
 
 
+def au_sentence_state(sentence: str, action_unit: str) -> int:
+    """1 if a sentence tells of the AU in action, 0 if it tells that the AU is at rest, or of another AU, or nothing.
+
+    At rest is what the rule's own words say, for they are everybody's; any other sentence is taken as an action, unless
+    it is the rule's for another AU.
+    """
+    said = " ".join(sentence.lower().split()).strip(" .")
+    wording = AU_WORDING[action_unit]
+    if not said or said in wording.rest:
+        return 0
+    if said in wording.active:
+        return 1
+    return int(not any(said in (*other.active, *other.rest) for other in AU_WORDING.values()))
+
+
 def parse_emotion(text: str, emotions: Sequence[str]) -> str | None:
     """The emotion that a text names most often, the earlier one of equals; `None` if it names none of `emotions`."""
     low = " ".join(text.lower().split())

@@ -8,6 +8,7 @@ from configuration_mf2.facs_mf2 import ACTION_UNITS, EMOTIONS, LABEL_SETS
 from processing_mf2.captions_mf2 import (
     EXP_BLIP_VARIANTS,
     RuleCaptioner,
+    au_sentence_state,
     caption_grammar,
     parse_au_caption,
     parse_emotion,
@@ -318,3 +319,19 @@ def test_labels_may_be_arrays_names_or_indices():
 def test_errors_name_what_was_got_and_what_is_valid(call, message):
     with pytest.raises(ValueError, match=message):
         call(RuleCaptioner())
+
+
+def test_a_sentence_tells_the_state_of_its_unit():
+    captioner = RuleCaptioner("mfa")
+    names = captioner.action_units
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for state in (0, 1):
+            said = captioner.au_sentences([state] * len(names), rng)
+            assert [au_sentence_state(text, name) for text, name in zip(said, names, strict=True)] == [state] * len(
+                names
+            )
+    assert au_sentence_state("", "AU1") == 0
+    assert au_sentence_state("the outer brows move up.", "AU1") == 0, "another unit's"
+    assert au_sentence_state("THE OUTER BROWS  MOVE UP", "AU2") == 1
+    assert au_sentence_state("Deep lines cross the forehead as the brows climb.", "AU1") == 1, "free words"

@@ -1,0 +1,213 @@
+"""What alignment with language is worth on images that were not trained on: matching, writing, zero-shot, retrieval."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
+
+from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
+from dataset_mf2.collator_mf2 import MF2Collator
+from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.scores_mf2 import action_unit_scores
+from modeling_mf2.captioning_mf2 import MF2ForCaptioning
+from modeling_mf2.losses_mf2 import image_text_similarity
+from modeling_mf2.modeling_mf2 import Branch
+from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
+from processing_mf2.captions_mf2 import au_sentence_state, parse_emotion
+from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.prompts_mf2 import au_state_prompts, emotion_prompts
+
+
+FIGURES: dict[str, str] = {
+    "itm_au_accuracy": "an AU's region with the sentence of its state, and with that of the opposite state: share told "
+    "apart rightly, each AU and state counting alike (chance 0.5)",
+    "itm_emo_accuracy": "a face with its own emotion caption, and with that of a random other face of other labels: "
+    "share told apart rightly (chance 0.5)",
+    "caption_au_f1": "AUs that the sentences written from the image call active, macro F1",
+    "caption_emotion_top1": "the emotion that the caption written from the image names, share right",
+    "zero_shot_au_auc": "sentence of the active state against the sentence at rest, AUC, mean of the AUs (chance 0.5)",
+    "zero_shot_emotion_top1": "the emotion whose sentence is nearest to the face, share right",
+    "retrieval_emotion": "the caption of another face that is nearest to a face has the face's emotion, share",
+    "retrieval_emotion_over_chance": "the same, divided by a random caption's share",
+    "retrieval_au_state": "the AU sentences of another face that are nearest to a face's regions have the states of "
+    "all its AUs, share",
+    "retrieval_au_state_over_chance": "the same, divided by a random face's share",
+}
+
+
+@torch.no_grad()
+def language_scores(
+    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, batch_size: int = 64, seed: int = 0
+) -> dict[str, float]:
+    """`FIGURES` of those branches and labels that there are. Matching is judged at probability 0.5."""
+    training = model.training
+    model.eval()
+    looked = list(_look(model, examples, processor.tokenizer.pad_token_id, batch_size))
+    scores: dict[str, float] = {}
+    if model.config.use_au_branch and "au_labels" in examples.labels:
+        scores |= _action_units(model, processor, looked)
+    if model.config.use_emo_branch and "emotion" in examples.labels:
+        scores |= _emotions(model, processor, looked, np.random.default_rng(seed))
+    model.train(training)
+    return scores
+
+
+def _look(
+    model: MF2ForPreTraining, examples: MF2Examples, pad_token_id: int, batch_size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in DataLoader(examples, batch_size, collate_fn=MF2Collator(pad_token_id)):
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        pixels = batch.pop("pixel_values", None)
+        batch["image_tokens"] = model.mf2.look(pixels, batch.get("image_tokens"))
+        yield batch
+
+
+def _match(
+    model: MF2ForPreTraining, name: Branch, image: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The probability that a row's image and sentence belong together."""
+    branch = model.mf2.branch(name)
+    states = branch.qformer(
+        queries=model.mf2.branch_queries(name), image=image, input_ids=input_ids, text_mask=mask, mode="two_way"
+    ).query_states
+    return branch.heads.itm(states).mean(dim=1).float().softmax(dim=-1)[:, 1]
+
+
+def _action_units(
+    model: MF2ForPreTraining, processor: MF2Processor, looked: Sequence[dict[str, torch.Tensor]]
+) -> dict[str, float]:
+    names = list(model.config.action_units)
+    prompts = au_state_prompts(names)
+    # [active, rest][unit]
+    texts = [processor(au_sentences=[[prompts[name][state] for name in names]]).to(model.device) for state in (0, 1)]
+    texts = [(text["au_input_ids"][0], text["au_attention_mask"][0]) for text in texts]
+    prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in texts]
+    captioner = MF2ForCaptioning(model.config).eval()
+    captioner.mf2 = model.mf2
+    labels, nearness, matched, written, faces, sentences = [], [], [], [], [], []
+    for batch in looked:
+        count, image = len(batch["au_labels"]), {n: batch[n] for n in ("image_tokens", "landmarks") if n in batch}
+        regions = model.mf2.branch_image("au", batch["image_tokens"], batch.get("landmarks"))
+        features = model.mf2.get_image_features(**image, branch="au")
+        labels.append(batch["au_labels"])
+        nearness.append(torch.stack([(features * f[None, :, None]).sum(-1).amax(-1) for f in prompt_features], -1))
+        pairs = [_match(model, "au", regions, *(part.repeat(count, 1) for part in text)) for text in texts]
+        matched.append(torch.stack(pairs, dim=-1).view(count, len(names), 2))
+        said = processor.decode_captions(captioner.generate(**image, branch="au"))
+        written += [[au_sentence_state(s, unit) for s, unit in zip(row, names, strict=True)] for row in said]
+        if "au_input_ids" in batch:
+            faces.append(features)
+            sentences.append(model.mf2.get_text_features(batch["au_input_ids"], batch["au_attention_mask"], "au"))
+    truth, near, pairs = torch.cat(labels).cpu(), torch.cat(nearness).cpu(), torch.cat(matched).cpu()
+    scores = {"zero_shot_au_auc": _auc(truth, near[..., 0] - near[..., 1]), "itm_au_accuracy": _told(truth, pairs)}
+    states = np.array(written, dtype=np.float64)
+    scores["caption_au_f1"] = action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]
+    if faces:
+        similarity = _similarity_of_faces(torch.cat(faces), torch.cat(sentences)).cpu()
+        known = (truth != UNKNOWN_LABEL).all(dim=1)
+        powers = 2 ** torch.arange(len(names))
+        scores |= _retrieval("retrieval_au_state", similarity, torch.where(known, (truth * powers).sum(dim=1), -1))
+    return scores
+
+
+def _emotions(
+    model: MF2ForPreTraining,
+    processor: MF2Processor,
+    looked: Sequence[dict[str, torch.Tensor]],
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    names = list(model.config.emotions)
+    prompts = processor(text=list(emotion_prompts(names).values())).to(model.device)
+    prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo")
+    captioner = MF2ForCaptioning(model.config).eval()
+    captioner.mf2 = model.mf2
+    faces, captions, written = [], [], []
+    for batch in looked:
+        faces.append(model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo"))
+        said = processor.decode_captions(captioner.generate(image_tokens=batch["image_tokens"], branch="emo"))
+        written += [parse_emotion(text, names) for text in said]
+        if "input_ids" in batch:
+            captions.append(model.mf2.get_text_features(batch["input_ids"], batch["attention_mask"], "emo"))
+    truth = torch.cat([batch["emotion_labels"] for batch in looked]).cpu()
+    known, features = truth != UNKNOWN_LABEL, torch.cat(faces)
+    nearest = image_text_similarity(features, prompts).argmax(dim=1).cpu()
+    said = torch.tensor([names.index(name) if name else UNKNOWN_LABEL for name in written])
+    scores = {
+        "zero_shot_emotion_top1": float((nearest == truth)[known].double().mean()),
+        "caption_emotion_top1": float((said == truth)[known].double().mean()),
+    }
+    if captions:
+        similarity = image_text_similarity(features, torch.cat(captions)).cpu()
+        scores |= _retrieval("retrieval_emotion", similarity, truth)
+        scores["itm_emo_accuracy"] = _told_captions(model, looked, rng)
+    return scores
+
+
+def _told_captions(
+    model: MF2ForPreTraining, looked: Sequence[dict[str, torch.Tensor]], rng: np.random.Generator
+) -> float:
+    """Own captions against other faces' captions of other labels, both halves counting alike."""
+    tokens = torch.cat([batch["image_tokens"] for batch in looked])
+    longest = max(batch["input_ids"].shape[1] for batch in looked)
+
+    def joined(name: str) -> torch.Tensor:
+        pads = [torch.nn.functional.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in looked]
+        return torch.cat(pads)
+
+    ids, mask = joined("input_ids"), joined("attention_mask")
+    meanings = torch.cat([batch["emotion_labels"] for batch in looked])[:, None]
+    if "au_labels" in looked[0]:
+        meanings = torch.cat([meanings, torch.cat([batch["au_labels"] for batch in looked])], dim=1)
+    others = torch.from_numpy(rng.permutation(len(ids))).to(ids.device)
+    valid = mask.any(dim=1) & mask[others].any(dim=1) & (meanings != meanings[others]).any(dim=1)
+    rows, right = torch.nonzero(valid).squeeze(1), []
+    for part in rows.split(64):
+        own = _match(model, "emo", tokens[part], ids[part], mask[part])
+        other = _match(model, "emo", tokens[part], ids[others[part]], mask[others[part]])
+        right += [own > 0.5, other <= 0.5]
+    return float(torch.cat(right).double().mean()) if right else float("nan")
+
+
+def _told(truth: torch.Tensor, pairs: torch.Tensor) -> float:
+    """truth (faces, AU), pairs (faces, AU, 2): the probability of the active and of the resting sentence."""
+    shares = []
+    for unit in range(truth.shape[1]):
+        for state, own in ((1, 0), (0, 1)):
+            rows = pairs[truth[:, unit] == state, unit]
+            if len(rows):
+                shares.append(torch.stack([rows[:, own] > 0.5, rows[:, 1 - own] <= 0.5]).double().mean())
+    return float(torch.stack(shares).mean())
+
+
+def _auc(truth: torch.Tensor, scores: torch.Tensor) -> float:
+    found = []
+    for unit in range(truth.shape[1]):
+        known = truth[:, unit] != UNKNOWN_LABEL
+        if len(truth[known, unit].unique()) == 2:
+            found.append(roc_auc_score(truth[known, unit], scores[known, unit]))
+    return float(np.mean(found)) if found else float("nan")
+
+
+def _similarity_of_faces(regions: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
+    """(images, AU, queries, dim) and (faces, AU, dim) -> (images, faces): summed over the AUs."""
+    return sum(image_text_similarity(regions[:, unit], sentences[:, unit]) for unit in range(sentences.shape[1]))
+
+
+def _retrieval(name: str, similarity: torch.Tensor, kinds: torch.Tensor) -> dict[str, float]:
+    """Nearest caption but the face's own; kinds (faces,), -1 unknown. Chance: any other face of known kind."""
+    known = torch.nonzero(kinds != UNKNOWN_LABEL).squeeze(1)
+    if len(known) < 2:
+        return {}
+    kinds, similarity = kinds[known], similarity[known][:, known].clone()
+    similarity.fill_diagonal_(-torch.inf)
+    hits = (kinds[similarity.argmax(dim=1)] == kinds).double().mean()
+    chance = ((kinds[:, None] == kinds[None, :]).double().sum(dim=1) - 1).mean() / (len(kinds) - 1)
+    figures = {name: float(hits)}
+    if chance > 0:
+        figures[f"{name}_over_chance"] = float(hits / chance)
+    return figures
+
+
+__all__ = ["FIGURES", "language_scores"]
