@@ -1,7 +1,7 @@
 """Rows of MFA, as they stand in a dataset, to the single examples that the collator makes batches of."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,62 +19,49 @@ CAPTIONS = ("emotion_caption", "au_caption", "key_au_caption")
 LABELS = ("au_labels", "emotion")
 
 
-class MF2Examples(torch.utils.data.Dataset):
-    """What an example is depends on the seed, the epoch and its index alone: a run that is resumed sees the same.
+class RowReader:
+    """What one row becomes: it depends on the seed, the epoch and the row's number alone.
 
-    texts: whether captions come along (evaluation needs none). stored: for each row the tensors that stand in for its
-    image, such as the tower's output and the landmarks in the crop; no augmentation then. landmarks: without them a
-    model reads its regions at the mean face's places; crops are aligned all the same.
+    texts: whether captions come along (evaluation needs none). landmarks: without them a model reads its regions at the
+    mean face's places; crops are aligned all the same.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        first: Mapping[str, Any],
         processor: MF2Processor,
         *,
         texts: bool = True,
         augment: MF2Augmentation | None = None,
         seed: int = 0,
-        stored: Sequence[dict[str, torch.Tensor]] | None = None,
         landmarks: bool = True,
     ) -> None:
-        if len(dataset) == 0:
-            raise ValueError("dataset: got no rows, expected at least one")
-        if stored is not None and len(stored) != len(dataset):
-            raise ValueError(f"stored: got {len(stored)} rows, expected {len(dataset)}, one for each image")
-        if stored is not None and augment is not None:
-            raise ValueError("augment, stored: got both; what is stored for an image was computed without augmentation")
-        self.dataset, self.processor, self.augment = dataset, processor, augment
-        self.seed, self.epoch, self.stored, self.landmarks = seed, 0, stored, landmarks
-        present = set(dataset.column_names)
-        self.captions = [name for name in CAPTIONS if texts and name in present]
-        self.labels = [name for name in LABELS if name in present]
-        self._check(present, texts)
-        used = [*self.captions, *self.labels, *({"image", "landmarks"} & present if stored is None else ())]
-        self.rows = dataset.select_columns(used)
+        self.processor, self.augment, self.seed, self.landmarks = processor, augment, seed, landmarks
+        self.captions = [name for name in CAPTIONS if texts and name in first]
+        self.labels = [name for name in LABELS if name in first]
+        self._check(first, texts)
 
-    def _check(self, present: set[str], texts: bool) -> None:
-        if "image" not in present:
-            raise ValueError(f"dataset: got the columns {sorted(present)}, expected an `image` among them")
-        missing = [name for name in (*LABELS, *(CAPTIONS if texts else ())) if name not in present]
+    def _check(self, first: Mapping[str, Any], texts: bool) -> None:
+        if "image" not in first:
+            raise ValueError(f"dataset: got the columns {sorted(first)}, expected an `image` among them")
+        missing = [name for name in (*LABELS, *(CAPTIONS if texts else ())) if name not in first]
         if missing:
             logger.warning("dataset has no %s: the losses that need them are off", ", ".join(missing))
         if "au_labels" in self.labels:
-            count, names = len(self.dataset[0]["au_labels"]), self.processor.action_units
+            count, names = len(first["au_labels"]), self.processor.action_units
             if count != len(names):
                 raise ValueError(
                     f"au_labels: the dataset has {count} an image, the model {len(names)}: {', '.join(names)}; choose "
                     "the label set that the dataset was built with"
                 )
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = int(epoch)
+    def columns(self, present: Collection[str], images: bool = True) -> list[str]:
+        pictures = [name for name in ("image", "landmarks") if images and name in present]
+        return [*self.captions, *self.labels, *pictures]
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[int(index)]
+    def __call__(
+        self, row: Mapping[str, Any], index: int, epoch: int, stored: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Any]:
         given: dict[str, Any] = {}
         if "au_labels" in self.labels:
             given["au_labels"] = [row["au_labels"]]
@@ -85,25 +72,82 @@ class MF2Examples(torch.utils.data.Dataset):
         if "key_au_caption" in self.captions:
             given["key_au_captions"] = [row["key_au_caption"]]
         if "au_caption" in self.captions and "au_labels" in self.labels:
-            given["au_sentences"] = [self._sentences(row, int(index))]
-        if self.stored is None:
+            given["au_sentences"] = [self._sentences(row, index, epoch)]
+        if stored is None:
             given |= {"images": [row["image"]], "landmarks": [row.get("landmarks")]}
             if self.augment is not None:
-                given |= {"augment": self.augment, "augment_seed": self.seed * 1_000_003 + self.epoch}
-                given["sample_index"] = [int(index)]
+                given |= {"augment": self.augment, "augment_seed": self.seed * 1_000_003 + epoch}
+                given["sample_index"] = [index]
         example = {name: tensor[0] for name, tensor in self.processor(**given).items()} if given else {}
-        if self.stored is not None:
-            example |= self.stored[int(index)]
+        example |= stored or {}
         if not self.landmarks:
             example.pop("landmarks", None)
-        return {**example, "index": torch.tensor(int(index))}
+        return {**example, "index": torch.tensor(index)}
 
-    def _sentences(self, row: dict[str, Any], index: int) -> list[str]:
+    def _sentences(self, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
         names = self.processor.action_units
         if not row["au_caption"]:
             return [""] * len(names)
-        rng = np.random.default_rng((self.seed, self.epoch, index))  # words the AUs at rest
+        rng = np.random.default_rng((self.seed, epoch, index))  # words the AUs at rest
         return split_au_caption(row["au_caption"], row["au_labels"], names, rng)
 
 
-__all__ = ["MF2Examples"]
+class MF2Examples(torch.utils.data.Dataset):
+    """Examples of a dataset that is at hand, in any order. Options as `RowReader` has them.
+
+    stored: for each row the tensors that stand in for its image, such as the tower's output and the landmarks in the
+    crop; no augmentation then.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: MF2Processor,
+        *,
+        augment: MF2Augmentation | None = None,
+        stored: Sequence[dict[str, torch.Tensor]] | None = None,
+        **options: Any,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("dataset: got no rows, expected at least one")
+        if stored is not None and augment is not None:
+            raise ValueError("augment, stored: got both; what is stored for an image was computed without augmentation")
+        present = dataset.column_names
+        known = dataset.select_columns([name for name in present if name != "image"])[0] if len(present) > 1 else {}
+        first = dict.fromkeys(present) | known
+        self.read = RowReader(first, processor, augment=augment, **options)
+        self.dataset, self.processor, self.epoch = dataset, processor, 0
+        self.stored = stored
+
+    @property
+    def stored(self) -> Sequence[dict[str, torch.Tensor]] | None:
+        return self._stored
+
+    @stored.setter
+    def stored(self, stored: Sequence[dict[str, torch.Tensor]] | None) -> None:
+        if stored is not None and len(stored) != len(self.dataset):
+            raise ValueError(f"stored: got {len(stored)} rows, expected {len(self.dataset)}, one for each image")
+        self._stored = stored
+        # Images that are not looked at are not decoded either.
+        self.rows = self.dataset.select_columns(self.read.columns(self.dataset.column_names, stored is None))
+
+    @property
+    def captions(self) -> list[str]:
+        return self.read.captions
+
+    @property
+    def labels(self) -> list[str]:
+        return self.read.labels
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        stored = None if self.stored is None else self.stored[int(index)]
+        return self.read(self.rows[int(index)], int(index), self.epoch, stored)
+
+
+__all__ = ["MF2Examples", "RowReader"]

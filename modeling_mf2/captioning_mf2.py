@@ -15,6 +15,7 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
     """Writes what it sees: Emo-VL the emotion caption (and, after its prompt, the key-AU caption), AU-VL each AU's."""
 
     main_input_name = "input_ids"
+    adapter_pathways = ()  # text attends to keys and values, which no adapter changes
     _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
 
     def __init__(self, config: MF2Config) -> None:

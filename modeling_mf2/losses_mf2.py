@@ -53,14 +53,23 @@ def pad_as_others(input_ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Te
     return nn.functional.pad(input_ids, (0, missing)), nn.functional.pad(mask, (0, missing))
 
 
-def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def wide(logits: torch.Tensor) -> torch.Tensor:
+    """At least float32: sums of half precision lose too much."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def masked_mean(values: torch.Tensor, valid: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+    """count: what to divide by instead, where this is one micro-batch of several."""
+    # `where`, not a product: an invalid value may be infinite.
+    total = torch.where(valid, values, torch.zeros_like(values)).sum()
+    if count is not None:
+        return total / count
     count = valid.sum().to(values.dtype)
     if world_size() > 1:
         count = count.clone()
         dist.all_reduce(count)
         count = count / world_size()
-    # `where`, not a product: an invalid value may be infinite.
-    return torch.where(valid, values, torch.zeros_like(values)).sum() / count.clamp_min(1 / world_size())
+    return total / count.clamp_min(1 / world_size())
 
 
 def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -83,9 +92,23 @@ def image_text_similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tens
     return torch.einsum("iqd,td->iqt", image, text).amax(dim=1)
 
 
+def meaning_keys(text_keys: torch.Tensor, labels: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor:
+    """(rows, 2): what is said and, where the labels are known, what is meant.
+
+    Two wordings of one state are no negatives of each other: no image could tell them apart, and as the most similar
+    sentences of a batch they would be all that ITM ever sees. labels (rows, n), known (rows,).
+    """
+    if labels is None:
+        return torch.stack([text_keys, text_keys], dim=-1)
+    meant = caption_keys(labels.long() + 1, torch.ones_like(labels))
+    return torch.stack([text_keys, torch.where(known, meant, text_keys)], dim=-1)
+
+
 def allowed_negatives(keys: torch.Tensor, all_keys: torch.Tensor, all_valid: torch.Tensor) -> torch.Tensor:
-    """(rows, all rows): another caption, and a known one. A row's own pair and its equals are no negatives."""
-    return (keys[:, None] != all_keys[None, :]) & all_valid[None, :]
+    """(rows, all rows): another caption, and a known one. A row's own pair and its equals are no negatives; of rows
+    with several keys each, equals are those that share any of them."""
+    differs = keys[:, None] != all_keys[None, :]
+    return differs.flatten(2).all(dim=2) & all_valid[None, :] if differs.ndim > 2 else differs & all_valid[None, :]
 
 
 def itc_loss(
@@ -95,6 +118,7 @@ def itc_loss(
     negatives: torch.Tensor,
     valid: torch.Tensor,
     offset: int = 0,
+    count: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Equation 3. Both similarities (rows, all rows): of a row's image to all texts, and of its text to all images.
     Row i's own pair stands in column offset + i."""
@@ -106,7 +130,7 @@ def itc_loss(
     for similarity in (image_to_text, text_to_image):
         logits = (similarity / temperature).masked_fill(~candidates, -torch.inf)
         losses.append(logits.logsumexp(dim=1) - logits[rows, own])
-    return masked_mean((losses[0] + losses[1]) / 2, valid)
+    return masked_mean((losses[0] + losses[1]) / 2, valid, count)
 
 
 def hard_negatives(
@@ -122,16 +146,20 @@ def hard_negatives(
     return torch.multinomial(weights, 1).squeeze(1), found
 
 
-def itm_loss(logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def itm_loss(
+    logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor, count: torch.Tensor | None = None
+) -> torch.Tensor:
     """Equation 4. logits (rows, queries, 2), averaged over the queries; matched (rows,) in {0, 1}."""
-    losses = nn.functional.cross_entropy(logits.mean(dim=1).float(), matched, reduction="none")
-    return masked_mean(losses, valid)
+    losses = nn.functional.cross_entropy(wide(logits.mean(dim=1)), matched, reduction="none")
+    return masked_mean(losses, valid, count)
 
 
-def itg_loss(logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def itg_loss(
+    logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
+) -> torch.Tensor:
     """Equation 5. logits (rows, length, vocabulary); each token is predicted from those before it."""
-    losses = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), input_ids[:, 1:], reduction="none")
-    return masked_mean(losses, mask[:, 1:].bool())
+    losses = nn.functional.cross_entropy(wide(logits[:, :-1]).transpose(1, 2), input_ids[:, 1:], reduction="none")
+    return masked_mean(losses, mask[:, 1:].bool(), count)
 
 
 def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], highest: int) -> None:
@@ -145,20 +173,23 @@ def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], highes
 
 
 def au_loss(
-    logits: torch.Tensor, labels: torch.Tensor, class_weights: list[float] | tuple[float, ...] | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: list[float] | tuple[float, ...] | None = None,
+    count: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
     check_labels("au_labels", labels, tuple(logits.shape), highest=1)
     known = labels != UNKNOWN_LABEL
     losses = nn.functional.binary_cross_entropy_with_logits(
-        logits.float(), labels.clamp_min(0).float(), reduction="none"
+        wide(logits), labels.clamp_min(0).to(wide(logits).dtype), reduction="none"
     )
     if class_weights is not None:
         losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
-    return masked_mean(losses, known)
+    return masked_mean(losses, known, count)
 
 
-def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def emotion_loss(logits: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
     check_labels("emotion_labels", labels, (len(logits),), highest=logits.shape[1] - 1)
-    losses = nn.functional.cross_entropy(logits.float(), labels.clamp_min(0), reduction="none")
-    return masked_mean(losses, labels != UNKNOWN_LABEL)
+    losses = nn.functional.cross_entropy(wide(logits), labels.clamp_min(0), reduction="none")
+    return masked_mean(losses, labels != UNKNOWN_LABEL, count)

@@ -16,6 +16,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
+from .accumulation_mf2 import BatchShare, count_of
+from .dfn_port import DFNPort, PathwayShape
 from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers
 from .losses_mf2 import au_loss, emotion_loss
 from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
@@ -28,7 +30,7 @@ Branch = Literal["emo", "au"]
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
 _BATCH_FIELDS = {
-    *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels"),
+    *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels", "states"),
     *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
     *("key_au_input_ids", "key_au_attention_mask"),
 }
@@ -78,15 +80,41 @@ class MF2FaceAnalysisOutput(MF2ModelOutput):
 class MF2Branch(nn.Module):
     """A Q-Former with its queries and the heads that align it with language: Emo-VL, and AU-VL for all AUs together."""
 
-    def __init__(self, config: MF2QFormerConfig) -> None:
+    def __init__(self, config: MF2QFormerConfig, name: Branch = "emo", vision: PathwayShape | None = None) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
         self.qformer = MF2QFormer(config)
         self.heads = MF2AlignmentHeads(config)
         self.temperature = nn.Parameter(torch.empty(1))
+        states, width, queries = config.num_hidden_layers + 1, config.hidden_size, config.num_query_tokens
+        pathways = {"visual": PathwayShape(states, width, queries, shared=1), "language": PathwayShape(states, width)}
+        self.port = DFNPort(name, width, queries, pathways if vision is None else {**pathways, "vision": vision})
+
+    def train(self, mode: bool = True) -> "MF2Branch":
+        super().train(mode)
+        self.qformer.train(mode and not self.port.frozen)
+        return self
+
+    def attend(
+        self,
+        kind: Literal["visual", "language"],
+        vision: tuple[torch.Tensor, ...] | None = None,
+        **inputs: object,
+    ) -> MF2QFormerOutput:
+        """A pass through the Q-Former. An adapter that reads its states makes new ones of the last, and its weights get
+        the only gradients."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.port.frozen):
+            read = self.qformer(**inputs, keep_hidden_states=self.port.reads(kind))
+        if kind == "visual":
+            read.query_states = self.port(read.query_states, visual=read.hidden_states, vision=vision)
+        else:
+            read.text_states = self.port(read.text_states, inputs.get("text_mask"), language=read.text_hidden_states)
+        if not inputs.get("output_hidden_states"):
+            read.hidden_states = read.text_hidden_states = None
+        return read
 
     def text_features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        states = self.qformer(input_ids=input_ids, text_mask=mask, mode="unimodal").text_states
+        states = self.attend("language", input_ids=input_ids, text_mask=mask, mode="unimodal").text_states
         return self.heads.text_features(states)
 
     def language_logits(self, text_states: torch.Tensor) -> torch.Tensor:
@@ -101,6 +129,9 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     # The losses are means already; the Trainer must not divide or multiply them.
     accepts_loss_kwargs = False
+    # What an adapter is told: what the losses reach, and which modules a choice of heads means.
+    adapter_pathways = tuple(f"{kind}_{name}" for kind in ("visual", "vision") for name in ("emo", "au"))
+    adapter_heads = {"task": ["classifiers"], "all": ["classifiers", "heads"]}
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["MF2QFormerLayer"]
@@ -147,6 +178,17 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
                     parameter._is_hf_initialized = False
                 self._init_weights(module)
 
+    def captioner(self) -> "MF2PreTrainedModel":
+        """The same weights (not a copy) in the class that writes captions."""
+        from .captioning_mf2 import MF2ForCaptioning  # which is built on this file
+
+        if isinstance(self, MF2ForCaptioning):
+            return self
+        with torch.device("meta"):
+            writer = MF2ForCaptioning(self.config)
+        writer.mf2 = self.base_model
+        return writer.train(self.training)
+
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
     ) -> None:
@@ -183,10 +225,14 @@ class MF2Model(MF2PreTrainedModel):
     def __init__(self, config: MF2Config) -> None:
         super().__init__(config)
         self.vision = MF2VisionTower(config.vision_config)
-        self.emo_vl = MF2Branch(config.emo_config) if config.use_emo_branch else None
+        states, width = self.vision.num_states, config.vision_config.hidden_size
+        face = config.vision_config.num_prefix_tokens + config.vision_config.grid_size**2
+        seen = {"emo": PathwayShape(states, width, face), "au": PathwayShape(states, width, config.tokens_per_region)}
+        seen = seen if states else {}
+        self.emo_vl = MF2Branch(config.emo_config, "emo", seen.get("emo")) if config.use_emo_branch else None
         self.au_vl = self.regions = self.au_embedding = None
         if config.use_au_branch:
-            self.au_vl = MF2Branch(config.au_config)
+            self.au_vl = MF2Branch(config.au_config, "au", seen.get("au"))
             self.regions = MF2Regions(config)
             # Tells the one Q-Former that all AUs share which of them it looks at.
             self.au_embedding = nn.Parameter(torch.empty(len(config.action_units), 1, config.au_config.hidden_size))
@@ -216,6 +262,37 @@ class MF2Model(MF2PreTrainedModel):
             )
         return self.vision(pixel_values) if image_tokens is None else image_tokens
 
+    def _frozen(self) -> bool:
+        return any(branch is not None and branch.port.frozen for branch in (self.emo_vl, self.au_vl))
+
+    def train(self, mode: bool = True) -> "MF2Model":
+        super().train(mode)
+        if self._frozen():
+            self.vision.eval()
+        return self
+
+    def look_for_adapters(
+        self, pixel_values: torch.Tensor | None, image_tokens: torch.Tensor | None, landmarks: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, ...]]]:
+        """The tower's output, and for the branches whose adapter reads the tower's blocks what it reads of each."""
+        ports = {name: self.branch(name).port for name in self.branch_names}
+        readers = [name for name, port in ports.items() if port.reads("vision")]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen()):
+            if not readers:
+                return self.look(pixel_values, image_tokens), {}
+            if pixel_values is None or image_tokens is not None:
+                raise ValueError(
+                    "pixel_values: got none, or image_tokens beside them; expected images alone: the active adapter "
+                    "reads the vision tower's blocks, which image_tokens do not hold"
+                )
+            image_tokens, states = self.vision.look_deep(pixel_values)
+            deep = {name: tuple(self.branch_image(name, state, landmarks) for state in states) for name in readers}
+            return image_tokens, deep
+
+    @property
+    def branch_names(self) -> tuple[Branch, ...]:
+        return tuple(name for name, module in (("emo", self.emo_vl), ("au", self.au_vl)) if module is not None)
+
     def branch_image(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
         """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions."""
         self.branch(name)
@@ -223,8 +300,18 @@ class MF2Model(MF2PreTrainedModel):
             return image_tokens
         return self.regions(image_tokens[:, self.config.vision_config.num_prefix_tokens :], landmarks).flatten(0, 1)
 
-    def read(self, name: Branch, image: torch.Tensor, **kwargs: bool) -> MF2QFormerOutput:
-        return self.branch(name).qformer(queries=self.branch_queries(name), image=image, **kwargs)
+    def read(
+        self, name: Branch, image: torch.Tensor, vision: tuple[torch.Tensor, ...] | None = None, **kwargs: bool
+    ) -> MF2QFormerOutput:
+        return self.branch(name).attend("visual", vision, queries=self.branch_queries(name), image=image, **kwargs)
+
+    def from_states(self, states: dict[str, torch.Tensor]) -> MF2ModelOutput:
+        """The branches' answers to stored images, of which tower and Q-Formers are not asked again."""
+        found = {name: self.branch(name).port.from_states(states) for name in self.branch_names}
+        output = MF2ModelOutput(emo_states=found.get("emo"))
+        if "au" in found:
+            output.au_states = found["au"].unflatten(0, (-1, len(self.config.action_units)))
+        return output
 
     @can_return_tuple
     def forward(
@@ -234,14 +321,18 @@ class MF2Model(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        states: dict[str, torch.Tensor] | None = None,
         **kwargs: object,
     ) -> MF2ModelOutput:
         r"""
         landmarks (`(batch, 68, 2)`, *optional*): in pixels of `pixel_values`; without them the crops are taken as
             aligned to the canonical face.
         image_tokens (`(batch, prefix + grid * grid, width)`, *optional*): the tower's output, instead of images.
+        states (`dict`, *optional*): a batch of `StateStore`, instead of images.
         """
         check_unused(self, kwargs)
+        if states is not None:
+            return self.from_states(states)
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if attentions and self.config._attn_implementation != "eager":
@@ -249,15 +340,17 @@ class MF2Model(MF2PreTrainedModel):
                 f"output_attentions: {self.config._attn_implementation!r} attention keeps no weights; load the model "
                 "with attn_implementation='eager', or call model.set_attn_implementation('eager')"
             )
-        image_tokens = self.look(pixel_values, image_tokens)
+        image_tokens, vision = self.look_for_adapters(pixel_values, image_tokens, landmarks)
         output = MF2ModelOutput(image_tokens=image_tokens)
         if self.emo_vl is not None:
-            read = self.read("emo", image_tokens, output_hidden_states=hidden, output_attentions=attentions)
+            kept = {"output_hidden_states": hidden, "output_attentions": attentions}
+            read = self.read("emo", image_tokens, vision.get("emo"), **kept)
             output.emo_states = read.query_states
             output.emo_hidden_states, output.emo_cross_attentions = read.hidden_states, read.cross_attentions
         if self.au_vl is not None:
             image = self.branch_image("au", image_tokens, landmarks)
-            read = self.read("au", image, output_hidden_states=hidden, output_attentions=attentions)
+            kept = {"output_hidden_states": hidden, "output_attentions": attentions}
+            read = self.read("au", image, vision.get("au"), **kept)
 
             def by_unit(states: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...] | None:
                 count = len(self.config.action_units)
@@ -278,8 +371,9 @@ class MF2Model(MF2PreTrainedModel):
         branch: Branch = "emo",
     ) -> torch.Tensor:
         """Unit vectors in the space shared with sentences: (batch, queries, dim), or (batch, AU, queries, dim)."""
-        image = self.branch_image(branch, self.look(pixel_values, image_tokens), landmarks)
-        features = self.branch(branch).heads.image_features(self.read(branch, image).query_states)
+        image_tokens, vision = self.look_for_adapters(pixel_values, image_tokens, landmarks)
+        image = self.branch_image(branch, image_tokens, landmarks)
+        features = self.branch(branch).heads.image_features(self.read(branch, image, vision.get(branch)).query_states)
         return features if branch == "emo" else features.unflatten(0, (-1, len(self.config.action_units)))
 
     def get_text_features(
@@ -310,10 +404,14 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        share: BatchShare | None = None,
+        states: dict[str, torch.Tensor] | None = None,
         **kwargs: object,
     ) -> MF2FaceAnalysisOutput:
         r"""
+        states: a batch of `StateStore`, instead of images.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        share: what the Trainer tells one of several micro-batches of a step.
         """
         check_unused(self, kwargs)
         read = self.mf2(
@@ -322,10 +420,11 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             image_tokens,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            states=states,
             return_dict=True,
         )
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
-        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels, share)
         return MF2FaceAnalysisOutput(
             loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **read
         )
@@ -348,6 +447,7 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         landmarks: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        states: dict[str, torch.Tensor] | None = None,
         **kwargs: object,
     ) -> ImageClassifierOutput:
         r"""
@@ -356,7 +456,7 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         check_unused(self, kwargs)
         if labels is None:  # a batch of ours has both, by name
             labels = kwargs.get("emotion_labels" if self.config.classification_target == "emotion" else "au_labels")
-        read = self.mf2(pixel_values, landmarks, image_tokens, return_dict=True)
+        read = self.mf2(pixel_values, landmarks, image_tokens, states=states, return_dict=True)
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
         loss = None
         if self.config.classification_target == "emotion":
@@ -372,12 +472,13 @@ def classification_losses(
     emotion_labels: torch.Tensor | None,
     au_logits: torch.Tensor | None,
     au_labels: torch.Tensor | None,
+    share: BatchShare | None = None,
 ) -> dict[str, torch.Tensor]:
     parts = {}
     if au_logits is not None and au_labels is not None:
-        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights)
+        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights, count_of(share, "au"))
     if emotion_logits is not None and emotion_labels is not None:
-        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels)
+        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels, count_of(share, "emotion"))
     return parts
 
 

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
 
+from .accumulation_mf2 import BatchShare, BranchShare, count_of, rng_state, same_draws
 from .heads_mf2 import MF2Classifiers
 from .losses_mf2 import (
     allowed_negatives,
@@ -19,6 +22,7 @@ from .losses_mf2 import (
     itc_loss,
     itg_loss,
     itm_loss,
+    meaning_keys,
     pad_as_others,
     world_size,
 )
@@ -55,8 +59,26 @@ class MF2ForPreTrainingOutput(ModelOutput):
     au_logits: torch.Tensor | None = None
 
 
+_COLDEST = 1e-3
+_IMAGES = ("pixel_values", "image_tokens")
+
+
+def _matched(rows: torch.Tensor) -> torch.Tensor:
+    return torch.arange(3, device=rows.device).eq(0).long().repeat_interleave(len(rows))
+
+
+def _learned(mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
+    """Tokens that are to be written: a prompt is given."""
+    learned = mask.clone()
+    learned[:, 1 : 1 + prompt_length] = 0
+    return learned
+
+
 class MF2ForPreTraining(MF2PreTrainedModel):
     """Alignment of both branches with their sentences (ITC, ITM, ITG), and the two classification losses."""
+
+    adapter_pathways = (*(f"visual_{name}" for name in ("emo", "au")), *(f"language_{name}" for name in ("emo", "au")))
+    compares_rows = True  # so that micro-batches of one step have to know each other
 
     def __init__(self, config: MF2Config) -> None:
         super().__init__(config)
@@ -65,37 +87,97 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         self.post_init()
 
     def _align(
-        self, name: Branch, read: MF2QFormerOutput, image: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor
+        self,
+        name: Branch,
+        read: MF2QFormerOutput,
+        image: torch.Tensor,
+        input_ids: torch.Tensor,
+        mask: torch.Tensor,
+        said: torch.Tensor,
+        share: BatchShare | None,
     ) -> dict[str, torch.Tensor]:
         """The three alignment losses of one branch, a row being an image and its caption, or a region and its sentence.
 
         The image-only pass (`read`) and the text-only pass are each made once: ITC compares them, ITG lets text attend
-        to the first, and ITM takes its image keys and values.
+        to the first, and ITM takes its image keys and values. said: the keys by which rows are known to say the same.
         """
         branch = self.mf2.branch(name)
+        if share is not None:
+            return self._align_share(name, read, input_ids, mask, share)
         input_ids, mask = pad_as_others(input_ids, mask)
         valid = mask.any(dim=1)
-        keys = caption_keys(input_ids, mask)
         image_features = branch.heads.image_features(read.query_states)
-        first, place = first_of_equals(keys)  # many AUs are at rest: equal sentences are read once
-        text_features = branch.text_features(input_ids[first], mask[first])[place]
+        text_features = self._text_features(name, input_ids, mask, said[:, 0])
         image_to_text = image_text_similarity(image_features, gather(text_features))
         text_to_image = image_text_similarity(gather(image_features), text_features).T
-        negatives = allowed_negatives(keys, gather(keys), gather(valid))
-        temperature = branch.temperature.clamp_min(1e-3)
+        negatives = allowed_negatives(said, gather(said), gather(valid))
+        temperature = branch.temperature.clamp_min(_COLDEST)
         contrast = itc_loss(image_to_text, text_to_image, temperature, negatives, valid, gather_offset(len(valid)))
 
         rows = self._pair_rows(name, len(valid))
         picked = (negatives[rows], temperature, self.training)
         wrong_text, text_found = hard_negatives(image_to_text[rows], *picked)
         wrong_image, image_found = hard_negatives(text_to_image[rows], *picked)
-        match_logits = self._match(name, read, image, input_ids, mask, rows, wrong_image, wrong_text)
-        matched = torch.arange(3, device=mask.device).eq(0).long().repeat_interleave(len(wrong_text))
+        # The wrong image may be another process's: its keys and values are then computed here.
+        others = None if world_size() == 1 else gather(image)[wrong_image]
+        texts = (gather(input_ids)[wrong_text], gather(mask)[wrong_text])
+        match_logits = self._match(name, read, others, input_ids, mask, rows, wrong_image, texts)
         match_valid = torch.cat([valid[rows], valid[rows] & image_found, valid[rows] & text_found])
         return {
             f"itc_{name}": contrast,
-            f"itm_{name}": itm_loss(match_logits, matched, match_valid),
+            f"itm_{name}": itm_loss(match_logits, _matched(rows), match_valid),
             f"itg_{name}": self._write(branch, read, input_ids, mask, rows),
+        }
+
+    def _align_share(
+        self, name: Branch, read: MF2QFormerOutput, input_ids: torch.Tensor, mask: torch.Tensor, share: BatchShare
+    ) -> dict[str, torch.Tensor]:
+        """The same of one micro-batch: the others are known from the first pass."""
+        branch, part, (all_ids, all_mask) = self.mf2.branch(name), share.branches[name], share.texts[name]
+        image_features = branch.heads.image_features(read.query_states)
+        with same_draws(part.draws[1], self.device):
+            text_features = self._text_features(name, input_ids, mask, caption_keys(input_ids, mask))
+        temperature = branch.temperature.clamp_min(_COLDEST)
+        missing = (0, all_ids.shape[1] - input_ids.shape[1])
+        ids, shown = nn.functional.pad(input_ids, missing), nn.functional.pad(mask, missing)
+        texts = (all_ids[part.wrong_text], all_mask[part.wrong_text])
+        others = self._other_images(name, share, part)
+        match_logits = self._match(name, read, others, ids, shown, part.rows, part.wrong_image, texts)
+        itm = itm_loss(match_logits, _matched(part.rows), part.match_valid, share.counts[f"itm_{name}"])
+        return {
+            f"itc_{name}": part.contrast(image_features, text_features, temperature),
+            f"itm_{name}": itm,
+            f"itg_{name}": self._write(branch, read, input_ids, mask, part.rows, count_of(share, f"itg_{name}")),
+        }
+
+    def _other_images(self, name: Branch, share: BatchShare, part: BranchShare) -> torch.Tensor:
+        """The wrong images as the branch reads them, computed here, so that their gradients arise here."""
+        units = 1 if name == "emo" else len(self.config.action_units)
+        images, place = torch.unique(part.wrong_image // units, return_inverse=True)
+        tokens = self.mf2.look(*(share.images[key][images] if key in share.images else None for key in _IMAGES))
+        landmarks = share.images["landmarks"][images] if "landmarks" in share.images else None
+        regions = self.mf2.branch_image(name, tokens, landmarks)
+        return regions[place * units + part.wrong_image % units]
+
+    def _text_features(
+        self, name: Branch, input_ids: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
+        first, place = first_of_equals(keys)  # many AUs are at rest: equal sentences are read once
+        return self.mf2.branch(name).text_features(input_ids[first], mask[first])[place]
+
+    def _features(
+        self, name: Branch, image: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, said: torch.Tensor
+    ) -> dict[str, object]:
+        """The first pass over a micro-batch: what the others have to know of it."""
+        branch = self.mf2.branch(name)
+        before_read = rng_state(self.device)
+        states = self.mf2.read(name, image).query_states
+        before_text = rng_state(self.device)
+        text = self._text_features(name, input_ids, mask, said[:, 0])
+        return {
+            **{"image": branch.heads.image_features(states), "text": text, "keys": said, "valid": mask.any(dim=1)},
+            **{"ids": input_ids, "mask": mask, "temperature": branch.temperature.clamp_min(_COLDEST)},
+            **{"rows": self._pair_rows(name, len(said)), "sample": self.training, "draws": (before_read, before_text)},
         }
 
     def _pair_rows(self, name: Branch, count: int) -> torch.Tensor:
@@ -109,28 +191,30 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         self,
         name: Branch,
         read: MF2QFormerOutput,
-        image: torch.Tensor,
+        others: torch.Tensor | None,
         input_ids: torch.Tensor,
         mask: torch.Tensor,
         rows: torch.Tensor,
         wrong_image: torch.Tensor,
-        wrong_text: torch.Tensor,
+        wrong_texts: tuple[torch.Tensor, torch.Tensor],
     ) -> torch.Tensor:
-        """Logits (3 * rows, queries, 2) of each pair, each text with a wrong image, each image with a wrong text."""
+        """Logits (3 * rows, queries, 2) of each pair, each text with a wrong image, each image with a wrong text.
+
+        others: the wrong images; None if they are rows of `read`."""
         branch, queries = self.mf2.branch(name), self.mf2.branch_queries(name)
-        if world_size() == 1:
-            images = torch.cat([rows, wrong_image, rows])
+        images = torch.cat([rows, wrong_image, rows])
+        if others is None:
             image_key_values = tuple((keys[images], values[images]) for keys, values in read.image_key_values)
-        else:  # the wrong image may be another process's: its keys and values are computed here
-            others = branch.qformer.image_key_values(gather(image)[wrong_image])
+        else:
             image_key_values = tuple(
                 tuple(torch.cat([own[rows], other, own[rows]]) for own, other in zip(*pairs, strict=True))
-                for pairs in zip(read.image_key_values, others, strict=True)
+                for pairs in zip(read.image_key_values, branch.qformer.image_key_values(others), strict=True)
             )
-        states = branch.qformer(
-            queries=queries[torch.cat([rows, wrong_image, rows]) % len(queries)],
-            input_ids=torch.cat([input_ids[rows], input_ids[rows], gather(input_ids)[wrong_text]]),
-            text_mask=torch.cat([mask[rows], mask[rows], gather(mask)[wrong_text]]),
+        states = branch.attend(
+            "visual",
+            queries=queries[images % len(queries)],
+            input_ids=torch.cat([input_ids[rows], input_ids[rows], wrong_texts[0]]),
+            text_mask=torch.cat([mask[rows], mask[rows], wrong_texts[1]]),
             image_key_values=image_key_values,
             mode="two_way",
         ).query_states
@@ -143,6 +227,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         input_ids: torch.Tensor,
         mask: torch.Tensor,
         rows: torch.Tensor,
+        count: torch.Tensor | None = None,
         prompt_length: int = 0,
     ) -> torch.Tensor:
         """ITG: its queries see no text, so the image-only pass is what they do; text attends to that pass's keys."""
@@ -150,9 +235,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         started[:, 0] = branch.qformer.config.bos_token_id
         seen = tuple((keys[rows], values[rows]) for keys, values in read.query_key_values)
         states = branch.qformer(input_ids=started, text_mask=mask, query_key_values=seen, mode="causal").text_states
-        learned = mask.clone()
-        learned[:, 1 : 1 + prompt_length] = 0
-        return itg_loss(branch.language_logits(states), started, learned)
+        return itg_loss(branch.language_logits(states), started, _learned(mask, prompt_length), count)
 
     @can_return_tuple
     def forward(
@@ -168,6 +251,8 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        share: BatchShare | None = None,
+        features_only: bool = False,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
@@ -175,43 +260,109 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         au_input_ids, au_attention_mask (`(batch, AU, length)`): a sentence an AU, active or at rest; likewise.
         key_au_input_ids, key_au_attention_mask (`(batch, length)`): key-AU captions, which Emo-VL learns to write.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        share, features_only: how the Trainer makes one step of several micro-batches, see `accumulation_mf2`.
         """
         check_unused(self, kwargs)
-        image_tokens = self.mf2.look(pixel_values, image_tokens)
-        for name, texts in (("input_ids", input_ids), ("key_au_input_ids", key_au_input_ids)):
-            if texts is not None and len(texts) != len(image_tokens):
-                raise ValueError(f"{name}: got {len(texts)} captions, expected {len(image_tokens)}, one for each image")
+        draws = rng_state(self.device) if features_only else share.draws if share is not None else None
+        with same_draws(draws, self.device):
+            image_tokens = self.mf2.look(pixel_values, image_tokens)
+        given = {
+            "emo": (input_ids, attention_mask),
+            "key_au": (key_au_input_ids, key_au_attention_mask),
+            "au": (au_input_ids, au_attention_mask),
+        }
+        texts = self._texts(len(image_tokens), given, au_labels, emotion_labels)
+        if features_only:
+            return self._first_pass(image_tokens, landmarks, texts, draws)
         parts: dict[str, torch.Tensor] = {}
         emo_states = au_states = None
         if self.config.use_emo_branch:
-            read = self.mf2.read("emo", image_tokens, output_key_values=True)
+            read = self._read("emo", image_tokens, share)
             emo_states = read.query_states
-            if input_ids is not None:
-                mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-                parts |= self._align("emo", read, image_tokens, input_ids, mask)
-            if key_au_input_ids is not None:
-                mask = torch.ones_like(key_au_input_ids) if key_au_attention_mask is None else key_au_attention_mask
-                rows = self._pair_rows("emo", len(mask))
-                parts["itg_key_au"] = self._write(
-                    self.mf2.emo_vl, read, key_au_input_ids, mask, rows, self.config.key_au_prompt_length
-                )
+            if "emo" in texts:
+                parts |= self._align("emo", read, image_tokens, *texts["emo"], share)
+            if "key_au" in texts:
+                ids, mask, _ = texts["key_au"]
+                rows = self._pair_rows("emo", len(mask)) if share is None else share.key_au_rows
+                length = self.config.key_au_prompt_length
+                count = count_of(share, "itg_key_au")
+                parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, ids, mask, rows, count, length)
         if self.config.use_au_branch:
             regions = self.mf2.branch_image("au", image_tokens, landmarks)
-            read = self.mf2.read("au", regions, output_key_values=True)
+            read = self._read("au", regions, share)
             au_states = read.query_states.unflatten(0, (-1, len(self.config.action_units)))
-            if au_input_ids is not None:
-                if au_input_ids.shape[:2] != au_states.shape[:2]:
-                    raise ValueError(
-                        f"au_input_ids: got {tuple(au_input_ids.shape)}, expected (batch, AU, length) with "
-                        f"{tuple(au_states.shape[:2])} images and AUs"
-                    )
-                mask = torch.ones_like(au_input_ids) if au_attention_mask is None else au_attention_mask
-                parts |= self._align("au", read, regions, au_input_ids.flatten(0, 1), mask.flatten(0, 1))
+            if "au" in texts:
+                parts |= self._align("au", read, regions, *texts["au"], share)
         emotion_logits, au_logits = self.classifiers(emo_states, au_states)
-        parts |= classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
+        parts |= classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels, share)
         return MF2ForPreTrainingOutput(
             loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
         )
+
+    def _read(self, name: Branch, image: torch.Tensor, share: BatchShare | None) -> MF2QFormerOutput:
+        part = None if share is None else share.branches.get(name)
+        with same_draws(None if part is None else part.draws[0], self.device):
+            return self.mf2.read(name, image, output_key_values=True)
+
+    def _texts(
+        self,
+        images: int,
+        given: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]],
+        au_labels: torch.Tensor | None,
+        emotion_labels: torch.Tensor | None,
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The captions that are of use, with their masks and the keys of what they say: a row for each image, or for
+        each of its AUs."""
+        texts, units = {}, len(self.config.action_units)
+        for name, (ids, mask) in given.items():
+            if ids is None or not (self.config.use_au_branch if name == "au" else self.config.use_emo_branch):
+                continue
+            if name == "au" and ids.shape[:2] != (images, units):
+                raise ValueError(
+                    f"au_input_ids: got {tuple(ids.shape)}, expected (batch, AU, length) with {(images, units)} "
+                    "images and AUs"
+                )
+            if len(ids) != images:
+                field = "input_ids" if name == "emo" else "key_au_input_ids"
+                raise ValueError(f"{field}: got {len(ids)} captions, expected {images}, one for each image")
+            mask = torch.ones_like(ids) if mask is None else mask
+            ids, mask = ids.flatten(0, -2), mask.flatten(0, -2)
+            texts[name] = (ids, mask, self._said(name, caption_keys(ids, mask), au_labels, emotion_labels))
+        return texts
+
+    def _said(
+        self, name: str, text_keys: torch.Tensor, au_labels: torch.Tensor | None, emotion_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A sentence means the state of its AU, a caption of the face its emotion."""
+        labels = au_labels if name == "au" else emotion_labels
+        if labels is None:
+            return meaning_keys(text_keys, None, None)
+        units = torch.arange(labels[:1].numel(), device=labels.device).repeat(len(labels))
+        states = labels.flatten()
+        return meaning_keys(text_keys, torch.stack([units, states], dim=1), states != UNKNOWN_LABEL)
+
+    def _first_pass(
+        self,
+        image_tokens: torch.Tensor,
+        landmarks: torch.Tensor | None,
+        texts: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        draws: object,
+    ) -> dict[str, object]:
+        found: dict[str, object] = {"draws": draws}
+        counts: dict[str, torch.Tensor] = {}
+        if self.config.vision_config.frozen:
+            found["image_tokens"] = image_tokens
+        for name in ("emo", "au"):
+            if name in texts:
+                part = self._features(name, self.mf2.branch_image(name, image_tokens, landmarks), *texts[name])
+                counts[f"itc_{name}"] = part["valid"].sum()
+                counts[f"itg_{name}"] = part["mask"][part["rows"], 1:].bool().sum()
+                found[name] = part
+        if "key_au" in texts:
+            mask = texts["key_au"][1]
+            rows = found["key_au_rows"] = self._pair_rows("emo", len(mask))
+            counts["itg_key_au"] = _learned(mask[rows], self.config.key_au_prompt_length)[:, 1:].bool().sum()
+        return {**found, "counts": counts}
 
 
 __all__ = ["MF2ForPreTraining"]

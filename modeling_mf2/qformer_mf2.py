@@ -282,6 +282,7 @@ class MF2QFormer(PreTrainedModel):
         output_key_values: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        keep_hidden_states: bool = False,
     ) -> MF2QFormerOutput:
         """
         queries: (batch, queries, hidden), or fewer rows that repeat along the batch: the first self-attention, which no
@@ -289,6 +290,7 @@ class MF2QFormer(PreTrainedModel):
         input_ids, text_mask: (batch, length); text_mask has the cached tokens too where past_key_values holds some.
         image or image_key_values: what the queries read. query_key_values: what text reads in place of queries.
         output_key_values: keep both for a later pass; they are of every block, and cost memory.
+        keep_hidden_states: collect them without a row for each image where rows are still equal: nothing else changes.
         """
         if queries is not None and image is None and image_key_values is None:
             raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
@@ -309,7 +311,8 @@ class MF2QFormer(PreTrainedModel):
                 num_prefix = query_key_values[0][0].shape[2]
             text_additive, query_additive = self._masks(queries, text, text_mask, mode, num_prefix, past)
 
-        query_hidden, text_hidden = ((queries,), (text,)) if output_hidden_states else ((), ())
+        keep_hidden_states |= output_hidden_states
+        query_hidden, text_hidden = ((queries,), (text,)) if keep_hidden_states else ((), ())
         collected_queries, collected_image, attentions, text_attentions, cross_attentions = [], [], [], [], []
         for index, layer in enumerate(self.layers):
             crossing = index // self.config.cross_attention_frequency
@@ -328,7 +331,7 @@ class MF2QFormer(PreTrainedModel):
                 collected_queries.append(tuple(_repeated(states, batch) for states in query_kv))
                 if layer.cross_attention is not None:
                     collected_image.append(image_kv)
-            if output_hidden_states:
+            if keep_hidden_states:
                 query_hidden, text_hidden = (*query_hidden, queries), (*text_hidden, text)
             if output_attentions:
                 attentions.append(query_weights)
@@ -342,8 +345,8 @@ class MF2QFormer(PreTrainedModel):
             text_states=text,
             query_key_values=tuple(collected_queries) or None,
             image_key_values=tuple(collected_image) or None,
-            hidden_states=query_hidden if output_hidden_states and has_queries else None,
-            text_hidden_states=text_hidden if output_hidden_states and has_text else None,
+            hidden_states=query_hidden if keep_hidden_states and has_queries else None,
+            text_hidden_states=text_hidden if keep_hidden_states and has_text else None,
             attentions=tuple(attentions) if output_attentions and has_queries else None,
             text_attentions=tuple(text_attentions) if output_attentions and has_text else None,
             cross_attentions=tuple(cross_attentions) if output_attentions and has_queries else None,

@@ -149,6 +149,26 @@ class MF2VisionTower(PreTrainedModel):
             self.requires_grad_(False)
         return super().train(mode and not self.config.frozen)
 
+    @property
+    def num_states(self) -> int:
+        """Hidden states that `look_deep` returns; 0 where the backbone is no plain sequence of blocks."""
+        blocks = getattr(self.backbone, "blocks", None)
+        return len(blocks) + 1 if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) else 0
+
+    def look_deep(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """What `forward` returns, and the tokens before the first block and after each; the last are those of
+        `forward`, behind the final norm."""
+        states: list[torch.Tensor] = []
+        blocks = self.backbone.blocks
+        hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+        hooks += [block.register_forward_hook(lambda _, __, output: states.append(output)) for block in blocks]
+        try:
+            tokens = self(pixel_values)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tokens, (*states[:-1], tokens)
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         size = self.config.image_size
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size):

@@ -15,6 +15,7 @@ from modeling_mf2.losses_mf2 import (
     itc_loss,
     itg_loss,
     itm_loss,
+    meaning_keys,
     masked_mean,
     pad_as_others,
 )
@@ -261,3 +262,15 @@ def test_one_process_gathers_itself():
     assert gather(rows) is rows and gather_offset(2) == 0
     ids, mask = pad_as_others(rows, rows)
     assert ids is rows and mask is rows
+
+
+def test_what_means_the_same_is_no_negative_however_it_is_worded():
+    said = torch.tensor([10, 11, 12, 12, 13])
+    states = torch.tensor([[0, 1], [0, 1], [0, 0], [1, 1], [0, -1]])
+    keys = meaning_keys(said, states, states[:, 1] != -1)
+    found = allowed_negatives(keys, keys, torch.ones(5, dtype=torch.bool))
+    expected = [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [1, 1, 0, 0, 1], [1, 1, 0, 0, 1], [1, 1, 1, 1, 0]]
+    assert found.int().tolist() == expected  # rows 2 and 3 are worded alike; of row 4 the meaning is unknown
+    without = meaning_keys(said, None, None)
+    found = allowed_negatives(without, without, torch.ones(5, dtype=torch.bool))
+    assert torch.equal(found, said[:, None] != said[None, :])

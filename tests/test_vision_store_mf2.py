@@ -52,4 +52,4 @@ def test_an_interrupted_store_leaves_nothing_that_could_be_read(examples, tower,
     monkeypatch.setattr(MF2VisionTower, "forward", fail)
     with pytest.raises(OSError, match="No space left"):
         load_or_store_vision(tower, examples, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []

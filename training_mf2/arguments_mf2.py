@@ -24,26 +24,38 @@ class MF2Arguments:
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "start from this checkpoint"})
     vision_name_or_path: str | None = field(
-        default=None, metadata={"help": "pretrained tower: a timm name, a file, or the folder of a tower task"}
+        default=None,
+        metadata={
+            "help": "pretrained tower: a timm name, a file, or the folder of a checkpoint; without one the tiny size "
+            "takes the released tower, unless this says none"
+        },
     )
     text_name_or_path: str | None = field(default=None, metadata={"help": "BERT, into both Q-Formers"})
     qformer_name_or_path: str | None = field(default=None, metadata={"help": "BLIP-2, into both Q-Formers"})
     dataset: str = field(default="synthetic", metadata={"help": "synthetic (drawn faces), or a folder of MFA"})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "rows are read as they come, each process its own, shuffled in a buffer; for --max_steps"},
+    )
     num_images: int = field(default=9000, metadata={"help": "synthetic only: how many faces are drawn"})
     style: str = field(default="paint", metadata={"help": "synthetic only: sketch, paint or grain"})
-    people_seed: int = field(default=0, metadata={"help": "synthetic only: other people are drawn"})
+    # Not 0: design choices were made while looking at those people.
+    people_seed: int = field(default=1, metadata={"help": "synthetic only: other people are drawn"})
     label_set: str = field(default="mfa", metadata={"help": "one of " + ", ".join(LABEL_SETS)})
     branches: Literal["both", "emo", "au"] = field(default="both", metadata={"help": "leave out a branch"})
     use_labels: bool = field(
-        default=True, metadata={"help": "tower only: without, it sees no AU and no emotion, only landmarks"}
+        default=True,
+        metadata={"help": "tower only: without, it learns landmarks and hidden patches, no AU and no emotion"},
     )
     landmarks: Literal["dataset", "template"] = field(
         default="dataset", metadata={"help": "template: mean-face landmarks, to see what each face's own are worth"}
     )
     use_captions: bool = field(default=True, metadata={"help": "without, the alignment losses are off"})
-    store_vision: bool = field(
-        default=False, metadata={"help": "the frozen tower sees each image once a run; no augmentation then"}
+    store_vision: bool | None = field(
+        default=None,
+        metadata={"help": "the frozen tower sees each image once a run; no augmentation then. The tiny size's default"},
     )
+    save_half: bool = field(default=False, metadata={"help": "16-bit weights in the saved file, measured as such"})
     augment: bool = field(default=False, metadata={"help": "crop, rotate, flip, recolour and hide parts of the crops"})
 
 
@@ -75,10 +87,28 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--model_size", default="tiny")
     first.add_argument("--task", default="pretrain")
+    first.add_argument("--streaming", nargs="?", const="true", default="false")
     known, _ = first.parse_known_args(argv)
     parser = HfArgumentParser((MF2Arguments, TrainingArguments), description="Trains, evaluates and saves MF².")
     defaults = {**_COMMON, **(TINY if known.model_size == "tiny" else PAPER)}
     if known.task == "tower":
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
+    if known.streaming.lower() in ("true", "1", "yes"):  # a stream has no epochs
+        defaults |= {"save_strategy": "steps", "eval_strategy": "steps"}
     parser.set_defaults(**defaults)
-    return parser.parse_args_into_dataclasses(argv)
+    ours, training = parser.parse_args_into_dataclasses(argv)
+    if ours.store_vision is None:
+        ours.store_vision = ours.model_size == "tiny" and ours.task in ("pretrain", "full") and not ours.augment
+        ours.store_vision = ours.store_vision and not ours.streaming
+    if ours.streaming:
+        check_streaming(ours, training)
+    return ours, training
+
+
+def check_streaming(ours: MF2Arguments, training: TrainingArguments) -> None:
+    if training.max_steps <= 0 and ours.task != "evaluate":
+        raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
+    if ours.store_vision:
+        raise ValueError("store_vision, streaming: got both, expected one: what streams by is not stored")
+    if "epoch" in (training.save_strategy, training.eval_strategy):
+        raise ValueError("save_strategy, eval_strategy: got epoch, expected steps: a stream has no epochs")

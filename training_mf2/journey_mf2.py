@@ -3,19 +3,22 @@
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
+import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
 
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import resolve_label_set
+from dataset_mf2.baselines_mf2 import BASELINES, baseline_scores
 from dataset_mf2.builder_mf2 import SPLITS, check_leaks
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.scores_mf2 import tune_thresholds
+from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
 from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
@@ -25,12 +28,18 @@ from processing_mf2.augmentation_mf2 import MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
+from .card_mf2 import run_facts, write_card
 from .evaluation_mf2 import draw_curves, draw_scores, metrics_for_trainer, probabilities, score, tables, write_scores
+from .language_mf2 import FIGURES, language_scores
+from .sole_user_mf2 import as_sole_user
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint
 from .vision_store_mf2 import load_or_store_vision
 
 
 logger = logging.getLogger(__name__)
+
+# The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
+RELEASED = Path(__file__).resolve().parents[1] / "model_cards" / "mf2-tiny-synthetic"
 
 TASK_MODELS = {
     "pretrain": MF2ForPreTraining,
@@ -48,6 +57,9 @@ def cpu_seconds() -> float:
 
 def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     """The rows of each split; the column `split` says which, or the dataset's own splits do."""
+    if arguments.streaming:
+        drawn = {"n": arguments.num_images, "style": arguments.style, "seed": arguments.people_seed}
+        return stream_splits(arguments.dataset, **drawn, label_set=arguments.label_set)
     if arguments.dataset == "synthetic":
         rows = MFASynthetic(
             arguments.num_images, arguments.style, seed=arguments.people_seed, label_set=arguments.label_set
@@ -93,8 +105,12 @@ def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]
     )
     processor = MF2Processor.for_model(config)
     model = model_class(config)
-    if arguments.vision_name_or_path:
-        logger.info("%s", load_vision_weights(model, arguments.vision_name_or_path))
+    tower = arguments.vision_name_or_path
+    if tower is None and arguments.task != "tower" and arguments.model_size == "tiny" and RELEASED.is_dir():
+        tower = str(RELEASED)
+    if tower not in (None, "none"):
+        logger.info("%s", load_vision_weights(model, tower))
+        arguments.vision_name_or_path = tower  # the model card says what training started from
     elif arguments.task != "tower":
         logger.warning("the vision tower has random weights: name one in --vision_name_or_path")
     if arguments.text_name_or_path:
@@ -116,10 +132,12 @@ def build_examples(
         learning = name == "train"
         if learning and arguments.task == "tower" and not arguments.use_labels:
             rows = rows.remove_columns(["au_labels", "emotion"])
-        made = MF2Examples(
+        streamed = {"rank": training.process_index, "world_size": training.world_size} if learning else {}
+        made = (MF2StreamedExamples if learning and arguments.streaming else MF2Examples)(
             rows,
             processor,
-            texts=learning and arguments.task == "pretrain" and arguments.use_captions,
+            **(streamed if arguments.streaming else {}),
+            texts=name != "validation" and arguments.task == "pretrain" and arguments.use_captions,
             augment=MF2Augmentation() if learning and arguments.augment else None,
             seed=training.seed,
             landmarks=arguments.landmarks == "dataset",
@@ -132,11 +150,14 @@ def build_examples(
     return examples
 
 
+@as_sole_user
 def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float]:
     start = cpu_seconds()
     wall = time.perf_counter()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
+    if arguments.task == "tower" and not arguments.use_labels:
+        training.load_best_model_at_end = False  # its AU and emotion readouts learn nothing, and can judge nothing
     splits = load_splits(arguments)
     model, processor = build_model(arguments)
     examples = build_examples(arguments, training, model, processor, splits)
@@ -149,28 +170,50 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         compute_metrics=metrics_for_trainer(model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
     )
+    resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
     if arguments.task != "evaluate":
-        trainer.train(resume_from_checkpoint=last_good_checkpoint(training.output_dir))
+        trainer.train(resume_from_checkpoint=resumed)
+        model = trainer.model  # FSDP's parts, put together
+    if arguments.save_half:
+        round_to_half(model)
     scores = measure(trainer, examples, splits["test"]["subject"] if "subject" in splits["test"].column_names else None)
-    synthetic = arguments.dataset == "synthetic" or set(splits["test"].unique("corpus")) == {CORPUS}
+    synthetic = arguments.dataset == "synthetic" or set(splits["test"]["corpus"][:]) == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
     figures = {
-        "cpu_seconds": cpu_seconds() - start,
-        "wall_seconds": time.perf_counter() - wall,
-        "train_images": len(splits["train"]),
+        "train_images": images_seen(training) if arguments.streaming else len(splits["train"]),
         "test_images": len(splits["test"]),
     }
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
+        labels = model.config.action_units, model.config.emotions
+        baselines = {} if arguments.streaming else baseline_scores(splits["train"], splits["test"], *labels)
+        scores |= {f"baseline/{name}": value for name, value in baselines.items()}
+        if arguments.task == "pretrain" and arguments.use_captions:
+            scores |= language_scores(model, processor, examples["test"])
+        figures |= {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
         save(folder, arguments, model, processor)
         write_scores(folder, scores, figures)
         draw_scores(folder, scores, model.config, data)
         draw_curves(folder, trainer.state.log_history, data)
+        if arguments.task != "evaluate":
+            write_card(folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None))
         print(
             f"\n{data}, from images alone; subjects unseen in training; cost {figures['cpu_seconds']:.0f} CPU-seconds"
         )
         print(tables(scores))
+        print(comparison(scores))
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
+
+
+def images_seen(training: TrainingArguments) -> int:
+    return training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+def comparison(scores: Mapping[str, float]) -> str:
+    """The baselines, and what language is worth, a line each with what it means."""
+    named = {f"baseline/{name}": words for name, words in BASELINES.items()} | FIGURES
+    lines = [f"{name:<40} {scores[name]:6.3f}  {words}" for name, words in named.items() if name in scores]
+    return "\n".join(["", *lines])
 
 
 def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], subjects: Sequence[str] | None) -> dict:
@@ -185,6 +228,14 @@ def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], subjects: Seq
     return score(config, found.predictions, found.label_ids, thresholds, subjects)
 
 
+@torch.no_grad()
+def round_to_half(model: PreTrainedModel) -> None:
+    """Weights as the half-sized file will hold them, before they are measured."""
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half())
+
+
 def save(folder: Path, arguments: MF2Arguments, model: PreTrainedModel, processor: MF2Processor) -> None:
     if arguments.task == "evaluate":
         return
@@ -192,7 +243,8 @@ def save(folder: Path, arguments: MF2Arguments, model: PreTrainedModel, processo
     if arguments.task == "tower":
         model.vision.save_pretrained(folder)
     else:
-        model.save_pretrained(folder)
+        halved = {name: tensor.half() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        model.save_pretrained(folder, state_dict={**model.state_dict(), **halved} if arguments.save_half else None)
     processor.save_pretrained(folder)
 
 

@@ -1,34 +1,101 @@
-"""The Trainer: transformers' own, which also names each part of the loss, stops at a NaN, trusts no half checkpoint."""
+"""The Trainer: transformers' own, which also names each part of the loss, stops at a NaN, trusts no half checkpoint,
+and makes of several micro-batches exactly the step of one large batch."""
 
-import json
-import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from configuration_mf2.configuration_mf2 import LOSSES
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
+from dataset_mf2.streaming_mf2 import MF2StreamedExamples
+from modeling_mf2.accumulation_mf2 import share_out
+
+from .checkpoints_mf2 import disk_may_be_full, last_good_checkpoint, seal, unseal
 
 
-logger = logging.getLogger(__name__)
-
-_COMPLETE = "complete.json"
 _SEEN_IN_EVALUATION = ("pixel_values", "image_tokens", "landmarks", "au_labels", "emotion_labels")
+_CAPTIONS = ("input_ids", "au_input_ids", "key_au_input_ids")
 
 
 class MF2Trainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model, training, examples = kwargs.get("model"), kwargs.get("args"), kwargs.get("train_dataset")
+        if training is not None and training.ddp_find_unused_parameters is None:
+            training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self.add_callback(CompleteCheckpoints())
+        self._counts: dict[str, float] = {}
+        self._micro_batches: list[dict[str, Any]] = []
+        self._shared: list[dict[str, Any]] = []
+        if isinstance(self.train_dataset, MF2StreamedExamples):
+            self.add_callback(EpochOfStream())
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, MF2StreamedExamples):
+            return super().get_train_dataloader()
+        # Its rows are this process's own already; Accelerate would share them out once more.
+        return DataLoader(
+            self.train_dataset,
+            self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            # Its own: to begin a pass draws a number, and a run that continues begins once more.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if isinstance(self.train_dataset, MF2StreamedExamples):
+            step = int(str(resume_from_checkpoint).rsplit("-", 1)[-1]) if resume_from_checkpoint else 0
+            # Passed over before they are decoded; the Trainer would prepare every row and throw it away.
+            self.train_dataset.batch_size = self._train_batch_size
+            self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self._train_batch_size
+            self.args.ignore_data_skip = True
+        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.is_fsdp_enabled:
+            self._join_shards()
+        return result
+
+    def _join_shards(self) -> None:
+        """The trained model whole on every process: what comes after training needs no other ones for its parts."""
+        sharded = self.model
+        weights = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
+        whole = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))(sharded.config)
+        whole.load_state_dict(weights)
+        self.model = self.model_wrapped = whole.to(self.args.device).eval()
+        self.accelerator._models.clear()
+        self.is_fsdp_enabled = False
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Shared out at the first of them: after a resume, the state of the random numbers is loaded in between.
+        self._micro_batches, self._shared = (batches if len(batches) > 1 else []), []
+        return batches, number
+
+    def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+        if self._micro_batches:
+            batches = [self._prepare_inputs(batch) for batch in self._micro_batches]
+            compares = getattr(self.accelerator.unwrap_model(model), "compares_rows", False)
+            first_pass = compares and any(name in batches[0] for name in _CAPTIONS)
+            self._shared, self._micro_batches = share_out(model, batches, first_pass), []
+        return self._shared.pop(0) if self._shared else inputs
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if model.training:
+            inputs = self._with_share(model, inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if loss is None:
             raise ValueError(
@@ -38,9 +105,10 @@ class MF2Trainer(Trainer):
             parts = {name: outputs[name].detach() for name in LOSSES if outputs.get(name) is not None}
             if not torch.isfinite(loss):
                 raise FloatingPointError(self._explain(loss, parts, inputs))
+            weight = 1 / self.current_gradient_accumulation_steps
             for name, part in parts.items():
-                self._sums[name] = self._sums.get(name, 0.0) + part.float()
-                self._counts[name] = self._counts.get(name, 0) + 1
+                self._sums[name] = self._sums.get(name, 0.0) + weight * part.float()
+                self._counts[name] = self._counts.get(name, 0) + weight
         return (loss, outputs) if return_outputs else loss
 
     def _explain(self, loss: torch.Tensor, parts: dict[str, torch.Tensor], inputs: dict[str, Any]) -> str:
@@ -75,6 +143,11 @@ class MF2Trainer(Trainer):
         loss = outputs.get("loss")
         return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card that was written from the run's files stays; transformers would put its own in its place."""
+        if not (Path(self.args.output_dir) / "README.md").exists():
+            super().create_model_card(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
@@ -84,39 +157,41 @@ class MF2Trainer(Trainer):
             self._sums, self._counts = {}, {}
         super().log(logs, *args, **kwargs)
 
-
-class CompleteCheckpoints(TrainerCallback):
-    """Writes, last of all, what a checkpoint consists of: one that was cut short is then known by its sizes."""
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-            temporary = folder / f"{_COMPLETE}.tmp"
-            temporary.write_text(json.dumps(sizes))
-            temporary.replace(folder / _COMPLETE)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is."""
-    try:
-        sizes = json.loads((folder / _COMPLETE).read_text())
-    except (OSError, ValueError):
-        return f"{_COMPLETE} is missing: it was not written to its end"
-    for name, size in sizes.items():
-        path = folder / name
-        found = path.stat().st_size if path.exists() else None
-        if found != size:
-            return f"{name} has {found} bytes, {size} were written" if found is not None else f"{name} is missing"
-    return None
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Older checkpoints go when the new one is whole, not before."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        unseal(folder)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with disk_may_be_full(folder):
+                super()._save_checkpoint(model, trial)
+                seal(folder)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
 
-def last_good_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest whole checkpoint. Damaged ones are named, and passed over."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: -int(path.name.split("-")[-1])):
-        reason = damage(folder)
-        if reason is None:
-            return str(folder)
-        logger.warning("%s is passed over: %s", folder, reason)
-    return None
+class EpochOfStream(TrainerCallback):
+    """A stream has no length: its "epoch" is the share of `max_steps`, also after a resume."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
+
+
+def leaves_parameters_unused(model: nn.Module | None, examples: Any) -> bool:
+    """Whether the batches leave some parameters without a gradient, which DDP has to be told, at a cost.
+
+    What a batch holds is decided by the columns of its rows: a part without a loss stays so. A single caption or label
+    that is missing is no such case: its rows count nothing, in a graph that is there.
+    """
+    if not getattr(model, "compares_rows", False) or examples is None:
+        return True  # no text is read, or a head is not used
+    needed = {"emotion_caption"} if model.config.use_emo_branch else set()
+    needed |= {"au_caption", "au_labels"} if model.config.use_au_branch else set()
+    needed |= {"au_labels"} if model.config.action_units else set()
+    needed |= {"emotion"} if model.config.emotions else set()
+    return not needed <= {*getattr(examples, "captions", ()), *getattr(examples, "labels", ())}
+
+
+__all__ = ["MF2Trainer", "last_good_checkpoint", "leaves_parameters_unused"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -53,11 +54,20 @@ def store_fingerprint(tower: MF2VisionTower, examples: MF2Examples) -> str:
 def load_or_store_vision(
     tower: MF2VisionTower, examples: MF2Examples, root: str | Path, batch_size: int = 64
 ) -> VisionStore:
-    """The store of these rows under `root`, built if it is not there; whole or absent, whatever interrupts it."""
+    """The store of these rows under `root`, built if it is not there; whole or absent, whatever interrupts it.
+
+    Of several processes one builds it, and the others wait; machines that do not share `root` build one each.
+    """
     folder = Path(root) / store_fingerprint(tower, examples)
-    if (folder / _COMPLETE).is_file():
-        return VisionStore(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / _COMPLETE).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if not (folder / _COMPLETE).is_file():
+                _build(folder, tower, examples, batch_size)
+    return VisionStore(folder)
+
+
+def _build(folder: Path, tower: MF2VisionTower, examples: MF2Examples, batch_size: int) -> None:
     vision, count = tower.config, len(examples)
     length = vision.num_prefix_tokens + vision.grid_size**2
     scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
@@ -77,8 +87,8 @@ def load_or_store_vision(
         tokens.flush()
         landmarks.flush()
         (scratch / _COMPLETE).write_text(json.dumps({"images": count, "tokens": length}))
-        if not folder.exists():
-            scratch.rename(folder)
+        if folder.exists():  # without its end
+            shutil.rmtree(folder)
+        scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return VisionStore(folder)

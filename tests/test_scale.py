@@ -1,0 +1,143 @@
+"""The main job on two processes: killed and continued it ends with the same weights; sharded it learns the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "examples" / "accelerate"
+SMALL = ["--vision_name_or_path", "none", "--use_cpu", "--disable_tqdm", "True", "--num_images", "160"]
+SMALL += ["--label_set", "disfa", "--branches", "au", "--warmup_steps", "2", "--per_device_train_batch_size", "4"]
+SMALL += [
+    "--eval_strategy",
+    "no",
+    "--load_best_model_at_end",
+    "False",
+    "--save_strategy",
+    "steps",
+    "--logging_steps",
+    "2",
+]
+
+# Every process of the job ends itself without warning in the middle of a step, where the environment says so.
+JOB = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import train
+from training_mf2.trainer_mf2 import MF2Trainer
+step = MF2Trainer.training_step
+def dying(self, *args, **kwargs):
+    if self.state.global_step == int(os.environ["DIE_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *args, **kwargs)
+MF2Trainer.training_step = dying
+{more}
+train.main(sys.argv[1:])
+"""
+
+# Accelerate shards on GPUs alone (on CPUs it quietly makes DDP of it): here it is told to.
+SHARDED = """
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+make = MF2Trainer.create_accelerator_and_postprocess
+def sharded(self):
+    make(self)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap", reshard_after_forward=False,
+                                            state_dict_type="FULL_STATE_DICT", cpu_ram_efficient_loading=False)
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+    self.is_fsdp_enabled = True
+def counted(self, *args, **kwargs):
+    assert all(hasattr(parameter, "to_local") for parameter in self.model.parameters())
+    return dying(self, *args, **kwargs)
+MF2Trainer.create_accelerator_and_postprocess, MF2Trainer.training_step = sharded, counted
+"""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("jobs")
+
+    def run(arguments: list[str], die_at: int = -1, more: str = "", port: int = 29600) -> subprocess.CompletedProcess:
+        script = folder / "job.py"
+        script.write_text(JOB.format(root=str(ROOT), more=more))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIE_AT": str(die_at), "GLOO_SOCKET_IFNAME": "lo"}
+        environment["HF_DATASETS_CACHE"] = str(folder / "cache")
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+        command += ["--master_addr", "127.0.0.1", "--master_port", str(port + os.getpid() % 300), str(script)]
+        return subprocess.run([*command, *SMALL, *arguments], env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    one, other = (load_file(path / "model.safetensors") for path in (one, other))
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        assert (tensor - other[name]).abs().max() <= tolerance, name
+
+
+STEPS = ["--max_steps", "6", "--save_steps", "2", "--gradient_accumulation_steps", "2"]
+
+
+def test_two_processes_that_are_killed_end_as_if_they_had_not_been(job, tmp_path: Path) -> None:
+    """With faces drawn and tower outputs stored by one of them, and micro-batches that share their negatives."""
+    whole = job([*STEPS, "--output_dir", str(tmp_path / "whole")])
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert whole.stdout.count("synthetic faces, ") == 1 and whole.stdout.count("{'loss'") == 3
+    cut = [*STEPS, "--output_dir", str(tmp_path / "cut")]
+    killed = job(cut, die_at=5)
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr
+    last = tmp_path / "cut" / "checkpoint-4"
+    (last / "rng_state_1.pth").write_bytes(b"half")  # all processes go back to the checkpoint before
+    continued = job(cut)
+    assert continued.returncode == 0, continued.stderr[-3000:]
+    assert "checkpoint-4 is passed over: rng_state_1.pth has 4 bytes" in continued.stderr
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_a_streamed_run_continues_where_it_was(job, tmp_path: Path) -> None:
+    steps = ["--max_steps", "14", "--save_steps", "5", "--streaming", "--num_images", "100"]
+    whole, cut = ([*steps, "--output_dir", str(tmp_path / name)] for name in ("whole", "cut"))
+    assert job(whole).returncode == 0
+    assert job(cut, die_at=12).returncode != 0
+    continued = job(cut)
+    assert continued.returncode == 0, continued.stderr[-3000:]
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches", ["1", "2"])
+def test_sharded_parameters_learn_the_same(job, tmp_path: Path, micro_batches: str) -> None:
+    steps = ["--max_steps", "4", "--save_steps", "2", "--gradient_accumulation_steps", micro_batches]
+    for name, more in (("ddp", ""), ("fsdp", SHARDED)):
+        done = job([*steps, "--output_dir", str(tmp_path / name)], more=more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for place in ("checkpoint-2", "checkpoint-4", "."):
+        assert_same_weights(tmp_path / "ddp" / place, tmp_path / "fsdp" / place, tolerance=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--task", "full"], ["--task", "full", "--gradient_checkpointing"]], ids=str)
+def test_parameters_without_a_gradient_stop_no_process(job, tmp_path: Path, arguments: list[str]) -> None:
+    done = job(["--max_steps", "3", "--save_strategy", "no", "--output_dir", str(tmp_path), *arguments])
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    kind = yaml.safe_load(path.read_text())["distributed_type"]
+    assert config.distributed_type.value == kind and config.num_processes >= 8
+    if kind == "DEEPSPEED":
+        assert config.deepspeed_config["zero_stage"] == 2
+    if kind == "FSDP":
+        assert config.fsdp_config["fsdp_version"] == 2
