@@ -52,6 +52,26 @@ def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
     )
 
 
+_ACTION_UNITS, _EMOTIONS = "Action units", "Emotions"
+
+
+def describe_labels(dataset: Dataset | IterableDataset, label_set: str | LabelSet) -> Dataset | IterableDataset:
+    """Writes into the data set itself which AUs and emotions its labels count: 12 numbers do not tell BP4D's 12 AUs
+    from Aff-Wild2's."""
+    labels = as_label_set(label_set)
+    lines = (f"{_ACTION_UNITS}: {', '.join(labels.action_units)}", f"{_EMOTIONS}: {', '.join(labels.emotions)}")
+    dataset.info.description = "\n".join(lines)
+    return dataset
+
+
+def described_labels(dataset: Dataset | IterableDataset) -> LabelSet | None:
+    """What `describe_labels` wrote; None if nobody did."""
+    lines = dict(line.split(": ", 1) for line in (dataset.info.description or "").splitlines() if ": " in line)
+    if _ACTION_UNITS not in lines or _EMOTIONS not in lines:
+        return None
+    return LabelSet(*(tuple(filter(None, lines[name].split(", "))) for name in (_ACTION_UNITS, _EMOTIONS)))
+
+
 def _problem(example: Mapping, label_set: LabelSet, row: int) -> tuple[str, object, str] | None:
     """The first wrong field: its name, what it holds, what it should hold. A wrong image raises by itself."""
     fields = mfa_features(label_set)

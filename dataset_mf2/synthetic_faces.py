@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, LabelSet
 from processing_mf2.captions_mf2 import RuleCaptioner
 
-from .builder_mf2 import SPLIT_SIZES, as_label_set, mfa_features, split_counts
+from .builder_mf2 import SPLIT_SIZES, as_label_set, describe_labels, mfa_features, split_counts
 from .dataset_cache import load_or_build
 from .face_drawing import STYLES, draw_face
 from .face_geometry import DRAWABLE_AUS, place_face
@@ -178,12 +178,13 @@ def MFASynthetic(
     shards = [(start, min(start + _SHARD, n)) for start in range(0, n, _SHARD)]
     features = mfa_features(resolved)
     if streaming:
-        return IterableDataset.from_generator(_examples, features=features, gen_kwargs={"shards": shards, **settings})
+        stream = IterableDataset.from_generator(_examples, features=features, gen_kwargs={"shards": shards, **settings})
+        return describe_labels(stream, resolved)
     root = Path(cache_dir) if cache_dir is not None else Path(datasets.config.HF_DATASETS_CACHE) / "mfa_synthetic"
     fingerprint = _fingerprint(n, settings)
 
     def build(scratch: str) -> Dataset:
-        return Dataset.from_generator(
+        rows = Dataset.from_generator(
             _examples,
             features=features,
             cache_dir=scratch,
@@ -191,6 +192,7 @@ def MFASynthetic(
             num_proc=min(num_proc, len(shards)) if num_proc else None,
             fingerprint=fingerprint,
         )
+        return describe_labels(rows, resolved)
 
     # Twice the pixels' bytes, since Arrow writes and then saves them, and some for the rest of a row.
     bytes_needed = n * (6 * size * size + 4000)
