@@ -1,7 +1,7 @@
 PYTHON ?= python
 ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 train.py tests examples
 
-.PHONY: quality style test test-slow demo
+.PHONY: quality style test test-slow demo checkpoint
 
 quality:
 	$(PYTHON) -m ruff check $(ROOMS)
@@ -19,3 +19,10 @@ test-slow:
 
 demo:
 	$(PYTHON) examples/quickstart.py
+
+# About an hour on one CPU core. The fixed seed is the Trainer's default.
+checkpoint:
+	$(PYTHON) train.py --task tower --output_dir outputs/mf2-tiny-synthetic-tower
+	$(PYTHON) train.py --vision_name_or_path outputs/mf2-tiny-synthetic-tower --num_train_epochs 12 --load_best_model_at_end False \
+		--save_half True --output_dir outputs/mf2-tiny-synthetic
+	$(PYTHON) examples/release_checkpoint.py outputs/mf2-tiny-synthetic model_cards/mf2-tiny-synthetic

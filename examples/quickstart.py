@@ -1,9 +1,10 @@
 """A drawn face, the tiny model, a named result; then the paper's size, counted. Runs offline in half a minute.
 
-python examples/quickstart.py [--checkpoint FOLDER_OR_NAME] [--save FOLDER]
+python examples/quickstart.py [--checkpoint FOLDER_OR_NAME | --random] [--save FOLDER]
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -13,14 +14,18 @@ from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
 
 
+RELEASED = Path(__file__).resolve().parent.parent / "model_cards" / "mf2-tiny-synthetic"
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="a trained model; without it the weights are random")
+    parser.add_argument("--checkpoint", default=RELEASED, help="a trained model; else the one that comes along")
+    parser.add_argument("--random", action="store_true", help="untrained weights instead")
     parser.add_argument("--save", help="keep model and processor in this folder")
     arguments = parser.parse_args(argv)
 
     torch.manual_seed(0)
-    if arguments.checkpoint:
+    if not arguments.random:
         model = MF2ForFaceAnalysis.from_pretrained(arguments.checkpoint)
         processor = MF2Processor.from_pretrained(arguments.checkpoint)
     else:
@@ -34,9 +39,7 @@ def main(argv: list[str] | None = None) -> dict:
     with torch.no_grad():
         result = processor.post_process_face_analysis(model(**inputs))[0]
 
-    state = (
-        f"checkpoint {arguments.checkpoint}" if arguments.checkpoint else "RANDOM weights: these figures mean nothing"
-    )
+    state = "RANDOM weights: these figures mean nothing" if arguments.random else f"checkpoint {arguments.checkpoint}"
     print(f"One synthetic face (drawn, no person), {state}\n")
     if "emotion" in result:
         print(f"emotion    {result['emotion']} (probability {result['emotions'][result['emotion']]:.2f})")

@@ -7,7 +7,15 @@ import pytest
 
 from configuration_mf2 import MF2Config
 from dataset_mf2.scores_mf2 import action_unit_scores, emotion_scores
-from training_mf2.evaluation_mf2 import draw_curves, draw_scores, probabilities, score, selection_score, write_scores
+from training_mf2.evaluation_mf2 import (
+    draw_curves,
+    draw_scores,
+    group_scores,
+    probabilities,
+    score,
+    selection_score,
+    write_scores,
+)
 
 
 @pytest.fixture
@@ -55,3 +63,15 @@ def test_files_and_pictures_of_every_kind_of_label_set(tmp_path, label_set):
     assert all(name in table for name in (*config.action_units, *config.emotions))
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".txt", ".png"}, "nothing half-written is left"
     assert (tmp_path / "metrics.png").stat().st_size > 5000 and (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_each_group_is_scored_alone(answers):
+    config = MF2Config.from_size("tiny")
+    predictions, labels = answers
+    groups = ["light", "dark", ""] * 20
+    found = group_scores(config, predictions, labels, [0.4] * 12, groups)
+    assert found["group/light/n"] == found["group/dark/n"] == 20
+    assert not any(key.startswith("group//") for key in found), "no group of those whose group is unknown"
+    alone = score(config, [part[1::3] for part in predictions], [part[1::3] for part in labels], [0.4] * 12)
+    for name in ("au_f1_macro", "au_f1_tuned_macro", "emotion_top1", "emotion_ovr_accuracy"):
+        assert found[f"group/dark/{name}"] == alone[name]

@@ -7,6 +7,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS
+from dataset_mf2.synthetic_faces import synthetic_truth
+from modeling_mf2 import MF2ForFaceAnalysis
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -34,7 +39,7 @@ def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quickstart = load("quickstart")
-    first = quickstart.main(["--save", str(tmp_path)])
+    first = quickstart.main(["--random", "--save", str(tmp_path)])
     assert "RANDOM weights" in capsys.readouterr().out
     assert set(first) == {"emotion", "emotions", "action_units", "active_action_units"}
     assert list(first["action_units"])[:3] == ["AU1", "AU2", "AU4"]
@@ -45,6 +50,35 @@ def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
         assert unit["probability"] == pytest.approx(first["action_units"][name]["probability"], abs=1e-5)
     printed = capsys.readouterr().out
     assert "RANDOM" not in printed and "AU12  lip corner puller" in printed and "186,702,654" in printed
+
+
+def test_the_released_checkpoint_reads_the_drawn_face(capsys: pytest.CaptureFixture[str]) -> None:
+    result = load("quickstart").main([])
+    assert "RANDOM" not in capsys.readouterr().out
+    truth = synthetic_truth(8)
+    assert result["emotion"] == EMOTIONS[truth["emotion"][7]]
+    active = {name for name, state in zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][7], strict=True) if state}
+    assert len(active ^ set(result["active_action_units"])) <= 2
+
+
+def test_a_finished_run_is_released_without_code(tmp_path: Path) -> None:
+    run, target = tmp_path / "run", tmp_path / "released"
+    load("quickstart").main(["--random", "--save", str(run)])
+    release = load("release_checkpoint").main
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json, README\.md not found; expected the output"):
+        release(run, target)
+    for name in ("metrics.json", "README.md"):
+        (run / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"bytes, expected at most 12000000; train with --save_half True"):
+        release(run, target)
+    model = MF2ForFaceAnalysis.from_pretrained(run)
+    model.save_pretrained(run, state_dict={name: tensor.half() for name, tensor in model.state_dict().items()})
+    release(run, target)
+    assert not list(target.glob("*.py")) and "auto_map" not in (target / "config.json").read_text()
+    again = MF2ForFaceAnalysis.from_pretrained(target)
+    assert again.dtype == torch.float32
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].half().to(tensor.dtype)), name
 
 
 def test_the_gallery_draws_its_sheets(tmp_path: Path) -> None:

@@ -52,6 +52,31 @@ def score(
     return {**scores, "intervals": intervals}
 
 
+_GROUP_SCORES = (
+    *("au_f1_macro", "au_f1_tuned_macro"),
+    *("emotion_top1", "emotion_macro_recall", "emotion_macro_f1", "emotion_ovr_accuracy"),
+)
+
+
+def group_scores(
+    config: MF2Config,
+    predictions: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    thresholds: Sequence[float] | None,
+    groups: Sequence[str],
+) -> Scores:
+    """`group/<name>/<score>` and `group/<name>/n`: whether some people are read worse than others."""
+    scores: Scores = {}
+    for name in sorted(set(filter(None, groups))):
+        rows = np.array([group == name for group in groups])
+        parts = [[part[rows] for part in found] for found in (predictions, labels)]
+        found = score(config, *parts, thresholds)
+        scores[f"group/{name}/n"] = int(rows.sum())
+        kept = {key: found[key] for key in _GROUP_SCORES if key in found}
+        scores |= {f"group/{name}/{key}": value for key, value in kept.items() if np.isfinite(value)}
+    return scores
+
+
 def selection_score(scores: Mapping) -> float:
     """What the best model has most of: macro AU F1 + emotion macro F1."""
     return scores.get("au_f1_macro", 0.0) + scores.get("emotion_macro_f1", 0.0)
@@ -116,7 +141,7 @@ def _draw_units(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     axis.plot(names, 2 * prevalence / (1 + prevalence), "D", color="#E69F00", label="always yes")
     axis.set(ylabel="F1" + (" at tuned thresholds" if key.endswith("tuned") else " at threshold 0.5"), ylim=(0, 1))
     axis.tick_params(axis="x", rotation=60)
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)  # no bar behind it
 
 
 def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
@@ -29,7 +29,16 @@ from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
 from .card_mf2 import run_facts, write_card
-from .evaluation_mf2 import draw_curves, draw_scores, metrics_for_trainer, probabilities, score, tables, write_scores
+from .evaluation_mf2 import (
+    draw_curves,
+    draw_scores,
+    group_scores,
+    metrics_for_trainer,
+    probabilities,
+    score,
+    tables,
+    write_scores,
+)
 from .language_mf2 import FIGURES, language_scores
 from .sole_user_mf2 import as_sole_user
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint
@@ -176,7 +185,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
-    scores = measure(trainer, examples, splits["test"]["subject"] if "subject" in splits["test"].column_names else None)
+    scores = measure(trainer, examples, splits["test"])
     synthetic = arguments.dataset == "synthetic" or set(splits["test"]["corpus"][:]) == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
     figures = {
@@ -196,7 +205,9 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         draw_scores(folder, scores, model.config, data)
         draw_curves(folder, trainer.state.log_history, data)
         if arguments.task != "evaluate":
-            write_card(folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None))
+            write_card(
+                folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None)
+            )
         print(
             f"\n{data}, from images alone; subjects unseen in training; cost {figures['cpu_seconds']:.0f} CPU-seconds"
         )
@@ -216,8 +227,8 @@ def comparison(scores: Mapping[str, float]) -> str:
     return "\n".join(["", *lines])
 
 
-def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], subjects: Sequence[str] | None) -> dict:
-    """Thresholds are tuned on validation images and kept in the config; scores are of the test images."""
+def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset) -> dict:
+    """Thresholds are tuned on validation images and kept in the config; scores are of the test images, `rows`."""
     config = trainer.model.config
     thresholds = config.au_thresholds
     if config.action_units and examples["validation"] is not examples["test"]:
@@ -225,7 +236,9 @@ def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], subjects: Seq
         thresholds = tune_thresholds(probabilities(found.predictions)[1], found.label_ids[1]).tolist()
         config.au_thresholds = thresholds
     found = trainer.predict(examples["test"])
-    return score(config, found.predictions, found.label_ids, thresholds, subjects)
+    answers = (config, found.predictions, found.label_ids, thresholds)
+    subjects, groups = (rows[name][:] if name in rows.column_names else None for name in ("subject", "group"))
+    return score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
 
 
 @torch.no_grad()
