@@ -1,4 +1,4 @@
-"""Importing this package registers MF² with the Auto classes."""
+"""Importing this package registers MF² with the Auto classes, and DFN with peft."""
 
 from transformers import (
     AutoConfig,
@@ -11,6 +11,8 @@ from transformers import (
 from configuration_mf2.configuration_mf2 import MF2Config
 
 from .captioning_mf2 import MF2ForCaptioning
+from .dfn_config import DFNConfig
+from .dfn_model import DFNModel
 from .modeling_mf2 import MF2ForFaceAnalysis, MF2ForImageClassification, MF2Model, MF2PreTrainedModel
 from .pretraining_mf2 import MF2ForPreTraining
 
@@ -22,6 +24,8 @@ AutoModelForImageClassification.register(MF2Config, MF2ForImageClassification, e
 AutoModelForImageTextToText.register(MF2Config, MF2ForCaptioning, exist_ok=True)
 
 __all__ = [
+    "DFNConfig",
+    "DFNModel",
     "MF2ForCaptioning",
     "MF2ForFaceAnalysis",
     "MF2ForImageClassification",

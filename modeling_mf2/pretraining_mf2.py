@@ -77,7 +77,6 @@ def _learned(mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
 class MF2ForPreTraining(MF2PreTrainedModel):
     """Alignment of both branches with their sentences (ITC, ITM, ITG), and the two classification losses."""
 
-    adapter_pathways = (*(f"visual_{name}" for name in ("emo", "au")), *(f"language_{name}" for name in ("emo", "au")))
     compares_rows = True  # so that micro-batches of one step have to know each other
 
     def __init__(self, config: MF2Config) -> None:
@@ -85,6 +84,12 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         self.mf2 = MF2Model(config)
         self.classifiers = MF2Classifiers(config)
         self.post_init()
+
+    @property
+    def adapter_pathways(self) -> tuple[str, ...]:
+        """Of text an adapter changes what ITC compares; ITM and ITG take no text state that it could change."""
+        spoken = [name for name in ("emo", "au") if self.config.loss_weights.get(f"itc_{name}", 1.0)]
+        return ("visual_emo", "visual_au", *(f"language_{name}" for name in spoken))
 
     def _align(
         self,

@@ -9,14 +9,17 @@ from transformers import HfArgumentParser, TrainingArguments
 from configuration_mf2.configuration_mf2 import SIZES
 from configuration_mf2.facs_mf2 import LABEL_SETS
 
+from .finetuning_mf2 import ADAPTERS, STORABLE
+
 
 @dataclass
 class MF2Arguments:
-    task: Literal["pretrain", "full", "tower", "evaluate"] = field(
+    task: Literal["pretrain", "full", "dfn", "lora", "ia3", "linear_probe", "tower", "evaluate"] = field(
         default="pretrain",
         metadata={
             "help": "pretrain: alignment with language and classification. full: classification alone, both branches "
-            "trained. tower: a vision tower from scratch. evaluate: only measure a trained model."
+            "trained. dfn, lora, ia3, linear_probe: classification, the model of --model_name_or_path "
+            "frozen (tiny: the released one). tower: a vision tower from scratch. evaluate: only measure."
         },
     )
     model_size: Literal["tiny", "base", "giant"] = field(
@@ -54,6 +57,12 @@ class MF2Arguments:
     store_vision: bool | None = field(
         default=None,
         metadata={"help": "the frozen tower sees each image once a run; no augmentation then. The tiny size's default"},
+    )
+    no_store: bool = field(
+        default=False, metadata={"help": "dfn, linear_probe: run the frozen model each epoch, not once a run"}
+    )
+    store_dtype: Literal["float16", "bfloat16", "float32"] = field(
+        default="float16", metadata={"help": "dfn, linear_probe: of the stored states"}
     )
     save_half: bool = field(default=False, metadata={"help": "16-bit weights in the saved file, measured as such"})
     augment: bool = field(default=False, metadata={"help": "crop, rotate, flip, recolour and hide parts of the crops"})
@@ -93,13 +102,19 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     defaults = {**_COMMON, **(TINY if known.model_size == "tiny" else PAPER)}
     if known.task == "tower":
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
+    if known.task in ADAPTERS:
+        defaults |= {"num_train_epochs": 10, "output_dir": f"outputs/{known.task}"}
     if known.streaming.lower() in ("true", "1", "yes"):  # a stream has no epochs
         defaults |= {"save_strategy": "steps", "eval_strategy": "steps"}
     parser.set_defaults(**defaults)
     ours, training = parser.parse_args_into_dataclasses(argv)
     if ours.store_vision is None:
-        ours.store_vision = ours.model_size == "tiny" and ours.task in ("pretrain", "full") and not ours.augment
+        trains = ours.task not in ("tower", "evaluate")
+        ours.store_vision = ours.model_size == "tiny" and trains and not ours.augment
         ours.store_vision = ours.store_vision and not ours.streaming
+    if ours.streaming or ours.augment:  # what comes along changes, or does not come again
+        ours.no_store = True
+    ours.no_store = ours.no_store or ours.task not in STORABLE
     if ours.streaming:
         check_streaming(ours, training)
     return ours, training

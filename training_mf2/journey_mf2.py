@@ -21,6 +21,7 @@ from dataset_mf2.scores_mf2 import tune_thresholds
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
 from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
+from modeling_mf2.dfn_store import collate_stored
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from modeling_mf2.tower_mf2 import MF2ForTowerTraining
@@ -39,6 +40,7 @@ from .evaluation_mf2 import (
     tables,
     write_scores,
 )
+from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, language_scores
 from .sole_user_mf2 import as_sole_user
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint
@@ -50,12 +52,7 @@ logger = logging.getLogger(__name__)
 # The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
 RELEASED = Path(__file__).resolve().parents[1] / "model_cards" / "mf2-tiny-synthetic"
 
-TASK_MODELS = {
-    "pretrain": MF2ForPreTraining,
-    "full": MF2ForFaceAnalysis,
-    "tower": MF2ForTowerTraining,
-    "evaluate": MF2ForFaceAnalysis,
-}
+TASK_MODELS = {"pretrain": MF2ForPreTraining, "tower": MF2ForTowerTraining}  # any other: MF2ForFaceAnalysis
 
 
 def cpu_seconds() -> float:
@@ -98,12 +95,14 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
 
 
 def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]:
-    model_class = TASK_MODELS[arguments.task]
+    model_class = TASK_MODELS.get(arguments.task, MF2ForFaceAnalysis)
+    if arguments.task in ADAPTERS and arguments.model_name_or_path is None and arguments.model_size == "tiny":
+        arguments.model_name_or_path = str(RELEASED)
     if arguments.model_name_or_path:
         model = model_class.from_pretrained(arguments.model_name_or_path)
         return model, MF2Processor.from_pretrained(arguments.model_name_or_path)
-    if arguments.task == "evaluate":
-        raise ValueError("model_name_or_path: got none, expected the model that is to be evaluated")
+    if arguments.task in (*ADAPTERS, "evaluate"):
+        raise ValueError(f"model_name_or_path: got none, expected the model that --task {arguments.task} is about")
     labels = resolve_label_set(arguments.label_set)
     config = MF2Config.from_size(
         arguments.model_size,
@@ -170,12 +169,17 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     splits = load_splits(arguments)
     model, processor = build_model(arguments)
     examples = build_examples(arguments, training, model, processor, splits)
+    if arguments.task in ADAPTERS:
+        model = adapt(model, arguments.task)
+    if not arguments.no_store:
+        root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
+        examples = {name: with_states(model, made, root, arguments.store_dtype) for name, made in examples.items()}
     trainer = MF2Trainer(
         model=model,
         args=training,
         train_dataset=examples["train"],
         eval_dataset=examples["validation"],
-        data_collator=MF2Collator(processor.tokenizer.pad_token_id),
+        data_collator=MF2Collator(processor.tokenizer.pad_token_id) if arguments.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
     )
@@ -191,6 +195,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     figures = {
         "train_images": images_seen(training) if arguments.streaming else len(splits["train"]),
         "test_images": len(splits["test"]),
+        "trainable_parameters": trainable_parameters(model),
     }
     if trainer.is_world_process_zero():
         folder = Path(training.output_dir)
@@ -204,7 +209,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         write_scores(folder, scores, figures)
         draw_scores(folder, scores, model.config, data)
         draw_curves(folder, trainer.state.log_history, data)
-        if arguments.task != "evaluate":
+        if arguments.task not in (*ADAPTERS, "evaluate"):
             write_card(
                 folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None)
             )

@@ -21,7 +21,7 @@ from modeling_mf2.accumulation_mf2 import share_out
 from .checkpoints_mf2 import disk_may_be_full, last_good_checkpoint, seal, unseal
 
 
-_SEEN_IN_EVALUATION = ("pixel_values", "image_tokens", "landmarks", "au_labels", "emotion_labels")
+_SEEN_IN_EVALUATION = ("pixel_values", "image_tokens", "landmarks", "states", "au_labels", "emotion_labels")
 _CAPTIONS = ("input_ids", "au_input_ids", "key_au_input_ids")
 
 

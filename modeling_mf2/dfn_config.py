@@ -1,0 +1,151 @@
+"""Configuration of DFN, and the entry of its name in peft's list of methods."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+# In `try`, here and in the files that import this one: a checkpoint's own code has to load where peft is missing.
+try:
+    from peft.config import PeftConfig
+    from peft.utils import PeftType
+except ImportError as error:
+    raise ImportError("DFN adapters need peft: pip install peft") from error
+
+
+BRANCHES = ("emo", "au")
+KINDS = ("visual", "language", "vision")
+PATHWAYS = tuple(f"{kind}_{branch}" for kind in KINDS for branch in BRANCHES)
+POOLINGS = ("mean", "all")
+READOUTS = ("add", "mix")
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+HEADS = ("task", "all", "none")
+
+
+def extend_peft_types() -> None:
+    """peft's list of methods is an Enum without a door; transformers needs a real member in it, not a string."""
+    if "DFN" in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, "DFN")
+    member._name_, member._value_ = "DFN", "DFN"
+    PeftType._member_names_.append("DFN")
+    PeftType._member_map_["DFN"] = PeftType._value2member_map_["DFN"] = member
+    type.__setattr__(PeftType, "DFN", member)
+
+
+extend_peft_types()
+
+
+def spread_layers(wanted: int | list[int], states: int, pathway: str) -> list[int]:
+    """Which of a pathway's hidden states are read, 0 being the embedding state."""
+    if isinstance(wanted, int):
+        count = min(wanted, states)
+        return [round(place * (states - 1) / max(count - 1, 1)) for place in range(count)]
+    wrong = [layer for layer in wanted if not 0 <= layer < states]
+    if wrong:
+        raise ValueError(
+            f"layers: got {wrong[0]} for {pathway!r}, expected 0 (the embedding state) to {states - 1} (the last block)"
+        )
+    return sorted(set(wanted))
+
+
+@dataclass
+class DFNConfig(PeftConfig):
+    """
+    Configuration of [`DFNModel`]: towers beside a frozen model that read its hidden states (MF² §III-B, after IISAN).
+
+    Args:
+        layers (`int`, `list[int]` or a dict of them by pathway): hidden states that a tower reads, a cell each. A
+            number spreads them evenly from the embedding state (0) to the last block: 7 of 12 blocks is every second.
+        bottleneck (`int`): inner width of a cell.
+        activation (`str`): `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
+        gate_temperature (`float`): g = sigmoid(p / temperature) weighs a hidden state against the cell before.
+        pathways (`list[str]`): what towers read, each of `visual` (queries), `language` (text) and `vision` (the
+            vision tower: `vision_emo` all of it, `vision_au` each AU's region), with `_emo` or `_au`; without either,
+            both. Those that no loss of the model reaches build no tower.
+        pooling (`str` or a dict by pathway): `"mean"` reads the mean over tokens, `"all"` every token.
+        readout (`str`): how a tower's result reaches the queries: `"add"` adds it to each (its mean, where tokens are
+            not queries); `"mix"` learns a weight for each query and token.
+        output_layer (`bool`): a linear layer, zero at first, on the tower's last state. Without it the result is what
+            the cells have written. Where the tower's width is not the branch's there always is one.
+        dropout (`float`): in the cells' bottleneck.
+        heads (`str`): what is trained and saved beside the towers: `"task"` the classifiers, `"all"` also projections,
+            ITM and LM heads, `"none"`. `modules_to_save` names modules in its place.
+        init_weights (`bool`): the untrained adapter changes nothing. `False` is for tests.
+        target_modules, exclude_modules: the ports to adapt; all unless given.
+        base (`dict`): shapes and labels of the model that the adapter belongs to; filled in.
+    """
+
+    layers: int | list[int] | dict[str, Any] = 7
+    bottleneck: int = 64
+    activation: str = "relu"
+    gate_temperature: float = 0.1
+    pathways: list[str] = field(default_factory=lambda: ["visual", "language"])
+    pooling: str | dict[str, str] = "mean"
+    readout: str = "add"
+    output_layer: bool = False
+    dropout: float = 0.0
+    heads: str = "task"
+    init_weights: bool = True
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    base: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.DFN
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, name), list):
+                setattr(self, name, set(getattr(self, name)))
+        self._check_choices()
+        self._check_numbers()
+        self.pathways = self._by_name(self.pathways, "pathways")
+        for name in ("layers", "pooling"):
+            if isinstance(getattr(self, name), dict):
+                self._by_name(getattr(self, name), name)
+
+    def _check_choices(self) -> None:
+        poolings = self.pooling.values() if isinstance(self.pooling, dict) else [self.pooling]
+        checks = [("pooling", pooling, POOLINGS) for pooling in poolings]
+        checks += [("readout", self.readout, READOUTS), ("activation", self.activation, ACTIVATIONS)]
+        for name, value, choices in [*checks, ("heads", self.heads, HEADS)]:
+            if value not in choices:
+                raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}")
+
+    def _check_numbers(self) -> None:
+        if self.bottleneck < 1:
+            raise ValueError(f"bottleneck: got {self.bottleneck}, expected at least 1")
+        if self.gate_temperature <= 0:
+            raise ValueError(f"gate_temperature: got {self.gate_temperature}, expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: got {self.dropout}, expected 0 or more, less than 1")
+        for layers in self.layers.values() if isinstance(self.layers, dict) else [self.layers]:
+            numbers = [layers] if isinstance(layers, int) else list(layers)
+            least = 1 if isinstance(layers, int) else 0
+            if not numbers or any(not isinstance(number, int) or number < least for number in numbers):
+                raise ValueError(
+                    f"layers: got {layers!r}, expected how many (1 or more), or a list of layer indices from 0"
+                )
+
+    @staticmethod
+    def _by_name(names: Any, field_name: str) -> list[str]:
+        """The pathways that are meant, in one order: `visual` stands for those of both branches."""
+        known = {*PATHWAYS, *KINDS}
+        names = [names] if isinstance(names, str) else list(names)
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise ValueError(
+                f"{field_name}: got {unknown[0] if unknown else names!r}, expected pathways among {sorted(known)}"
+            )
+        return [pathway for pathway in PATHWAYS if pathway in names or pathway.rpartition("_")[0] in names]
+
+    def of_pathway(self, name: str, pathway: str) -> Any:
+        """`layers` or `pooling` of one pathway."""
+        value = getattr(self, name)
+        if not isinstance(value, dict):
+            return value
+        default = {"layers": 7, "pooling": "mean"}[name]
+        return value.get(pathway, value.get(pathway.rpartition("_")[0], default))
+
+
+__all__ = ["DFNConfig", "extend_peft_types", "spread_layers"]

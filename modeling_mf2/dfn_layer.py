@@ -1,0 +1,219 @@
+"""Towers of cells that read frozen hidden states, and the layer that stands in a port's place and owns them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .dfn_config import DFNConfig, spread_layers
+from .dfn_port import DFNPort, PathwayShape, repeated
+
+
+try:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+except ImportError:
+    raise
+
+
+Selected = dict[str, list[torch.Tensor]]
+
+_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+class DFNCell(nn.Module):
+    """FC down -> activation -> FC up over g * hidden state + (1 - g) * cell before."""
+
+    def __init__(self, width: int, config: DFNConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, config.bottleneck)
+        self.activation = _ACTIVATIONS[config.activation]()
+        self.dropout = nn.Dropout(config.dropout)
+        self.up = nn.Linear(config.bottleneck, width)
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.temperature = config.gate_temperature
+
+    def forward(
+        self, seen: torch.Tensor, state: torch.Tensor | None, written: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> (state, what of it the cells have written)."""
+        share = torch.sigmoid(self.gate / self.temperature)
+        mixed = share * seen
+        if state is not None:
+            mixed = mixed + (1 - share) * state
+        own = self.up(self.dropout(self.activation(self.down(mixed))))
+        return mixed + own, own if written is None else (1 - share) * written + own
+
+
+class DFNTower(nn.Module):
+    """A cell for each hidden state it reads. Its result is what is added to the branch's last state: 0 at first."""
+
+    def __init__(self, pathway: str, shape: PathwayShape, port: DFNPort, config: DFNConfig) -> None:
+        super().__init__()
+        self.kind = pathway.rpartition("_")[0]
+        self.layers = spread_layers(config.of_pathway("layers", pathway), shape.states, pathway)
+        self.shared = [layer for layer in self.layers if layer < shape.shared]
+        self.pooled = config.of_pathway("pooling", pathway) == "mean"
+        self.cells = nn.ModuleList(DFNCell(shape.width, config) for _ in self.layers)
+        self.output = None
+        if config.output_layer or shape.width != port.width:
+            self.output = nn.Linear(shape.width, port.width)
+        self.mix = None
+        if config.readout == "mix" and shape.tokens is not None:
+            tokens = 1 if self.pooled else shape.tokens
+            start = torch.eye(tokens) if self._is_query(tokens, port) else torch.full((port.tokens, tokens), 1 / tokens)
+            self.mix = nn.Parameter(start)
+        if config.init_weights:
+            self._start_at_zero()
+
+    def _is_query(self, tokens: int, port: DFNPort) -> bool:
+        return not self.pooled and self.kind != "vision" and tokens == port.tokens
+
+    def _start_at_zero(self) -> None:
+        for layer in [self.output] if self.output is not None else [cell.up for cell in self.cells]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @torch.no_grad()
+    def select(self, hidden: tuple[torch.Tensor, ...], mask: torch.Tensor | None) -> list[torch.Tensor]:
+        """What is read of the hidden states: (rows, width) each, or (rows, tokens, width). No parameter has a say, so
+        that it can be stored."""
+        states = [hidden[layer].detach() for layer in self.layers]
+        if self.kind == "vision":  # a ViT's blocks do not end in a norm
+            states = [nn.functional.layer_norm(state.float(), state.shape[-1:]) for state in states]
+        if not self.pooled:
+            return states
+        if mask is None:
+            return [state.mean(dim=1) for state in states]
+        shown = mask[..., None].to(states[0].dtype)
+        return [(state * shown).sum(dim=1) / shown.sum(dim=1).clamp_min(1) for state in states]
+
+    def forward(self, states: list[torch.Tensor]) -> torch.Tensor:
+        """-> (rows, 1 or tokens of the branch, its width)."""
+        rows, dtype = max(map(len, states)), self.cells[0].gate.dtype
+        state = written = None
+        for cell, seen in zip(self.cells, states, strict=True):
+            if state is not None:
+                seen = repeated(seen, rows)
+                state, written = repeated(state, rows), repeated(written, rows)
+            state, written = cell(seen.to(dtype), state, written)
+        result = written if self.output is None else self.output(state)
+        if self.pooled:
+            result = result[:, None]
+        if self.mix is not None:
+            return torch.einsum("qt,rtw->rqw", self.mix.to(result.dtype), result)
+        return result.mean(dim=1, keepdim=True) if self.kind == "vision" else result
+
+
+class DFNLayer(nn.Module, BaseTunerLayer):
+    """In a port's place: adds what the active adapter's towers make of the hidden states to the last one."""
+
+    adapter_layer_names = ("dfn_towers",)
+    is_dfn_port = True
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: DFNConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.dfn_towers = nn.ModuleDict()
+        self._disable_adapters, self.merged_adapters = False, []
+        self._active_adapter = adapter_name
+        self.recorded: dict[str, torch.Tensor | list[torch.Tensor]] | None = None
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: DFNConfig) -> None:
+        port = self.get_base_layer()
+        built = [name for name in config.pathways if name in port.pathways]
+        self.dfn_towers[adapter_name] = nn.ModuleDict(
+            {name: DFNTower(name, port.pathways[name], port, config) for name in built}
+        )
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        return base_layer.place.device, base_layer.place.dtype
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise_unmergeable()
+
+    def unmerge(self) -> None:
+        raise_unmergeable()
+
+    @property
+    def in_features(self) -> int:
+        return self.get_base_layer().width
+
+    out_features = in_features
+
+    @property
+    def branch(self) -> str:
+        return self.get_base_layer().branch
+
+    @property
+    def pathways(self) -> dict[str, PathwayShape]:
+        return self.get_base_layer().pathways
+
+    @property
+    def active_towers(self) -> dict[str, DFNTower] | None:
+        """None where no adapter is at work; an adapter may read nothing of this branch."""
+        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.dfn_towers]
+        return dict(self.dfn_towers[names[0]].items()) if names else None
+
+    @property
+    def frozen(self) -> bool:
+        return self.active_towers is not None
+
+    def reads(self, kind: str) -> bool:
+        return any(tower.kind == kind for tower in (self.active_towers or {}).values())
+
+    def forward(
+        self, last: torch.Tensor, mask: torch.Tensor | None = None, **hidden: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        towers = self.active_towers
+        if towers is None:
+            return self.base_layer(last, mask=mask, **hidden)
+        last = last.detach()
+        selected = {
+            name: tower.select(hidden[tower.kind], mask)
+            for name, tower in towers.items()
+            if hidden.get(tower.kind) is not None
+        }
+        if self.recorded is not None:
+            self.recorded |= {f"last_{self.branch}": last, **selected}
+        return self._added(last, selected)
+
+    def _added(self, last: torch.Tensor, selected: Selected) -> torch.Tensor:
+        for name, states in selected.items():
+            last = last + repeated(self.active_towers[name](states), len(last)).to(last.dtype)
+        return last
+
+    def from_states(self, states: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The same from a batch that was stored: no backbone is needed."""
+        last = self.get_base_layer().from_states(states)
+        return self._added(last, {name: self._stored(name, states) for name in self.active_towers or {}})
+
+    def _stored(self, name: str, states: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        tower = self.active_towers[name]
+        own = [] if len(tower.shared) == len(tower.layers) else None
+        try:
+            shared = [states[f"{name}.{layer}"] for layer in tower.shared]
+            own = list(states[name].flatten(0, 1).unbind(1)) if own is None else own
+        except KeyError as error:
+            raise ValueError(
+                f"states: got {sorted(states)}, expected {error.args[0]!r} among them, which the active adapter reads; "
+                "build the store with this adapter"
+            ) from error
+        if len(shared) + len(own) != len(tower.layers):
+            raise ValueError(
+                f"states: got {len(own)} hidden states of {name!r}, expected {len(tower.layers) - len(shared)}; build "
+                "the store with this adapter"
+            )
+        return shared + own
+
+
+def raise_unmergeable(*_: Any) -> None:
+    raise NotImplementedError(
+        "DFN cannot be merged: its towers read hidden states beside the frozen model, and no change of the model's own "
+        "weights does the same. Keep the adapter beside the model, or call unload() to be rid of it"
+    )
+
+
+__all__ = ["DFNCell", "DFNLayer", "DFNTower", "raise_unmergeable"]

@@ -1,0 +1,260 @@
+"""The store of frozen states: what an adapter's towers and the task heads read, computed once and kept on disk.
+
+A store is a folder of safetensors shards, memory-mapped, with `store.json` beside them. It is built in a folder
+`NAME.partial` and takes its name when it is whole; an interrupted build goes on from its last shard. What the states
+depend on (weights, layers, pooling, data, processor, dtype) is in `store.json`: a store of anything else is refused.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import save
+from torch import nn
+from torch.utils.data import default_collate
+from tqdm.auto import tqdm
+
+from .dfn_layer import DFNLayer
+from .dfn_store import MANIFEST, SHARED, StateStore, read_json, shard_name, write_file
+
+
+try:
+    from peft.utils.other import AuxiliaryTrainingWrapper
+except ImportError:
+    raise
+
+
+_IDENTITY = "identity.json"
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_FORMAT = 1
+
+
+def _ports(model: nn.Module) -> dict[str, nn.Module]:
+    """Of each branch the port, or the layer that an adapter put in its place."""
+    found = {
+        n: m for n, m in model.named_modules() if getattr(m, "is_dfn_port", False) and not n.endswith("base_layer")
+    }
+    if not found:
+        raise ValueError(f"model: got {type(model).__name__}, which has no port; expected a model of MF²")
+    return {port.branch: port for port in found.values()}
+
+
+def backbone_fingerprint(model: nn.Module) -> str:
+    """Of all weights that the states depend on: not of adapters, and not of the heads that are trained beside them."""
+    own = tuple(f"{name}." for name, module in model.named_modules() if _is_beside(module))
+    heads = {*getattr(model, "adapter_heads", {}).get("all", [])}
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if name.startswith(own) or heads & set(name.split(".")):
+            continue
+        name = name.removeprefix("base_model.model.")
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _is_beside(module: nn.Module) -> bool:
+    return isinstance(module, DFNLayer | AuxiliaryTrainingWrapper) or getattr(module, "is_dfn_port", False)
+
+
+def store_identity(model: nn.Module, count: int, views: int, data: str, processor: Any, dtype: str) -> dict[str, Any]:
+    """What the states of a store depend on. Whoever opens it has to come with the same."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(_DTYPES)}")
+    read: dict[str, Any] = {}
+    for branch, port in _ports(model).items():
+        towers = (port.active_towers or {}) if isinstance(port, DFNLayer) else {}
+        read[branch] = {name: {"layers": tower.layers, "pooled": tower.pooled} for name, tower in towers.items()}
+    described = json.dumps(processor, sort_keys=True, default=str)
+    return {
+        **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "read": read, "dtype": dtype},
+        **{"processor": hashlib.sha256(described.encode()).hexdigest()[:32], "data": data},
+        **{"images": count, "views": views},
+    }
+
+
+@contextmanager
+def recorded_states(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What flows through the ports in the next forward pass, by name; nothing else of the pass is changed."""
+    found: dict[str, Any] = {}
+    hooks = []
+    ports = _ports(model)
+    for branch, port in ports.items():
+        if isinstance(port, DFNLayer) and port.active_towers is not None:
+            port.recorded = found
+        else:
+            keep = lambda _, __, last, name=f"last_{branch}": found.update({name: last})  # noqa: E731
+            hooks.append(port.register_forward_hook(keep))
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for port in ports.values():
+            if isinstance(port, DFNLayer):
+                port.recorded = None
+
+
+@torch.no_grad()
+def compute_states(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch of images to what `model(states=...)` takes: each tensor (images, 1 or AUs, ...), and those states that
+    are the same for all images as `pathway.layer`."""
+    training, images = model.training, len(next(iter(inputs.values())))
+    model.eval()
+    try:
+        with recorded_states(model) as found:
+            model(**inputs)
+    finally:
+        model.train(training)
+    states: dict[str, torch.Tensor] = {}
+    towers = {name: tower for port in _ports(model).values() for name, tower in _towers(port).items()}
+    for name, value in found.items():
+        if name not in towers:
+            states[name] = value.unflatten(0, (images, -1)).detach()
+            continue
+        tower = towers[name]
+        pairs = list(zip(tower.layers, value, strict=True))
+        states |= {f"{name}.{layer}": state for layer, state in pairs if layer in tower.shared}
+        own = [state for layer, state in pairs if layer not in tower.shared]
+        if own:
+            states[name] = torch.stack(own, dim=1).unflatten(0, (images, -1))
+    return states
+
+
+def _towers(port: nn.Module) -> dict[str, Any]:
+    return (port.active_towers or {}) if isinstance(port, DFNLayer) else {}
+
+
+def outputs_from_states(model: nn.Module, states: Mapping[str, torch.Tensor], **labels: torch.Tensor) -> Any:
+    """The model's output to a batch of stored states: towers and heads alone are computed."""
+    return model(states=dict(states), **labels)
+
+
+def frozen_states(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    data: str,
+    processor: Any = None,
+    more_views: Sequence[Sequence[Mapping[str, Any]]] = (),
+    dtype: str = "float16",
+    batch_size: int = 64,
+    shard_rows: int = 256,
+    rebuild: bool = False,
+    collate: Callable[[list], Mapping[str, torch.Tensor]] = default_collate,
+) -> StateStore:
+    """The store of these examples under `folder`, opened, or built where there is none.
+
+    examples: of each image what `model` takes, such as pixel_values and landmarks. more_views: the same images,
+        augmented otherwise. data: what changes when the examples do, such as a dataset's fingerprint.
+    processor: what prepared them, as JSON can hold it. Of several processes one builds, and the others wait.
+    """
+    folder = Path(folder)
+    views = [examples, *more_views]
+    if any(len(view) != len(examples) for view in views) or not len(examples):
+        raise ValueError(
+            f"examples: got views of {[len(view) for view in views]} images, expected equally many, 1 or more"
+        )
+    identity = store_identity(model, len(examples), len(views), data, processor, dtype)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            raise FileExistsError(f"{folder}: is there and is no store; give another folder, or remove it")
+        if folder.exists() and not rebuild:
+            return StateStore(folder, identity)
+        partial = folder.with_name(folder.name + ".partial")
+        _build(partial, model, views, identity, _DTYPES[dtype], batch_size, shard_rows, collate)
+        _replace(folder, partial)
+    return StateStore(folder, identity)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _build(
+    partial: Path,
+    model: nn.Module,
+    views: list,
+    identity: dict[str, Any],
+    dtype: torch.dtype,
+    batch_size: int,
+    shard_rows: int,
+    collate: Callable,
+) -> None:
+    plan = {"identity": identity, "shard_rows": shard_rows, "batch_size": batch_size}
+    if partial.exists() and read_json(partial / _IDENTITY, missing_ok=True) != plan:
+        shutil.rmtree(partial)  # begun for something else
+    partial.mkdir(exist_ok=True)
+    device = next(model.parameters()).device
+    images, total = identity["images"], identity["images"] * identity["views"]
+    try:
+        write_file(partial / _IDENTITY, json.dumps(plan).encode())
+        progress = tqdm(total=total, desc="frozen states", unit="image")
+        for number, start in enumerate(range(0, total, shard_rows)):
+            stop = min(start + shard_rows, total)
+            if not (partial / shard_name(number)).is_file() or not (partial / SHARED).is_file():
+                parts = []
+                for first in range(start, stop, batch_size):
+                    rows = range(first, min(first + batch_size, stop))
+                    inputs = collate([views[row // images][row % images] for row in rows])
+                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                    parts.append(_packed(compute_states(model, inputs), dtype))
+                _write_shard(partial, number, parts, (total - start) / (stop - start))
+            progress.update(stop - start)
+        progress.close()
+        write_file(partial / MANIFEST, json.dumps(plan, indent=1).encode())
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            shutil.rmtree(partial, ignore_errors=True)  # the disk is left as it was
+        raise
+
+
+def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    packed = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in states.items()}
+    for name, tensor in packed.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{name}: got states that are no numbers, or too large for {str(dtype).removeprefix('torch.')}; store "
+                "them with dtype='float32', and look at the model's weights if that does not help"
+            )
+    return packed
+
+
+def _write_shard(partial: Path, number: int, parts: list[dict[str, torch.Tensor]], to_come: float) -> None:
+    """to_come: this shard and those that follow, in shards."""
+    own = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if "." not in name}
+    needed = int(to_come * sum(tensor.nbytes for tensor in own.values()))
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"frozen states need {needed / 2**20:.1f} MiB more, but only {free / 2**20:.1f} MiB are free; give a "
+            "folder on another disk, dtype='float16', fewer views, or go without a store",
+            str(partial),
+        )
+    write_file(partial / SHARED, save({name: tensor for name, tensor in parts[0].items() if "." in name}))
+    write_file(partial / shard_name(number), save(own))
+
+
+__all__ = [
+    "backbone_fingerprint",
+    "compute_states",
+    "frozen_states",
+    "outputs_from_states",
+    "recorded_states",
+    "store_identity",
+]

@@ -1,0 +1,64 @@
+"""What a DFN may be: names, ranges, and a file that gives back the same."""
+
+import pytest
+from peft import PeftConfig
+from peft.utils import PeftType
+
+from modeling_mf2 import DFNConfig
+from modeling_mf2.dfn_config import extend_peft_types, spread_layers
+
+
+def test_the_type_is_a_real_member_and_adding_it_twice_changes_nothing():
+    before = list(PeftType)
+    extend_peft_types()
+    assert list(PeftType) == before and PeftType("DFN") is PeftType.DFN and PeftType.DFN.value == "DFN"
+    assert isinstance(PeftType.DFN, PeftType) and PeftType.LORA in before
+
+
+def test_seven_of_twelve_blocks_are_the_embedding_state_and_every_second():
+    assert spread_layers(7, 13, "visual_emo") == [0, 2, 4, 6, 8, 10, 12]
+    assert spread_layers(7, 5, "visual_emo") == [0, 1, 2, 3, 4]
+    assert spread_layers([3, 1], 5, "visual_emo") == [1, 3]
+    with pytest.raises(ValueError, match=r"layers: got 5 for 'visual_emo', expected 0 .* to 4"):
+        spread_layers([0, 5], 5, "visual_emo")
+
+
+def test_a_kind_stands_for_both_branches():
+    assert DFNConfig().pathways == ["visual_emo", "visual_au", "language_emo", "language_au"]
+    assert DFNConfig(pathways=["vision_au", "visual"]).pathways == ["visual_emo", "visual_au", "vision_au"]
+
+
+def test_layers_and_pooling_may_differ_by_pathway():
+    config = DFNConfig(layers={"vision": 2, "visual_au": [0, 1]}, pooling={"visual_emo": "all"})
+    found = [config.of_pathway("layers", name) for name in ("vision_emo", "visual_au", "visual_emo")]
+    assert found == [2, [0, 1], 7]
+    assert [config.of_pathway("pooling", name) for name in ("visual_emo", "visual_au")] == ["all", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pathways": ["visual_mouth"]}, "pathways: got 'visual_mouth', expected pathways among"),
+        ({"pathways": []}, "pathways: got"),
+        ({"layers": 0}, "layers: got 0, expected how many"),
+        ({"layers": [-1]}, "layers: got"),
+        ({"layers": {"mouth": 3}}, "layers: got 'mouth'"),
+        ({"bottleneck": 0}, "bottleneck: got 0"),
+        ({"gate_temperature": 0.0}, "gate_temperature: got 0.0"),
+        ({"dropout": 1.0}, "dropout: got 1.0"),
+        ({"pooling": "max"}, "pooling: got 'max', expected one of"),
+        ({"readout": "cat"}, "readout: got 'cat'"),
+        ({"activation": "sine"}, "activation: got 'sine'"),
+        ({"heads": "some"}, "heads: got 'some'"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DFNConfig(**fields)
+
+
+def test_a_file_gives_back_the_same(tmp_path):
+    config = DFNConfig(layers={"visual": [0, 2]}, bottleneck=8, pathways=["visual"], pooling="all", dropout=0.1)
+    config.save_pretrained(tmp_path)
+    loaded = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, DFNConfig) and loaded.to_dict() == config.to_dict()

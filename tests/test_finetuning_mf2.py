@@ -1,0 +1,108 @@
+"""Fine-tuning by every method from the command line: what is trained, what is saved, and what the store saves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import train
+from configuration_mf2 import MF2Config
+from modeling_mf2 import MF2ForFaceAnalysis
+from processing_mf2 import MF2Processor
+from training_mf2.finetuning_mf2 import ADAPTERS, adapt, peft_config, trainable_parameters
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose weights are random: enough to see what moves."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = MF2Config.from_size("tiny")
+    MF2Processor.for_model(config).save_pretrained(folder)
+    MF2ForFaceAnalysis(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def command(base: Path, task: str, folder: Path, *more: str) -> list[str]:
+    fixed = ["--num_images", "96", "--use_cpu", "True", "--disable_tqdm", "True", "--max_steps", "3"]
+    fixed += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "3", "--save_steps", "3"]
+    fixed += ["--per_device_train_batch_size", "16", "--warmup_steps", "0"]
+    return ["--task", task, "--model_name_or_path", str(base), "--output_dir", str(folder), *fixed, *more]
+
+
+@pytest.mark.parametrize("task", ADAPTERS)
+def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Path, task: str) -> None:
+    figures = train.main(command(base, task, tmp_path / "out"))
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["trainable_parameters"] == figures["trainable_parameters"]
+    whole = MF2ForFaceAnalysis.from_pretrained(base)
+    heads = sum(p.numel() for p in whole.classifiers.parameters())
+    everything = sum(p.numel() for p in whole.parameters())
+    if task == "linear_probe":
+        assert figures["trainable_parameters"] == heads
+        tuned = MF2ForFaceAnalysis.from_pretrained(tmp_path / "out")
+        moved = {n for n, p in tuned.state_dict().items() if not torch.equal(p, whole.state_dict()[n])}
+        assert moved and all(name.startswith("classifiers.") for name in moved)
+        return
+    assert heads < figures["trainable_parameters"] < everything / 5
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any("classifiers" in name for name in saved)
+    tuned = PeftModel.from_pretrained(MF2ForFaceAnalysis.from_pretrained(base), tmp_path / "out").eval()
+    image = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        assert not torch.equal(tuned(pixel_values=image).au_logits, whole.eval()(pixel_values=image).au_logits)
+        with tuned.disable_adapter():
+            assert torch.equal(tuned(pixel_values=image).au_logits, whole(pixel_values=image).au_logits)
+
+
+@pytest.mark.parametrize("task", ["dfn", "linear_probe"])
+def test_the_store_changes_nothing_but_the_time(base: Path, tmp_path: Path, task: str) -> None:
+    exact = ["--store_dtype", "float32", "--store_vision", "False"]
+    train.main(command(base, task, tmp_path / "stored", *exact))
+    assert list((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
+    train.main(command(base, task, tmp_path / "plain", *exact, "--no_store", "True"))
+    name = "model.safetensors" if task == "linear_probe" else "adapter_model.safetensors"
+    stored, plain = (load_file(tmp_path / run / name) for run in ("stored", "plain"))
+    assert set(stored) == set(plain)
+    for key, tensor in plain.items():
+        torch.testing.assert_close(
+            stored[key], tensor, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+def test_a_model_is_needed_and_a_method_must_be_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model_name_or_path: got none, expected the model that --task lora is about"):
+        train.main(
+            [
+                "--task",
+                "lora",
+                "--model_size",
+                "base",
+                "--output_dir",
+                str(tmp_path),
+                "--use_cpu",
+                "True",
+                "--num_images",
+                "96",
+            ]
+        )
+    with pytest.raises(ValueError, match=r"task: got 'prefix', expected one of \['dfn', 'lora'"):
+        peft_config("prefix")
+
+
+def test_the_frozen_part_is_frozen(base: Path) -> None:
+    for task in ADAPTERS:
+        model = adapt(MF2ForFaceAnalysis.from_pretrained(base), task)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trained and not any(".vision." in name for name in trained), task
+        assert trainable_parameters(model) == sum(p.numel() for p in model.parameters() if p.requires_grad)
