@@ -8,6 +8,13 @@ from .augmentation_mf2 import MF2Augmentation
 from .captions_mf2 import RuleCaptioner
 from .image_processing_mf2 import MF2ImageProcessor
 from .landmarks_mf2 import FaceAlignmentDetector, template_landmarks
+from .pipeline_mf2 import (
+    MF2FaceAnalysisPipeline,
+    MF2ImageClassificationPipeline,
+    MF2ImageToTextPipeline,
+    MF2ZeroShotImageClassificationPipeline,
+    face_pipeline,
+)
 from .processing_mf2 import MF2Processor
 from .tokenizer_mf2 import build_tokenizer, load_bert_tokenizer
 
@@ -18,10 +25,15 @@ AutoProcessor.register(MF2Config, MF2Processor, exist_ok=True)
 __all__ = [
     "FaceAlignmentDetector",
     "MF2Augmentation",
+    "MF2FaceAnalysisPipeline",
+    "MF2ImageClassificationPipeline",
     "MF2ImageProcessor",
+    "MF2ImageToTextPipeline",
     "MF2Processor",
+    "MF2ZeroShotImageClassificationPipeline",
     "RuleCaptioner",
     "build_tokenizer",
+    "face_pipeline",
     "load_bert_tokenizer",
     "template_landmarks",
 ]

@@ -20,6 +20,7 @@ from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, wa
 from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
 from .image_reading_mf2 import flatten_images, read_image
 from .landmarks_mf2 import (
+    DetectedFace,
     FaceAlignmentDetector,
     LandmarkSource,
     ManyFacesPolicy,
@@ -27,6 +28,7 @@ from .landmarks_mf2 import (
     check_landmarks,
     check_orientation,
     choose_faces,
+    face_in_image,
     landmarks_per_image,
     template_landmarks,
 )
@@ -48,6 +50,7 @@ class MF2ImagesKwargs(ImagesKwargs, total=False):
     allow_url (`bool`): fetch images whose address is given.
     return_landmark_source (`bool`): also return `landmark_source` (`"given"`, `"face_alignment"` or `"template"`) and
         `image_index` (which image it was cut from) of each row. Off by default: a model takes neither.
+    return_faces (`bool`): also return `faces`, a dict a row: where in its image, as seen, the face lies.
     """
 
     do_align: bool | None
@@ -58,6 +61,7 @@ class MF2ImagesKwargs(ImagesKwargs, total=False):
     max_pixels: int | None
     allow_url: bool | None
     return_landmark_source: bool | None
+    return_faces: bool | None
 
 
 # The choices that transformers offers and this processor has only one answer to.
@@ -102,6 +106,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
     max_pixels = 100_000_000
     allow_url = False
     return_landmark_source = False
+    return_faces = False
 
     def __init__(self, **kwargs: Unpack[MF2ImagesKwargs]) -> None:
         names = set(self.valid_kwargs.__annotations__)
@@ -126,7 +131,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
             and the image's `sample_index` (its place in the call unless given), so a new epoch wants a new seed.
         """
         _check_names(kwargs, {*self.valid_kwargs.__annotations__, *_OF_A_CALL}, type(self).__name__)
-        _check_choices({name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None})
+        check_choices({name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None})
         call = {"landmarks": landmarks, "augmentation": resolve_augmentation(augment)}
         call |= {"augment_seed": augment_seed, "sample_index": sample_index}
         return super().preprocess(images, image_like_kwargs=call, **kwargs)
@@ -141,7 +146,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
                 raise ValueError(
                     f"{name}: got {kwargs[name]!r}, expected {only!r}: the processor always cuts RGB crops of `size`"
                 )
-        _check_choices({name: kwargs.get(name) for name in _CHOICES})
+        check_choices({name: kwargs.get(name) for name in _CHOICES})
         size = kwargs.get("size")
         height, width = (size.height, size.width) if size else (None, None)
         if not all(type(side) is int and side > 0 for side in (height, width)):
@@ -169,6 +174,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         max_pixels: int,
         allow_url: bool,
         return_landmark_source: bool,
+        return_faces: bool,
         device: str | torch.device | None,
         return_tensors: Any,
         **kwargs: Any,
@@ -182,9 +188,12 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         rows: list[list[_Row]] = [[] for _ in images]
         searched: dict[int, torch.Tensor] = {}  # only these images are kept, to be searched for faces in one batch
 
-        def cut(index: int, pixels: torch.Tensor, points: np.ndarray | None, source: str) -> None:
+        def cut(
+            index: int, pixels: torch.Tensor, points: np.ndarray | None, source: str, found: DetectedFace | None = None
+        ) -> None:
             crop, crop_points = _cut(pixels, points, size.height, size.width, do_align, draws[index])
-            rows[index].append(_Row(crop, crop_points, source, index))
+            face = face_in_image(*pixels.shape[1:], points, source, found) if return_faces else None
+            rows[index].append(_Row(crop, crop_points, source, index, face))
 
         for index, (image, place) in enumerate(zip(images, places, strict=True)):
             pixels = read_image(image, name=f"images{place}", max_pixels=max_pixels, allow_url=allow_url).to(device)
@@ -210,10 +219,13 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
                 cut(index, pixels, None, "template")
             for face in chosen or ():
                 points = check_landmarks(face.landmarks, *pixels.shape[1:], f"landmarks found in images{places[index]}")
-                cut(index, pixels, points, "face_alignment")
+                cut(index, pixels, points, "face_alignment", face)
 
         flat = [row for image_rows in rows for row in image_rows]
-        return self._to_batch(flat, size, return_landmark_source, return_tensors, **kwargs)
+        batch = self._to_batch(flat, size, return_landmark_source, return_tensors, **kwargs)
+        if return_faces:
+            batch["faces"] = [row.face for row in flat]
+        return batch
 
     def _to_batch(
         self,
@@ -252,7 +264,7 @@ def _check_names(given: Iterable[str], known: set[str], owner: str) -> None:
         raise TypeError(f"{owner}: got an unknown setting {name!r}; {hint}Settings: {sorted(known)}")
 
 
-def _check_choices(chosen: dict[str, Any]) -> None:
+def check_choices(chosen: dict[str, Any]) -> None:
     for name, value in chosen.items():
         if value not in _CHOICES[name]:
             raise ValueError(f"{name}: got {value!r}, expected one of {list(_CHOICES[name])}")
@@ -264,6 +276,7 @@ class _Row:
     points: np.ndarray
     source: str
     image_index: int
+    face: dict[str, Any] | None
 
 
 def _cut(

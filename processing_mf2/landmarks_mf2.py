@@ -122,6 +122,28 @@ def choose_faces(
     return [max(faces, key=lambda face: face.area)]
 
 
+def face_in_image(
+    height: int, width: int, points: np.ndarray | None, source: LandmarkSource, found: DetectedFace | None = None
+) -> dict[str, Any]:
+    """Box and landmarks of a face in pixels of its image, and where each comes from: plain numbers, by name.
+
+    The box is the detector's, else that around the landmarks given; a template stands for the whole image.
+    """
+    if points is None:
+        points, box, box_source = template_landmarks(height, width), np.array([0, 0, width, height]), "image"
+    elif found is not None:
+        box, box_source = found.box, "face_alignment"
+    else:
+        box, box_source = np.concatenate([points.min(axis=0), points.max(axis=0)]), "landmarks"
+    face = {
+        "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(float, box), strict=True)),
+        "box_source": box_source,
+        "landmarks": np.asarray(points, dtype=np.float64).tolist(),
+        "landmark_source": source,
+    }
+    return face if found is None else {**face, "box_score": float(found.score)}
+
+
 class FaceAlignmentDetector:
     """Faces and their landmarks by the face-alignment package (S3FD boxes, 2DFAN4 landmarks).
 

@@ -1,4 +1,8 @@
-"""A small Hub on 127.0.0.1 for the real `huggingface_hub` client: repos live in memory, a commit is a snapshot."""
+"""A small Hub on 127.0.0.1 for the real `huggingface_hub` client: repos live in memory, a commit is a snapshot.
+
+Whatever went wrong on a real one goes wrong here when asked: `hub.fail(pattern, how)`, or from another process
+`POST /loopback/fail`. how: a status, or "truncate" (half of the bytes), or "hang up" (no answer at all).
+"""
 
 import base64
 import hashlib
@@ -56,12 +60,19 @@ def card_problems(content: str) -> list[str]:
 class LoopbackHub:
     """`with LoopbackHub() as hub:` serves at `hub.url`; `hub.repos[name]` is a list of (commit, {file: bytes})."""
 
+    token = "hf_loopback"
+
     def __init__(self) -> None:
         self.repos: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+        self.tags: dict[tuple[str, str], str] = {}
+        self.private: set[str] = set()
+        self.faults: dict[str, int | str] = {}
+        self.log: list[str] = []
         hub = self
 
         class Handler(_Handler):
-            repos = hub.repos
+            repos, tags, private, faults, log = hub.repos, hub.tags, hub.private, hub.faults, hub.log
+            token = hub.token
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -74,10 +85,14 @@ class LoopbackHub:
         self.server.shutdown()
         self.server.server_close()
 
+    def fail(self, pattern: str, how: int | str) -> None:
+        """From now on every request ("GET /org/name/...") in which the pattern is found."""
+        self.faults[pattern] = how
+
     def environment(self, home: object) -> dict[str, str]:
         """What a process needs so that its Hub is this one."""
         return {
-            **{"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": "hf_loopback", "HF_HUB_DISABLE_XET": "1"},
+            **{"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": self.token, "HF_HUB_DISABLE_XET": "1"},
             **{"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "127.0.0.1"},
         }
 
@@ -85,6 +100,11 @@ class LoopbackHub:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repos: dict[str, list[tuple[str, dict[str, bytes]]]]
+    tags: dict[tuple[str, str], str]
+    private: set[str]
+    faults: dict[str, int | str]
+    log: list[str]
+    token: str
 
     def log_message(self, *_: object) -> None:
         pass
@@ -99,12 +119,38 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
+            if self.fault() == "truncate":
+                self.close_connection = True
+                body = body[: len(body) // 2]
             self.wfile.write(body)
+
+    def fault(self) -> int | str | None:
+        request = f"{self.command} {unquote(self.path)}"
+        return next((how for pattern, how in self.faults.items() if re.search(pattern, request)), None)
+
+    def refused(self) -> bool:
+        """A fault that was asked for, or a private repo and no token: then the answer is given here."""
+        self.log.append(f"{self.command} {unquote(self.path)}")
+        how = self.fault()
+        if how == "hang up":
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return True
+        if isinstance(how, int):
+            code = {401: "RepoNotFound", 403: "GatedRepo", 404: "EntryNotFound"}.get(how)
+            self.answer(how, {"error": f"asked for: {how}"}, **({"X_Error_Code": code} if code else {}))
+            return True
+        hidden = any(re.search(rf"/{re.escape(name)}(/|$)", unquote(urlsplit(self.path).path)) for name in self.private)
+        if hidden and self.headers.get("Authorization") != f"Bearer {self.token}":
+            self.answer(401, {"error": "Invalid username or password."}, X_Error_Code="RepoNotFound")
+            return True
+        return False
 
     def missing(self, code: str) -> None:
         self.answer(404, {"error": code}, X_Error_Code=code)
 
     def snapshot(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        revision = self.tags.get((repo, revision), revision)
         for commit, files in reversed(self.repos.get(repo, [])):
             if revision in ("main", commit):
                 return commit, files
@@ -113,6 +159,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = unquote(urlsplit(self.path).path)
+        if path == "/loopback/fail":
+            self.faults.clear()
+            self.faults.update(json.loads(body))
+            return self.answer(200, {})
+        if self.refused():
+            return None
         if path == "/api/repos/create":
             request = json.loads(body)
             name = "/".join(part for part in (request.get("organization"), request["name"]) if part)
@@ -120,6 +172,8 @@ class _Handler(BaseHTTPRequestHandler):
             if name in self.repos:
                 return self.answer(409, {**found, "error": "You already created this model repo"})
             self.repos[name] = [(hashlib.sha1(name.encode()).hexdigest(), {})]
+            if request.get("private") or request.get("visibility") == "private":
+                self.private.add(name)
             return self.answer(200, found)
         if path == "/api/validate-yaml":
             errors = [{"message": problem} for problem in card_problems(json.loads(body)["content"])]
@@ -127,6 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/api/models/(.+)/preupload/(.+)", path):
             plain = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
             return self.answer(200, {"files": [{"path": file["path"], **plain} for file in json.loads(body)["files"]]})
+        if match := re.fullmatch(r"/api/models/(.+)/tag/(.+)", path):
+            self.tags[match[1], json.loads(body)["tag"]] = self.snapshot(match[1], match[2])[0]
+            return self.answer(200, {})
         if match := re.fullmatch(r"/api/models/(.+)/commit/(.+)", path):
             return self.commit(match[1], match[2], body)
         return self.missing("RepoNotFound")
@@ -151,6 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if self.refused():
+            return None
         path = unquote(urlsplit(self.path).path)
         if path == "/api/whoami-v2":
             return self.answer(200, {"type": "user", "name": "org", "orgs": [], "auth": {}})

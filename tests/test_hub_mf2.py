@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 
 from configuration_mf2 import MF2Config
-from configuration_mf2.hub_mf2 import AUTO_CLASSES, ENTRY_MODULE, PUBLIC_CLASSES, flat_code, write_code
+from configuration_mf2.hub_mf2 import AUTO_CLASSES, ENTRY_MODULE, PIPELINES, PUBLIC_CLASSES, flat_code, write_code
 from modeling_mf2 import MF2ForImageClassification, MF2ForPreTraining, MF2Model
 from processing_mf2 import MF2Processor
 
+
+ROOT = Path(__file__).parent.parent
 
 # A user's process: no room of ours can be imported, however the tests' own process came by it.
 STRANGER = """
@@ -29,12 +32,13 @@ for room in rooms:
         importlib.invalidate_caches()
         sys.path_importer_cache.clear()
 
+import json, pathlib
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers import AutoModelForPreTraining, AutoProcessor, pipeline
 
-source, image, answers, resaved = sys.argv[1:]
+source, image, answers, resaved, every_task = sys.argv[1:]
 remote = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(source, **remote)
 processor = AutoProcessor.from_pretrained(source, **remote)
@@ -52,8 +56,26 @@ with torch.no_grad():
         "logits": classifier(**alone).logits,
         "input_ids": inputs["input_ids"],
     }
-best = pipeline("image-classification", model=source, **remote)(picture, top_k=1)[0]
+classify = pipeline("image-classification", model=source, **remote)
+best = classify(picture, top_k=1)[0]
+tasks = {
+    "image-classification": {"target": "action_units"},
+    "zero-shot-image-classification": {"candidate_labels": ["Happiness", "Anger"]},
+    "image-to-text": {"captions": True, "max_new_tokens": 3},
+    "face-analysis": {"captions": ["au"], "max_new_tokens": 3},
+}
+named = {}
+for task, settings in tasks.items() if every_task else ():
+    run = classify if task == "image-classification" else pipeline(task, model=source, **remote)
+    alone, several = run(picture, **settings), run([picture] * 3, batch_size=2, **settings)
+    assert len(several) == 3 and len(list(run((p for p in [picture] * 2), **settings))) == 2, task
+    assert [type(answer) for answer in several] == [type(alone)] * 3, task
+    named[task] = alone
+if every_task:  # a model object is as good as its name
+    analyse = pipeline("face-analysis", model=run.model, processor=processor)
+    assert analyse(picture)[0]["emotion"] == named["face-analysis"][0]["emotion"] == best["label"]
 torch.save({**found, "score": torch.tensor(best["score"])}, answers)
+pathlib.Path(answers).with_suffix(".json").write_text(json.dumps(named))
 print(best["label"])
 if resaved:
     AutoModelForPreTraining.from_pretrained(source, **remote).save_pretrained(resaved)
@@ -64,15 +86,75 @@ PUSH = """
 import sys
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor
-MF2ForPreTraining.from_pretrained(sys.argv[1]).push_to_hub("org/mf2")
-MF2Processor.from_pretrained(sys.argv[1]).push_to_hub("org/mf2")
+from huggingface_hub import HfApi
+model, processor = MF2ForPreTraining.from_pretrained(sys.argv[1]), MF2Processor.from_pretrained(sys.argv[1])
+model.push_to_hub("org/mf2")
+processor.push_to_hub("org/mf2")
+HfApi().create_tag("org/mf2", tag="v1")
+model.push_to_hub("org/secret", private=True)
+model.mf2.emo_vl.queries.data += 1
+model.push_to_hub("org/mf2")
+"""
+
+# Another user's process: each fault in turn, each with a cache of its own that then has to be as good as new.
+FAULTS = """
+import json, sys, tempfile, urllib.request, os
+import torch
+from transformers import AutoConfig
+from modeling_mf2 import MF2ForPreTraining
+from processing_mf2 import MF2Processor
+checkpoint, hub = sys.argv[1], os.environ["HF_ENDPOINT"]
+expected = MF2ForPreTraining.from_pretrained(checkpoint).state_dict()
+
+def fail(**faults):
+    urllib.request.urlopen(urllib.request.Request(hub + "/loopback/fail", json.dumps(faults).encode()))
+
+def load(name="org/mf2", kind=MF2ForPreTraining, **where):
+    return kind.from_pretrained(name, **where)
+
+def same(model):
+    return all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+def attempt(call, **where):
+    try:
+        call(**where)
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+said = {"pinned": [same(load(revision="v1")), same(load())]}
+weights = "^GET .*model.safetensors"
+for how in (401, 403, 404, 500, "truncate"):
+    cache = tempfile.mkdtemp()
+    fail(**{"/org/mf2/" if how in (401, 403) else weights: how})
+    said[str(how)] = attempt(load, revision="v1", cache_dir=cache)
+    fail()
+    assert same(load(revision="v1", cache_dir=cache)), how
+cache = tempfile.mkdtemp()
+fail(**{"org/mf2": "hang up"})
+said["down"] = attempt(load, revision="v1", cache_dir=cache)
+said["down_processor"] = attempt(load, kind=MF2Processor, cache_dir=cache)
+fail()
+said["private"] = attempt(load, name="org/secret", token=False, cache_dir=cache)
+said["no_revision"] = attempt(load, revision="v9", cache_dir=cache)
+assert same(load("org/secret", cache_dir=cache)), "with the token"
+model = load(revision="v1")
+fail(**{"POST .*/commit/": "hang up"})
+said["upload"] = attempt(lambda: model.push_to_hub("org/mf2"))
+fail(**{"POST .*/commit/": 403})
+said["upload_403"] = attempt(lambda: model.push_to_hub("org/mf2"))
+print(json.dumps(said))
 """
 
 
 def run(code: str, *arguments: object, cwd: Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            **{k: str(v) for k, v in environment.items()},
+        },
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -100,6 +182,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         states = model(inputs["pixel_values"], inputs["landmarks"]).emo_states
     return {
         "folder": folder,
+        "config": config,
         "label": config.id2label[logits.argmax().item()],
         "answers": {
             **{"emo_states": states, "logits": logits, "input_ids": inputs["input_ids"]},
@@ -108,14 +191,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     }
 
 
-def check_stranger(saved: dict[str, object], source: object, resaved: object = "", **environment: str) -> None:
+def check_stranger(
+    saved: dict[str, object], source: object, resaved: object = "", every_task: bool = False, **environment: str
+) -> None:
     folder = saved["folder"]
     answers = folder / "answers.pt"
     answers.unlink(missing_ok=True)
     environment.setdefault("HF_HOME", str(folder / "home"))
-    label = run(STRANGER, source, folder / "face.png", answers, resaved, cwd=folder, **environment).split()[-1]
+    arguments = (source, folder / "face.png", answers, resaved, "1" if every_task else "")
+    label = run(STRANGER, *arguments, cwd=folder, **environment).split()[-1]
     assert label == saved["label"]
     found = torch.load(answers)
+    if every_task:
+        named = json.loads(answers.with_suffix(".json").read_text())
+        assert set(named) == set(PIPELINES) - {"image-text-to-text"}
+        assert {answer["label"] for answer in named["image-classification"]} == set(saved["config"].action_units)
+        assert all({"threshold", "active", "name"} < set(answer) for answer in named["image-classification"])
     for name, expected in saved["answers"].items():
         if name == "score":
             torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
@@ -125,7 +216,7 @@ def check_stranger(saved: dict[str, object], source: object, resaved: object = "
 
 def test_a_folder_loads_without_our_packages_and_so_does_its_copy_saved_from_there(saved: dict[str, object]) -> None:
     folder = saved["folder"]
-    check_stranger(saved, folder / "checkpoint", folder / "resaved")
+    check_stranger(saved, folder / "checkpoint", folder / "resaved", every_task=True)
     assert flat_code() == {path.name: path.read_text() for path in (folder / "resaved").glob("*.py")}
     for name in ("config.json", "processor_config.json"):
         first, second = (json.loads((folder / where / name).read_text()) for where in ("checkpoint", "resaved"))
@@ -134,14 +225,54 @@ def test_a_folder_loads_without_our_packages_and_so_does_its_copy_saved_from_the
     check_stranger(saved, folder / "resaved")
 
 
-def test_what_is_pushed_to_a_hub_loads_by_name_without_our_packages(saved: dict[str, object]) -> None:
+@pytest.fixture(scope="module")
+def pushed(saved: dict[str, object]) -> Iterator[tuple[LoopbackHub, dict[str, str]]]:
+    """A Hub that has the model and its processor (tag v1), then other weights (main), and a private repo."""
     folder = saved["folder"]
     with LoopbackHub() as hub:
         environment = {**hub.environment(folder / "hub_home"), "HF_HUB_OFFLINE": "0"}
-        run(PUSH, folder / "checkpoint", cwd=Path.cwd(), **environment)
-        _, files = hub.repos["org/mf2"][-1]
-        assert set(flat_code()) < set(files)
-        check_stranger(saved, "org/mf2", **environment)
+        run(PUSH, folder / "checkpoint", cwd=ROOT, **environment)
+        yield hub, environment
+
+
+def test_what_is_pushed_to_a_hub_loads_by_name_without_our_packages(
+    saved: dict[str, object], pushed: tuple[LoopbackHub, dict[str, str]]
+) -> None:
+    hub, environment = pushed
+    hub.repos["org/first"] = [next(c for c in hub.repos["org/mf2"] if c[0] == hub.tags["org/mf2", "v1"])]
+    assert set(flat_code()) < set(hub.repos["org/first"][0][1])
+    check_stranger(saved, "org/first", every_task=True, **environment)
+    asked = len(hub.log)
+    check_stranger(saved, "org/first", **{**environment, "HF_HUB_OFFLINE": "1"})
+    assert len(hub.log) == asked, "offline, everything comes from the cache"
+
+
+def test_whatever_goes_wrong_on_the_way_is_named_and_leaves_cache_and_repo_as_they_were(
+    saved: dict[str, object], pushed: tuple[LoopbackHub, dict[str, str]]
+) -> None:
+    hub, environment = pushed
+    before = list(hub.repos["org/mf2"])
+    printed = run(FAULTS, saved["folder"] / "checkpoint", cwd=ROOT, **{**environment, "HF_HOME": saved["folder"] / "h"})
+    said = json.loads(printed.splitlines()[-1])
+    assert said.pop("pinned") == [True, False], "v1 is v1, whatever main is"
+    expected = {
+        "401": ("OSError", "private repository"),
+        "403": ("OSError", "gated repo"),
+        "404": ("OSError", "model.safetensors"),
+        "500": ("OSError", "500"),
+        "truncate": ("OSError", "broke off"),
+        "down": ("OSError", "broke off"),
+        "down_processor": ("OSError", "broke off"),
+        "private": ("OSError", "pass a token"),
+        "no_revision": ("OSError", "v9"),
+        "upload": ("RemoteProtocolError", "disconnected"),
+        "upload_403": ("HfHubHTTPError", "403"),
+    }
+    assert set(said) == set(expected)
+    for name, (kind, words) in expected.items():
+        assert said[name] is not None, f"{name}: no error"
+        assert said[name][0] == kind and words in said[name][1], (name, said[name])
+    assert hub.repos["org/mf2"] == before, "an upload that broke off is no revision"
 
 
 def test_flat_code_has_no_import_of_a_room_and_no_import_that_the_hub_cannot_follow() -> None:
