@@ -1,5 +1,6 @@
 """What the README shows is executed, and what it counts is counted again."""
 
+import json
 import os
 import re
 import subprocess
@@ -32,8 +33,12 @@ def test_the_python_blocks_run_in_their_order(tmp_path: Path) -> None:
 
 def test_the_commands_name_files_and_extras_that_exist() -> None:
     run, test = blocks("bash")[:2]
-    assert run.startswith("pip install -e . && python ")
-    assert (ROOT / run.split()[-1]).is_file()
+    assert run.startswith("pip install -e . && accelerate launch ")
+    for command in blocks("bash"):
+        files = re.findall(r"[\w/.-]+\.py", command)
+        assert all((ROOT / file).is_file() for file in files), files
+    for named in re.findall(r"`(?:python )?([\w/.-]+\.(?:py|md|yaml))", README):
+        assert (ROOT / named).is_file(), named
     assert "<!-- test command -->\n```bash\n" + test in README
     assert 'pip install -e ".[dev]"' in test and "pytest" in test
 
@@ -53,3 +58,20 @@ def test_the_counts_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -
         figures["au_identity_and_region_positions"] + figures["classifiers"],
     ):
         assert f"{value:,}" in README
+
+
+def test_the_results_are_those_of_the_released_checkpoint() -> None:
+    metrics = json.loads((ROOT / "model_cards" / "mf2-tiny-synthetic" / "metrics.json").read_text())
+    rows = {
+        "AU F1, macro": ("au_f1_tuned_macro", *(f"baseline/au_f1_{n}" for n in ("all_active", "landmarks", "ceiling"))),
+        "emotion top-1": (
+            "emotion_top1",
+            *(f"baseline/emotion_top1_{n}" for n in ("commonest", "landmarks", "from_true_aus")),
+        ),
+        "AUs named": ("caption_au_f1",),
+        "AU by text": ("zero_shot_au_auc",),
+    }
+    for title, names in rows.items():
+        (line,) = re.findall(rf"^\| {title}.*$", README, flags=re.MULTILINE)
+        shown = re.findall(r"\d\.\d{3}", line)
+        assert shown == [f"{metrics[name]:.3f}" for name in names], title
