@@ -8,7 +8,7 @@ from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor
-from training_mf2.language_mf2 import FIGURES, _auc, _retrieval, _told, language_scores
+from training_mf2.language_mf2 import FIGURES, _auc, _by_state, _matching, _retrieval, _told, language_scores
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def untrained():
 
 def test_every_figure_is_there_and_an_untrained_model_is_near_chance(untrained):
     model, processor, faces = untrained
-    scores = language_scores(model.train(), processor, MF2Examples(faces, processor))
+    examples = MF2Examples(faces, processor)
+    scores = language_scores(model.train(), processor, examples, examples)
     assert set(scores) == set(FIGURES)
     assert scores["itm_au_accuracy"] == pytest.approx(0.5, abs=0.15)
     assert scores["zero_shot_au_auc"] == pytest.approx(0.5, abs=0.15)
@@ -34,7 +35,8 @@ def test_without_captions_labels_or_a_branch_their_figures_are_left_out(untraine
     few = faces.select(range(8))
     found = set(language_scores(model, processor, MF2Examples(few, processor, texts=False)))
     assert found == {
-        name for name in FIGURES if not name.startswith(("retrieval", "itm_emo"))
+        "itm_au_accuracy",
+        *(name for name in FIGURES if not name.startswith(("retrieval", "itm"))),
     }  # an AU's two sentences are known without captions
     assert not language_scores(model, processor, MF2Examples(few.remove_columns(["au_labels", "emotion"]), processor))
     config = MF2Config.from_size("tiny", use_au_branch=False)
@@ -46,12 +48,20 @@ def test_without_captions_labels_or_a_branch_their_figures_are_left_out(untraine
 def test_matching_counts_each_unit_and_state_alike():
     truth = torch.tensor([[1, 0], [0, 0], [0, -1], [0, 1]])
     right = torch.where(truth[..., None] == torch.tensor([1, 0]), 0.9, 0.1)
-    assert _told(truth, right) == 1 and _told(truth, 1 - right) == 0
+    assert _told(_by_state(truth, right), 0.5) == 1 and _told(_by_state(truth, 1 - right), 0.5) == 0
     always = torch.full((4, 2, 2), 0.9)  # half of the answers are right, whatever is seen
-    assert _told(truth, always) == 0.5
+    assert _told(_by_state(truth, always), 0.5) == 0.5
     only_rest = right.clone()
     only_rest[0, 0] = torch.tensor([0.1, 0.9])  # the only face with the first AU active
-    assert _told(truth, only_rest) == pytest.approx(0.75)
+    assert _told(_by_state(truth, only_rest), 0.5) == pytest.approx(0.75)
+
+
+def test_a_threshold_is_tuned_on_other_pairs():
+    tuning = [(torch.tensor([0.3, 0.2, 0.25]), torch.tensor([0.1, 0.05, 0.15]))]
+    found = _matching("emo", [(torch.tensor([0.2, 0.9]), torch.tensor([0.1, 0.16]))], tuning)
+    assert found["itm_emo_accuracy"] == 0.75 and found["itm_emo_accuracy_tuned"] == 1
+    assert 0.15 <= found["itm_emo_threshold"] < 0.2
+    assert set(_matching("emo", tuning, None)) == {"itm_emo_accuracy"}
 
 
 def test_zero_shot_is_judged_where_both_states_occur():

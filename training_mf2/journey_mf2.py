@@ -16,7 +16,7 @@ from configuration_mf2.facs_mf2 import resolve_label_set
 from dataset_mf2.baselines_mf2 import BASELINES, baseline_scores
 from dataset_mf2.builder_mf2 import SPLITS, check_leaks
 from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.examples_mf2 import CAPTIONS, LABELS, MF2Examples
 from dataset_mf2.scores_mf2 import tune_thresholds
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
@@ -42,6 +42,7 @@ from .evaluation_mf2 import (
 )
 from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, language_scores
+from .publish_mf2 import publish
 from .sole_user_mf2 import as_sole_user
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint
 from .vision_store_mf2 import load_or_store_vision
@@ -94,11 +95,18 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     return splits
 
 
+def kinds_of(checkpoint: str) -> list[str]:
+    """Of which classes a checkpoint is, as it says itself."""
+    return MF2Config.from_pretrained(checkpoint).architectures or []
+
+
 def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]:
     model_class = TASK_MODELS.get(arguments.task, MF2ForFaceAnalysis)
     if arguments.task in ADAPTERS and arguments.model_name_or_path is None and arguments.model_size == "tiny":
         arguments.model_name_or_path = str(RELEASED)
     if arguments.model_name_or_path:
+        if arguments.task == "evaluate" and "MF2ForPreTraining" in kinds_of(arguments.model_name_or_path):
+            model_class = MF2ForPreTraining  # it can also be asked what language is worth
         model = model_class.from_pretrained(arguments.model_name_or_path)
         return model, MF2Processor.from_pretrained(arguments.model_name_or_path)
     if arguments.task in (*ADAPTERS, "evaluate"):
@@ -136,22 +144,26 @@ def build_examples(
     splits: dict[str, Dataset],
 ) -> dict[str, MF2Examples]:
     examples = {}
+    # What a dataset lacks is said once: not for each split, nor by each process.
+    told = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
     for name, rows in splits.items():
         learning = name == "train"
         if learning and arguments.task == "tower" and not arguments.use_labels:
-            rows = rows.remove_columns(["au_labels", "emotion"])
+            rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
+            told.update(LABELS)
         streamed = {"rank": training.process_index, "world_size": training.world_size} if learning else {}
         made = (MF2StreamedExamples if learning and arguments.streaming else MF2Examples)(
             rows,
             processor,
             **(streamed if arguments.streaming else {}),
-            texts=name != "validation" and arguments.task == "pretrain" and arguments.use_captions,
+            texts=isinstance(model, MF2ForPreTraining) and arguments.use_captions,
             augment=MF2Augmentation() if learning and arguments.augment else None,
             seed=training.seed,
             landmarks=arguments.landmarks == "dataset",
+            told=told,
         )
         if arguments.store_vision and arguments.task != "tower":
-            plain = MF2Examples(rows, processor, texts=False)
+            plain = MF2Examples(rows, processor, texts=False, told=told)
             root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
             made.stored = load_or_store_vision(model.base_model.vision, plain, root)
         examples[name] = made
@@ -164,6 +176,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     wall = time.perf_counter()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
+    # Once, when all is measured: the Trainer would push half-trained weights and its own card.
+    wants_push, training.push_to_hub = training.push_to_hub, False
     if arguments.task == "tower" and not arguments.use_labels:
         training.load_best_model_at_end = False  # its AU and emotion readouts learn nothing, and can judge nothing
     splits = load_splits(arguments)
@@ -189,8 +203,9 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
-    scores = measure(trainer, examples, splits["test"])
-    synthetic = arguments.dataset == "synthetic" or set(splits["test"]["corpus"][:]) == {CORPUS}
+    scores = measure(trainer, examples, splits["test"], tune=arguments.task != "evaluate")
+    corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
+    synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
     figures = {
         "train_images": images_seen(training) if arguments.streaming else len(splits["train"]),
@@ -202,8 +217,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         labels = model.config.action_units, model.config.emotions
         baselines = {} if arguments.streaming else baseline_scores(splits["train"], splits["test"], *labels)
         scores |= {f"baseline/{name}": value for name, value in baselines.items()}
-        if arguments.task == "pretrain" and arguments.use_captions:
-            scores |= language_scores(model, processor, examples["test"])
+        if isinstance(model, MF2ForPreTraining) and examples["test"].captions:
+            scores |= language_scores(model, processor, examples["test"], examples["validation"])
         figures |= {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
         save(folder, arguments, model, processor)
         write_scores(folder, scores, figures)
@@ -218,6 +233,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         )
         print(tables(scores))
         print(comparison(scores))
+        if wants_push:
+            print(f"\npublished: {publish(folder, training)}")
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
 
 
@@ -232,11 +249,13 @@ def comparison(scores: Mapping[str, float]) -> str:
     return "\n".join(["", *lines])
 
 
-def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset) -> dict:
-    """Thresholds are tuned on validation images and kept in the config; scores are of the test images, `rows`."""
+def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset, tune: bool) -> dict:
+    """Thresholds are tuned on validation images and kept in the config, unless it has some and they are measured as
+    they are; scores are of the test images, `rows`."""
     config = trainer.model.config
     thresholds = config.au_thresholds
-    if config.action_units and examples["validation"] is not examples["test"]:
+    tune = tune or thresholds is None
+    if tune and config.action_units and examples["validation"] is not examples["test"]:
         found = trainer.predict(examples["validation"])
         thresholds = tune_thresholds(probabilities(found.predictions)[1], found.label_ids[1]).tolist()
         config.au_thresholds = thresholds

@@ -21,10 +21,14 @@ from processing_mf2.prompts_mf2 import au_state_prompts, emotion_prompts
 
 
 FIGURES: dict[str, str] = {
-    "itm_au_accuracy": "an AU's region with the sentence of its state, and with that of the opposite state: share told "
-    "apart rightly, each AU and state counting alike (chance 0.5)",
-    "itm_emo_accuracy": "a face with its own emotion caption, and with that of a random other face of other labels: "
-    "share told apart rightly (chance 0.5)",
+    "itm_au_accuracy": "ITM on an AU's region with the sentence of its state, and with that of the opposite state: "
+    "share right at probability 0.5, each AU and state counting alike (chance 0.5)",
+    "itm_au_accuracy_tuned": "the same at the threshold below",
+    "itm_au_threshold": "best on validation images",
+    "itm_emo_accuracy": "ITM on a face with its own emotion caption, and with that of a random face of another "
+    "emotion: share right at probability 0.5 (chance 0.5)",
+    "itm_emo_accuracy_tuned": "the same at the threshold below",
+    "itm_emo_threshold": "best on validation images; low, since ITM is trained against the most similar captions",
     "caption_au_f1": "AUs that the sentences written from the image call active, macro F1",
     "caption_emotion_top1": "the emotion that the caption written from the image names, share right",
     "zero_shot_au_auc": "sentence of the active state against the sentence at rest, AUC, mean of the AUs (chance 0.5)",
@@ -37,21 +41,36 @@ FIGURES: dict[str, str] = {
 }
 
 
+Looked = Sequence[dict[str, torch.Tensor]]
+
+
 @torch.no_grad()
 def language_scores(
-    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, batch_size: int = 64, seed: int = 0
+    model: MF2ForPreTraining,
+    processor: MF2Processor,
+    examples: MF2Examples,
+    validation: MF2Examples | None = None,
+    batch_size: int = 64,
 ) -> dict[str, float]:
-    """`FIGURES` of those branches and labels that there are. Matching is judged at probability 0.5."""
+    """`FIGURES` of those branches and labels that there are; with `validation`, also at thresholds tuned on it."""
     training = model.training
     model.eval()
     looked = list(_look(model, examples, processor.tokenizer.pad_token_id, batch_size))
+    tuning = None
+    if validation is not None:
+        tuning = list(_look(model, validation, processor.tokenizer.pad_token_id, batch_size))
     scores: dict[str, float] = {}
     if model.config.use_au_branch and "au_labels" in examples.labels:
         scores |= _action_units(model, processor, looked)
-    if model.config.use_emo_branch and "emotion" in examples.labels:
-        scores |= _emotions(model, processor, looked, np.random.default_rng(seed))
+        scores |= _matching(
+            "au", _matched_units(model, processor, looked), tuning and _matched_units(model, processor, tuning)
+        )
+    if model.config.use_emo_branch and model.config.emotions and "emotion" in examples.labels:
+        scores |= _emotions(model, processor, looked)
+        if "input_ids" in looked[0]:
+            scores |= _matching("emo", _matched_captions(model, looked), tuning and _matched_captions(model, tuning))
     model.train(training)
-    return scores
+    return {name: value for name, value in scores.items() if np.isfinite(value)}  # else a label or a state is missing
 
 
 def _look(
@@ -75,33 +94,24 @@ def _match(
     return branch.heads.itm(states).mean(dim=1).float().softmax(dim=-1)[:, 1]
 
 
-def _action_units(
-    model: MF2ForPreTraining, processor: MF2Processor, looked: Sequence[dict[str, torch.Tensor]]
-) -> dict[str, float]:
+def _action_units(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked) -> dict[str, float]:
     names = list(model.config.action_units)
-    prompts = au_state_prompts(names)
-    # [active, rest][unit]
-    texts = [processor(au_sentences=[[prompts[name][state] for name in names]]).to(model.device) for state in (0, 1)]
-    texts = [(text["au_input_ids"][0], text["au_attention_mask"][0]) for text in texts]
-    prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in texts]
+    prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in _state_sentences(model, processor)]
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
-    labels, nearness, matched, written, faces, sentences = [], [], [], [], [], []
+    labels, nearness, written, faces, sentences = [], [], [], [], []
     for batch in looked:
-        count, image = len(batch["au_labels"]), {n: batch[n] for n in ("image_tokens", "landmarks") if n in batch}
-        regions = model.mf2.branch_image("au", batch["image_tokens"], batch.get("landmarks"))
+        image = {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
         features = model.mf2.get_image_features(**image, branch="au")
         labels.append(batch["au_labels"])
         nearness.append(torch.stack([(features * f[None, :, None]).sum(-1).amax(-1) for f in prompt_features], -1))
-        pairs = [_match(model, "au", regions, *(part.repeat(count, 1) for part in text)) for text in texts]
-        matched.append(torch.stack(pairs, dim=-1).view(count, len(names), 2))
         said = processor.decode_captions(captioner.generate(**image, branch="au"))
         written += [[au_sentence_state(s, unit) for s, unit in zip(row, names, strict=True)] for row in said]
         if "au_input_ids" in batch:
             faces.append(features)
             sentences.append(model.mf2.get_text_features(batch["au_input_ids"], batch["au_attention_mask"], "au"))
-    truth, near, pairs = torch.cat(labels).cpu(), torch.cat(nearness).cpu(), torch.cat(matched).cpu()
-    scores = {"zero_shot_au_auc": _auc(truth, near[..., 0] - near[..., 1]), "itm_au_accuracy": _told(truth, pairs)}
+    truth, near = torch.cat(labels).cpu(), torch.cat(nearness).cpu()
+    scores = {"zero_shot_au_auc": _auc(truth, near[..., 0] - near[..., 1])}
     states = np.array(written, dtype=np.float64)
     scores["caption_au_f1"] = action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]
     if faces:
@@ -112,12 +122,15 @@ def _action_units(
     return scores
 
 
-def _emotions(
-    model: MF2ForPreTraining,
-    processor: MF2Processor,
-    looked: Sequence[dict[str, torch.Tensor]],
-    rng: np.random.Generator,
-) -> dict[str, float]:
+def _state_sentences(model: MF2ForPreTraining, processor: MF2Processor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Ids and masks (AU, length) of every AU's sentence: in action, and at rest."""
+    names = list(model.config.action_units)
+    prompts = au_state_prompts(names)
+    texts = [processor(au_sentences=[[prompts[name][place] for name in names]]).to(model.device) for place in (0, 1)]
+    return [(text["au_input_ids"][0], text["au_attention_mask"][0]) for text in texts]
+
+
+def _emotions(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked) -> dict[str, float]:
     names = list(model.config.emotions)
     prompts = processor(text=list(emotion_prompts(names).values())).to(model.device)
     prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo")
@@ -141,14 +154,38 @@ def _emotions(
     if captions:
         similarity = image_text_similarity(features, torch.cat(captions)).cpu()
         scores |= _retrieval("retrieval_emotion", similarity, truth)
-        scores["itm_emo_accuracy"] = _told_captions(model, looked, rng)
     return scores
 
 
-def _told_captions(
-    model: MF2ForPreTraining, looked: Sequence[dict[str, torch.Tensor]], rng: np.random.Generator
-) -> float:
-    """Own captions against other faces' captions of other labels, both halves counting alike."""
+# Probabilities of pairs that belong together and of pairs that do not, by kinds that count alike.
+Matches = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def _matched_units(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked) -> Matches:
+    """A kind is an AU in one state: its regions with the sentence of that state, and with that of the other one."""
+    texts, truth, found = _state_sentences(model, processor), [], []
+    for batch in looked:
+        count = len(batch["au_labels"])
+        regions = model.mf2.branch_image("au", batch["image_tokens"], batch.get("landmarks"))
+        pairs = [_match(model, "au", regions, *(part.repeat(count, 1) for part in text)) for text in texts]
+        found.append(torch.stack(pairs, dim=-1).view(count, -1, 2))
+        truth.append(batch["au_labels"])
+    return _by_state(torch.cat(truth).cpu(), torch.cat(found).cpu())
+
+
+def _by_state(truth: torch.Tensor, pairs: torch.Tensor) -> Matches:
+    """truth (faces, AU), pairs (faces, AU, 2): the probability of the active and of the resting sentence."""
+    kinds = []
+    for unit in range(truth.shape[1]):
+        for state, own in ((1, 0), (0, 1)):
+            rows = pairs[truth[:, unit] == state, unit]
+            if len(rows):
+                kinds.append((rows[:, own], rows[:, 1 - own]))
+    return kinds
+
+
+def _matched_captions(model: MF2ForPreTraining, looked: Looked) -> Matches:
+    """Faces with their own captions, and with those of random faces of another emotion."""
     tokens = torch.cat([batch["image_tokens"] for batch in looked])
     longest = max(batch["input_ids"].shape[1] for batch in looked)
 
@@ -157,28 +194,35 @@ def _told_captions(
         return torch.cat(pads)
 
     ids, mask = joined("input_ids"), joined("attention_mask")
-    meanings = torch.cat([batch["emotion_labels"] for batch in looked])[:, None]
-    if "au_labels" in looked[0]:
-        meanings = torch.cat([meanings, torch.cat([batch["au_labels"] for batch in looked])], dim=1)
-    others = torch.from_numpy(rng.permutation(len(ids))).to(ids.device)
-    valid = mask.any(dim=1) & mask[others].any(dim=1) & (meanings != meanings[others]).any(dim=1)
-    rows, right = torch.nonzero(valid).squeeze(1), []
-    for part in rows.split(64):
-        own = _match(model, "emo", tokens[part], ids[part], mask[part])
-        other = _match(model, "emo", tokens[part], ids[others[part]], mask[others[part]])
-        right += [own > 0.5, other <= 0.5]
-    return float(torch.cat(right).double().mean()) if right else float("nan")
+    emotions = torch.cat([batch["emotion_labels"] for batch in looked])
+    others = torch.from_numpy(np.random.default_rng(0).permutation(len(ids))).to(ids.device)
+    known = mask.any(dim=1) & (emotions != UNKNOWN_LABEL)
+    rows = torch.nonzero(known & known[others] & (emotions != emotions[others])).squeeze(1)
+    if not len(rows):
+        return []
+    parts = [(tokens[part], part, others[part]) for part in rows.split(64)]
+    own = torch.cat([_match(model, "emo", image, ids[part], mask[part]) for image, part, _ in parts])
+    other = torch.cat([_match(model, "emo", image, ids[part], mask[part]) for image, _, part in parts])
+    return [(own.cpu(), other.cpu())]
 
 
-def _told(truth: torch.Tensor, pairs: torch.Tensor) -> float:
-    """truth (faces, AU), pairs (faces, AU, 2): the probability of the active and of the resting sentence."""
-    shares = []
-    for unit in range(truth.shape[1]):
-        for state, own in ((1, 0), (0, 1)):
-            rows = pairs[truth[:, unit] == state, unit]
-            if len(rows):
-                shares.append(torch.stack([rows[:, own] > 0.5, rows[:, 1 - own] <= 0.5]).double().mean())
-    return float(torch.stack(shares).mean())
+def _matching(name: str, matches: Matches, tuning: Matches | None) -> dict[str, float]:
+    found = {f"itm_{name}_accuracy": _told(matches, 0.5)}
+    if tuning:
+        # Candidates lie as the probabilities do; of equally good ones the one in the middle.
+        candidates = torch.cat([torch.cat(kind) for kind in tuning]).quantile(torch.linspace(0, 1, 200))
+        shares = torch.tensor([_told(tuning, threshold) for threshold in candidates.tolist()])
+        best = candidates[shares == shares.max()].median().item()
+        found |= {f"itm_{name}_accuracy_tuned": _told(matches, best), f"itm_{name}_threshold": best}
+    return found
+
+
+def _told(matches: Matches, threshold: float) -> float:
+    shares = [
+        torch.stack([(own > threshold).double().mean(), (other <= threshold).double().mean()]).mean()
+        for own, other in matches
+    ]
+    return float(torch.stack(shares).mean()) if shares else float("nan")
 
 
 def _auc(truth: torch.Tensor, scores: torch.Tensor) -> float:

@@ -1,0 +1,27 @@
+"""A finished run's folder to the Hub, in one commit: whatever interrupts it, the revision before stays as it was."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers import TrainingArguments
+
+
+# Of a run: weights, configuration, code, card and results. Never the Trainer's pickles, its checkpoints or its lock.
+PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png")
+_KEPT_BACK = ("checkpoint-*", "runs/*", "*/*")
+
+
+def publish(folder: str | Path, training: TrainingArguments) -> str:
+    """Uploads what `PUBLISHED` names to `hub_model_id` (the folder's name unless given). -> the commit's address."""
+    api = HfApi(token=training.hub_token)
+    name = training.hub_model_id or Path(folder).resolve().name
+    repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
+    done = api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        allow_patterns=list(PUBLISHED),
+        ignore_patterns=list(_KEPT_BACK),
+        revision=training.hub_revision,
+        commit_message="A finished run of train.py",
+    )
+    return str(done)
