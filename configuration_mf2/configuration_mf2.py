@@ -158,6 +158,8 @@ LOSSES = (
     *("itc_au", "itm_au", "itg_au"),
     *("au", "emotion"),
 )
+TOWER_LOSSES = ("landmark", "pixel")
+"""What a vision tower that is trained from scratch learns beside `au` and `emotion`; of fixed weight."""
 
 _TINY_QFORMER = {
     **{"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from configuration_mf2.facs_mf2 import LabelSet
 from processing_mf2.augmentation_mf2 import MF2Augmentation
 from processing_mf2.captions_mf2 import split_au_caption
 from processing_mf2.processing_mf2 import MF2Processor
+
+from .builder_mf2 import described_labels
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +26,8 @@ class RowReader:
     """What one row becomes: it depends on the seed, the epoch and the row's number alone.
 
     texts: whether captions come along (evaluation needs none). landmarks: without them a model reads its regions at the
-    mean face's places; crops are aligned all the same.
+    mean face's places; crops are aligned all the same. described: the AUs and emotions that the dataset says it counts.
+    told: columns whose absence the user knows of; what is said here is added, so that several readers say it once.
     """
 
     def __init__(
@@ -35,18 +39,43 @@ class RowReader:
         augment: MF2Augmentation | None = None,
         seed: int = 0,
         landmarks: bool = True,
+        described: LabelSet | None = None,
+        told: set[str] | None = None,
     ) -> None:
         self.processor, self.augment, self.seed, self.landmarks = processor, augment, seed, landmarks
         self.captions = [name for name in CAPTIONS if texts and name in first]
         self.labels = [name for name in LABELS if name in first]
-        self._check(first, texts)
+        self._check(first)
+        self._check_names(described)
+        self._tell([name for name in (*LABELS, *(CAPTIONS if texts else ())) if name not in first], told)
 
-    def _check(self, first: Mapping[str, Any], texts: bool) -> None:
+    def _tell(self, missing: Sequence[str], told: set[str] | None) -> None:
+        told = set() if told is None else told
+        new = [name for name in missing if name not in told]
+        told.update(new)
+        if new:
+            logger.warning("dataset has no %s: the losses that need them are off", ", ".join(new))
+
+    def _check_names(self, described: LabelSet | None) -> None:
+        """As many labels as the model's may still be others: BP4D's 12 AUs are not MFA's."""
+        if described is None:
+            return
+        both = (
+            ("au_labels", "AUs", described.action_units, self.processor.action_units),
+            ("emotion", "emotions", described.emotions, self.processor.emotions),
+        )
+        for column, what, got, expected in both:
+            unread = column not in self.labels or (column == "emotion" and not (got and expected))
+            if not unread and tuple(got) != tuple(expected):
+                raise ValueError(
+                    f"{column}: the dataset's {what} are {', '.join(got) or 'none'}; the model's are "
+                    f"{', '.join(expected) or 'none'}. Choose the label set that the dataset was built with, or a "
+                    "model of it, or build the dataset with the model's label set"
+                )
+
+    def _check(self, first: Mapping[str, Any]) -> None:
         if "image" not in first:
             raise ValueError(f"dataset: got the columns {sorted(first)}, expected an `image` among them")
-        missing = [name for name in (*LABELS, *(CAPTIONS if texts else ())) if name not in first]
-        if missing:
-            logger.warning("dataset has no %s: the losses that need them are off", ", ".join(missing))
         if "au_labels" in self.labels:
             count, names = len(first["au_labels"]), self.processor.action_units
             if count != len(names):
@@ -115,6 +144,7 @@ class MF2Examples(torch.utils.data.Dataset):
         present = dataset.column_names
         known = dataset.select_columns([name for name in present if name != "image"])[0] if len(present) > 1 else {}
         first = dict.fromkeys(present) | known
+        options.setdefault("described", described_labels(dataset))
         self.read = RowReader(first, processor, augment=augment, **options)
         self.dataset, self.processor, self.epoch = dataset, processor, 0
         self.stored = stored

@@ -12,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 
 from processing_mf2.processing_mf2 import MF2Processor
 
-from .builder_mf2 import SPLITS
+from .builder_mf2 import SPLITS, described_labels
 from .examples_mf2 import RowReader
 from .synthetic_faces import MFASynthetic
 
@@ -43,6 +43,7 @@ class MF2StreamedExamples(torch.utils.data.IterableDataset):
         first = next(iter(undecoded(rows)), None)
         if first is None:
             raise ValueError("dataset: got a stream without rows, expected at least one")
+        options.setdefault("described", described_labels(rows))
         self.read = RowReader(first, processor, seed=seed, **options)
         rows = undecoded(rows).select_columns(self.read.columns(first))
         rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer > 1 else rows
@@ -129,7 +130,9 @@ def _is_of(split: str, name: str) -> bool:
 def _as_stream(rows: Dataset | IterableDataset) -> IterableDataset:
     if isinstance(rows, IterableDataset):
         return rows
-    return rows.to_iterable_dataset(num_shards=min(_SHARDS, len(rows)))
+    stream = rows.to_iterable_dataset(num_shards=min(_SHARDS, len(rows)))
+    stream.info.description = rows.info.description  # names the labels
+    return stream
 
 
 def _kept(rows: IterableDataset, most: int) -> Dataset:
@@ -137,7 +140,9 @@ def _kept(rows: IterableDataset, most: int) -> Dataset:
     found = list(raw.take(most))
     if not found:
         return Dataset.from_list([])
-    return Dataset.from_list(found, features=raw.features).cast_column("image", Image())
+    kept = Dataset.from_list(found, features=raw.features).cast_column("image", Image())
+    kept.info.description = raw.info.description
+    return kept
 
 
 __all__ = ["MF2StreamedExamples", "stream_splits"]

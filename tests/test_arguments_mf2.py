@@ -2,6 +2,7 @@
 
 import pytest
 
+from training_mf2 import arguments_mf2
 from training_mf2.arguments_mf2 import parse_arguments
 
 
@@ -21,6 +22,14 @@ def test_the_papers_sizes_have_the_papers_settings(size):
 def test_what_is_given_overrules():
     ours, training = parse_arguments(["--model_size", "base", "--learning_rate", "3e-5", "--branches", "au"])
     assert training.learning_rate == 3e-5 and ours.branches == "au"
+
+
+def test_a_missing_logger_is_named_before_anything_is_done(monkeypatch):
+    monkeypatch.setattr(arguments_mf2, "is_tensorboard_available", lambda: False)
+    with pytest.raises(ImportError, match="Run `pip install tensorboard`"):
+        parse_arguments(["--report_to", "tensorboard"])
+    monkeypatch.setattr(arguments_mf2, "is_tensorboard_available", lambda: True)
+    assert parse_arguments(["--report_to", "tensorboard"])[1].report_to == ["tensorboard"]
 
 
 @pytest.mark.parametrize("argv", [["--task", "dance"], ["--branches", "none"], ["--no_such_thing", "1"]])

@@ -1,9 +1,16 @@
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset, load_from_disk
 
 from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LabelSet
-from dataset_mf2.builder_mf2 import check_leaks, mfa_features, split_by_subject, validate_examples
+from dataset_mf2.builder_mf2 import (
+    check_leaks,
+    describe_labels,
+    described_labels,
+    mfa_features,
+    split_by_subject,
+    validate_examples,
+)
 
 
 def example(**changes) -> dict:
@@ -97,6 +104,26 @@ def test_a_label_set_without_emotions_takes_none():
     assert validate_examples([row], "disfa") == 1
     with pytest.raises(ValueError, match="emotion: got 0 in row 0, expected -1: this label set has no emotions"):
         validate_examples([{**row, "emotion": 0}], "disfa")
+
+
+@pytest.mark.parametrize("name", ["mfa", "disfa", "bp4d"])
+def test_the_names_of_labels_stay_with_the_rows(name, tmp_path):
+    labels = LABEL_SETS[name]
+    rows = Dataset.from_list([{"split": split} for split in ("train", "test", "train")])
+    assert described_labels(rows) is None
+    described = describe_labels(rows, name)
+    described.select([0, 2]).save_to_disk(tmp_path / "rows")
+    streamed = describe_labels(IterableDataset.from_generator(lambda: iter([{"split": "train"}])), name)
+    survivors = (
+        described.select([1]),
+        load_from_disk(tmp_path / "rows"),
+        described.filter(lambda split: split == "train", input_columns="split").select_columns(["split"]),
+        streamed.shuffle(seed=1),
+        streamed.filter(lambda split: split == "train", input_columns="split").select_columns(["split"]),
+    )
+    for rows in survivors:
+        found = described_labels(rows)
+        assert (found.action_units, found.emotions) == (labels.action_units, labels.emotions)
 
 
 def test_splits_keep_subjects_together_and_sizes_close():

@@ -159,7 +159,7 @@ def test_pipeline_compares_equal_answers_and_writes_its_figures(tmp_path: Path) 
 
 def test_finetuning_measures_the_cost_of_every_method(tmp_path: Path) -> None:
     finetuning = load("benchmark/finetuning")
-    table, small = tmp_path / "table.md", ["--batch_size", "2", "--epoch_batch", "4", "--rounds", "1", "--images", "8"]
+    table, small = tmp_path / "table.md", ["--batch_size", "1", "--epoch_batch", "4", "--rounds", "1", "--images", "8"]
     files = ["--json", str(tmp_path / "figures.json"), "--markdown", str(table)]
     figures = finetuning.main([*small, "--no_memory", *files])
     assert json.loads((tmp_path / "figures.json").read_text()) == figures

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from configuration_mf2 import MF2Config
+from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LabelSet
+from dataset_mf2.builder_mf2 import describe_labels, mfa_features
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
@@ -57,6 +60,38 @@ def test_what_the_dataset_lacks_is_left_out_and_said_once(rows, processor, caplo
     assert {"au_labels", "input_ids", "key_au_input_ids"} <= set(examples[0])
     assert not {"input_ids", "au_input_ids"} & set(MF2Examples(rows, processor, texts=False)[0])
     assert "landmarks" not in MF2Examples(rows, processor, landmarks=False)[0]
+
+
+def test_what_the_user_knows_is_not_said_again(rows, processor, caplog):
+    told = set()
+    for lacking in (["emotion"], ["emotion"], ["emotion", "au_caption"]):
+        MF2Examples(rows.remove_columns(lacking), processor, told=told)
+    said = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert said == ["dataset has no emotion", "dataset has no au_caption"]
+
+
+def test_labels_of_other_names_are_refused_also_when_there_are_as_many(rows, processor):
+    def described(action_units, emotions=EMOTIONS):
+        return describe_labels(rows.select(range(2)), LabelSet(tuple(action_units), tuple(emotions)))
+
+    own = LABEL_SETS["mfa"].action_units
+    assert len(LABEL_SETS["bp4d"].action_units) == len(own) == 12
+    with pytest.raises(ValueError, match=r"the dataset's AUs are AU1, .*AU14.*; the model's are AU1, .*label set"):
+        MF2Examples(described(LABEL_SETS["bp4d"].action_units), processor)
+    with pytest.raises(ValueError, match="au_labels: the dataset's AUs are AU26, AU25"):  # in another order
+        MF2Examples(described(own[::-1]), processor)
+    with pytest.raises(ValueError, match=r"emotion: the dataset's emotions are Other, .*; the model's are Neutral"):
+        MF2Examples(described(own, EMOTIONS[::-1]), processor)
+    for harmless in (
+        described(own, ()),  # no emotion is known
+        described(LABEL_SETS["bp4d"].action_units).remove_columns("au_labels"),
+        Dataset.from_list(list(described(own)), features=rows.features),  # nothing is said: their number decides
+    ):
+        MF2Examples(harmless, processor)
+    narrow = mfa_features("disfa")
+    with pytest.raises(ValueError, match="au_labels: the dataset has 8 an image, the model 12"):
+        few = [{**row, "au_labels": [0] * 8, "au_intensities": [0] * 8} for row in rows.select(range(1))]
+        MF2Examples(Dataset.from_list(few, features=narrow), processor)
 
 
 def test_mistakes(rows, processor):

@@ -1,5 +1,6 @@
 """The main job on two processes: killed and continued it ends with the same weights; sharded it learns the same."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "examples" / "accelerate"
-SMALL = ["--vision_name_or_path", "none", "--use_cpu", "--disable_tqdm", "True", "--num_images", "160"]
+SMALL = ["--vision_name_or_path", "none", "--use_cpu", "--disable_tqdm", "True", "--num_images", "96"]
 SMALL += ["--label_set", "disfa", "--branches", "au", "--warmup_steps", "2", "--per_device_train_batch_size", "4"]
 SMALL += [
     "--eval_strategy",
@@ -26,11 +27,13 @@ SMALL += [
     "2",
 ]
 
-# Every process of the job ends itself without warning in the middle of a step, where the environment says so.
+# Two processes, as torchrun makes them but from one import, unless torchrun started this. Each ends itself without
+# warning in the middle of a step, where the environment says so. What follows training has tests of its own.
 JOB = """
-import os, signal, sys
+import os, signal, sys, traceback
 sys.path.insert(0, {root!r})
 import train
+from training_mf2 import journey_mf2
 from training_mf2.trainer_mf2 import MF2Trainer
 step = MF2Trainer.training_step
 def dying(self, *args, **kwargs):
@@ -38,8 +41,28 @@ def dying(self, *args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *args, **kwargs)
 MF2Trainer.training_step = dying
+journey_mf2.draw_scores = journey_mf2.draw_curves = lambda *args: None
 {more}
-train.main(sys.argv[1:])
+if "RANK" in os.environ:
+    train.main(sys.argv[1:])
+    sys.exit()
+children = []
+for rank in "01":
+    if child := os.fork():
+        children.append(child)
+        continue
+    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+    failed = 1
+    try:
+        train.main(sys.argv[1:])
+        failed = 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(failed)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print("SIGKILL" if -signal.SIGKILL in codes else "", file=sys.stderr)
+sys.exit(any(codes))
 """
 
 # Accelerate shards on GPUs alone (on CPUs it quietly makes DDP of it): here it is told to.
@@ -65,14 +88,20 @@ MF2Trainer.create_accelerator_and_postprocess, MF2Trainer.training_step = sharde
 def job(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("jobs")
 
-    def run(arguments: list[str], die_at: int = -1, more: str = "", port: int = 29600) -> subprocess.CompletedProcess:
+    ports = itertools.count(29600 + os.getpid() % 3000)
+
+    def run(
+        arguments: list[str], die_at: int = -1, more: str = "", torchrun: bool = False
+    ) -> subprocess.CompletedProcess:
         script = folder / "job.py"
         script.write_text(JOB.format(root=str(ROOT), more=more))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIE_AT": str(die_at), "GLOO_SOCKET_IFNAME": "lo"}
         environment["HF_DATASETS_CACHE"] = str(folder / "cache")
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-        command += ["--master_addr", "127.0.0.1", "--master_port", str(port + os.getpid() % 300), str(script)]
-        return subprocess.run([*command, *SMALL, *arguments], env=environment, capture_output=True, text=True)
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next(ports))}
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
+        launcher += ["--master_port", environment["MASTER_PORT"]]
+        command = [sys.executable, *(launcher if torchrun else []), str(script), *SMALL, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
 
     return run
 
@@ -84,32 +113,33 @@ def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:
         assert (tensor - other[name]).abs().max() <= tolerance, name
 
 
-STEPS = ["--max_steps", "6", "--save_steps", "2", "--gradient_accumulation_steps", "2"]
+STEPS = ["--max_steps", "4", "--save_steps", "1", "--gradient_accumulation_steps", "2"]
 
 
 def test_two_processes_that_are_killed_end_as_if_they_had_not_been(job, tmp_path: Path) -> None:
     """With faces drawn and tower outputs stored by one of them, and micro-batches that share their negatives."""
     whole = job([*STEPS, "--output_dir", str(tmp_path / "whole")])
     assert whole.returncode == 0, whole.stderr[-3000:]
-    assert whole.stdout.count("synthetic faces, ") == 1 and whole.stdout.count("{'loss'") == 3
+    assert whole.stdout.count("synthetic faces, ") == 1 and whole.stdout.count("{'loss'") == 2
     cut = [*STEPS, "--output_dir", str(tmp_path / "cut")]
-    killed = job(cut, die_at=5)
+    killed = job(cut, die_at=3)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr
-    last = tmp_path / "cut" / "checkpoint-4"
+    last = tmp_path / "cut" / "checkpoint-3"
     (last / "rng_state_1.pth").write_bytes(b"half")  # all processes go back to the checkpoint before
     continued = job(cut)
     assert continued.returncode == 0, continued.stderr[-3000:]
-    assert "checkpoint-4 is passed over: rng_state_1.pth has 4 bytes" in continued.stderr
+    assert "checkpoint-3 is passed over: rng_state_1.pth has 4 bytes" in continued.stderr
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.slow
 def test_a_streamed_run_continues_where_it_was(job, tmp_path: Path) -> None:
-    steps = ["--max_steps", "14", "--save_steps", "5", "--streaming", "--num_images", "100"]
+    """Over the end of a pass, and by torchrun."""
+    steps = ["--max_steps", "14", "--save_steps", "5", "--streaming"]
     whole, cut = ([*steps, "--output_dir", str(tmp_path / name)] for name in ("whole", "cut"))
     assert job(whole).returncode == 0
     assert job(cut, die_at=12).returncode != 0
-    continued = job(cut)
+    continued = job(cut, torchrun=True)
     assert continued.returncode == 0, continued.stderr[-3000:]
     assert_same_weights(tmp_path / "whole", tmp_path / "cut")
 

@@ -7,6 +7,7 @@ import torch
 from datasets import DatasetDict
 
 from configuration_mf2 import MF2Config
+from dataset_mf2.builder_mf2 import described_labels
 from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import MFASynthetic
@@ -83,6 +84,11 @@ def test_a_folder_of_mfa_and_drawn_faces_are_streamed_alike(rows, processor, tmp
         assert subjects == parts["train"]["subject"][:9]
         assert splits["test"]["subject"][:] == parts["test"]["subject"][:5]
         assert splits["test"][0]["image"].size == (64, 64)
+        for part in splits.values():  # streams, and rows kept of them
+            assert described_labels(part) == described_labels(rows) is not None
+    other = MF2Processor.for_model(MF2Config.from_size("tiny", label_set="bp4d"))
+    with pytest.raises(ValueError, match=r"au_labels: the dataset's AUs are AU1, .*; the model's are AU1, "):
+        MF2StreamedExamples(drawn["train"], other)
 
 
 def test_mistakes(rows, processor, tmp_path):

@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import DatasetDict
 from safetensors.torch import load_file
 
 import train
+from dataset_mf2.builder_mf2 import SPLITS
+from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.vision_mf2 import MF2VisionTower
 from processing_mf2 import MF2Processor
@@ -59,13 +62,17 @@ def one_thread():
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tower")
-    train.main(["--task", "tower", "--num_train_epochs", "1", "--output_dir", str(folder), *SMALL])
+    train.main(
+        ["--task", "tower", "--num_train_epochs", "1", "--output_dir", str(folder), *SMALL, "--logging_steps", "1"]
+    )
     return folder
 
 
 def test_a_tower_is_trained_and_kept(tower: Path) -> None:
     kept = MF2VisionTower.from_pretrained(tower)
     assert kept(torch.zeros(1, 3, 112, 112)).shape == (1, 49, 128)
+    history = json.loads(max(tower.glob("checkpoint-*")).joinpath("trainer_state.json").read_text())["log_history"]
+    assert {"au", "emotion", "landmark"} <= set(history[0]) and "pixel" not in history[0]
     fresh = MF2VisionTower(kept.config)
     assert not torch.equal(kept.backbone.convolutions[0].weight, fresh.backbone.convolutions[0].weight)
 
@@ -156,6 +163,38 @@ def test_stored_tokens_stand_in_for_images(tower: Path, tmp_path: Path, monkeypa
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "stored")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], atol=5e-3, rtol=0)
+
+
+CAPTIONS = ["emotion_caption", "au_caption", "key_au_caption"]
+
+
+@pytest.mark.parametrize("lacking", ["captions, and an AU is never active", "emotions, and all images but one"])
+def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
+    tower: Path, tmp_path: Path, lacking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is missing is said once, and no score is NaN."""
+    rows = MFASynthetic(96, seed=1)
+    parts = {name: rows.filter(lambda split, n=name: split == n, input_columns="split") for name in SPLITS}
+    if lacking.startswith("captions"):
+        at_rest = [[0, *labels[1:]] for labels in parts["train"]["au_labels"][:]]
+        plain = parts["train"].remove_columns("au_labels")
+        parts["train"] = plain.add_column("au_labels", at_rest, feature=rows.features["au_labels"])
+        parts = {name: part.remove_columns(CAPTIONS) for name, part in parts.items()}
+    else:
+        parts = {name: part.remove_columns("emotion") for name, part in parts.items()}
+        parts["train"] = parts["train"].select([0])
+    DatasetDict(parts).save_to_disk(tmp_path / "rows")
+    train.main(
+        [
+            *("--dataset", str(tmp_path / "rows"), "--vision_name_or_path", str(tower), "--output_dir", str(tmp_path)),
+            *(*SMALL, "--num_train_epochs", "1", "--store_vision", "False", "--per_device_train_batch_size", "40"),
+        ]
+    )
+    said = [record.getMessage() for record in caplog.records if "dataset has no" in record.getMessage()]
+    assert len(said) == 1 and (CAPTIONS[0] if lacking.startswith("captions") else "emotion") in said[0]
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert all(np.isfinite(value) for value in written.values())
+    assert "NaN" not in (tmp_path / "README.md").read_text() and 0 <= written["au_f1_tuned_macro"] <= 1
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from configuration_mf2.configuration_mf2 import LOSSES
+from dataset_mf2.streaming_mf2 import MF2StreamedExamples
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining, accumulation_mf2, pretraining_mf2
 from modeling_mf2.losses_mf2 import hard_negatives
 from training_mf2.checkpoints_mf2 import damage, last_good_checkpoint
@@ -102,14 +103,37 @@ def test_ways_to_save_memory(make_trainer, arguments):
     assert saving[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.1)
 
 
-def test_a_missing_logger_is_named(make_trainer):
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        with pytest.raises(RuntimeError, match="TensorBoardCallback requires tensorboard"):
-            make_trainer(report_to=["tensorboard"])
-    else:
-        assert make_trainer(report_to=["tensorboard"], max_steps=1).train()
+class Reshuffled:
+    """Stands in for the rows of a stream: ready for the model, in another order each pass."""
+
+    def __init__(self, examples: list[dict]) -> None:
+        self.examples, self.order = examples, []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(epoch)).tolist()
+
+    def __iter__(self):
+        return iter({"image": None, "number": number} for number in self.order)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_streamed_run_that_continues_draws_the_same_numbers(make_trainer, tmp_path, steps):
+    """From a checkpoint within the second pass, in which hard negatives are drawn at random."""
+
+    def make() -> MF2Trainer:
+        trainer = make_trainer(7, max_steps=6, save_strategy="steps", save_steps=4, gradient_accumulation_steps=steps)
+        stream = MF2StreamedExamples.__new__(MF2StreamedExamples)
+        stream.rows, stream.rank, stream.world_size = Reshuffled(trainer.train_dataset), 0, 1
+        stream.read = lambda row, index, epoch: trainer.train_dataset.rows.examples[row["number"]]
+        trainer.train_dataset = stream
+        return trainer
+
+    whole, continued = make(), make()
+    whole.train()
+    continued.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert continued.state.global_step == 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, continued.model.state_dict()[name]), name
 
 
 class Columns:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from configuration_mf2.configuration_mf2 import SIZES
 from configuration_mf2.facs_mf2 import LABEL_SETS
@@ -117,6 +118,8 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     ours.no_store = ours.no_store or ours.task not in STORABLE
     if ours.streaming:
         check_streaming(ours, training)
+    if "tensorboard" in (training.report_to or ()) and not is_tensorboard_available():
+        raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
     return ours, training
 
 

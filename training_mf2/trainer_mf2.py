@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from configuration_mf2.configuration_mf2 import LOSSES
+from configuration_mf2.configuration_mf2 import LOSSES, TOWER_LOSSES
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples
 from modeling_mf2.accumulation_mf2 import share_out
@@ -102,7 +102,8 @@ class MF2Trainer(Trainer):
                 f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
             )
         if model.training:
-            parts = {name: outputs[name].detach() for name in LOSSES if outputs.get(name) is not None}
+            names = (*LOSSES, *TOWER_LOSSES)
+            parts = {name: outputs[name].detach() for name in names if outputs.get(name) is not None}
             if not torch.isfinite(loss):
                 raise FloatingPointError(self._explain(loss, parts, inputs))
             weight = 1 / self.current_gradient_accumulation_steps
