@@ -15,8 +15,8 @@ from modeling_mf2.losses_mf2 import (
     itc_loss,
     itg_loss,
     itm_loss,
-    meaning_keys,
     masked_mean,
+    meaning_keys,
     pad_as_others,
 )
 
