@@ -266,7 +266,7 @@ def test_whatever_goes_wrong_on_the_way_is_named_and_leaves_cache_and_repo_as_th
         "private": ("OSError", "pass a token"),
         "no_revision": ("OSError", "v9"),
         "upload": ("RemoteProtocolError", "disconnected"),
-        "upload_403": ("HfHubHTTPError", "403"),
+        "upload_403": ("GatedRepoError", "403"),
     }
     assert set(said) == set(expected)
     for name, (kind, words) in expected.items():
