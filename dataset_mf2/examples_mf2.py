@@ -121,7 +121,21 @@ class RowReader:
         return split_au_caption(row["au_caption"], row["au_labels"], names, rng)
 
 
-class MF2Examples(torch.utils.data.Dataset):
+class HasReader:
+    """What a set of examples has of its rows."""
+
+    read: RowReader
+
+    @property
+    def captions(self) -> list[str]:
+        return self.read.captions
+
+    @property
+    def labels(self) -> list[str]:
+        return self.read.labels
+
+
+class MF2Examples(HasReader, torch.utils.data.Dataset):
     """Examples of a dataset that is at hand, in any order. Options as `RowReader` has them.
 
     stored: for each row the tensors that stand in for its image, such as the tower's output and the landmarks in the
@@ -161,14 +175,6 @@ class MF2Examples(torch.utils.data.Dataset):
         # Images that are not looked at are not decoded either.
         self.rows = self.dataset.select_columns(self.read.columns(self.dataset.column_names, stored is None))
 
-    @property
-    def captions(self) -> list[str]:
-        return self.read.captions
-
-    @property
-    def labels(self) -> list[str]:
-        return self.read.labels
-
     def set_epoch(self, epoch: int) -> None:
         self.epoch = int(epoch)
 
@@ -180,4 +186,4 @@ class MF2Examples(torch.utils.data.Dataset):
         return self.read(self.rows[int(index)], int(index), self.epoch, stored)
 
 
-__all__ = ["MF2Examples", "RowReader"]
+__all__ = ["HasReader", "MF2Examples", "RowReader"]

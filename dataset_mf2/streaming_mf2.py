@@ -13,7 +13,7 @@ from datasets.distributed import split_dataset_by_node
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .builder_mf2 import SPLITS, described_labels
-from .examples_mf2 import RowReader
+from .examples_mf2 import HasReader, RowReader
 from .synthetic_faces import MFASynthetic
 
 
@@ -21,7 +21,7 @@ _SHARDS = 64
 _UNDECODED = Image(decode=False)
 
 
-class MF2StreamedExamples(torch.utils.data.IterableDataset):
+class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
     """Examples without end: when the rows are through, they come again in another order. Options as in `RowReader`.
 
     Each of `world_size` processes reads rows of its own, and none twice before all were read. `buffer` rows are held,
@@ -50,14 +50,6 @@ class MF2StreamedExamples(torch.utils.data.IterableDataset):
         self.rows = split_dataset_by_node(rows, rank, world_size)
         self.processor, self.rank, self.world_size = processor, rank, world_size
         self.skip, self.batch_size = 0, 1
-
-    @property
-    def captions(self) -> list[str]:
-        return self.read.captions
-
-    @property
-    def labels(self) -> list[str]:
-        return self.read.labels
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = torch.utils.data.get_worker_info()
