@@ -1,13 +1,25 @@
+import json
+
 import pytest
 
 from configuration_mf2.facs_mf2 import ACTION_UNITS, EMOTIONS, LABEL_SETS
 from processing_mf2.captions_mf2 import RuleCaptioner, parse_au_caption, parse_emotion
-from processing_mf2.prompts_mf2 import au_state_prompts, chat_prompt, emotion_prompts
+from processing_mf2.prompts_mf2 import (
+    CHAT_CAPTIONS,
+    answer_schema,
+    au_state_prompts,
+    chat_prompt,
+    correction_prompt,
+    emotion_prompts,
+    known_captions,
+    prompt_version,
+)
 from processing_mf2.wording_mf2 import KEY_AU_PROMPT
 
 
 MFA = LABEL_SETS["mfa"].action_units
 LABELS = [1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+MFA_CAPTIONS = ("au_caption", "emotion_caption", "key_au_caption")
 
 
 def test_zero_shot_prompts_are_the_canonical_sentences():
@@ -20,38 +32,64 @@ def test_zero_shot_prompts_are_the_canonical_sentences():
     assert [rest for _, rest in states.values()] == captioner.au_sentences([0] * len(states))
 
 
-@pytest.mark.parametrize("kind", ["au", "emotion", "key_au"])
-def test_chat_prompt_has_role_example_and_cue(kind):
-    messages = chat_prompt(kind, LABELS, "Surprise")
+@pytest.mark.parametrize("captions", [(name,) for name in CHAT_CAPTIONS] + [MFA_CAPTIONS])
+def test_chat_prompt_has_role_example_and_cue(captions):
+    messages = chat_prompt(captions, LABELS, "Surprise")
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
     assert all(set(message) == {"role", "content"} and message["content"] for message in messages)
+    assert list(json.loads(messages[2]["content"])) == list(captions) == answer_schema(captions)["required"]
+    assert all(f'"{name}":' in messages[0]["content"] for name in captions)
     cue = messages[-1]["content"]
-    assert ("AU1 (Inner Brow Raiser), AU25 (Lips Part) and AU26 (Jaw Drop)" in cue) == (kind != "emotion")
-    assert ("Emotion: Surprise." in cue) == (kind != "au")
-    assert "AU2 " not in cue and "AU4" not in cue
+    told = "AU1 (Inner Brow Raiser), AU25 (Lips Part) and AU26 (Jaw Drop)" in cue
+    assert told == (captions not in {("emotion_caption",), ("exp_blip_emot",)})
+    # Of unknown action units nothing is said, of inactive ones only where their description is asked for.
+    assert "AU2 " not in cue and ("AU4 (Brow Lowerer)" in cue) == ("vl_fau_local" in captions)
     # The example is no answer to the question at hand, and the cue gives truth only, never which AUs are key.
     assert "key" not in cue.lower() and "decisive" not in cue
 
 
+def test_truth_is_given_where_it_is_needed_only():
+    assert "Emotion: Surprise." in chat_prompt(("key_au_caption",), LABELS, "Surprise")[-1]["content"]
+    assert "Emotion" not in chat_prompt(("au_caption",), LABELS, "Surprise")[-1]["content"]
+    assert known_captions(MFA_CAPTIONS, True, False) == ("au_caption",)
+    assert known_captions(MFA_CAPTIONS, False, True) == ("emotion_caption",)
+    assert known_captions(CHAT_CAPTIONS, False, False) == ()
+
+
 def test_worked_answers_are_of_the_form_that_our_parsers_read():
-    assert list(parse_au_caption(chat_prompt("au", LABELS, None)[2]["content"], MFA)) == ["AU4", "AU7", "AU10", "AU23"]
-    assert parse_emotion(chat_prompt("emotion", None, "Fear")[2]["content"], EMOTIONS) == "Anger"
-    key = chat_prompt("key_au", LABELS, 3)
-    assert key[2]["content"].startswith(KEY_AU_PROMPT) and KEY_AU_PROMPT in key[0]["content"]
+    example = json.loads(chat_prompt(CHAT_CAPTIONS, LABELS, 3)[2]["content"])
+    assert list(parse_au_caption(example["au_caption"], MFA)) == ["AU4", "AU7", "AU10", "AU23"]
+    local = parse_au_caption(example["vl_fau_local"], MFA)
+    assert [au for au, text in local.items() if text.startswith("Inactive, ")] == ["AU12", "AU25"]
+    assert {parse_emotion(example[name], EMOTIONS) for name in ("emotion_caption", "exp_blip_emot")} == {"Anger"}
+    assert example["key_au_caption"].startswith(KEY_AU_PROMPT)
 
 
 def test_a_face_at_rest_can_be_asked_for():
-    assert chat_prompt("au", [0] * 12, None)[-1]["content"].endswith("Active action units: none.")
-    assert "action units" not in chat_prompt("emotion", None, "Other")[-1]["content"]
+    assert chat_prompt(("au_caption",), [0] * 12, None)[-1]["content"].endswith("Active action units: none.")
+    assert "action units" not in chat_prompt(("emotion_caption",), None, "Other")[-1]["content"]
+
+
+def test_a_prompt_without_image_says_so_and_is_another_version():
+    told = [chat_prompt(MFA_CAPTIONS, LABELS, 3, with_image=image)[0]["content"] for image in (True, False)]
+    assert "No image" not in told[0] and "No image" in told[1]
+    versions = {prompt_version(captions, image) for captions in (MFA_CAPTIONS, ("au_caption",)) for image in (0, 1)}
+    assert len(versions) == 4 and prompt_version(MFA_CAPTIONS) in versions
+
+
+def test_a_correction_names_every_problem():
+    assert '- "au_caption" names AU9.\n- "b" is missing.' in correction_prompt(
+        {"au_caption": "names AU9", "b": "is missing"}
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("story", LABELS, "Fear"), r"kind: got 'story', expected one of \['au', 'emotion', 'key_au'\]"),
-        (("au", [-1] * 12, "Fear"), "au_labels: got no known label"),
-        (("key_au", LABELS, -1), "emotion: got -1, expected a known one"),
-        (("emotion", None, "Joy"), "emotion: got 'Joy', expected one of"),
+        ((("story",), LABELS, "Fear"), r"captions: got \['story'\], expected some of \['au_caption', "),
+        ((("au_caption",), [-1] * 12, "Fear"), "au_labels: got no known label"),
+        ((("key_au_caption",), LABELS, -1), r"emotion: got -1, expected a known one for \['key_au_caption'\]"),
+        ((("emotion_caption",), None, "Joy"), "emotion: got 'Joy', expected one of"),
     ],
 )
 def test_errors(arguments, message):

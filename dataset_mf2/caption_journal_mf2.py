@@ -1,0 +1,242 @@
+"""The journal of a caption run: what was asked, paid and written, one line each, so that a kill costs nothing.
+
+A line stands before a request is sent, and one after its answer came: what was asked and never answered may have been
+paid, and is counted so. Neither images nor keys are ever in it.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .caption_styles_mf2 import Captions
+
+
+logger = logging.getLogger(__name__)
+
+MIN_FREE_BYTES = 8 * 2**20
+"""With less room on the disk nothing is asked any more: what has been asked must still find a place."""
+
+_VERSION = 1
+
+
+class CaptionError(RuntimeError):
+    """Why a caption run stopped. What was written before is kept, and the next run goes on from there."""
+
+
+class JournalInUseError(CaptionError):
+    pass
+
+
+class JournalFullError(CaptionError):
+    pass
+
+
+class CaptionJournal:
+    """`with CaptionJournal(path) as journal:`; one process at a time. Captions are read back from the file, not kept in
+    memory.
+
+    spent: dollars for certain. unsure: dollars of requests whose answer never came. answers: raw answers by key that
+    are paid but not yet captions. batches: batch jobs that are not closed, number -> what is known of them.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.spent, self.answers, self.batches = 0.0, {}, {}
+        self.requests, self.identity = 0, uuid.uuid4().hex
+        self._places: dict[str, int] = {}
+        self._kinds: Counter[tuple] = Counter()
+        self._open: dict[int, float] = {}
+        self._written = self._synced = 0
+        self._syncing: asyncio.Future | None = None
+        self._file = -1
+
+    def __enter__(self) -> "CaptionJournal":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{self.path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalInUseError(
+                f"journal: {self.path} is in use by another run; wait for it, stop it, or choose another journal"
+            ) from None
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+            self._load()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.fsync(self._file)
+            os.close(self._file)
+            self._pool.shutdown()
+            self._file = -1
+        self._lock.release()
+
+    @property
+    def unsure(self) -> float:
+        return sum(self._open.values())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def warn_of_others(self, **told: str) -> None:
+        """Captions of another style, model or prompt stay where they are and are not mixed with new ones; but who only
+        wanted to go on should know that the new ones are paid."""
+        others = {kind: count for kind, count in self._kinds.items() if kind != tuple(told.values())}
+        if others and tuple(told.values()) not in self._kinds:
+            logger.warning(
+                "journal: %s has no caption of %s yet; it keeps %s",
+                *(self.path, " ".join(told.values())),
+                ", ".join(f"{count} of {' '.join(map(str, kind))}" for kind, count in others.items()),
+            )
+
+    def captions(self, key: str) -> Captions:
+        os.lseek(self._file, self._places[key], os.SEEK_SET)
+        found = b""
+        while b"\n" not in found:
+            found += os.read(self._file, 8192)
+        line = json.loads(found.partition(b"\n")[0])
+        return Captions(line["id"], line["texts"], line["writer"])
+
+    def open_request(self, usd: float, **told: Any) -> int:
+        """Before a request is sent. Its number closes it again."""
+        self._check_room()
+        number = self.requests + 1
+        self._append({"event": "asked", "n": number, "usd": usd, **told})
+        return number
+
+    def close_request(self, number: int, usd: float = 0.0) -> None:
+        """It brought nothing that can be kept; `usd` is what it cost all the same."""
+        self._append({"event": "closed", "n": number, "usd": usd})
+
+    def add_answer(self, number: int, key: str, content: str | None, usd: float, *, batch: bool = False) -> None:
+        """A readable answer that is no caption yet; None for one that cost money only. A batch stays open until
+        `close_request`, when all its answers are here."""
+        self._append({"event": "answer", "batch" if batch else "n": number, "key": key, "content": content, "usd": usd})
+
+    def add_captions(self, number: int | None, key: str, captions: Captions, usd: float, **told: str) -> None:
+        line = {"event": "captions", "n": number, "key": key, "id": captions.id, "usd": usd, **told}
+        self._append({**line, "texts": dict(captions.texts), "writer": captions.writer})
+
+    def name_batch(self, number: int, batch_id: str) -> None:
+        self._append({"event": "batch", "n": number, "id": batch_id})
+
+    async def flushed(self) -> None:
+        """Returns when every line so far is on the disk. Whoever waits meanwhile shares the next write."""
+        target = self._written
+        while self._synced < target:
+            if self._syncing is None:
+                self._syncing = asyncio.ensure_future(self._sync())
+            await asyncio.shield(self._syncing)
+
+    async def _sync(self) -> None:
+        upto = self._written
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, os.fsync, self._file)
+            self._synced = upto
+        except OSError as error:
+            raise JournalFullError(f"journal: {self.path} could not be written to the disk ({error})") from None
+        finally:
+            self._syncing = None
+
+    def _append(self, line: dict) -> None:
+        place = self._size
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, place)
+            raise JournalFullError(
+                f"journal: {self.path} cannot grow ({error}). Make room and start again: what stands in it is kept"
+            ) from None
+        self._size += len(data)
+        self._written += 1
+        self._take(line, place)
+
+    def _check_room(self) -> None:
+        disk = os.fstatvfs(self._file)
+        if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES:
+            raise JournalFullError(
+                f"journal: the disk of {self.path} has {disk.f_bavail * disk.f_frsize:,} bytes left, expected "
+                f"{MIN_FREE_BYTES:,} at least. Make room and start again: what stands in it is kept"
+            )
+
+    def _load(self) -> None:
+        self._size = 0
+        for number, (place, line) in enumerate(self._lines(), start=1):
+            try:
+                found = json.loads(line)
+                self._take(found, place)
+            except (ValueError, KeyError, TypeError):
+                logger.warning("journal: line %d of %s cannot be read, it is passed over", number, self.path)
+                continue
+            if found["event"] == "journal" and found["version"] != _VERSION:
+                raise CaptionError(
+                    f"journal: {self.path} is of version {found['version']}, expected {_VERSION}; choose another file"
+                )
+        if self._size == 0:
+            self._append({"event": "journal", "version": _VERSION, "id": self.identity})
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with open(self.path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):  # a kill in the middle of a write
+                    os.ftruncate(self._file, self._size)
+                    with contextlib.suppress(ValueError):
+                        if isinstance(json.loads(line), dict):
+                            line += b"\n"
+                            os.write(self._file, line)
+                    if not line.endswith(b"\n"):
+                        return
+                place, self._size = self._size, self._size + len(line)
+                yield place, line
+
+    def _take(self, line: Mapping[str, Any], place: int) -> None:
+        event, number = line["event"], line.get("n")
+        if event == "journal":
+            self.identity = line["id"]
+        elif event == "asked":
+            self.requests = max(self.requests, number)
+            self._open[number] = line["usd"]
+            if line.get("batch"):
+                self.batches[number] = {"id": None, "keys": set(), "count": line["batch"]}
+        elif event == "batch":
+            self.batches[number]["id"] = line["id"]
+        else:
+            self.spent += line["usd"]
+            self._open.pop(number, None)
+            if event == "closed":
+                self.batches.pop(number, None)
+            elif event == "answer":
+                if line["content"] is not None:
+                    self.answers.setdefault(line["key"], []).append(line["content"])
+                if "batch" in line and line["batch"] in self.batches:
+                    self.batches[line["batch"]]["keys"].add(line["key"])
+            elif event == "captions":
+                self._places[line["key"]] = place
+                self._kinds[line.get("style"), line.get("model"), line.get("prompt")] += 1
+                self.answers.pop(line["key"], None)
+
+
+__all__ = ["CaptionError", "CaptionJournal", "JournalFullError", "JournalInUseError"]

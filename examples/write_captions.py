@@ -1,0 +1,74 @@
+"""Writes captions for a folder of MFA (or a few drawn faces), by rule or by a chat model, into a copy of it.
+
+python examples/write_captions.py                                               # by rule: offline, at once
+python examples/write_captions.py --dataset mfa --writer chat --estimate        # what gpt-4o would cost
+python examples/write_captions.py --dataset mfa --writer chat --budget 20 --send_images
+python examples/write_captions.py --writer chat --model my-model --base_url http://localhost:8000/v1
+
+The key is read from OPENAI_API_KEY. After a kill, run the same line again: what is in the journal is not paid again.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets, load_from_disk
+
+from dataset_mf2.builder_mf2 import described_labels
+from dataset_mf2.caption_batch_mf2 import write_by_batch
+from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_captions
+from dataset_mf2.caption_prices_mf2 import Price
+from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
+from dataset_mf2.captioner_mf2 import ChatWriter
+from dataset_mf2.synthetic_faces import MFASynthetic
+
+
+def load(dataset: str) -> Dataset:
+    if dataset == "synthetic":
+        return MFASynthetic(64, size=64)
+    found = load_from_disk(dataset)
+    return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
+
+
+def main(argv: list[str] | None = None) -> Path | None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="synthetic", help="a folder of MFA, as save_to_disk writes it")
+    parser.add_argument("--out", type=Path, default=Path("outputs/captions"))
+    parser.add_argument("--writer", default="rule", choices=("rule", "chat"))
+    parser.add_argument("--style", default="mfa", choices=tuple(STYLES))
+    parser.add_argument("--seed", type=int, default=0, help="of the rule's wording")
+    parser.add_argument("--model", default="gpt-4o")
+    parser.add_argument("--base_url", help="another server that speaks OpenAI's chat API")
+    parser.add_argument("--send_images", action="store_true", help="else the model sees labels only")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--budget", type=float, help="dollars that are never passed")
+    parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars for a million tokens")
+    parser.add_argument("--batch", action="store_true", help="the Batch API: half the price, within a day")
+    parser.add_argument("--estimate", action="store_true", help="only say what it would cost")
+    arguments = parser.parse_args(argv)
+    dataset = load(arguments.dataset)
+    labels = described_labels(dataset) or "mfa"
+    rows = caption_rows(dataset, images=arguments.send_images)
+    if arguments.writer == "rule":
+        captions = list(write_by_rule(rows, arguments.style, labels, seed=arguments.seed))
+    else:
+        writer = ChatWriter(
+            arguments.model,
+            **{"style": arguments.style, "label_set": labels, "base_url": arguments.base_url},
+            **{"send_images": arguments.send_images, "concurrency": arguments.concurrency},
+            **{"budget": arguments.budget, "price": Price(*arguments.price) if arguments.price else None},
+        )
+        print(writer.estimate(rows, batch=arguments.batch))
+        if arguments.estimate:
+            return None
+        journal = arguments.out / "journal.jsonl"
+        print(write_by_batch(writer, rows, journal) if arguments.batch else writer.write(rows, journal))
+        captions = list(writer.read(rows, journal))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    count = save_captions(arguments.out / "captions.jsonl", captions)
+    join_captions(dataset, captions, keep_missing=True).save_to_disk(arguments.out / "dataset")
+    print(f"{count} rows in {arguments.out / 'captions.jsonl'}; the data set with them: {arguments.out / 'dataset'}")
+    return arguments.out
+
+
+if __name__ == "__main__":
+    main()

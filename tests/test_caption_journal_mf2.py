@@ -1,0 +1,117 @@
+import asyncio
+import json
+import resource
+
+import pytest
+
+from dataset_mf2 import caption_journal_mf2
+from dataset_mf2.caption_journal_mf2 import CaptionError, CaptionJournal, JournalFullError, JournalInUseError
+from dataset_mf2.caption_styles_mf2 import Captions
+
+
+def fill(path, rows=3):
+    with CaptionJournal(path) as book:
+        for row in range(rows):
+            number = book.open_request(0.5)
+            book.add_captions(number, f"key{row}", Captions(f"r{row}", {"au_caption": "ä" * 40}, "m"), 0.25)
+        lost = book.open_request(0.5)
+        book.add_answer(book.open_request(0.5), "half", "{}", 0.125)
+        asyncio.run(book.flushed())
+        assert book.unsure == 0.5 and lost == rows + 1
+
+
+def test_everything_is_back_after_it_was_closed(tmp_path):
+    path = tmp_path / "new" / "journal.jsonl"
+    fill(path)
+    with CaptionJournal(path) as book:
+        assert len(book) == 3 and "key2" in book and "half" not in book
+        assert book.captions("key1") == Captions("r1", {"au_caption": "ä" * 40}, "m")
+        assert book.spent == 0.75 + 0.125 and book.unsure == 0.5, "what was asked and never answered may be paid"
+        assert book.answers == {"half": ["{}"]} and book.requests == 5
+        book.add_captions(None, "half", Captions("h", {}, "m"), 0.0)
+        assert book.answers == {} and "half" in book
+
+
+def test_cut_off_at_any_byte_it_opens_and_loses_at_most_the_line_that_was_cut(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    fill(path, rows=2)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 29):
+        path.write_bytes(whole[:size])
+        complete = [json.loads(line) for line in whole[:size].splitlines(keepends=True) if line.endswith(b"\n")]
+        with CaptionJournal(path) as book:
+            least = sum(line["event"] == "captions" for line in complete)
+            assert least <= len(book) <= least + 1
+            book.add_captions(None, "later", Captions("l", {}, "m"), 0.0)
+        with CaptionJournal(path) as book:
+            assert "later" in book, size
+            assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_spoilt_line_in_the_middle_is_passed_over_and_told(tmp_path, caplog):
+    path = tmp_path / "journal.jsonl"
+    fill(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\0\0\xff\n"
+    path.write_bytes(b"".join(lines))
+    with CaptionJournal(path) as book:
+        assert len(book) == 2 and book.captions("key2").id == "r2"
+    assert "line 3" in caplog.text
+
+
+def test_whoever_waits_for_the_disk_shares_one_write(tmp_path, monkeypatch):
+    import os
+    import time
+
+    calls = []
+
+    def slow(_):
+        calls.append(1)
+        time.sleep(0.02)
+
+    async def many(book):
+        async def one(n):
+            book.close_request(n)
+            target = book._written
+            await book.flushed()
+            assert book._synced >= target, "came back before the line was on the disk"
+
+        await asyncio.gather(*(one(n) for n in range(50)))
+
+    with CaptionJournal(tmp_path / "j") as book:
+        monkeypatch.setattr(os, "fsync", slow)
+        asyncio.run(many(book))
+        assert 1 <= len(calls) <= 5
+
+
+def test_one_run_at_a_time(tmp_path):
+    with CaptionJournal(tmp_path / "j"), pytest.raises(JournalInUseError, match="is in use by another run"):
+        CaptionJournal(tmp_path / "j").__enter__()
+    with CaptionJournal(tmp_path / "j") as book:
+        assert len(book) == 0
+
+
+def test_a_full_disk_is_an_error_that_keeps_what_stands_there(tmp_path, monkeypatch):
+    path = tmp_path / "j"
+    fill(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CaptionJournal(path) as book:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+        try:
+            with pytest.raises(JournalFullError, match=r"cannot grow .* what stands in it is kept"):
+                book.add_captions(None, "new", Captions("n", {"au_caption": "x" * 100}, "m"), 0.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "new" not in book
+        book.add_captions(None, "new", Captions("n", {}, "m"), 0.0)
+    with CaptionJournal(path) as book:
+        assert len(book) == 4 and book.captions("new").id == "n"
+        monkeypatch.setattr(caption_journal_mf2, "MIN_FREE_BYTES", 1 << 62)
+        with pytest.raises(JournalFullError, match="bytes left"):
+            book.open_request(0.1)
+
+
+def test_a_journal_of_a_later_version_is_refused(tmp_path):
+    (tmp_path / "j").write_text('{"event":"journal","version":9,"id":"x"}\n')
+    with pytest.raises(CaptionError, match="is of version 9, expected 1"):
+        CaptionJournal(tmp_path / "j").__enter__()
