@@ -52,6 +52,12 @@ class KnownFieldsMixin:
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
         content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
+        found = content.get("model_type", cls.model_type)
+        if found != cls.model_type and not cls.base_config_key:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: is a checkpoint of {found!r}, expected one of {cls.model_type!r}; "
+                "load it with its own class (AutoModel.from_pretrained finds it), or name another checkpoint"
+            )
         return content, unused
 
     @classmethod

@@ -11,7 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
-from huggingface_hub.errors import HTTPError  # of whichever client it speaks to the Hub by
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,  # of whichever client it speaks to the Hub by
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+)
 
 
 ENTRY_MODULE = "mf2_hub_code"
@@ -25,6 +31,7 @@ AUTO_CLASSES: dict[str, str] = {
     "AutoModelForPreTraining": "MF2ForPreTraining",
     "AutoModelForImageClassification": "MF2ForImageClassification",
     "AutoModelForImageTextToText": "MF2ForCaptioning",
+    "AutoModelForZeroShotImageClassification": "MF2ForZeroShotImageClassification",
 }
 
 PUBLIC_CLASSES: dict[str, tuple[str, ...]] = {
@@ -34,6 +41,7 @@ PUBLIC_CLASSES: dict[str, tuple[str, ...]] = {
     "modeling_mf2": ("MF2ForFaceAnalysis", "MF2ForImageClassification", "MF2Model"),
     "pretraining_mf2": ("MF2ForPreTraining",),
     "captioning_mf2": ("MF2ForCaptioning",),
+    "text_choice_mf2": ("MF2ForZeroShotImageClassification",),
     "pipeline_mf2": (
         "MF2FaceAnalysisPipeline",
         "MF2ImageClassificationPipeline",
@@ -58,12 +66,28 @@ OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
     "dfn_states": ("frozen_states", "outputs_from_states"),
 }
 
+# The compared systems: an entry module each (`<name>_hub_code`), so that no checkpoint carries another system's code.
+COMPARED_CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
+    "vl_fau": {"configuration_vl_fau": ("VLFAUConfig",), "modeling_vl_fau": ("VLFAUForFaceAnalysis",)},
+    "me_graph_au": {
+        "configuration_me_graph_au": ("MEGraphAUConfig",),
+        "modeling_me_graph_au": ("MEGraphAUForFaceAnalysis",),
+    },
+    "hsemotion": {
+        "configuration_hsemotion": ("HSEmotionConfig",),
+        "modeling_hsemotion": ("HSEmotionForFaceAnalysis",),
+    },
+}
+
 _ACROSS_ROOMS = re.compile(r"^(\s*)from (?:configuration|processing|modeling)_mf2\.(\w+) import", re.MULTILINE)
 _INSIDE_ROOM = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
 
-def auto_map(*auto_classes: str) -> dict[str, str]:
-    return {name: f"{ENTRY_MODULE}.{AUTO_CLASSES[name]}" for name in auto_classes or AUTO_CLASSES}
+def auto_map(*auto_classes: str, system: str = "mf2") -> dict[str, str]:
+    if system == "mf2":
+        return {name: f"{ENTRY_MODULE}.{AUTO_CLASSES[name]}" for name in auto_classes or AUTO_CLASSES}
+    (config,), (model,) = COMPARED_CLASSES[system].values()
+    return {name: f"{system}_hub_code.{config if name == 'AutoConfig' else model}" for name in auto_classes}
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
@@ -80,11 +104,12 @@ def _source_files(module_name: str) -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
 
 
-def flat_code(module_name: str = __name__) -> dict[str, str]:
+def flat_code(module_name: str = __name__, system: str = "mf2") -> dict[str, str]:
     """The files of a self-contained checkpoint: file name -> text."""
     sources = _source_files(module_name)
     texts: dict[str, str] = {}
-    waiting = [*PUBLIC_CLASSES, *OPTIONAL_CLASSES]
+    compared = COMPARED_CLASSES.get(system)
+    waiting = [*PUBLIC_CLASSES, *OPTIONAL_CLASSES] if compared is None else [*compared]
     while waiting:
         name = waiting.pop()
         if name in texts:
@@ -96,17 +121,21 @@ def flat_code(module_name: str = __name__) -> dict[str, str]:
             )
         texts[name] = _ACROSS_ROOMS.sub(r"\1from .\2 import", sources[name].read_text(encoding="utf-8"))
         waiting += _INSIDE_ROOM.findall(texts[name])
-    imports = "\n".join(f"from .{name} import {', '.join(classes)}" for name, classes in PUBLIC_CLASSES.items())
+    public_classes = PUBLIC_CLASSES if compared is None else compared
+    imports = "\n".join(f"from .{name} import {', '.join(classes)}" for name, classes in public_classes.items())
+    if compared is not None:
+        texts[f"{system}_hub_code"] = f"{imports}\n"
+        return {f"{name}.py": text for name, text in texts.items()}
     optional = "\n".join(f"    from .{name} import {', '.join(classes)}" for name, classes in OPTIONAL_CLASSES.items())
     public = sorted(name for classes in PUBLIC_CLASSES.values() for name in classes)
     texts[ENTRY_MODULE] = f"{imports}\n\ntry:\n{optional}\nexcept ImportError:\n    pass\n\n\n__all__ = {public}\n"
     return {f"{name}.py": text for name, text in texts.items()}
 
 
-def write_code(folder: str | os.PathLike) -> None:
+def write_code(folder: str | os.PathLike, system: str = "mf2") -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in flat_code().items():
+    for name, text in flat_code(system=system).items():
         target = folder / name
         if target.exists() and target.read_text(encoding="utf-8") == text:
             continue
@@ -122,10 +151,41 @@ def _broken_connection(error: BaseException | None) -> HTTPError | None:
     return None if isinstance(error, OSError) else error  # huggingface_hub's own errors are both
 
 
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+
+
+def _withheld(source: Any, error: Exception, settings: dict[str, Any]) -> str | None:
+    """transformers takes a file that the Hub does not hand out for one that is not there. Asked again, the Hub says
+    why; None where the file is not there indeed."""
+    if "does not appear to have a file named" not in str(error) or settings.get("local_files_only"):
+        return None
+    adapter = settings.get("adapter_kwargs") or {}  # an Auto class has told it from its base already
+    for name in _WEIGHTS:
+        if name.startswith("adapter") and "_adapter_model_path" in adapter:
+            source, settings = adapter["_adapter_model_path"], {**settings, "revision": None, **adapter}
+        where = {key: settings[key] for key in ("revision", "token", "cache_dir") if settings.get(key) is not None}
+        try:
+            hf_hub_download(str(source), name, **where)
+        except RemoteEntryNotFoundError:
+            continue
+        except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError) as why:
+            answer = why if isinstance(why, HfHubHTTPError) or why.__cause__ is None else why.__cause__
+            status = getattr(getattr(answer, "response", None), "status_code", None)
+            told = str(answer).strip().partition("\n")[0]
+            if status in (401, 403):
+                return (
+                    f"{source}: access to {name} was refused ({told}); expected a token that may read it: ask its "
+                    "owners for access, then pass token=... or log in with `hf auth login`"
+                )
+            return f"{source}: {name} could not be downloaded ({told}); nothing broken is kept: call again"
+    return None
+
+
 class SelfContainedMixin:
     """First base of every class with a `save_pretrained`; `hub_auto_classes` are those that its own file answers to."""
 
     hub_auto_classes: ClassVar[tuple[str, ...]] = ()
+    hub_system: ClassVar[str] = "mf2"
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | None = None) -> None:
@@ -139,7 +199,10 @@ class SelfContainedMixin:
         except (HTTPError, OSError) as error:
             broken = _broken_connection(error)
             if broken is None:
-                raise
+                withheld = _withheld(source, error, kwargs)
+                if withheld is None:
+                    raise
+                raise OSError(withheld) from error
             raise OSError(
                 f"{source}: the connection to the Hub broke off ({broken}). What was complete is kept, nothing else: "
                 "call again to go on, or pass local_files_only=True if you have downloaded it before"
@@ -150,16 +213,16 @@ class SelfContainedMixin:
         content.pop("auto_map", None)
         content.pop("custom_pipelines", None)
         if self.hub_auto_classes:
-            content["auto_map"] = auto_map(*self.hub_auto_classes)
-        if "AutoConfig" in self.hub_auto_classes:
+            content["auto_map"] = auto_map(*self.hub_auto_classes, system=self.hub_system)
+        if "AutoConfig" in self.hub_auto_classes and self.hub_system == "mf2":
             content["custom_pipelines"] = custom_pipelines()
         return content
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         saved = super().save_pretrained(save_directory, *args, **kwargs)
-        write_code(save_directory)
+        write_code(save_directory, self.hub_system)
         return saved
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        write_code(working_dir)
+        write_code(working_dir, self.hub_system)
         return super()._upload_modified_files(working_dir, *args, **kwargs)

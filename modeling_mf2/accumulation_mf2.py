@@ -130,6 +130,10 @@ def _labels_known(batches: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, to
     for name, labels in (("au", "au_labels"), ("emotion", "emotion_labels")):
         if labels in batches[0]:
             counts[name] = sum((batch[labels] != UNKNOWN_LABEL).sum() for batch in batches)
+    for name, mask in (("global_text", "attention_mask"), ("local_text", "au_attention_mask")):  # VL-FAU's descriptions
+        texts = [batch[mask] for batch in batches if mask in batch]
+        if texts:
+            counts[name] = sum(text[..., 1:].any(dim=-1).sum() for text in texts)
     tensors = [next(iter(batch.values())) for batch in batches]
     return {**counts, "rows": torch.tensor(sum(map(len, tensors)), device=tensors[0].device)}
 

@@ -102,7 +102,7 @@ class MF2Trainer(Trainer):
                 f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
             )
         if model.training:
-            names = (*LOSSES, *TOWER_LOSSES)
+            names = getattr(self.accelerator.unwrap_model(model), "loss_names", (*LOSSES, *TOWER_LOSSES))
             parts = {name: outputs[name].detach() for name in names if outputs.get(name) is not None}
             if not torch.isfinite(loss):
                 raise FloatingPointError(self._explain(loss, parts, inputs))
