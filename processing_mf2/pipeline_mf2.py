@@ -11,6 +11,7 @@ from transformers import (
     pipeline,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import cached_file, find_adapter_config_file
 
 from configuration_mf2.facs_mf2 import ACTION_UNITS
 
@@ -289,11 +290,26 @@ PIPELINES: dict[str, type[MF2Pipeline]] = {
 }
 
 
+def _adapter_s_processor(name: str, settings: Mapping[str, Any]) -> MF2Processor | None:
+    """transformers would take the base's, which does not know the thresholds that were tuned for the adapter."""
+    where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
+    if find_adapter_config_file(name, **where) is None:
+        return None
+    if cached_file(name, "processor_config.json", _raise_exceptions_for_missing_entries=False, **where) is None:
+        return None
+    return MF2Processor.from_pretrained(name, **where)
+
+
 def face_pipeline(task: str, model: Any, processor: Any = None, **kwargs: Any) -> Pipeline:
     """`transformers.pipeline` with the classes of this file, also for a model object; its processor is found if the
-    model was loaded from somewhere."""
+    model was loaded from somewhere. An adapter's folder or name will do for a model: it says which base it adapts.
+    peft's wrapper around a model brings the base's processor: pass the adapter's own, if it has one."""
     _one_of("task", task, list(PIPELINES))
-    if not isinstance(model, str) and not hasattr(model, "__fspath__") and processor is None:
+    if hasattr(model, "__fspath__"):
+        model = str(model)
+    if processor is None and isinstance(model, str):
+        processor = _adapter_s_processor(model, kwargs)
+    elif processor is None:
         if not model.name_or_path:
             raise ValueError(
                 "processor: got none, and the model was not loaded from a checkpoint that has one; expected its "

@@ -23,9 +23,10 @@ from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2.vision_mf2 import MF2VisionTower
 from processing_mf2 import MF2Processor
 from training_mf2.arguments_mf2 import parse_arguments
-from training_mf2.card_mf2 import TEMPLATE, eval_results, run_facts, write_card
+from training_mf2.card_mf2 import TEMPLATE, card_data, eval_results, run_facts, write_card
 from training_mf2.card_tables_mf2 import always_the_commonest, always_yes
 from training_mf2.evaluation_mf2 import score, write_scores
+from training_mf2.finetuning_mf2 import ADAPTERS, adapt
 from training_mf2.language_mf2 import FIGURES
 from training_mf2.trainer_mf2 import MF2Trainer
 
@@ -49,6 +50,11 @@ def finish(
     arguments, training = parse_arguments(["--output_dir", str(folder), "--use_cpu", "True", *options])
     if arguments.task == "tower":
         MF2VisionTower(config.vision_config).save_pretrained(folder)
+    elif arguments.task in ADAPTERS:
+        base = folder.parent / "base"
+        MF2ForFaceAnalysis(config).save_pretrained(base)
+        processor.save_pretrained(base)
+        adapt(MF2ForFaceAnalysis.from_pretrained(base.name), arguments.task).save_pretrained(folder)
     else:
         (MF2ForFaceAnalysis if arguments.task == "full" else MF2ForPreTraining)(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -148,6 +154,23 @@ def test_made_again_it_is_the_same(card: Path) -> None:
     assert not re.search(r"\n{3,}|[ \t]+$", card.read_text(), re.MULTILINE), "no stray blanks"
 
 
+ADAPTER = {"trainable_parameters": 123456, "base/au_f1_macro": 0.43219, "base/au_f1_tuned_macro": 0.45671}
+
+
+def check_adapter_card(card: Path) -> None:
+    assert unaccounted(card) == set() and {"123,456", "0.432", "0.457"} <= set(re.findall(r"[\d,.]*\d", body(card)))
+    for words in ("A DFN adapter of the MF² model `base`", "the base without it", "are kept with the adapter"):
+        assert words in body(card), words
+    run, metrics = files(card)
+    data = card_data({**run, "base_models": ["org/base"]}, metrics)
+    assert (data.library_name, data.base_model, data.base_model_relation) == ("peft", ["org/base"], "adapter")
+    assert {"dfn", "synthetic"} <= set(data.tags) and data.pipeline_tag == "image-classification"
+    assert ModelCard.load(card).data.base_model is None, "the name of a folder is nothing on the Hub"
+    with LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        ModelCard.load(card).validate()
+
+
 @pytest.mark.parametrize("folder", EMBEDDED, ids=lambda path: path.name)
 def test_the_cards_in_this_repository_are_those_of_their_files(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / folder.name)
@@ -155,14 +178,17 @@ def test_the_cards_in_this_repository_are_those_of_their_files(folder: Path, tmp
     assert unaccounted(copy / "README.md") == set()
 
 
-def test_the_code_of_every_kind_of_card_runs(card: Path) -> None:
+def test_the_code_of_every_kind_of_card_runs(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = card.parent.parent
+    monkeypatch.chdir(folder)  # where the adapter's base is found by name
     cards = [
         card,
         finish(folder / "classes", "bp4d", None, "--task", "full"),
         finish(folder / "feelings", "raf_db", None, "--task", "pretrain"),
         finish(folder / "tower", "mfa", None, "--task", "tower"),
+        finish(folder / "adapter", "mfa", ADAPTER, "--task", "dfn", "--model_name_or_path", "base"),
     ]
+    check_adapter_card(cards[-1])
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)).save(folder / "face.png")
     programs = [
         "\n".join(re.findall(r"^```python\n(.*?)^```$", c.read_text(), re.MULTILINE | re.DOTALL)) for c in cards

@@ -130,6 +130,8 @@ for how in (401, 403, 404, 500, "truncate"):
     fail()
     assert same(load(revision="v1", cache_dir=cache)), how
 cache = tempfile.mkdtemp()
+fail(**{"model.safetensors$": 403})  # of all files the weights alone
+said["weights_403"] = attempt(load, revision="v1", cache_dir=cache)
 fail(**{"org/mf2": "hang up"})
 said["down"] = attempt(load, revision="v1", cache_dir=cache)
 said["down_processor"] = attempt(load, kind=MF2Processor, cache_dir=cache)
@@ -261,6 +263,7 @@ def test_whatever_goes_wrong_on_the_way_is_named_and_leaves_cache_and_repo_as_th
         "404": ("OSError", "model.safetensors"),
         "500": ("OSError", "500"),
         "truncate": ("OSError", "broke off"),
+        "weights_403": ("OSError", "access to model.safetensors was refused"),
         "down": ("OSError", "broke off"),
         "down_processor": ("OSError", "broke off"),
         "private": ("OSError", "pass a token"),

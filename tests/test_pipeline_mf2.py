@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import shake, tiny_config
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import AutoConfig, pipeline
 
 from configuration_mf2 import hub_mf2
 from configuration_mf2.facs_mf2 import ACTION_UNITS, CANONICAL_FACE
-from modeling_mf2 import MF2ForCaptioning, MF2ForImageClassification, MF2ForPreTraining, MF2Model
+from modeling_mf2 import (
+    DFNConfig,
+    MF2ForCaptioning,
+    MF2ForFaceAnalysis,
+    MF2ForImageClassification,
+    MF2ForPreTraining,
+    MF2Model,
+)
 from processing_mf2 import MF2Processor, build_tokenizer, face_pipeline
 from processing_mf2.landmarks_mf2 import DetectedFace, FaceAlignmentDetector
 from processing_mf2.pipeline_mf2 import PIPELINES
@@ -208,6 +216,41 @@ def test_the_checkpoint_names_the_same_classes(saved: Path) -> None:
         task: pipeline_class.__name__ for task, pipeline_class in PIPELINES.items()
     }
     assert set(hub_mf2.PIPELINES) == set(PIPELINES)
+
+
+def test_an_adapter_is_as_good_as_a_model(saved: Path, processor, face, tmp_path: Path) -> None:
+    """As peft's wrapper, and by its folder, from which the base and the adapter's own processor are found."""
+    inputs = processor(images=face, return_tensors="pt")
+    own = MF2Processor.from_pretrained(saved)
+    own.au_thresholds = [0.3, 0.4, 0.6]
+    targets = {"target_modules": r".*emo_vl.*cross_attention\.q_proj", "modules_to_save": ["classifiers"]}
+    for config in (DFNConfig(bottleneck=4, pathways=["visual"]), LoraConfig(r=2, **targets)):
+        adapted = shake(get_peft_model(MF2ForFaceAnalysis.from_pretrained(saved), config), seed=3).eval()
+        base = MF2ForFaceAnalysis.from_pretrained(saved)
+        adapted.base_model.model.mf2.load_state_dict(base.mf2.state_dict(), strict=False)  # as they were shaken too
+        folder = tmp_path / str(config.peft_type.value)
+        adapted.save_pretrained(folder)
+        wrapped = PeftModel.from_pretrained(base, folder).eval()
+        with torch.no_grad():
+            expected = wrapped(**inputs).emotion_logits.softmax(-1).max().item()
+        assert abs(expected - face_pipeline("image-classification", str(saved))(face)[0]["score"]) > 1e-4
+        assert face_pipeline("image-classification", wrapped)(face)[0]["score"] == pytest.approx(expected, abs=1e-6)
+        plain = face_pipeline("image-classification", folder)  # no processor there: the base's
+        assert plain(face)[0]["score"] == pytest.approx(expected, abs=1e-6)
+        assert plain.processor.au_thresholds == processor.au_thresholds
+        own.save_pretrained(folder)
+        (found,) = face_pipeline("face-analysis", str(folder))(face)
+        (same,) = pipeline("face-analysis", model=str(folder), processor=str(folder), trust_remote_code=True)(face)
+        assert found == same and max(found["emotions"].values()) == pytest.approx(expected, abs=1e-6)
+        assert [said["threshold"] for said in found["action_units"].values()] == own.au_thresholds
+
+
+def test_a_damaged_adapter_is_named(saved: Path, tmp_path: Path) -> None:
+    get_peft_model(MF2ForFaceAnalysis.from_pretrained(saved), DFNConfig(bottleneck=4)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors: damaged or cut short \(500 bytes"):
+        MF2ForPreTraining.from_pretrained(tmp_path)
 
 
 def test_an_unknown_task_is_named(model, processor) -> None:

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.version_mf2 import VERSION
 from dataset_mf2.synthetic_faces import CORPUS
+from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
 from .card_tables_mf2 import (
@@ -32,6 +33,7 @@ from .card_tables_mf2 import (
     without_positives,
 )
 from .evaluation_mf2 import write_text
+from .finetuning_mf2 import ADAPTERS
 
 
 # Beside the rooms both in a checkout and where a wheel is installed.
@@ -48,11 +50,17 @@ KINDS: dict[str, dict[str, Any]] = {
         "pipeline_tag": "image-feature-extraction",
         "task": "Action units and emotions of a face, by a readout that is not part of the checkpoint",
     },
+    "adapter": {
+        "config": MF2Processor,  # an adapter has no configuration of a model; its processor knows the labels
+        "pipeline_tag": "image-classification",
+        "task": "Action units and emotions of a face, from the image alone",
+    },
 }
 """What a checkpoint can be."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_LIBRARIES = ("torch", "transformers", "timm", "accelerate", "datasets")
+_LIBRARIES = ("torch", "transformers", "peft", "timm", "accelerate", "datasets")
+_METHODS = {"dfn": "DFN", "lora": "LoRA", "ia3": "IA3"}
 
 
 def run_facts(
@@ -93,7 +101,7 @@ def run_facts(
         "weights saved as": "fp16" if arguments.save_half else "fp32",
     }
     return {
-        "kind": "tower" if arguments.task == "tower" else "model",
+        "kind": kind_of(arguments.task),
         "name": training.hub_model_id or Path(training.output_dir).resolve().name,
         "dataset": CORPUS if drawn else _public(arguments.dataset),
         "synthetic": bool(synthetic),
@@ -108,6 +116,11 @@ def run_facts(
         "hardware": hardware_words(training),
         "versions": {"mf2": VERSION, "python": platform.python_version(), **_library_versions()},
     }
+
+
+def kind_of(task: str) -> str:
+    """Of `KINDS`; a linear probe's heads are saved with the whole model."""
+    return "tower" if task == "tower" else "adapter" if task in ADAPTERS and task != "linear_probe" else "model"
 
 
 def _is_hub_name(name: str) -> bool:
@@ -186,12 +199,15 @@ def card_data(run: Mapping[str, Any], figures: Mapping[str, float]) -> ModelCard
     dataset = run["dataset"].lower() if run["dataset"] == CORPUS else run["dataset"]
     is_public = run["dataset"] == CORPUS or _HUB_NAME.fullmatch(dataset)
     results = eval_results(run, figures)
+    adapter = run["kind"] == "adapter"
+    tags += [run["settings"]["task"]] * adapter
     return ModelCardData(
         license="apache-2.0",
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=KINDS[run["kind"]]["pipeline_tag"],
         tags=tags,
         base_model=run["base_models"] or None,
+        **({"base_model_relation": "adapter"} if adapter and run["base_models"] else {}),
         datasets=[dataset] if is_public else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=run["name"].split("/")[-1] if results else None,
@@ -253,7 +269,8 @@ def _fields(folder: Path, run: Mapping, figures: Mapping[str, float], config: An
     return {
         **{"run": run, "kind": run["kind"], "config": config, "title": run["name"].split("/")[-1]},
         "figures": figures,
-        "architecture": (config.architectures or [""])[0],
+        "architecture": (getattr(config, "architectures", None) or [""])[0],
+        "method": _METHODS.get(run["settings"]["task"]),
         "parameters": _count_parameters(folder),
         "summary": summary_table(figures),
         "baselines": baseline_table(figures),

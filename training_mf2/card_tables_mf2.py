@@ -92,7 +92,8 @@ def _four(figures: Figures, words: str) -> list[str]:
 
 
 def summary_table(figures: Figures) -> str:
-    lines = {"**this checkpoint**": figures, "always yes": always_yes(figures)}
+    base = {key.removeprefix("base/"): value for key, value in figures.items() if key.startswith("base/")}
+    lines = {"**this checkpoint**": figures, "the base without it": base, "always yes": always_yes(figures)}
     lines["always the commonest emotion"] = always_the_commonest(figures)
     rows = [
         [words, *(number_and_interval(scores, key) for key in UNIT_TWO), *_four(scores, words)]

@@ -7,8 +7,10 @@ processor and the model's forward pass over the same images in batches of the sa
 which times both, in turning order. Scores must be equal.
 
 `cold_load_ratio`: seconds of `MF2ForPreTraining.from_pretrained` of a checkpoint of `--load_size`, divided by those of
-`safetensors.torch.load_file` of its file plus building the same modules without weights. Every measurement is the first
-thing that a new process does after its imports; a first one of each, left out, brings the file into the system's cache.
+building the same modules without weights, `safetensors.torch.load_file` of its file, and putting the tensors into their
+places. Both end with a model that answers: no tensor is missing, every page of the file has been read, sums are equal.
+Every measurement is the first thing that a new process does after its imports; a first one of each, left out, brings
+the file into the system's cache.
 """
 
 import argparse
@@ -32,15 +34,20 @@ from processing_mf2 import MF2Processor, face_pipeline
 
 COLD = {
     "from_pretrained": """
-tensors = MF2ForPreTraining.from_pretrained(folder).state_dict()
+model = MF2ForPreTraining.from_pretrained(folder)
 """,
     "bytes_and_modules": """
 with torch.device("meta"):
-    MF2ForPreTraining._from_config(config)
-tensors = load_file(folder + "/model.safetensors")
+    model = MF2ForPreTraining._from_config(config)
+model.load_state_dict(load_file(folder + "/model.safetensors"), assign=True)
+for module in model.modules():
+    for name, buffer in module.named_buffers(recurse=False):
+        if buffer.is_meta and buffer.numel() == 0:  # no file has these
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+model.eval()
 """,
 }
-# Touching a number in each page makes lazily mapped bytes count in both.
+# Bytes are mapped and read when first used: a number of each page is, so that both have them all.
 PROCESS = """
 import sys, time
 import torch
@@ -51,8 +58,10 @@ folder = sys.argv[1]
 config = MF2Config.from_pretrained(folder)
 start = time.perf_counter()
 {work}
-total = sum(tensor.flatten()[::512].sum() for tensor in tensors.values())
-print(time.perf_counter() - start)
+total = sum(tensor.flatten()[::512].sum() for tensor in model.state_dict().values())
+passed = time.perf_counter() - start
+assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+print(float(total), passed)
 """
 
 
@@ -101,11 +110,16 @@ def cold_load_ratio(size: str, rounds: int) -> float:
         del model
         megabytes = (Path(folder) / "model.safetensors").stat().st_size / 2**20
         times: dict[str, list[float]] = {name: [] for name in COLD}
-        for _ in range(rounds + 1):
-            for name, work in COLD.items():
-                command = [sys.executable, "-c", PROCESS.format(work=work), folder]
+        sums = set()
+        for number in range(rounds + 1):
+            for name in sorted(COLD, reverse=bool(number % 2)):
+                command = [sys.executable, "-c", PROCESS.format(work=COLD[name]), folder]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                times[name].append(float(done.stdout.split()[-1]))
+                total, passed = done.stdout.split()[-2:]
+                sums.add(total)
+                times[name].append(float(passed))
+        if len(sums) > 1:
+            raise RuntimeError(f"the two loaded different weights, of sums {sorted(sums)}: nothing to compare")
     medians = {name: statistics.median(values[1:]) for name, values in times.items()}
     print(f"{size}, {megabytes:.0f} MiB: " + ", ".join(f"{name} {value:.2f}s" for name, value in medians.items()))
     return medians["from_pretrained"] / medians["bytes_and_modules"]
