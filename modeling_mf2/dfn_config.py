@@ -60,11 +60,13 @@ class DFNConfig(PeftConfig):
         activation (`str`): `"relu"`, `"gelu"`, `"silu"` or `"tanh"`.
         gate_temperature (`float`): g = sigmoid(p / temperature) weighs a hidden state against the cell before.
         pathways (`list[str]`): what towers read, each of `visual` (queries), `language` (text) and `vision` (the
-            vision tower: `vision_emo` all of it, `vision_au` each AU's region), with `_emo` or `_au`; without either,
-            both. Those that no loss of the model reaches build no tower.
-        pooling (`str` or a dict by pathway): `"mean"` reads the mean over tokens, `"all"` every token.
-        readout (`str`): how a tower's result reaches the queries: `"add"` adds it to each (its mean, where tokens are
-            not queries); `"mix"` learns a weight for each query and token.
+            vision tower, earliest layers first: `vision_emo` all of it, `vision_au` each AU's region), with `_emo` or
+            `_au`; without either, both. Those that no loss of the model reaches build no tower.
+        pooling (`str`, `int` or a dict by pathway): `"mean"` reads the mean over tokens, `"all"` every token, a number
+            so many means, each of tokens that follow one another (rows of a grid). Texts have no number.
+        readout (`str`): how all tokens reach the queries: by `"add"` the tower's result is added to the query that it
+            is of (where tokens are not queries, its mean to each); by `"mix"` each query reads a mean of the tokens of
+            its own, whose weights are learned, other ones for each AU. What is pooled to one is added to each.
         output_layer (`bool`): a linear layer, zero at first, on the tower's last state. Without it the result is what
             the cells have written. Where the tower's width is not the branch's there always is one.
         dropout (`float`): in the cells' bottleneck.
@@ -80,7 +82,7 @@ class DFNConfig(PeftConfig):
     activation: str = "relu"
     gate_temperature: float = 0.1
     pathways: list[str] = field(default_factory=lambda: ["visual", "language"])
-    pooling: str | dict[str, str] = "mean"
+    pooling: str | int | dict[str, Any] = "mean"
     readout: str = "add"
     output_layer: bool = False
     dropout: float = 0.0
@@ -106,7 +108,10 @@ class DFNConfig(PeftConfig):
 
     def _check_choices(self) -> None:
         poolings = self.pooling.values() if isinstance(self.pooling, dict) else [self.pooling]
-        checks = [("pooling", pooling, POOLINGS) for pooling in poolings]
+        numbers = [pooling for pooling in poolings if isinstance(pooling, int) and not isinstance(pooling, bool)]
+        if any(number < 1 for number in numbers):
+            raise ValueError(f"pooling: got {min(numbers)}, expected 1 or more means, or one of {list(POOLINGS)}")
+        checks = [("pooling", pooling, POOLINGS) for pooling in poolings if pooling not in numbers]
         checks += [("readout", self.readout, READOUTS), ("activation", self.activation, ACTIVATIONS)]
         for name, value, choices in [*checks, ("heads", self.heads, HEADS)]:
             if value not in choices:

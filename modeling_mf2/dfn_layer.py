@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .dfn_config import DFNConfig, spread_layers
+from .dfn_config import POOLINGS, DFNConfig, spread_layers
 from .dfn_port import DFNPort, PathwayShape, repeated
 
 
@@ -52,21 +52,29 @@ class DFNTower(nn.Module):
         self.kind = pathway.rpartition("_")[0]
         self.layers = spread_layers(config.of_pathway("layers", pathway), shape.states, pathway)
         self.shared = [layer for layer in self.layers if layer < shape.shared]
-        self.pooled = config.of_pathway("pooling", pathway) == "mean"
+        self.pooling = config.of_pathway("pooling", pathway)
+        tokens = self._tokens_read(pathway, shape)
+        self.pooled = tokens == 1
+        self.are_queries = self.kind == "visual" and tokens == port.tokens
         self.cells = nn.ModuleList(DFNCell(shape.width, config) for _ in self.layers)
         self.output = None
         if config.output_layer or shape.width != port.width:
             self.output = nn.Linear(shape.width, port.width)
         self.mix = None
-        if config.readout == "mix" and shape.tokens is not None:
-            tokens = 1 if self.pooled else shape.tokens
-            start = torch.eye(tokens) if self._is_query(tokens, port) else torch.full((port.tokens, tokens), 1 / tokens)
-            self.mix = nn.Parameter(start)
+        if config.readout == "mix" and tokens is not None and not self.pooled:
+            start = torch.eye(tokens) if self.are_queries else torch.ones(port.tokens, tokens) / tokens
+            self.mix = nn.Parameter(start.repeat(len(self.layers), shape.kinds, 1, 1))
         if config.init_weights:
             self._start_at_zero()
 
-    def _is_query(self, tokens: int, port: DFNPort) -> bool:
-        return not self.pooled and self.kind != "vision" and tokens == port.tokens
+    def _tokens_read(self, pathway: str, shape: PathwayShape) -> int | None:
+        """None where it differs from text to text."""
+        if self.pooling in POOLINGS:
+            return 1 if self.pooling == "mean" else shape.tokens
+        if shape.tokens is None or self.pooling > shape.tokens:
+            expected = "'mean' or 'all'" if shape.tokens is None else f"at most its {shape.tokens} tokens"
+            raise ValueError(f"pooling: got {self.pooling} for {pathway!r}, expected {expected}")
+        return self.pooling
 
     def _start_at_zero(self) -> None:
         for layer in [self.output] if self.output is not None else [cell.up for cell in self.cells]:
@@ -80,8 +88,10 @@ class DFNTower(nn.Module):
         states = [hidden[layer].detach() for layer in self.layers]
         if self.kind == "vision":  # a ViT's blocks do not end in a norm
             states = [nn.functional.layer_norm(state.float(), state.shape[-1:]) for state in states]
-        if not self.pooled:
+        if self.pooling == "all":
             return states
+        if not self.pooled:
+            return [nn.functional.adaptive_avg_pool1d(state.mT, self.pooling).mT for state in states]
         if mask is None:
             return [state.mean(dim=1) for state in states]
         shown = mask[..., None].to(states[0].dtype)
@@ -90,18 +100,25 @@ class DFNTower(nn.Module):
     def forward(self, states: list[torch.Tensor]) -> torch.Tensor:
         """-> (rows, 1 or tokens of the branch, its width)."""
         rows, dtype = max(map(len, states)), self.cells[0].gate.dtype
+        states = [seen.to(dtype) for seen in states]
         state = written = None
+        if self.mix is not None:  # before the cells: there are fewer queries than tokens
+            states = [self._mixed(*pair) for pair in zip(self.mix, states, strict=True)]
         for cell, seen in zip(self.cells, states, strict=True):
             if state is not None:
                 seen = repeated(seen, rows)
                 state, written = repeated(state, rows), repeated(written, rows)
-            state, written = cell(seen.to(dtype), state, written)
+            state, written = cell(seen, state, written)
         result = written if self.output is None else self.output(state)
         if self.pooled:
-            result = result[:, None]
-        if self.mix is not None:
-            return torch.einsum("qt,rtw->rqw", self.mix.to(result.dtype), result)
-        return result.mean(dim=1, keepdim=True) if self.kind == "vision" else result
+            return result[:, None]
+        per_query = self.mix is not None or self.are_queries or self.kind == "language"
+        return result if per_query else result.mean(dim=1, keepdim=True)
+
+    @staticmethod
+    def _mixed(weights: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        by_kind = tokens.unflatten(0, (-1, len(weights)))  # (samples, kinds, tokens, width)
+        return torch.einsum("kqt,nktw->nkqw", weights, by_kind).flatten(0, 1)
 
 
 class DFNLayer(nn.Module, BaseTunerLayer):

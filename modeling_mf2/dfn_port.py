@@ -11,12 +11,14 @@ class PathwayShape:
     """What flows through a pathway: `states` tensors (rows, `tokens`, `width`), the embedding state first.
 
     tokens: None where it differs from text to text. shared: how many of the first states are the same for all samples.
+    kinds: rows are of so many kinds in turn (AUs): row r is of kind r modulo their number.
     """
 
     states: int
     width: int
     tokens: int | None = None
     shared: int = 0
+    kinds: int = 1
 
 
 class DFNPort(nn.Module):

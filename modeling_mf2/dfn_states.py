@@ -71,7 +71,7 @@ def store_identity(model: nn.Module, count: int, views: int, data: str, processo
     read: dict[str, Any] = {}
     for branch, port in _ports(model).items():
         towers = (port.active_towers or {}) if isinstance(port, DFNLayer) else {}
-        read[branch] = {name: {"layers": tower.layers, "pooled": tower.pooled} for name, tower in towers.items()}
+        read[branch] = {name: {"layers": tower.layers, "pooling": tower.pooling} for name, tower in towers.items()}
     described = json.dumps(processor, sort_keys=True, default=str)
     return {
         **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "read": read, "dtype": dtype},

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from configuration_mf2.hub_mf2 import SelfContainedMixin
 from .accumulation_mf2 import BatchShare, count_of
 from .dfn_port import DFNPort, PathwayShape
 from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers
+from .loading_mf2 import check_adapter_file, load_in_place
 from .losses_mf2 import au_loss, emotion_loss
 from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
 from .regions_mf2 import MF2Regions
@@ -80,14 +82,17 @@ class MF2FaceAnalysisOutput(MF2ModelOutput):
 class MF2Branch(nn.Module):
     """A Q-Former with its queries and the heads that align it with language: Emo-VL, and AU-VL for all AUs together."""
 
-    def __init__(self, config: MF2QFormerConfig, name: Branch = "emo", vision: PathwayShape | None = None) -> None:
+    def __init__(
+        self, config: MF2QFormerConfig, name: Branch = "emo", vision: PathwayShape | None = None, kinds: int = 1
+    ) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
         self.qformer = MF2QFormer(config)
         self.heads = MF2AlignmentHeads(config)
         self.temperature = nn.Parameter(torch.empty(1))
         states, width, queries = config.num_hidden_layers + 1, config.hidden_size, config.num_query_tokens
-        pathways = {"visual": PathwayShape(states, width, queries, shared=1), "language": PathwayShape(states, width)}
+        visual = PathwayShape(states, width, queries, shared=1, kinds=kinds)
+        pathways = {"visual": visual, "language": PathwayShape(states, width)}
         self.port = DFNPort(name, width, queries, pathways if vision is None else {**pathways, "vision": vision})
 
     def train(self, mode: bool = True) -> "MF2Branch":
@@ -155,11 +160,20 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
                 "download the checkpoint again"
             ) from error
 
+    @staticmethod
+    def _load_pretrained_model(*source: object, **named: object) -> tuple[object, object]:
+        info = None if named else load_in_place(*source)  # by name an adapter's are asked for
+        return (info, None) if info is not None else PreTrainedModel._load_pretrained_model(*source, **named)
+
+    def load_adapter(self, peft_model_id: object = None, *args: object, **kwargs: object) -> object:
+        check_adapter_file(peft_model_id)
+        return super().load_adapter(peft_model_id, *args, **kwargs)
+
     @classmethod
     def _relabelled(cls, source: object, kwargs: dict[str, object]) -> str | None:
         """How the wanted labels differ from the checkpoint's; None if they do not, or none were named."""
         named = {name: kwargs[name] for name in ("label_set", "action_units", "emotions") if name in kwargs}
-        if not named and not isinstance(kwargs.get("config"), MF2Config):
+        if source is None or (not named and not isinstance(kwargs.get("config"), MF2Config)):
             return None
         where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         saved = MF2Config.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
@@ -227,12 +241,13 @@ class MF2Model(MF2PreTrainedModel):
         self.vision = MF2VisionTower(config.vision_config)
         states, width = self.vision.num_states, config.vision_config.hidden_size
         face = config.vision_config.num_prefix_tokens + config.vision_config.grid_size**2
-        seen = {"emo": PathwayShape(states, width, face), "au": PathwayShape(states, width, config.tokens_per_region)}
+        kinds, region = len(config.action_units), config.tokens_per_region
+        seen = {"emo": PathwayShape(states, width, face), "au": PathwayShape(states, width, region, kinds=kinds)}
         seen = seen if states else {}
         self.emo_vl = MF2Branch(config.emo_config, "emo", seen.get("emo")) if config.use_emo_branch else None
         self.au_vl = self.regions = self.au_embedding = None
         if config.use_au_branch:
-            self.au_vl = MF2Branch(config.au_config, "au", seen.get("au"))
+            self.au_vl = MF2Branch(config.au_config, "au", seen.get("au"), kinds)
             self.regions = MF2Regions(config)
             # Tells the one Q-Former that all AUs share which of them it looks at.
             self.au_embedding = nn.Parameter(torch.empty(len(config.action_units), 1, config.au_config.hidden_size))
@@ -297,8 +312,16 @@ class MF2Model(MF2PreTrainedModel):
         """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions."""
         self.branch(name)
         if name == "emo":
-            return image_tokens
+            return self._as_fine_as_tokens(image_tokens)
         return self.regions(image_tokens[:, self.config.vision_config.num_prefix_tokens :], landmarks).flatten(0, 1)
+
+    def _as_fine_as_tokens(self, grid: torch.Tensor) -> torch.Tensor:
+        """A finer map of the tower, averaged over what a token covers; tokens as they are."""
+        side = self.config.vision_config.grid_size
+        if grid.shape[1] == side**2 + self.config.vision_config.num_prefix_tokens:
+            return grid
+        fine = grid.transpose(1, 2).unflatten(2, (math.isqrt(grid.shape[1]), -1))
+        return nn.functional.adaptive_avg_pool2d(fine, side).flatten(2).transpose(1, 2)
 
     def read(
         self, name: Branch, image: torch.Tensor, vision: tuple[torch.Tensor, ...] | None = None, **kwargs: bool

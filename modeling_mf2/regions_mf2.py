@@ -1,5 +1,7 @@
 """Where an action unit shows: landmarks and the grid of patch tokens to a short token sequence for each AU."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -84,8 +86,9 @@ class MF2Regions(nn.Module):
         self.downs = [rule.down for rule in rules]
 
     def forward(self, patch_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
-        """patch_tokens: (batch, grid * grid, width); landmarks: (batch, 68, 2) in pixels of the image, or None for
-        crops in which the face is aligned to the canonical one. -> (batch, AU, tokens of a region, width)."""
+        """patch_tokens: (batch, grid * grid, width), a grid of any fineness over the whole image; landmarks:
+        (batch, 68, 2) in pixels of the image, or None for crops in which the face is aligned to the canonical one.
+        -> (batch, AU, tokens of a region, width)."""
         vision = self.config.vision_config
         batch, _, width = patch_tokens.shape
         device = patch_tokens.device
@@ -93,10 +96,11 @@ class MF2Regions(nn.Module):
             landmarks = torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * vision.image_size
         elif landmarks.shape != (batch, 68, 2):
             raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
-        cells = landmarks.float() / vision.patch_size
+        side = math.isqrt(patch_tokens.shape[1])
+        cells = landmarks.float() / (vision.image_size / side)
         averages, downs = torch.tensor(self.averages, device=device), torch.tensor(self.downs, device=device)
         centres = region_centres(cells, averages, downs)
         points = region_points(cells, centres, self.config.region_grid, self.config.region_window)
-        grid = patch_tokens.view(batch, vision.grid_size, vision.grid_size, width)
+        grid = patch_tokens.view(batch, side, side, width)
         regions = sample_grid(grid, points.flatten(1, 2)).view(batch, points.shape[1], points.shape[2], width)
         return regions + self.positions.to(regions.dtype)

@@ -67,6 +67,12 @@ class MF2ConvTower(nn.Module):
         self.blocks = nn.ModuleList(MF2TowerBlock(width) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
 
+    @property
+    def map_layers(self) -> list[nn.Module]:
+        """Those whose maps an adapter may read beside the blocks' tokens: at most four times as fine as these, and not
+        what the blocks are given."""
+        return [layer for layer in self.convolutions if isinstance(layer, nn.ReLU)][2:-1]
+
     def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.convolutions(pixel_values).flatten(2).transpose(1, 2)  # (batch, grid * grid, width)
         tokens = tokens + self.positions
@@ -153,14 +159,23 @@ class MF2VisionTower(PreTrainedModel):
     def num_states(self) -> int:
         """Hidden states that `look_deep` returns; 0 where the backbone is no plain sequence of blocks."""
         blocks = getattr(self.backbone, "blocks", None)
-        return len(blocks) + 1 if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) else 0
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
+            return 0
+        return len(getattr(self.backbone, "map_layers", ())) + len(blocks) + 1
 
     def look_deep(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """What `forward` returns, and the tokens before the first block and after each; the last are those of
-        `forward`, behind the final norm."""
+        `forward`, behind the final norm. Before them the maps of a backbone's convolutions, as square grids of tokens
+        that may be finer, with zeros in place of channels that they lack."""
         states: list[torch.Tensor] = []
+
+        def keep_map(_: nn.Module, __: tuple, output: torch.Tensor) -> None:
+            tokens = output.flatten(2).transpose(1, 2)
+            states.append(nn.functional.pad(tokens, (0, self.config.hidden_size - tokens.shape[-1])))
+
         blocks = self.backbone.blocks
-        hooks = [blocks[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+        hooks = [layer.register_forward_hook(keep_map) for layer in getattr(self.backbone, "map_layers", ())]
+        hooks += [blocks[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
         hooks += [block.register_forward_hook(lambda _, __, output: states.append(output)) for block in blocks]
         try:
             tokens = self(pixel_values)

@@ -44,7 +44,7 @@ def test_a_cell_by_hand():
     torch.testing.assert_close(written.squeeze(), (1 - share) * 10 + own)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "all"])
+@pytest.mark.parametrize("pooling", ["mean", "all", 2])
 @pytest.mark.parametrize("readout", ["add", "mix"])
 @pytest.mark.parametrize("output_layer", [False, True])
 def test_every_kind_of_tower_is_silent_at_first_and_learns(pooling, readout, output_layer):
@@ -64,6 +64,30 @@ def test_every_kind_of_tower_is_silent_at_first_and_learns(pooling, readout, out
     assert changed.shape == last.shape and not torch.equal(changed, last)
     changed.sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_a_number_pools_tokens_that_follow_one_another():
+    port = DFNPort("au", 4, 3, SHAPES)
+    tower = DFNTower("vision_au", SHAPES["vision"], port, DFNConfig(pathways=["vision"], pooling=2, readout="mix"))
+    states = (torch.randn(2, 5, 6), torch.randn(2, 5, 6))
+    found = tower.select(states, None)
+    normal = torch.nn.functional.layer_norm(states[1], (6,))
+    torch.testing.assert_close(found[1], torch.stack([normal[:, :3].mean(1), normal[:, 2:].mean(1)], dim=1))
+    for name, pooling, expected in (("vision_au", 6, "at most its 5 tokens"), ("language_au", 2, "'mean' or 'all'")):
+        with pytest.raises(ValueError, match=rf"pooling: got {pooling} for '{name}', expected {expected}"):
+            DFNTower(name, SHAPES[name.partition("_")[0]], port, DFNConfig(pooling=pooling))
+
+
+def test_each_kind_of_row_mixes_its_tokens_in_its_own_way():
+    """Rows take turns: of 2 kinds, the rows 1 and 3 are of the second."""
+    shape = PathwayShape(1, 4, tokens=5, kinds=2)
+    tower = DFNTower("vision_au", shape, make_port("au"), DFNConfig(pooling="all", readout="mix", init_weights=False))
+    states = [torch.randn(4, 5, 4)]
+    before = tower(states)
+    with torch.no_grad():
+        tower.mix[0, 1, 2] = torch.randn(5)  # the second kind's, for the last of three queries
+    changed = (tower(states) != before).any(-1)
+    assert changed.tolist() == [[False] * 3, [False, False, True]] * 2
 
 
 def test_pooling_comes_before_the_tower_and_leaves_padding_out():

@@ -58,8 +58,14 @@ def store_of(model, examples, folder, **options):
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"pooling": "all"}, {"pathways": ["visual", "vision"], "readout": "mix"}, {"layers": [0]}],
-    ids=["pooled", "tokens", "vision", "embedding"],
+    [
+        {},
+        {"pooling": "all"},
+        {"pathways": ["visual", "vision"], "readout": "mix"},
+        {"pathways": ["visual", "vision"], "readout": "mix", "pooling": {"visual": "all", "vision": 2}},
+        {"layers": [0]},
+    ],
+    ids=["pooled", "tokens", "vision", "groups", "embedding"],
 )
 def test_full_precision_states_give_the_same_gradients_in_every_bit(build, batch, examples, tmp_path, fields):
     model = build(config(init_weights=False, **fields)).train()

@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 
 import train
 from configuration_mf2 import MF2Config
+from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
-from training_mf2.finetuning_mf2 import ADAPTERS, adapt, peft_config, trainable_parameters
+from processing_mf2.augmentation_mf2 import SLIGHT
+from training_mf2.finetuning_mf2 import ADAPTERS, MF2Views, adapt, peft_config, trainable_parameters
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,50 @@ def test_the_store_changes_nothing_but_the_time(base: Path, tmp_path: Path, task
         torch.testing.assert_close(
             stored[key], tensor, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
         )
+
+
+@pytest.mark.parametrize("task", ["dfn", "full"])
+def test_images_come_in_several_views_which_are_the_same_for_every_seed(base: Path, tmp_path: Path, task: str) -> None:
+    changed = ["--views", "3", "--seed", "1", "--num_images", "48"]
+    train.main(command(base, task, tmp_path / "first", *changed))
+    stores = sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
+    views = [json.loads(store.read_text())["identity"]["views"] for store in stores]
+    assert sorted(views) == ([1, 1, 3] if task == "dfn" else [])
+    train.main(command(base, task, tmp_path / "second", *changed, "--seed", "2"))
+    assert sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json")) == stores
+
+
+def test_views_are_drawn_anew_in_each_epoch(base: Path) -> None:
+    rows, processor = MFASynthetic(16, size=112), MF2Processor.from_pretrained(base)
+    plain = MF2Examples(rows, processor, texts=False)
+    views = MF2Views([plain, *(MF2Examples(rows, processor, texts=False, augment=SLIGHT, seed=n) for n in (1, 2))])
+
+    def pixels(found: list) -> torch.Tensor:
+        return torch.stack([example["pixel_values"] for example in found])
+
+    every = torch.stack([pixels(view.__getitems__(range(16))) for view in views.views])
+    drawn = []
+    for epoch in range(8):
+        views.set_epoch(epoch)
+        found = pixels(views.__getitems__(range(16)))
+        drawn.append((every == found).flatten(2).all(-1).float().argmax(0))
+        assert torch.equal(found, every[drawn[-1], torch.arange(16)])
+    share = torch.stack(drawn).flatten().bincount(minlength=3) / 128
+    assert share.min() > 0.2 and len({tuple(one.tolist()) for one in drawn}) == 8
+
+
+def test_a_methods_own_options_reach_its_config(base: Path) -> None:
+    config = peft_config("dfn", ["bottleneck=16", 'pooling={"visual": "all"}', "readout=add"])
+    assert (config.bottleneck, config.pooling, config.readout) == (16, {"visual": "all"}, "add")
+    assert peft_config("lora", ["r=4"]).r == 4
+    with pytest.raises(
+        ValueError, match=r"adapter_options: got 'bottlenek=16', expected NAME=VALUE with a name"
+    ):
+        peft_config("dfn", ["bottlenek=16"])
+    with pytest.raises(ValueError, match="a linear probe has no config"):
+        adapt(MF2ForFaceAnalysis.from_pretrained(base), "linear_probe", ["r=4"])
+    with pytest.raises(ValueError, match="views: got 2, expected 1 or more, and 1 with --streaming"):
+        train.main(["--task", "dfn", "--views", "2", "--augment", "True"])
 
 
 def test_a_model_is_needed_and_a_method_must_be_known(tmp_path: Path) -> None:

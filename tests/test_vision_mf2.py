@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -34,6 +36,24 @@ def test_convolutional_tower_keeps_places():
     difference = (model(changed) - model(image)).abs().sum(-1).view(8, 8)
     assert difference[0, 7] > 0
     assert difference[7].sum() == 0 and difference[:, 0].sum() == 0
+
+
+@pytest.mark.parametrize(("kind", "sides"), [("conv", [16, 8, 8, 4, 4, 4]), ("vit", [None] * 3)])
+def test_what_adapters_may_read_ends_with_the_tokens(tower, kind, sides):
+    """Maps of the convolutions come first; what is seen in a corner stands in that corner of each."""
+    model = tower(kind).eval()
+    images = torch.randn(1, 3, 64, 64)
+    tokens, states = model.look_deep(images)
+    assert torch.equal(tokens, model(images)) and torch.equal(states[-1], tokens)
+    assert len(states) == model.num_states
+    if kind == "vit":
+        return
+    assert [state.shape[1] for state in states] == [side**2 for side in sides]
+    assert {state.shape[-1] for state in states} == {tokens.shape[-1]}
+    images[..., :8, -8:] += 1  # top right
+    for state, changed in list(zip(states, model.look_deep(images)[1], strict=True))[:3]:
+        moved = (changed - state).abs().sum(-1).view(math.isqrt(state.shape[1]), -1)
+        assert moved[0, -1] > 0 and moved[-1, 0] == 0
 
 
 @pytest.mark.parametrize("kind", ["conv", "vit"])

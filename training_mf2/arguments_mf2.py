@@ -65,6 +65,17 @@ class MF2Arguments:
     store_dtype: Literal["float16", "bfloat16", "float32"] = field(
         default="float16", metadata={"help": "dfn, linear_probe: of the stored states"}
     )
+    adapter_options: list[str] = field(
+        default_factory=list,
+        metadata={"help": "dfn, lora, ia3: NAME=VALUE of the method's own config, such as bottleneck=128 or r=8"},
+    )
+    views: int = field(
+        default=1,
+        metadata={
+            "help": "fine-tuning: forms in which training sees each image: itself, and fixed ones "
+            "slightly turned, moved, mirrored, which are stored like the image itself"
+        },
+    )
     save_half: bool = field(default=False, metadata={"help": "16-bit weights in the saved file, measured as such"})
     augment: bool = field(default=False, metadata={"help": "crop, rotate, flip, recolour and hide parts of the crops"})
 
@@ -105,6 +116,8 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
     if known.task in ADAPTERS:
         defaults |= {"num_train_epochs": 10, "output_dir": f"outputs/{known.task}"}
+        if known.task == "dfn" and known.model_size == "tiny":
+            defaults["learning_rate"] = 3e-3
     if known.streaming.lower() in ("true", "1", "yes"):  # a stream has no epochs
         defaults |= {"save_strategy": "steps", "eval_strategy": "steps"}
     parser.set_defaults(**defaults)
@@ -112,10 +125,18 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     if ours.store_vision is None:
         trains = ours.task not in ("tower", "evaluate")
         ours.store_vision = ours.model_size == "tiny" and trains and not ours.augment
-        ours.store_vision = ours.store_vision and not ours.streaming
+        ours.store_vision = ours.store_vision and not ours.streaming and ours.views == 1
+        # Where the states above the tower are stored, or its blocks are read, its output alone is of no use.
+        ours.store_vision = ours.store_vision and ours.task != "dfn"
     if ours.streaming or ours.augment:  # what comes along changes, or does not come again
         ours.no_store = True
     ours.no_store = ours.no_store or ours.task not in STORABLE
+    elsewhere = ours.streaming or ours.augment or ours.store_vision or ours.task in ("pretrain", "tower")
+    if ours.views < 1 or (ours.views > 1 and elsewhere):
+        raise ValueError(
+            f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --store_vision, or when "
+            "a model is pre-trained"
+        )
     if ours.streaming:
         check_streaming(ours, training)
     if "tensorboard" in (training.report_to or ()) and not is_tensorboard_available():

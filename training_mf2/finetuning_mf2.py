@@ -1,11 +1,13 @@
 """Fine-tuning with the foundation model frozen: DFN and the methods it is compared with, on the same data and seed."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel
@@ -27,23 +29,62 @@ _ATTENTION = r".*_vl\.qformer\.layers\.\d+\.(?:attention|cross_attention)\."
 _FEED_FORWARD = r".*_vl\.qformer\.layers\.\d+\.query_feed_forward\.down_proj"
 
 
-def peft_config(task: str) -> PeftConfig:
-    """The methods as their papers set them for attention layers; the task heads are trained beside each of them."""
+# Chosen on validation images by examples/benchmark/finetuning.py's data: the vision tower's states are worth more than
+# the queries', and the places within a region or a face more than their mean.
+_DFN: Mapping[str, Any] = {
+    "pathways": ["visual", "vision"],
+    "layers": 7,
+    "pooling": {"visual": "mean", "vision_au": 6, "vision_emo": 7},
+    "readout": "mix",
+    "dropout": 0.1,
+}
+_PLAIN_DFN: Mapping[str, Any] = {"pathways": ["visual"]}  # towers that are no sequence of blocks
+
+
+def peft_config(task: str, options: Sequence[str] = (), deep: bool = True) -> PeftConfig:
+    """The methods as their papers set them for attention layers; the task heads are trained beside each of them.
+
+    options: NAME=VALUE of the method's own config, in place of what stands here. deep: whether the model's vision tower
+    has states to read.
+    """
     if task == "dfn":
-        return DFNConfig()
-    if task == "lora":
+        made: tuple[type[PeftConfig], Mapping[str, Any]] = (DFNConfig, _DFN if deep else _PLAIN_DFN)
+    elif task == "lora":
         target = _ATTENTION + r"(?:q_proj|v_proj)"
-        return LoraConfig(r=16, lora_alpha=32, target_modules=target, modules_to_save=_HEADS)
-    if task == "ia3":
+        made = LoraConfig, {"r": 16, "lora_alpha": 32, "target_modules": target, "modules_to_save": _HEADS}
+    elif task == "ia3":
         target = f"(?:{_ATTENTION}(?:k_proj|v_proj)|{_FEED_FORWARD})"
-        return IA3Config(target_modules=target, feedforward_modules=_FEED_FORWARD, modules_to_save=_HEADS)
-    raise ValueError(f"task: got {task!r}, expected one of {list(ADAPTERS)}")
+        own = {"target_modules": target, "feedforward_modules": _FEED_FORWARD, "modules_to_save": _HEADS}
+        made = IA3Config, own
+    else:
+        raise ValueError(f"task: got {task!r}, expected one of {[name for name in ADAPTERS if name != 'linear_probe']}")
+    config_class, fixed = made
+    return config_class(**{**fixed, **_read_options(options, config_class)})
 
 
-def adapt(model: PreTrainedModel, task: str) -> torch.nn.Module:
+def _read_options(options: Sequence[str], config_class: type[PeftConfig]) -> dict[str, Any]:
+    known = {field.name for field in dataclasses.fields(config_class)}
+    read = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in known:
+            raise ValueError(
+                f"adapter_options: got {option!r}, expected NAME=VALUE with a name of {config_class.__name__}: "
+                f"{', '.join(sorted(known))}"
+            )
+        try:
+            read[name] = json.loads(value)
+        except ValueError:
+            read[name] = value  # a plain word
+    return read
+
+
+def adapt(model: PreTrainedModel, task: str, options: Sequence[str] = ()) -> torch.nn.Module:
     """The model as `task` trains it: what is not the method's own, or a head, is frozen."""
     if task != "linear_probe":
-        return get_peft_model(model, peft_config(task))
+        return get_peft_model(model, peft_config(task, options, deep=model.base_model.vision.num_states > 0))
+    if options:
+        raise ValueError(f"adapter_options: got {list(options)}, expected none: a linear probe has no config")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.split(".")[0] in _HEADS)
     return model
@@ -66,17 +107,62 @@ class _Images:
         return {name: tensor for name, tensor in self.examples[index].items() if name in _INPUTS}
 
 
-def with_states(model: torch.nn.Module, examples: MF2Examples, root: str | Path, dtype: str) -> StoredExamples:
+class MF2Views(torch.utils.data.Dataset):
+    """Examples of which each image is there in several forms, one drawn anew in each epoch: as it is, and changed a
+    little in ways that do not depend on the run, so that they can be stored."""
+
+    def __init__(self, views: Sequence[MF2Examples], seed: int = 0) -> None:
+        self.views, self.seed, self.epoch = list(views), seed, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "views":  # not yet there while a worker unpickles
+            raise AttributeError(name)
+        return getattr(self.views[0], name)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
+        drawn = [np.random.default_rng((self.seed, self.epoch, int(i))).integers(len(self.views)) for i in indexes]
+        found: list[Any] = [None] * len(indexes)
+        for number in set(drawn):
+            places = [place for place, view in enumerate(drawn) if view == number]
+            examples = self.views[number].__getitems__([indexes[place] for place in places])
+            for place, example in zip(places, examples, strict=True):
+                found[place] = example
+        return found
+
+
+def with_states(
+    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, dtype: str
+) -> StoredExamples:
     """These examples as stored states and labels. The store lies under `root`, built where there is none of them."""
-    processor = examples.processor.image_processor.to_dict()
-    data = f"{examples.dataset._fingerprint} landmarks={examples.read.landmarks}"
-    identity = store_identity(model, len(examples), 1, data, processor, dtype)
+    views = examples.views if isinstance(examples, MF2Views) else [examples]
+    first = views[0]
+    processor = first.processor.image_processor.to_dict()
+    data = f"{first.dataset._fingerprint} landmarks={first.read.landmarks}"
+    data += "".join(f" view={view.read.seed} {view.read.augment}" for view in views[1:])
+    identity = store_identity(model, len(first), len(views), data, processor, dtype)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    collate = MF2Collator(examples.processor.tokenizer.pad_token_id)
+    collate = MF2Collator(first.processor.tokenizer.pad_token_id)
+    images, *more = (_Images(view) for view in views)
     store = frozen_states(
-        model, _Images(examples), Path(root) / name, data=data, processor=processor, dtype=dtype, collate=collate
+        model,
+        images,
+        Path(root) / name,
+        data=data,
+        processor=processor,
+        more_views=more,
+        dtype=dtype,
+        collate=collate,
     )
-    return StoredExamples(store, _labels(examples))
+    return StoredExamples(store, _labels(first))
 
 
 def _labels(examples: MF2Examples) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -25,11 +26,12 @@ from modeling_mf2.dfn_store import collate_stored
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from modeling_mf2.tower_mf2 import MF2ForTowerTraining
-from processing_mf2.augmentation_mf2 import MF2Augmentation
+from processing_mf2.augmentation_mf2 import SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
-from .card_mf2 import run_facts, write_card
+from .card_mf2 import kind_of, run_facts, write_card
+from .card_tables_mf2 import EMOTION_FOUR, UNIT_TWO
 from .evaluation_mf2 import (
     draw_curves,
     draw_scores,
@@ -40,7 +42,7 @@ from .evaluation_mf2 import (
     tables,
     write_scores,
 )
-from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
+from .finetuning_mf2 import ADAPTERS, MF2Views, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, language_scores
 from .publish_mf2 import publish
 from .sole_user_mf2 import as_sole_user
@@ -152,20 +154,25 @@ def build_examples(
             rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
             told.update(LABELS)
         streamed = {"rank": training.process_index, "world_size": training.world_size} if learning else {}
+        texts = isinstance(model, MF2ForPreTraining) and arguments.use_captions
+        shared = {"texts": texts, "landmarks": arguments.landmarks == "dataset", "told": told}
         made = (MF2StreamedExamples if learning and arguments.streaming else MF2Examples)(
             rows,
             processor,
             **(streamed if arguments.streaming else {}),
-            texts=isinstance(model, MF2ForPreTraining) and arguments.use_captions,
             augment=MF2Augmentation() if learning and arguments.augment else None,
             seed=training.seed,
-            landmarks=arguments.landmarks == "dataset",
-            told=told,
+            **shared,
         )
         if arguments.store_vision and arguments.task != "tower":
             plain = MF2Examples(rows, processor, texts=False, told=told)
             root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
             made.stored = load_or_store_vision(model.base_model.vision, plain, root)
+        if learning and arguments.views > 1:
+            # Every other one is mirrored.
+            slight = [replace(SLIGHT, flip=float(number % 2)) for number in range(1, arguments.views)]
+            views = [MF2Examples(rows, processor, augment=s, seed=n, **shared) for n, s in enumerate(slight, start=1)]
+            made = MF2Views([made, *views], training.seed)
         examples[name] = made
     return examples
 
@@ -184,7 +191,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     model, processor = build_model(arguments)
     examples = build_examples(arguments, training, model, processor, splits)
     if arguments.task in ADAPTERS:
-        model = adapt(model, arguments.task)
+        model = adapt(model, arguments.task, arguments.adapter_options)
     if not arguments.no_store:
         root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
         examples = {name: with_states(model, made, root, arguments.store_dtype) for name, made in examples.items()}
@@ -203,7 +210,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
-    scores = measure(trainer, examples, splits["test"], tune=arguments.task != "evaluate")
+    before = base_scores(trainer, examples, splits["test"]) if kind_of(arguments.task) == "adapter" else {}
+    scores = measure(trainer, examples, splits["test"], tune=arguments.task != "evaluate") | before
     corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
     synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
@@ -224,7 +232,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         write_scores(folder, scores, figures)
         draw_scores(folder, scores, model.config, data)
         draw_curves(folder, trainer.state.log_history, data)
-        if arguments.task not in (*ADAPTERS, "evaluate"):
+        if arguments.task != "evaluate":
             write_card(
                 folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None)
             )
@@ -263,6 +271,13 @@ def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset
     answers = (config, found.predictions, found.label_ids, thresholds)
     subjects, groups = (rows[name][:] if name in rows.column_names else None for name in ("subject", "group"))
     return score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
+
+
+def base_scores(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset) -> dict[str, float]:
+    """The same scores of the model without its adapter, with the thresholds that it came with."""
+    with trainer.model.disable_adapter():
+        scores = measure(trainer, examples, rows, tune=False)
+    return {f"base/{name}": value for name, value in scores.items() if name in (*UNIT_TWO, *EMOTION_FOUR)}
 
 
 @torch.no_grad()
