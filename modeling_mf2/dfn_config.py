@@ -1,7 +1,10 @@
 """Configuration of DFN, and the entry of its name in peft's list of methods."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from .loading_mf2 import check_adapter_file
 
 
 # In `try`, here and in the files that import this one: a checkpoint's own code has to load where peft is missing.
@@ -65,8 +68,10 @@ class DFNConfig(PeftConfig):
         pooling (`str`, `int` or a dict by pathway): `"mean"` reads the mean over tokens, `"all"` every token, a number
             so many means, each of tokens that follow one another (rows of a grid). Texts have no number.
         readout (`str`): how all tokens reach the queries: by `"add"` the tower's result is added to the query that it
-            is of (where tokens are not queries, its mean to each); by `"mix"` each query reads a mean of the tokens of
-            its own, whose weights are learned, other ones for each AU. What is pooled to one is added to each.
+            is of (where tokens are not queries, its mean to each); by `"mix"` the tower works on a few slots, each a
+            learned mean of the tokens, and each query gets a learned share of each slot (of regions: other means and
+            shares for each AU). What is pooled to one is added to each.
+        slots (`int`): of a tower that mixes; its cost grows with them, not with the tokens or queries.
         output_layer (`bool`): a linear layer, zero at first, on the tower's last state. Without it the result is what
             the cells have written. Where the tower's width is not the branch's there always is one.
         dropout (`float`): in the cells' bottleneck.
@@ -84,6 +89,7 @@ class DFNConfig(PeftConfig):
     pathways: list[str] = field(default_factory=lambda: ["visual", "language"])
     pooling: str | int | dict[str, Any] = "mean"
     readout: str = "add"
+    slots: int = 4
     output_layer: bool = False
     dropout: float = 0.0
     heads: str = "task"
@@ -118,8 +124,9 @@ class DFNConfig(PeftConfig):
                 raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}")
 
     def _check_numbers(self) -> None:
-        if self.bottleneck < 1:
-            raise ValueError(f"bottleneck: got {self.bottleneck}, expected at least 1")
+        for name in ("bottleneck", "slots"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if self.gate_temperature <= 0:
             raise ValueError(f"gate_temperature: got {self.gate_temperature}, expected a number above 0")
         if not 0 <= self.dropout < 1:
@@ -131,6 +138,12 @@ class DFNConfig(PeftConfig):
                 raise ValueError(
                     f"layers: got {layers!r}, expected how many (1 or more), or a list of layer indices from 0"
                 )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """peft reads the config first: a cut file of weights is named here, before anything is built."""
+        check_adapter_file(Path(str(pretrained_model_name_or_path)) / (subfolder or ""))
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
     @staticmethod
     def _by_name(names: Any, field_name: str) -> list[str]:

@@ -60,10 +60,12 @@ class DFNTower(nn.Module):
         self.output = None
         if config.output_layer or shape.width != port.width:
             self.output = nn.Linear(shape.width, port.width)
-        self.mix = None
+        self.mix = self.spread = None
         if config.readout == "mix" and tokens is not None and not self.pooled:
-            start = torch.eye(tokens) if self.are_queries else torch.ones(port.tokens, tokens) / tokens
-            self.mix = nn.Parameter(start.repeat(len(self.layers), shape.kinds, 1, 1))
+            slots = min(config.slots, port.tokens)
+            self.mix = nn.Parameter(torch.full((len(self.layers), shape.kinds, slots, tokens), 1 / tokens))
+            turns = torch.eye(slots).repeat(-(-port.tokens // slots), 1)[: port.tokens]  # queries take slots in turn
+            self.spread = nn.Parameter(turns.repeat(shape.kinds, 1, 1))
         if config.init_weights:
             self._start_at_zero()
 
@@ -102,7 +104,7 @@ class DFNTower(nn.Module):
         rows, dtype = max(map(len, states)), self.cells[0].gate.dtype
         states = [seen.to(dtype) for seen in states]
         state = written = None
-        if self.mix is not None:  # before the cells: there are fewer queries than tokens
+        if self.mix is not None:  # before the cells: there are fewer slots than tokens
             states = [self._mixed(*pair) for pair in zip(self.mix, states, strict=True)]
         for cell, seen in zip(self.cells, states, strict=True):
             if state is not None:
@@ -112,7 +114,9 @@ class DFNTower(nn.Module):
         result = written if self.output is None else self.output(state)
         if self.pooled:
             return result[:, None]
-        per_query = self.mix is not None or self.are_queries or self.kind == "language"
+        if self.spread is not None:
+            return self._mixed(self.spread, result)
+        per_query = self.are_queries or self.kind == "language"
         return result if per_query else result.mean(dim=1, keepdim=True)
 
     @staticmethod

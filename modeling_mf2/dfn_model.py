@@ -69,7 +69,7 @@ class DFNModel(BaseTuner):
         taken = {part for name, _ in model.named_modules() for part in name.split(".")} - others
         taken |= {part for name, _ in model.named_parameters() for part in name.split(".")} - others
         taken |= {_TOWERS, "base_layer", "modules_to_save", "original_module", "base_model", "model"}
-        taken |= {"cells", "down", "up", "gate", "output", "mix", "weight", "bias", *map(str, range(100))}
+        taken |= {"cells", "down", "up", "gate", "output", "mix", "spread", "weight", "bias", *map(str, range(100))}
         taken |= {pathway for port in find_ports(model).values() for pathway in port.pathways}
         if adapter_name in taken or "." in adapter_name:
             raise ValueError(

@@ -82,17 +82,14 @@ class MF2FaceAnalysisOutput(MF2ModelOutput):
 class MF2Branch(nn.Module):
     """A Q-Former with its queries and the heads that align it with language: Emo-VL, and AU-VL for all AUs together."""
 
-    def __init__(
-        self, config: MF2QFormerConfig, name: Branch = "emo", vision: PathwayShape | None = None, kinds: int = 1
-    ) -> None:
+    def __init__(self, config: MF2QFormerConfig, name: Branch = "emo", vision: PathwayShape | None = None) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.empty(1, config.num_query_tokens, config.hidden_size))
         self.qformer = MF2QFormer(config)
         self.heads = MF2AlignmentHeads(config)
         self.temperature = nn.Parameter(torch.empty(1))
         states, width, queries = config.num_hidden_layers + 1, config.hidden_size, config.num_query_tokens
-        visual = PathwayShape(states, width, queries, shared=1, kinds=kinds)
-        pathways = {"visual": visual, "language": PathwayShape(states, width)}
+        pathways = {"visual": PathwayShape(states, width, queries, shared=1), "language": PathwayShape(states, width)}
         self.port = DFNPort(name, width, queries, pathways if vision is None else {**pathways, "vision": vision})
 
     def train(self, mode: bool = True) -> "MF2Branch":
@@ -247,7 +244,7 @@ class MF2Model(MF2PreTrainedModel):
         self.emo_vl = MF2Branch(config.emo_config, "emo", seen.get("emo")) if config.use_emo_branch else None
         self.au_vl = self.regions = self.au_embedding = None
         if config.use_au_branch:
-            self.au_vl = MF2Branch(config.au_config, "au", seen.get("au"), kinds)
+            self.au_vl = MF2Branch(config.au_config, "au", seen.get("au"))
             self.regions = MF2Regions(config)
             # Tells the one Q-Former that all AUs share which of them it looks at.
             self.au_embedding = nn.Parameter(torch.empty(len(config.action_units), 1, config.au_config.hidden_size))

@@ -81,13 +81,18 @@ def test_a_number_pools_tokens_that_follow_one_another():
 def test_each_kind_of_row_mixes_its_tokens_in_its_own_way():
     """Rows take turns: of 2 kinds, the rows 1 and 3 are of the second."""
     shape = PathwayShape(1, 4, tokens=5, kinds=2)
-    tower = DFNTower("vision_au", shape, make_port("au"), DFNConfig(pooling="all", readout="mix", init_weights=False))
+    tower = DFNTower(
+        "vision_au", shape, make_port("au"), DFNConfig(pooling="all", readout="mix", slots=2, init_weights=False)
+    )
     states = [torch.randn(4, 5, 4)]
     before = tower(states)
     with torch.no_grad():
-        tower.mix[0, 1, 2] = torch.randn(5)  # the second kind's, for the last of three queries
+        tower.mix[0, 1, 1] = torch.randn(5)  # the second kind's second slot, which the second query gets
     changed = (tower(states) != before).any(-1)
-    assert changed.tolist() == [[False] * 3, [False, False, True]] * 2
+    assert changed.tolist() == [[False] * 3, [False, True, False]] * 2
+    with torch.no_grad():
+        tower.spread[0] = 0  # the first kind gets nothing
+    assert tower(states).abs().sum((1, 2)).gt(0).tolist() == [False, True] * 2
 
 
 def test_pooling_comes_before_the_tower_and_leaves_padding_out():

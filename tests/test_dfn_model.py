@@ -255,7 +255,7 @@ def test_a_damaged_adapter_is_refused(build, tmp_path):
     path = tmp_path / "adapter_model.safetensors"
     content, tensors = path.read_bytes(), load_file(path)
     path.write_bytes(content[:-100])
-    with pytest.raises(Exception, match=r"(?i)incomplete|deserializ"):
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors: damaged or cut short"):
         PeftModel.from_pretrained(build(), tmp_path)
     save_file({name: tensor for name, tensor in tensors.items() if "up.weight" not in name}, path)
     with pytest.raises(ValueError, match=r"tensors are missing, the first .*up\.weight"):

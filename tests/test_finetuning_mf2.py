@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import DatasetDict
 from peft import PeftModel
 from safetensors.torch import load_file
 
 import train
 from configuration_mf2 import MF2Config
+from dataset_mf2.builder_mf2 import SPLITS
 from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForFaceAnalysis
@@ -113,13 +115,34 @@ def test_views_are_drawn_anew_in_each_epoch(base: Path) -> None:
     assert share.min() > 0.2 and len({tuple(one.tolist()) for one in drawn}) == 8
 
 
+def test_with_captions_the_towers_of_both_modalities_learn(base: Path, tmp_path: Path) -> None:
+    train.main(command(base, "dfn", tmp_path / "out", "--align", "True"))
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    written = {name: tensor.abs().sum() for name, tensor in saved.items() if name.endswith("up.weight")}
+    for pathway in ("visual_emo", "visual_au", "language_emo", "language_au"):
+        assert any(pathway in name and moved > 0 for name, moved in written.items()), pathway
+    assert not (tmp_path / "cache" / "mf2_states").exists()
+    for task in ("full", "linear_probe"):
+        with pytest.raises(ValueError, match=f"align: got True with --task {task}, expected it with dfn"):
+            train.main(["--task", task, "--align", "True"])
+
+
+def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_path: Path) -> None:
+    rows = MFASynthetic(96, size=112)
+    parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
+    for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
+        DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)
+        more = ["--dataset", str(tmp_path / name), "--no_store", "True"]
+        train.main(command(base, "linear_probe", tmp_path / f"out_{name}", *more))
+        saved = MF2ForFaceAnalysis.from_pretrained(tmp_path / f"out_{name}").config
+        assert (saved.au_thresholds is not None) is tuned
+
+
 def test_a_methods_own_options_reach_its_config(base: Path) -> None:
     config = peft_config("dfn", ["bottleneck=16", 'pooling={"visual": "all"}', "readout=add"])
     assert (config.bottleneck, config.pooling, config.readout) == (16, {"visual": "all"}, "add")
     assert peft_config("lora", ["r=4"]).r == 4
-    with pytest.raises(
-        ValueError, match=r"adapter_options: got 'bottlenek=16', expected NAME=VALUE with a name"
-    ):
+    with pytest.raises(ValueError, match=r"adapter_options: got 'bottlenek=16', expected NAME=VALUE with a name"):
         peft_config("dfn", ["bottlenek=16"])
     with pytest.raises(ValueError, match="a linear probe has no config"):
         adapt(MF2ForFaceAnalysis.from_pretrained(base), "linear_probe", ["r=4"])

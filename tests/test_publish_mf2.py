@@ -20,7 +20,7 @@ from test_hub_mf2 import STRANGER, run
 import train
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor
-from training_mf2.publish_mf2 import warn_of_local_base
+from training_mf2.publish_mf2 import check_base
 
 
 SMALL = ["--push_to_hub", "True", "--num_images", "96", "--max_steps", "2", "--save_strategy", "steps"]
@@ -161,10 +161,7 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
     assert again["found"] == said["found"] and all(torch.equal(offline[name], found[name]) for name in found)
 
 
-def test_an_adapter_of_a_folder_of_this_machine_is_said_to_be_no_use_to_others(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for base, warned in (("org/base", False), (str(tmp_path), True)):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        warn_of_local_base(tmp_path)
-        assert ("a folder of this machine" in caplog.text) is warned
+def test_an_adapter_of_a_folder_of_this_machine_is_not_published(tmp_path: Path) -> None:
+    check_base("org/base")
+    with pytest.raises(ValueError, match="a folder of this machine"):
+        train.main(["--task", "lora", "--num_images", "96", "--push_to_hub", "True", "--output_dir", str(tmp_path)])

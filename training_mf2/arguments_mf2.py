@@ -69,6 +69,13 @@ class MF2Arguments:
         default_factory=list,
         metadata={"help": "dfn, lora, ia3: NAME=VALUE of the method's own config, such as bottleneck=128 or r=8"},
     )
+    align: bool = field(
+        default=False,
+        metadata={
+            "help": "dfn, lora, ia3: the losses that align images with their captions too, by which the towers of both "
+            "modalities learn; the frozen model runs in each epoch then"
+        },
+    )
     views: int = field(
         default=1,
         metadata={
@@ -128,14 +135,16 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         ours.store_vision = ours.store_vision and not ours.streaming and ours.views == 1
         # Where the states above the tower are stored, or its blocks are read, its output alone is of no use.
         ours.store_vision = ours.store_vision and ours.task != "dfn"
-    if ours.streaming or ours.augment:  # what comes along changes, or does not come again
+    if ours.align and ours.task not in ("dfn", "lora", "ia3"):
+        raise ValueError(f"align: got True with --task {ours.task}, expected it with dfn, lora or ia3")
+    if ours.streaming or ours.augment or ours.align:  # what comes along changes, or does not come again
         ours.no_store = True
     ours.no_store = ours.no_store or ours.task not in STORABLE
-    elsewhere = ours.streaming or ours.augment or ours.store_vision or ours.task in ("pretrain", "tower")
+    elsewhere = ours.streaming or ours.augment or ours.align or ours.store_vision or ours.task in ("pretrain", "tower")
     if ours.views < 1 or (ours.views > 1 and elsewhere):
         raise ValueError(
-            f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --store_vision, or when "
-            "a model is pre-trained"
+            f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align, "
+            "--store_vision, or when a model is pre-trained"
         )
     if ours.streaming:
         check_streaming(ours, training)

@@ -34,32 +34,37 @@ _FEED_FORWARD = r".*_vl\.qformer\.layers\.\d+\.query_feed_forward\.down_proj"
 _DFN: Mapping[str, Any] = {
     "pathways": ["visual", "vision"],
     "layers": 7,
-    "pooling": {"visual": "mean", "vision_au": 6, "vision_emo": 7},
+    "pooling": {"visual": "mean", "vision": "all"},
     "readout": "mix",
     "dropout": 0.1,
 }
-_PLAIN_DFN: Mapping[str, Any] = {"pathways": ["visual"]}  # towers that are no sequence of blocks
+_FACE_TOKENS = 49  # of a face as a whole so many are stored at most: more are averaged
 
 
-def peft_config(task: str, options: Sequence[str] = (), deep: bool = True) -> PeftConfig:
+def peft_config(task: str, options: Sequence[str] = (), face_tokens: int = _FACE_TOKENS) -> PeftConfig:
     """The methods as their papers set them for attention layers; the task heads are trained beside each of them.
 
-    options: NAME=VALUE of the method's own config, in place of what stands here. deep: whether the model's vision tower
-    has states to read.
+    options: NAME=VALUE of the method's own config, in place of what stands here. face_tokens: in each state of the
+    model's vision tower; 0 where its states cannot be read.
     """
     if task == "dfn":
-        made: tuple[type[PeftConfig], Mapping[str, Any]] = (DFNConfig, _DFN if deep else _PLAIN_DFN)
+        own: dict[str, Any] = dict(_DFN)
+        if not face_tokens:
+            own |= {"pathways": ["visual", "language"], "pooling": "mean"}
+        elif face_tokens > _FACE_TOKENS:
+            own["pooling"] = {**_DFN["pooling"], "vision_emo": _FACE_TOKENS}
+        config_class: type[PeftConfig] = DFNConfig
     elif task == "lora":
         target = _ATTENTION + r"(?:q_proj|v_proj)"
-        made = LoraConfig, {"r": 16, "lora_alpha": 32, "target_modules": target, "modules_to_save": _HEADS}
+        own = {"r": 16, "lora_alpha": 32, "target_modules": target, "modules_to_save": _HEADS}
+        config_class = LoraConfig
     elif task == "ia3":
         target = f"(?:{_ATTENTION}(?:k_proj|v_proj)|{_FEED_FORWARD})"
         own = {"target_modules": target, "feedforward_modules": _FEED_FORWARD, "modules_to_save": _HEADS}
-        made = IA3Config, own
+        config_class = IA3Config
     else:
         raise ValueError(f"task: got {task!r}, expected one of {[name for name in ADAPTERS if name != 'linear_probe']}")
-    config_class, fixed = made
-    return config_class(**{**fixed, **_read_options(options, config_class)})
+    return config_class(**{**own, **_read_options(options, config_class)})
 
 
 def _read_options(options: Sequence[str], config_class: type[PeftConfig]) -> dict[str, Any]:
@@ -82,7 +87,10 @@ def _read_options(options: Sequence[str], config_class: type[PeftConfig]) -> dic
 def adapt(model: PreTrainedModel, task: str, options: Sequence[str] = ()) -> torch.nn.Module:
     """The model as `task` trains it: what is not the method's own, or a head, is frozen."""
     if task != "linear_probe":
-        return get_peft_model(model, peft_config(task, options, deep=model.base_model.vision.num_states > 0))
+        vision = model.base_model.vision
+        reads_tower = vision.num_states and any("vision" in name for name in model.adapter_pathways)
+        face_tokens = vision.config.num_prefix_tokens + vision.config.grid_size**2 if reads_tower else 0
+        return get_peft_model(model, peft_config(task, options, face_tokens))
     if options:
         raise ValueError(f"adapter_options: got {list(options)}, expected none: a linear probe has no config")
     for name, parameter in model.named_parameters():

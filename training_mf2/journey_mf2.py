@@ -44,7 +44,7 @@ from .evaluation_mf2 import (
 )
 from .finetuning_mf2 import ADAPTERS, MF2Views, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, language_scores
-from .publish_mf2 import publish
+from .publish_mf2 import check_base, publish
 from .sole_user_mf2 import as_sole_user
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint
 from .vision_store_mf2 import load_or_store_vision
@@ -103,7 +103,7 @@ def kinds_of(checkpoint: str) -> list[str]:
 
 
 def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]:
-    model_class = TASK_MODELS.get(arguments.task, MF2ForFaceAnalysis)
+    model_class = MF2ForPreTraining if arguments.align else TASK_MODELS.get(arguments.task, MF2ForFaceAnalysis)
     if arguments.task in ADAPTERS and arguments.model_name_or_path is None and arguments.model_size == "tiny":
         arguments.model_name_or_path = str(RELEASED)
     if arguments.model_name_or_path:
@@ -189,6 +189,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         training.load_best_model_at_end = False  # its AU and emotion readouts learn nothing, and can judge nothing
     splits = load_splits(arguments)
     model, processor = build_model(arguments)
+    if wants_push and kind_of(arguments.task) == "adapter":
+        check_base(arguments.model_name_or_path)
     examples = build_examples(arguments, training, model, processor, splits)
     if arguments.task in ADAPTERS:
         model = adapt(model, arguments.task, arguments.adapter_options)
@@ -210,8 +212,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
-    before = base_scores(trainer, examples, splits["test"]) if kind_of(arguments.task) == "adapter" else {}
-    scores = measure(trainer, examples, splits["test"], tune=arguments.task != "evaluate") | before
+    before = base_scores(trainer, examples, splits) if kind_of(arguments.task) == "adapter" else {}
+    scores = measure(trainer, examples, splits, tune=arguments.task != "evaluate") | before
     corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
     synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
@@ -257,13 +259,16 @@ def comparison(scores: Mapping[str, float]) -> str:
     return "\n".join(["", *lines])
 
 
-def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset, tune: bool) -> dict:
+def measure(
+    trainer: MF2Trainer, examples: dict[str, MF2Examples], splits: Mapping[str, Dataset], tune: bool
+) -> dict[str, float]:
     """Thresholds are tuned on validation images and kept in the config, unless it has some and they are measured as
-    they are; scores are of the test images, `rows`."""
+    they are, or those images are the test's; scores are of the test images."""
+    rows = splits["test"]
     config = trainer.model.config
     thresholds = config.au_thresholds
     tune = tune or thresholds is None
-    if tune and config.action_units and examples["validation"] is not examples["test"]:
+    if tune and config.action_units and splits["validation"] is not rows:
         found = trainer.predict(examples["validation"])
         thresholds = tune_thresholds(probabilities(found.predictions)[1], found.label_ids[1]).tolist()
         config.au_thresholds = thresholds
@@ -273,10 +278,12 @@ def measure(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset
     return score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
 
 
-def base_scores(trainer: MF2Trainer, examples: dict[str, MF2Examples], rows: Dataset) -> dict[str, float]:
+def base_scores(
+    trainer: MF2Trainer, examples: dict[str, MF2Examples], splits: Mapping[str, Dataset]
+) -> dict[str, float]:
     """The same scores of the model without its adapter, with the thresholds that it came with."""
     with trainer.model.disable_adapter():
-        scores = measure(trainer, examples, rows, tune=False)
+        scores = measure(trainer, examples, splits, tune=False)
     return {f"base/{name}": value for name, value in scores.items() if name in (*UNIT_TWO, *EMOTION_FOUR)}
 
 

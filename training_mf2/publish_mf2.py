@@ -1,14 +1,10 @@
 """A finished run's folder to the Hub, in one commit: whatever interrupts it, the revision before stays as it was."""
 
-import json
-import logging
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from transformers import TrainingArguments
 
-
-logger = logging.getLogger(__name__)
 
 # Of a run: weights, configuration, code, card and results. Never the Trainer's pickles, its checkpoints or its lock.
 PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png")
@@ -17,7 +13,6 @@ _KEPT_BACK = ("checkpoint-*", "runs/*", "*/*")
 
 def publish(folder: str | Path, training: TrainingArguments) -> str:
     """Uploads what `PUBLISHED` names to `hub_model_id` (the folder's name unless given). -> the commit's address."""
-    warn_of_local_base(Path(folder))
     api = HfApi(token=training.hub_token)
     name = training.hub_model_id or Path(folder).resolve().name
     repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
@@ -32,14 +27,10 @@ def publish(folder: str | Path, training: TrainingArguments) -> str:
     return str(done)
 
 
-def warn_of_local_base(folder: Path) -> None:
-    """An adapter is worth nothing to who cannot find what it adapts."""
-    saved = folder / "adapter_config.json"
-    base = json.loads(saved.read_text(encoding="utf-8")).get("base_model_name_or_path") if saved.is_file() else None
+def check_base(base: str | None) -> None:
+    """An adapter names its base: a path of this machine is of no use to others, and none of their business."""
     if base and Path(base).exists():
-        logger.warning(
-            "%s: base_model_name_or_path is %s, a folder of this machine, where nobody else finds it; push the base, "
-            "and train with its name on the Hub as --model_name_or_path",
-            saved,
-            base,
+        raise ValueError(
+            f"push_to_hub: the adapter's base is {base}, a folder of this machine, where nobody else finds it; push "
+            "the base first, and give its name on the Hub as --model_name_or_path"
         )
