@@ -57,7 +57,7 @@ def _build(folder: Path, build: Callable[[str], Dataset], bytes_needed: int) -> 
         # A rename within a file system is atomic: a process that dies before it leaves nothing in `folder`.
         (scratch / "saved").rename(folder)
     except Exception as error:
-        if _is_disk_full(error):
+        if disk_full(error) is not None:
             raise _disk_full(folder.parent) from error
         raise
     finally:
@@ -86,12 +86,13 @@ def _checksums(folder: Path, names: Iterable[str] | None = None) -> dict[str, in
     return sums
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException | None) -> OSError | None:
+    """What was raised because there is no room, itself or behind `error`."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _disk_full(root: Path, bytes_needed: int = 0) -> OSError:

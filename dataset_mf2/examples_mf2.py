@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
+from datasets.features.features import Array2DExtensionType
 
 from configuration_mf2.facs_mf2 import LabelSet
 from processing_mf2.augmentation_mf2 import MF2Augmentation
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 CAPTIONS = ("emotion_caption", "au_caption", "key_au_caption")
 LABELS = ("au_labels", "emotion")
+
+# Rows that the processor is given together: enough to share its overhead, few enough for the cache.
+_AT_ONCE = 8
 
 
 class RowReader:
@@ -91,27 +95,40 @@ class RowReader:
     def __call__(
         self, row: Mapping[str, Any], index: int, epoch: int, stored: dict[str, torch.Tensor] | None = None
     ) -> dict[str, Any]:
+        return self.many([row], [index], epoch, None if stored is None else [stored])[0]
+
+    def many(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        indexes: Sequence[int],
+        epoch: int,
+        stored: Sequence[dict[str, torch.Tensor]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The same as one by one, but for padding; the processor's own work is done once for all."""
         given: dict[str, Any] = {}
         if "au_labels" in self.labels:
-            given["au_labels"] = [row["au_labels"]]
+            given["au_labels"] = [row["au_labels"] for row in rows]
         if "emotion" in self.labels and self.processor.emotions:
-            given["emotion_labels"] = [row["emotion"]]
+            given["emotion_labels"] = [row["emotion"] for row in rows]
         if "emotion_caption" in self.captions:
-            given["text"] = [row["emotion_caption"]]
+            given["text"] = [row["emotion_caption"] for row in rows]
         if "key_au_caption" in self.captions:
-            given["key_au_captions"] = [row["key_au_caption"]]
+            given["key_au_captions"] = [row["key_au_caption"] for row in rows]
         if "au_caption" in self.captions and "au_labels" in self.labels:
-            given["au_sentences"] = [self._sentences(row, index, epoch)]
+            given["au_sentences"] = [self._sentences(*of_row, epoch) for of_row in zip(rows, indexes, strict=True)]
         if stored is None:
-            given |= {"images": [row["image"]], "landmarks": [row.get("landmarks")]}
+            given |= {"images": [row["image"] for row in rows], "landmarks": [row.get("landmarks") for row in rows]}
             if self.augment is not None:
                 given |= {"augment": self.augment, "augment_seed": self.seed * 1_000_003 + epoch}
-                given["sample_index"] = [index]
-        example = {name: tensor[0] for name, tensor in self.processor(**given).items()} if given else {}
-        example |= stored or {}
-        if not self.landmarks:
-            example.pop("landmarks", None)
-        return {**example, "index": torch.tensor(index)}
+                given["sample_index"] = list(indexes)
+        made = self.processor(**given) if given else {}
+        examples = []
+        for place, index in enumerate(indexes):
+            example = {name: tensor[place] for name, tensor in made.items()} | (stored[place] if stored else {})
+            if not self.landmarks:
+                example.pop("landmarks", None)
+            examples.append({**example, "index": torch.tensor(index)})
+        return examples
 
     def _sentences(self, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
         names = self.processor.action_units
@@ -173,7 +190,10 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
             raise ValueError(f"stored: got {len(stored)} rows, expected {len(self.dataset)}, one for each image")
         self._stored = stored
         # Images that are not looked at are not decoded either.
-        self.rows = self.dataset.select_columns(self.read.columns(self.dataset.column_names, stored is None))
+        rows = self.dataset.select_columns(self.read.columns(self.dataset.column_names, stored is None))
+        if isinstance(rows.features.get("image"), Image):
+            rows = rows.cast_column("image", Image(decode=False))  # the processor decodes, and checks before it does
+        self.rows = rows.with_format("arrow")
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = int(epoch)
@@ -182,8 +202,36 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        stored = None if self.stored is None else self.stored[int(index)]
-        return self.read(self.rows[int(index)], int(index), self.epoch, stored)
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
+        """What a loader asks for: the rows of a batch."""
+        indexes, examples = [int(index) for index in indexes], []
+        for start in range(0, len(indexes), _AT_ONCE):
+            some = indexes[start : start + _AT_ONCE]
+            stored = None if self.stored is None else [self.stored[index] for index in some]
+            examples += self.read.many(_as_rows(self.rows[some]), some, self.epoch, stored)
+        return examples
+
+
+def _as_rows(table: Any) -> list[dict[str, Any]]:
+    """Of an Arrow table; landmarks stay numbers of numpy, for as Python's they would take longest of all."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if isinstance(column.type, Array2DExtensionType) and not column.null_count:
+            columns[name] = column.combine_chunks().to_numpy(zero_copy_only=False)
+        else:
+            columns[name] = column.to_pylist()
+        if name == "image":
+            columns[name] = [_as_image(value) for value in columns[name]]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _as_image(value: Any) -> Any:
+    """Bytes, or a file, as they are; what `datasets` alone can fetch, or keeps as numbers, as it reads it."""
+    if isinstance(value, Mapping) and value.get("bytes") is None and "://" in (value.get("path") or ""):
+        return Image().decode_example(value)
+    return np.array(value) if isinstance(value, list) else value
 
 
 __all__ = ["HasReader", "MF2Examples", "RowReader"]

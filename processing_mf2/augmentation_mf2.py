@@ -62,6 +62,12 @@ class MF2Augmentation:
         )
 
 
+SLIGHT = MF2Augmentation(
+    rotate=4.0, scale=0.04, shift=0.02, brightness=0.05, contrast=0.05, saturation=0.05, cutout=0.0
+)
+"""For views of an image whose features are frozen: what is hidden or recoloured more than this costs AUs."""
+
+
 @dataclass(frozen=True)
 class AugmentationDraw:
     angle: float
@@ -93,13 +99,16 @@ class AugmentationDraw:
         return landmarks[list(LANDMARK_MIRROR)] if self.flips else landmarks
 
     def recolour(self, crop: torch.Tensor) -> torch.Tensor:
-        """(3, height, width) from 0 to 255, in and out."""
-        crop = crop * self.brightness
+        """(3, height, width) float from 0 to 255, changed in place."""
+        # Brightness, then saturation (away from grey), then contrast (away from the mean grey), in one sum: each is
+        # linear in the pixels, in their grey and in its mean.
         weights = torch.tensor([0.299, 0.587, 0.114], device=crop.device)
-        grey = torch.einsum("chw,c->hw", crop, weights)[None]
-        crop = grey + (crop - grey) * self.saturation
-        crop = grey.mean() + (crop - grey.mean()) * self.contrast
-        crop = crop.clamp(0, 255)
+        grey = (weights @ crop.reshape(3, -1)).view(1, *crop.shape[1:])
+        constant = self.brightness * (1 - self.contrast) * grey.mean()
+        strength = self.brightness * self.contrast
+        crop *= strength * self.saturation
+        crop += grey.mul_(strength * (1 - self.saturation)).add_(constant)
+        crop.clamp_(0, 255)
         if self.patch is not None:
             height, width = crop.shape[1:]
             x, y, patch_width, patch_height = self.patch

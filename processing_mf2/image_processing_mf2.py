@@ -242,10 +242,15 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         **unused: Any,
     ) -> BatchFeature:
         crops = [row.crop for row in rows]
+        changes = {"do_rescale": do_rescale, "rescale_factor": rescale_factor, "do_normalize": do_normalize}
+        changes |= {"image_mean": image_mean, "image_std": image_std}
+        if crops and do_normalize:
+            mean, std, _ = self._fuse_mean_std_and_rescale_factor(**changes, device=crops[0].device)
+            # Crop by crop, in its own memory: a crop fits into the processor's cache, a batch does not.
+            crops = [self.normalize(crop, mean, std, inplace=True) for crop in crops]
+        else:
+            crops = [self.rescale_and_normalize(crop, **changes) for crop in crops]
         pixel_values = torch.stack(crops) if crops else torch.zeros(0, 3, size.height, size.width)
-        pixel_values = self.rescale_and_normalize(
-            pixel_values, do_rescale, rescale_factor, do_normalize, image_mean, image_std
-        )
         points = np.array([row.points for row in rows], dtype=np.float32).reshape(-1, 68, 2)
         data = {"pixel_values": pixel_values, "landmarks": torch.from_numpy(points).to(pixel_values.device)}
         if return_landmark_source:

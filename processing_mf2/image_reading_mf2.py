@@ -20,6 +20,7 @@ BACKGROUND = 127.5
 MIN_SIDE = 16
 """Pixels; a smaller picture cannot show a face."""
 
+_ORIENTATION = 0x0112  # in EXIF
 _MAX_DOWNLOAD = 64 * 2**20
 _EXPECTED = (
     "a PIL image, a path, bytes, {'bytes': ..., 'path': ...}, or a numpy array or torch tensor of shape (height, "
@@ -156,7 +157,8 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
     _check_sides(height, width, name)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)  # not in place: the user's image stays as it is
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)  # not in place: the user's image stays as it is
     except Image.DecompressionBombError as error:
         raise _pil_refuses(error, name) from error
     except Exception as error:  # PIL's decoders raise whatever stopped them
@@ -169,7 +171,8 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _to_tensor(array: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:

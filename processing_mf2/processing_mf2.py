@@ -76,7 +76,8 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             **{"emotion_max_length": config.emotion_max_length, "au_max_length": config.au_max_length},
         )
         config.adopt_tokenizer(tokenizer)
-        config.key_au_prompt_length = processor.caption_prompt("key_au").shape[1] - 1
+        if hasattr(config, "key_au_prompt_length"):  # the compared systems have no such captions
+            config.key_au_prompt_length = processor.caption_prompt("key_au").shape[1] - 1
         return processor
 
     @property

@@ -123,6 +123,12 @@ def test_qformer_compares_equal_results_and_writes_its_figures(tmp_path: Path) -
     assert all(value > 0 for value in figures.values())
 
 
+def test_vl_fau_compares_equal_branches_and_writes_its_figures(tmp_path: Path) -> None:
+    figures = load("benchmark/vl_fau").main(["--small", "--rounds", "1", "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert figures["branch_speedup"] > 0 and 0 <= figures["output_difference"] < 1e-5
+
+
 def test_pretraining_compares_equal_losses_and_writes_its_figures(tmp_path: Path) -> None:
     arguments = ["--batch_size", "2", "--rounds", "1", "--no_memory", "--json", str(tmp_path / "figures.json")]
     figures = load("benchmark/pretraining").main(arguments)
@@ -262,3 +268,45 @@ def test_finetuning_trains_scores_and_measures_memory(tmp_path: Path, monkeypatc
     figures = load("benchmark/finetuning").main([*command, "--disable_tqdm", "True"])
     assert 1 < figures["dfn_memory_mb"] < figures["full_memory_mb"] < 500
     assert {"dfn_minus_probe_au", "dfn_minus_probe_emotion", "untouched_au"} <= set(figures)
+
+
+def test_build_dataset_makes_a_folder_of_pictures_trainable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import datasets
+    from PIL import Image
+
+    for number in range(8):
+        for emotion in ("happy", "Anger"):
+            target = tmp_path / "mine" / emotion / f"{number}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw_example(16 * number, size=64)[0]).save(target)
+    build = load("build_dataset")
+    command = [
+        "own",
+        str(tmp_path / "mine"),
+        str(tmp_path / "built"),
+        "--require",
+        "emotion",
+        "--landmarks",
+        "template",
+    ]
+    report = build.main([*command, "--near", "tell", "--sizes", "train=0.5", "validation=0.5"])
+    assert {name: counts["images"] for name, counts in report["counts"].items()} == {"train": 8, "validation": 8}
+    assert "train: 8 images" in capsys.readouterr().out
+    rows = datasets.load_dataset(str(tmp_path / "built"), streaming=True)["train"]
+    assert {row["corpus"] for row in rows} == {"own"}
+    with pytest.raises(ValueError, match=r"own: got the options \['licens'\]"):
+        build.main([*command, "--reader", "licens=mine"])
+
+
+def test_data_measures_how_fast_labels_are_read(tmp_path: Path) -> None:
+    arguments = ["--quick", "--only", "labels", "--json", str(tmp_path / "figures.json")]
+    figures = load("benchmark/data").main(arguments)
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert figures["label_lines"] == 3020 and figures["label_lines_per_s"] > 0
+
+
+@pytest.mark.slow
+def test_data_measures_the_loader_and_the_memory_of_a_build() -> None:
+    figures = load("benchmark/data").main(["--quick", "--only", "loader", "memory"])
+    assert {"loader_ratio", "loader_with_texts_ratio", "build_memory_ratio"} <= set(figures)
+    assert all(value > 0 for value in figures.values())

@@ -1,0 +1,323 @@
+"""A corpus to MFA: aligned crops, landmarks and captions, shard by shard, so that memory stays flat and a kill costs
+one shard."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from .builder_mf2 import SPLITS, describe_labels, mfa_features
+from .dataset_cache import disk_full
+from .frames_mf2 import Frames
+from .label_files_mf2 import CorpusError
+from .landmark_cache_mf2 import LandmarkCache
+from .mfa_card_mf2 import write_mfa_card
+from .mfa_rows_mf2 import Problem, RowMaker
+from .near_images_mf2 import HASH_BYTES, near_pairs
+
+
+logger = logging.getLogger(__name__)
+
+_ROW_GROUP = 100
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """landmarks: of a detector, of the corpus, or the template: pictures are aligned already, and stay as they are.
+    margin: what is kept around the aligned crop, of its side, so that augmentation can turn and shift it. on_no_face:
+    `template` takes the picture as aligned. min_confidence: of a detector's landmarks, on average; less counts as no
+    face. near: what happens to training images that a held-out image all but repeats.
+    """
+
+    landmarks: Literal["detector", "corpus", "template"] = "detector"
+    crop_size: int = 224
+    margin: float = 0.125
+    quality: int = 95
+    shard_rows: int = 1000
+    on_no_face: Literal["raise", "skip", "template"] = "raise"
+    min_confidence: float = 0.0
+    skip_unreadable: bool = False
+    near: Literal["drop", "raise", "tell"] = "drop"
+    captions: bool = True
+    seed: int = 0
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        choices = {
+            "landmarks": ("detector", "corpus", "template"),
+            "on_no_face": ("raise", "skip", "template"),
+            "near": ("drop", "raise", "tell"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
+        ranges = {"crop_size": (32, 1024), "shard_rows": (1, 10**6), "workers": (1, 256), "quality": (1, 100)}
+        for name, (low, high) in {**ranges, "margin": (0, 1)}.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {low} to {high}")
+
+    def of_the_pixels(self) -> dict[str, Any]:
+        """What a finished shard depends on."""
+        decided_later = ("workers", "near", "skip_unreadable")
+        told = {name: value for name, value in dataclasses.asdict(self).items() if name not in decided_later}
+        return told | {"on_no_face": "template" if self.on_no_face == "template" else ""}
+
+
+@dataclass(frozen=True)
+class Shard:
+    split: str
+    number: int
+    of: int
+    rows: np.ndarray
+
+    @property
+    def file(self) -> str:
+        return f"{self.split}-{self.number:05d}-of-{self.of:05d}.parquet"
+
+
+def shards_of(frames: Frames, split: Sequence[str], options: BuildOptions) -> list[Shard]:
+    """A random part of its split each: a stream of shards is then well mixed. In order within, as files lie."""
+    rng, shards, sides = np.random.default_rng(options.seed), [], np.asarray(split, object)
+    for name in SPLITS:
+        rows = rng.permutation(np.flatnonzero(sides == name))
+        count = -(-len(rows) // options.shard_rows)
+        parts = np.array_split(rows, count) if count else []
+        shards += [Shard(name, number, count, np.sort(part)) for number, part in enumerate(parts)]
+    return shards
+
+
+def build_mfa(
+    frames: Frames,
+    split: Sequence[str],
+    out: str | Path,
+    options: BuildOptions = BuildOptions(),
+    cache: LandmarkCache | None = None,
+) -> dict[str, Any]:
+    """Writes a folder that `datasets.load_dataset` and `train.py --dataset` read, streaming or not; what was built.
+
+    Until it is whole it lies in a hidden folder beside `out`, from which an interrupted build goes on.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"out: {out} is there already; name another folder, or remove it")
+    if len(split) != len(frames) or set(split) - set(SPLITS):
+        raise ValueError(f"split: got {len(split)} of {sorted(set(split))}, expected {len(frames)} of {SPLITS}")
+    if options.landmarks == "detector" and cache is None:
+        raise ValueError("cache: got none, expected a LandmarkCache, for landmarks='detector'")
+    work = out.parent / f".{out.name}.building"
+    shards = shards_of(frames, split, options)
+    told_before = _leaks_by_name(frames, split)
+    if told_before and options.near != "tell":
+        raise CorpusError(
+            *(frames.root, f"{len(told_before)} people or videos in two splits, such as {told_before[0]}"),
+            "each in one split", "Split by people, or choose near='tell' to keep the corpus's own split as it is",
+        )  # fmt: skip
+    try:
+        (work / "data").mkdir(parents=True, exist_ok=True)
+        (work / "notes").mkdir(exist_ok=True)
+        with FileLock(f"{work}.lock", timeout=0):
+            _same_plan(work, frames, split, options)
+            _write_shards(work, shards, frames, split, options, cache)
+            report = _finish(work, shards, frames, options, told_before)
+            work.rename(out)
+    except Timeout as error:
+        raise RuntimeError(f"out: another process builds {out} at this moment; wait for it, or end it") from error
+    except Exception as error:
+        if (full := disk_full(error)) is not None:
+            told = f"out: the disk of {work} is full; finished shards are kept. Make room and start again"
+            raise OSError(full.errno, told) from error
+        raise
+    Path(f"{work}.lock").unlink(missing_ok=True)
+    return report
+
+
+def _leaks_by_name(frames: Frames, split: Sequence[str]) -> list[str]:
+    seen: dict[str, str] = {}
+    found = {}
+    for place, side in sorted(set(zip(frames.video.tolist(), split, strict=True))):
+        for name in {frames.videos[place].subject, frames.videos[place].name}:
+            if seen.setdefault(name, side) != side:
+                found[name] = None
+    return list(found)
+
+
+def _same_plan(work: Path, frames: Frames, split: Sequence[str], options: BuildOptions) -> None:
+    digest = hashlib.sha256(json.dumps(options.of_the_pixels(), sort_keys=True).encode())
+    digest.update(repr((frames.corpus, frames.licence, frames.label_set, str(frames.root.resolve()))).encode())
+    for columns in (frames.video, frames.frame, frames.au_labels, frames.emotion, frames.landmarks):
+        digest.update(b"" if columns is None else np.ascontiguousarray(columns).tobytes())
+    digest.update("\n".join(video.image(0) for video in frames.videos).encode() + " ".join(split).encode())
+    plan = {"plan": digest.hexdigest(), "options": dataclasses.asdict(options)}
+    file = work / "plan.json"
+    if not file.exists():
+        _write_whole(file, json.dumps(plan))
+    before = json.loads(file.read_text())
+    if before["plan"] != plan["plan"]:
+        changed = [f"{k}: {v!r}" for k, v in before["options"].items() if v != plan["options"].get(k)]
+        raise ValueError(
+            f"out: {work} holds an unfinished build of other options or labels ({', '.join(changed) or 'other rows'}). "
+            "Start with those to go on with it, or remove that folder to begin anew"
+        )
+
+
+def _write_shards(
+    work: Path,
+    shards: Sequence[Shard],
+    frames: Frames,
+    split: Sequence[str],
+    options: BuildOptions,
+    cache: LandmarkCache | None,
+) -> None:
+    features = mfa_features(frames.label_set)
+    total = sum(len(shard.rows) for shard in shards)
+    with RowMaker(frames, split, options, cache) as maker, tqdm(total=total, desc="crops", unit="image") as bar:
+        for shard in shards:
+            done = _notes(work, shard)
+            if done is None or (done["problems"] and not _let_pass(done["problems"], options)):
+                rows, hashes, kept, problems = maker.make(shard.rows, bar)
+                if not rows and problems:
+                    first = problems[0]
+                    told = "Name the right folder; or is the first of them damaged? Without any image there is no shard"
+                    raise CorpusError(
+                        frames.root / first.image, first.told, f"some good image among {len(shard.rows)}", told
+                    )
+                table = Dataset.from_list(rows, features=features).data.table
+                _write_table(work / "data" / shard.file, table, features)
+                _write_notes(work, shard, hashes, kept, problems)
+            else:
+                bar.update(len(shard.rows))
+
+
+def _let_pass(problems: Sequence[dict], options: BuildOptions) -> bool:
+    allowed = {"unreadable": options.skip_unreadable, "no face": options.on_no_face == "skip"}
+    return all(allowed.get(problem["kind"], False) for problem in problems)
+
+
+def _write_table(file: Path, table: Any, features: Any) -> None:
+    temporary = file.with_name(file.name + ".part")
+    with open(temporary, "wb") as stream:
+        whole = table.replace_schema_metadata(features.arrow_schema.metadata)
+        pq.write_table(whole, stream, row_group_size=_ROW_GROUP)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+def _write_whole(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def _write_notes(work: Path, shard: Shard, hashes: np.ndarray, kept: np.ndarray, problems: Sequence[Problem]) -> None:
+    """What the end of the build has to know of a shard. It is written last: a shard without notes is built again."""
+    told = {
+        "rows": kept.tolist(),
+        "hashes": np.ascontiguousarray(hashes).tobytes().hex(),
+        "problems": [dataclasses.asdict(problem) for problem in problems],
+    }
+    _write_whole(work / "notes" / f"{shard.file}.json", json.dumps(told))
+
+
+def _notes(work: Path, shard: Shard) -> dict[str, Any] | None:
+    """Of a finished shard whose file is whole."""
+    try:
+        notes = json.loads((work / "notes" / f"{shard.file}.json").read_text())
+        return notes if pq.read_metadata(work / "data" / shard.file).num_rows == len(notes["rows"]) else None
+    except (OSError, ValueError):  # absent, or cut off
+        return None
+
+
+def _finish(
+    work: Path, shards: Sequence[Shard], frames: Frames, options: BuildOptions, in_two_splits: Sequence[str]
+) -> dict[str, Any]:
+    notes = [_notes(work, shard) for shard in shards]
+    problems = [Problem(**problem) for note in notes for problem in note["problems"]]
+    refused = [p for p in problems if not _let_pass([dataclasses.asdict(p)], options)]
+    _write_whole(work / "left_out.txt", "".join(f"{p.image}\t{p.kind}\t{p.told}\n" for p in problems))
+    if refused:
+        first, kinds = refused[0], {problem.kind for problem in refused}
+        way = {
+            "unreadable": "repair them, or pass skip_unreadable=True (--skip_unreadable)",
+            "no face": "give landmarks, or choose on_no_face='skip' or 'template' (--on_no_face)",
+            "landmarks": "correct the corpus's landmarks, or take a detector's",
+        }
+        raise CorpusError(
+            *(frames.root / first.image, f"{len(refused)} images that cannot be used ({first.told})", "good ones"),
+            f"{work / 'left_out.txt'} lists them all. Either {'; and '.join(way[kind] for kind in sorted(kinds))}, and "
+            "start again: finished shards are kept",
+        )
+    dropped = _near_ones(work, shards, notes, frames, options)
+    rows = {name: [] for name in SPLITS}
+    for shard in shards:
+        rows[shard.split] += _notes(work, shard)["rows"]
+    leaks = {"near_identical": dropped, "in_two_splits": list(in_two_splits)}
+    report = write_mfa_card(work, frames, rows, dataclasses.asdict(options), leaks, problems)
+    shutil.rmtree(work / "notes")
+    for name in ("plan.json", "near.json"):
+        (work / name).unlink(missing_ok=True)
+    if not problems:
+        (work / "left_out.txt").unlink()
+    infos = {"default": {"description": describe_labels(Dataset.from_dict({}), frames.label_set).info.description}}
+    _write_whole(work / "dataset_infos.json", json.dumps(infos))
+    return report
+
+
+def _near_ones(
+    work: Path, shards: Sequence[Shard], notes: Sequence[dict], frames: Frames, options: BuildOptions
+) -> list[str]:
+    """Images that a split held further out all but repeats: left out, or an error. A row id each, and its double."""
+    places = [(n, k) for n, note in enumerate(notes) for k in range(len(note["rows"]))]
+    joined = bytes.fromhex("".join(note["hashes"] for note in notes))
+    hashes = np.frombuffer(joined, np.uint8).reshape(-1, HASH_BYTES)
+    side = np.array([SPLITS.index(shards[n].split) for n, _ in places], int)
+    found: dict[int, int] = {}
+    for later in (2, 1):
+        ours, theirs = np.flatnonzero(side == later), np.flatnonzero(side < later)
+        for held, training in near_pairs(hashes[ours], hashes[theirs]):
+            found[int(theirs[training])] = int(ours[held])
+    told = []
+    drop: dict[int, set[int]] = {}
+    for one, other in sorted(found.items()):
+        names = [frames.row_id(notes[n]["rows"][k]) for n, k in (places[one], places[other])]
+        told.append(
+            f"{names[0]} ({shards[places[one][0]].split}) repeats {names[1]} ({shards[places[other][0]].split})"
+        )
+        drop.setdefault(places[one][0], set()).add(places[one][1])
+    before = work / "near.json"  # what an interrupted end of the build has left out already
+    if options.near == "drop":
+        told = list(dict.fromkeys([*(json.loads(before.read_text()) if before.exists() else []), *told]))
+        _write_whole(before, json.dumps(told))
+    if told and options.near == "raise":
+        raise ValueError(
+            f"near: {len(told)} images are all but identical to one in another split: {'; '.join(told[:3])}. Leave "
+            "them out with near='drop' (--near drop), or keep them with 'tell'; finished shards are kept"
+        )
+    if options.near == "drop":
+        for n, rows in drop.items():
+            _leave_out(work, shards[n], notes[n], rows, frames)
+    return told
+
+
+def _leave_out(work: Path, shard: Shard, note: dict, rows: set[int], frames: Frames) -> None:
+    kept = [place for place in range(len(note["rows"])) if place not in rows]
+    file = work / "data" / shard.file
+    _write_table(file, pq.read_table(file).take(kept), mfa_features(frames.label_set))
+    hashes = np.frombuffer(bytes.fromhex(note["hashes"]), np.uint8).reshape(-1, HASH_BYTES)[kept]
+    problems = [Problem(**problem) for problem in note["problems"]]
+    _write_notes(work, shard, hashes, np.array(note["rows"])[kept], problems)
+
+
+__all__ = ["BuildOptions", "build_mfa", "shards_of"]

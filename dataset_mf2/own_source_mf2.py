@@ -1,0 +1,218 @@
+"""Your own pictures: a folder with a csv or jsonl file, or a folder a class."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configuration_mf2.facs_mf2 import ACTION_UNITS, UNKNOWN_LABEL
+
+from .builder_mf2 import SPLITS
+from .frames_mf2 import IMAGE_ENDINGS, Frames
+from .image_sources_mf2 import ImageCorpus
+from .label_files_mf2 import CorpusError, Duplicates, csv_rows, near_names, read_text, safe_path
+
+
+SAID_AS: Mapping[str, str] = {
+    **{"happy": "Happiness", "joy": "Happiness", "sad": "Sadness", "angry": "Anger", "fearful": "Fear"},
+    **{"afraid": "Fear", "scared": "Fear", "disgusted": "Disgust", "surprised": "Surprise", "contemptuous": "Contempt"},
+}
+_SPLIT_SAID_AS = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
+_COLUMNS = ("image", "emotion", "subject", "video", "split", "landmarks")
+
+
+class _Own(ImageCorpus):
+    licence = "as its owner says"
+
+    def __init__(
+        self, root: str | Path, *, name: str = "own", licence: str | None = None, label_set: Any = "mfa", **options
+    ) -> None:
+        self.name = name
+        self.licence = licence or self.licence
+        super().__init__(root, label_set=label_set, **options)
+
+    def emotion_code(self, text: str, file: Path, line: int | None = None) -> int:
+        said, names = text.strip().lower(), self.label_set.emotions
+        if said in ("", "-1", "unknown"):
+            return UNKNOWN_LABEL
+        said = SAID_AS.get(said, said).lower()
+        for place, name in enumerate(names):
+            if name.lower() == said:
+                return place
+        told = f"{near_names(text, names)}Write one of these names, or nothing if it is unknown"
+        expected = f"one of {', '.join(names)}" if names else "nothing: this label set has no emotions"
+        raise CorpusError(file, repr(text[:40]), expected, told, line=line, field="emotion")
+
+
+class OwnTable(_Own):
+    """A folder with pictures and one file labels.csv or labels.jsonl: `image` (a path below the folder), and any of
+    `emotion` (a name, empty if unknown), `AU1`, `AU2`, ... (1, 0, empty if unknown), `subject` (who is seen: give it,
+    for it keeps people apart in the splits; else `video`), `split` (train, validation, test), and in jsonl `landmarks`
+    (68 pairs of pixels, a pixel's middle ends in .5)."""
+
+    advice = "Name a folder that holds labels.csv or labels.jsonl and the pictures that it lists"
+
+    def read(self) -> Frames:
+        file = self._file()
+        rows = list(self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file))
+        duplicates, columns = Duplicates(file), {name: [] for name in _COLUMNS}
+        units = []
+        for line, row in rows:
+            name = safe_path(str(row.get("image") or ""), file, line)
+            duplicates.add(name, line)
+            columns["image"].append(name)
+            columns["emotion"].append(self.emotion_code(str(row.get("emotion") or ""), file, line))
+            columns["split"].append(self._split(row, file, line))
+            columns["subject"].append(str(row.get("subject") or row.get("video") or ""))
+            columns["landmarks"].append(self._points(row.get("landmarks"), file, line))
+            units.append([self._unit(row.get(name), name, file, line) for name in self.label_set.action_units])
+        if not rows:
+            raise CorpusError(file, "no row", "a line a picture", self.advice)
+        given = np.stack(columns["landmarks"])
+        return self.to_frames(
+            columns["image"],
+            au_labels=np.array(units, np.int8).reshape(len(rows), -1),
+            emotion=np.array(columns["emotion"], np.int8),
+            official=columns["split"],
+            subjects=columns["subject"],
+            landmarks=None if np.isnan(given).all() else given,
+        )
+
+    def _file(self) -> Path:
+        found = [self.root / name for name in ("labels.csv", "labels.jsonl") if (self.root / name).is_file()]
+        if len(found) != 1:
+            got = " and ".join(path.name for path in found) or "neither"
+            raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
+        return found[0]
+
+    def _check_columns(self, names: list[str], file: Path, line: int) -> None:
+        for place, name in enumerate(names, start=1):
+            known = (*_COLUMNS, *ACTION_UNITS)
+            if name not in known:
+                expected = f"{', '.join(_COLUMNS)}, AU1, AU2, ..."
+                told = f"{near_names(name, known)}Rename the column, or remove it"
+                raise CorpusError(file, repr(name), expected, told, line=line, field=f"column {place}")
+            if names.count(name) > 1:
+                raise CorpusError(file, f"{name} twice", "each column once", "Rename one", line=line)
+        if "image" not in names:
+            raise CorpusError(file, ", ".join(names), "a column `image`", self.advice, line=line)
+
+    def _csv(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        rows = csv_rows(file, read_text(file))
+        _, header = next(rows, (1, []))
+        names = [name.strip() for name in header]
+        self._check_columns(names, file, 1)
+        for line, fields in rows:
+            if len(fields) != len(names):
+                expected = f"{len(names)}: {', '.join(names)}"
+                told = "Put a field that holds a comma between quotation marks"
+                raise CorpusError(file, f"{len(fields)} fields", expected, told, line=line)
+            yield line, dict(zip(names, fields, strict=True))
+
+    def _jsonl(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        for line, text in enumerate(read_text(file).split("\n"), start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise CorpusError(file, str(error), "one JSON object a line", "Correct the line", line=line) from error
+            if not isinstance(row, dict):
+                raise CorpusError(file, type(row).__name__, "one JSON object a line", "Correct the line", line=line)
+            self._check_columns(list(row), file, line)
+            yield line, row
+
+    @staticmethod
+    def _unit(value: Any, name: str, file: Path, line: int) -> int:
+        text = "" if value is None else str(value).strip()
+        codes = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
+        if text not in codes:
+            told = "Labels say whether an AU is active, not how strongly"
+            raise CorpusError(file, repr(text[:40]), "1, 0, or nothing (unknown)", told, line=line, field=name)
+        return codes[text]
+
+    @staticmethod
+    def _split(row: Mapping[str, Any], file: Path, line: int) -> str:
+        text = str(row.get("split") or "").strip().lower()
+        if text and text not in _SPLIT_SAID_AS:
+            told = "Give a split to every picture, or to none"
+            raise CorpusError(file, repr(text[:40]), f"one of {', '.join(SPLITS)}", told, line=line, field="split")
+        return _SPLIT_SAID_AS.get(text, "")
+
+    @staticmethod
+    def _points(value: Any, file: Path, line: int) -> np.ndarray:
+        if value is None or value == "":
+            return np.full((68, 2), np.nan, np.float32)
+        try:
+            points = np.array(value, np.float32)
+        except (ValueError, TypeError):
+            points = np.zeros(0)
+        if points.shape != (68, 2) or not np.isfinite(points).all():
+            told = "Landmarks in pixels of the picture, in iBUG order; in jsonl only"
+            raise CorpusError(file, f"{points.shape}", "68 pairs", told, line=line, field="landmarks")
+        return points
+
+
+class OwnFolders(_Own):
+    """A folder a class, named as the emotion (Happiness, happy, ...), pictures in it or in folders below it; around
+    them there may be folders train, validation (val) and test. Nothing says who is seen."""
+
+    advice = "Name a folder that holds a folder an emotion, with pictures in it"
+
+    def read(self) -> Frames:
+        names, codes, official = [], [], []
+        top = self._folders(self.root)
+        splits = {name: _SPLIT_SAID_AS[name.lower()] for name in top if name.lower() in _SPLIT_SAID_AS}
+        if splits and len(splits) < len(top):
+            others = ", ".join(sorted(set(top) - set(splits)))
+            raise CorpusError(self.root, f"{others} beside {', '.join(splits)}", "splits or classes", self.advice)
+        for prefix, split in splits.items() if splits else (("", ""),):
+            for folder in self._folders(self.root / prefix):
+                inside = f"{prefix}/{folder}" if prefix else folder
+                code = self.emotion_code(folder, self.root / inside)
+                found = sorted(self._pictures(inside, ()))
+                names += found
+                codes += [code] * len(found)
+                official += [split] * len(found)
+        if not names:
+            raise CorpusError(self.root, "no picture", f"files that end in {', '.join(IMAGE_ENDINGS)}", self.advice)
+        return self.to_frames(names, emotion=np.array(codes, np.int8), official=official)
+
+    def _folders(self, folder: Path) -> list[str]:
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+    def _pictures(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+        """Links are followed, for corpora are often linked; one that leads back up would never end."""
+        status = (self.root / folder).stat()
+        here = status.st_dev, status.st_ino
+        if here in above:
+            raise CorpusError(
+                self.root / folder,
+                "a link to a folder that it lies in",
+                "folders without such a loop",
+                "Remove the link",
+            )
+        for entry in os.scandir(self.root / folder):
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_folder = entry.is_dir()
+            except OSError as error:
+                told = "Remove the link"
+                raise CorpusError(entry.path, error.strerror, "a picture or a folder", told) from error
+            if is_folder:
+                yield from self._pictures(f"{folder}/{entry.name}", (*above, here))
+            elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                yield f"{folder}/{entry.name}"
+
+
+def own_corpus(root: str | Path, **options: Any) -> ImageCorpus:
+    """The reader that fits what lies in the folder."""
+    has_table = any((Path(root) / name).is_file() for name in ("labels.csv", "labels.jsonl"))
+    return (OwnTable if has_table else OwnFolders)(root, **options)
+
+
+__all__ = ["OwnFolders", "OwnTable", "own_corpus"]

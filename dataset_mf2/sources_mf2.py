@@ -1,0 +1,43 @@
+"""Licensed corpora, and your own pictures, read into one schema: `read_corpus("aff_wild2", folder)`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .frames_mf2 import Frames
+from .image_sources_mf2 import IMAGE_CORPORA
+from .own_source_mf2 import OwnFolders, OwnTable, own_corpus
+from .video_sources_mf2 import BP4D, DISFA, GFT, AffWild2
+
+
+SOURCES: Mapping[str, Callable[..., Any]] = {
+    **{reader.name: reader for reader in (AffWild2, DISFA, BP4D, GFT)},
+    **IMAGE_CORPORA,
+    "own": own_corpus,
+}
+"""Each class's docstring tells its files and its protocol."""
+
+
+def read_corpus(corpus: str, root: str | Path, **options: Any) -> Frames:
+    """The labels of a corpus that lies in `root`; options are those of its reader."""
+    if corpus not in SOURCES:
+        raise ValueError(f"corpus: got {corpus!r}, expected one of {', '.join(SOURCES)}")
+    known = _options(corpus)
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"{corpus}: got the options {unknown}, expected some of {', '.join(sorted(known))}")
+    return SOURCES[corpus](root, **options).read()
+
+
+def protocol(corpus: str) -> str:
+    readers = (OwnTable, OwnFolders) if corpus == "own" else (SOURCES[corpus],)
+    return "\n".join(" ".join(reader.__doc__.split()) for reader in readers)
+
+
+def _options(corpus: str) -> set[str]:
+    classes = (OwnTable if corpus == "own" else SOURCES[corpus]).__mro__
+    found = {name for kind in classes if "__init__" in vars(kind) for name in inspect.signature(kind).parameters}
+    return found - {"self", "root", "options", "args", "kwargs"}
+
+
+__all__ = ["SOURCES", "protocol", "read_corpus"]

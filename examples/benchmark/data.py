@@ -1,0 +1,188 @@
+"""What real data costs: label files read, the training loader against torchvision's, memory of a build, captions.
+
+    python examples/benchmark/data.py [--quick] [--only labels loader memory captions] [--json FILE]
+
+label_lines_per_s: of 151 label files in Aff-Wild2's form, two tracks, read, checked and filtered (no image is opened).
+loader_ratio: images a second of our loader (decode, align, turn, shift, flip, recolour, hide, normalise) over those of
+torchvision's ImageFolder (decode, resize, crop, flip, normalise), the same files, 2 workers each, taken in turns.
+build_memory_ratio: peak memory of a build of ten times the images over that of the build. Faces are drawn.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import write_json
+from torch.utils.data import DataLoader
+from torchvision import datasets as tv_datasets
+from torchvision import transforms
+
+from configuration_mf2 import MF2Config
+from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS
+from dataset_mf2.building_mf2 import BuildOptions, build_mfa
+from dataset_mf2.collator_mf2 import MF2Collator
+from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.frames_mf2 import every_and_changes
+from dataset_mf2.sources_mf2 import read_corpus
+from dataset_mf2.splitting_mf2 import plan_mfa
+from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
+from processing_mf2 import MF2Augmentation, MF2Processor
+
+
+try:
+    from data_captions import measure_captions
+except ImportError:
+    measure_captions = None
+
+VIDEOS = 151
+BATCH = 56
+
+
+def write_label_files(folder: Path, lines: int) -> int:
+    """Both tracks, with unknown labels, as ABAW's look; how many lines of labels in all."""
+    rng, units = np.random.default_rng(0), LABEL_SETS["aff_wild2"].action_units
+    each = -(-lines // (2 * VIDEOS))
+    (folder / "cropped_aligned").mkdir(parents=True)
+    for track, names, most in (
+        *(("AU_Detection_Challenge", units, 2), ("EXPR_Classification_Challenge", EMOTIONS, 8)),
+    ):
+        for split in ("Train_Set", "Validation_Set"):
+            (folder / "annotations" / track / split).mkdir(parents=True)
+        for video in range(VIDEOS):
+            values = rng.integers(-1, most, (each, len(units) if most == 2 else 1))
+            text = "\n".join([",".join(names), *(",".join(map(str, row)) for row in values.tolist())])
+            split = "Train_Set" if video % 4 else "Validation_Set"
+            (folder / "annotations" / track / split / f"video{video}.txt").write_text(text + "\n")
+    return 2 * each * VIDEOS
+
+
+def measure_labels(folder: Path, lines: int) -> dict[str, float]:
+    written = write_label_files(folder, lines)
+    names = [f"{number:05d}.jpg" for number in range(1, written // (2 * VIDEOS) + 1)]
+    start = time.perf_counter()
+    frames = read_corpus("aff_wild2", folder, list_folder=lambda place: names)
+    plan_mfa(frames)
+    every_and_changes(frames)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"label_lines": written, "label_lines_per_s": written / seconds, "label_peak_memory_mb": peak}
+
+
+def draw_corpus(folder: Path, images: int, side: int) -> Path:
+    """Pictures of drawn people with landmarks and labels, as anybody's own."""
+    import cv2
+
+    folder.mkdir(parents=True)
+    truth, units = synthetic_truth(images), LABEL_SETS["mfa"].action_units
+    with open(folder / "labels.jsonl", "w") as file:
+        for number in range(images):
+            pixels, landmarks = draw_example(number, size=side)
+            cv2.imwrite(str(folder / f"{number:06d}.jpg"), pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+            row = {"image": f"{number:06d}.jpg", "subject": f"{number // 16}", "landmarks": landmarks.tolist()}
+            row |= dict(zip(units, truth["au_labels"][number].tolist(), strict=True))
+            file.write(json.dumps(row | {"emotion": EMOTIONS[truth["emotion"][number]]}) + "\n")
+    return folder
+
+
+def build(folder: Path, out: Path) -> dict:
+    frames, split = plan_mfa(read_corpus("own", folder), balance=False)
+    return build_mfa(frames, split, out, BuildOptions(landmarks="corpus", shard_rows=256))
+
+
+def images_per_s(loader: DataLoader) -> float:
+    """After the first batch, for which the workers have to start."""
+    batches = iter(loader)
+    next(batches)
+    start = time.perf_counter()
+    count = sum(len(batch["pixel_values"] if isinstance(batch, dict) else batch[0]) for batch in batches)
+    return count / (time.perf_counter() - start)
+
+
+def measure_loader(folder: Path, images: int, rounds: int, side: int = 256) -> dict[str, float]:
+    import datasets
+
+    build(draw_corpus(folder / "own", images, side), folder / "built")
+    rows = datasets.load_dataset(str(folder / "built"), cache_dir=str(folder / "cache"))["train"]
+    for number, row in enumerate(rows.cast_column("image", datasets.Image(decode=False))):
+        target = folder / "classes" / str(row["emotion"]) / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(row["image"]["bytes"])
+    change = [transforms.Resize(256), transforms.RandomCrop(224), transforms.RandomHorizontalFlip()]
+    change += [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    theirs = tv_datasets.ImageFolder(folder / "classes", transforms.Compose(change))
+    processor = MF2Processor.for_model(MF2Config.from_size("base"))
+    augment = MF2Augmentation()
+    ours = MF2Examples(rows, processor, augment=augment, texts=False)
+    told = MF2Examples(rows, processor, augment=augment)
+    collate = MF2Collator(processor.tokenizer.pad_token_id)
+    common = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "drop_last": True}
+    speeds: dict[str, list[float]] = {"imagefolder": [], "loader": [], "loader_with_texts": []}
+    for _ in range(rounds):
+        speeds["imagefolder"].append(images_per_s(DataLoader(theirs, **common)))
+        speeds["loader"].append(images_per_s(DataLoader(ours, collate_fn=collate, **common)))
+        speeds["loader_with_texts"].append(images_per_s(DataLoader(told, collate_fn=collate, **common)))
+    found = {f"{name}_images_per_s": float(np.median(values)) for name, values in speeds.items()}
+    for name in ("loader", "loader_with_texts"):  # neighbours in time, for other work on the machine slows both
+        pairs = np.array(speeds[name]) / np.array(speeds["imagefolder"])
+        found[f"{name}_ratio"] = float(np.median(pairs))
+    return found
+
+
+def measure_memory(folder: Path, images: int) -> dict[str, float]:
+    """Each build in a process of its own; what it held beyond what it had imported."""
+    extra = {}
+    for count in (images, 10 * images):
+        draw_corpus(folder / str(count), count, 96)
+        code = "import sys, data; print(data.peak_of_build(*sys.argv[1:]))"
+        command = [sys.executable, "-c", code, str(folder / str(count)), str(folder / f"built{count}")]
+        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        extra[count] = json.loads(told.stdout.splitlines()[-1])
+    peaks = [extra[count] for count in sorted(extra)]
+    return {
+        "build_images": images,
+        "build_peak_memory_mb": peaks[0],
+        "build_peak_memory_tenfold_mb": peaks[1],
+        "build_memory_ratio": peaks[1] / peaks[0],
+    }
+
+
+def peak_of_build(folder: str, out: str) -> float:
+    build(Path(folder), Path(out))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("labels", "loader", "memory", "captions")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--quick", action="store_true", help="so little that the figures mean nothing")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", help="write the figures there, as one flat object")
+    arguments = parser.parse_args(argv)
+    quick, figures = arguments.quick, {}
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "labels" in arguments.only:
+            figures |= measure_labels(folder / "labels", 3_000 if quick else 300_000)
+        if "memory" in arguments.only:
+            figures |= measure_memory(folder / "memory", 32 if quick else 300)
+        if "loader" in arguments.only:
+            figures |= measure_loader(folder / "loader", 224 if quick else 1344, 1 if quick else arguments.rounds)
+        if "captions" in arguments.only and measure_captions is not None:
+            figures |= measure_captions(folder / "captions")
+    for name, value in figures.items():
+        print(f"{name:32} {value:14,.3f}")
+    write_json(arguments.json, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Landmarks of folders and videos: in batches, once, whatever interrupts it; and the real face-alignment package."""
+
+import os
+import sqlite3
+
+import cv2
+import numpy as np
+import pytest
+from test_landmarks_mf2 import SETTINGS, _spots, no_download, weights  # noqa: F401 (fixtures)
+
+from dataset_mf2.building_mf2 import BuildOptions, build_mfa
+from dataset_mf2.label_files_mf2 import CorpusError
+from dataset_mf2.landmark_cache_mf2 import (
+    CACHE_NAME,
+    LandmarkCache,
+    cut_video,
+    find_in_folder,
+    find_in_video,
+    video_frames,
+)
+from dataset_mf2.sources_mf2 import read_corpus
+from processing_mf2.landmarks_mf2 import DetectedFace, template_landmarks
+
+
+class Template:
+    """Finds a face in the middle of every image that is not dark, and counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.batches = []
+
+    def detect(self, images):
+        self.batches.append(len(images))
+        return [self._faces(image) for image in images]
+
+    def _faces(self, image):
+        if image.float().mean() < 10:
+            return []
+        height, width = image.shape[1:]
+        small = DetectedFace(np.array([0.0, 0, 9, 9]), 0.9, np.zeros((68, 2)), np.zeros(68))
+        box = np.array([0.0, 0.0, width, height])
+        return [small, DetectedFace(box, 0.8, template_landmarks(height, width), np.linspace(0, 1, 68))]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(7):
+        place = tmp_path / "images" / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        value = 0 if number == 3 else 90 + number
+        cv2.imwrite(str(place / f"{number}.png"), np.full((48, 40, 3), value, np.uint8))
+    return tmp_path / "images"
+
+
+def names_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+
+
+def test_each_image_is_looked_at_once(folder):
+    names = names_in(folder)
+    with LandmarkCache(folder, Template(), batch_size=3) as cache:
+        first = cache.faces(names)
+        assert cache.detector.batches == [3, 3, 1]
+    with LandmarkCache(folder, Template(), batch_size=3) as cache:
+        again = cache.faces(names)
+        assert cache.detector.batches == []
+        os.utime(folder / names[0], (1, 1))  # changed since
+        cache.faces(names)
+        assert cache.detector.batches == [1]
+    assert [face is None for face in first] == [name == "b/3.png" for name in names]
+    for one, other in zip(first, again, strict=True):
+        if one is not None:
+            assert np.array_equal(one.landmarks, other.landmarks) and np.array_equal(one.confidence, other.confidence)
+            assert np.allclose(one.landmarks, template_landmarks(48, 40), atol=1e-4) and one.score == 0.8
+    with LandmarkCache(folder, Template(), batch_size=3, flip_input=True) as cache:  # other settings, other answers
+        cache.faces(names)
+        assert cache.detector.batches == [3, 3, 1]
+
+
+def test_what_was_found_before_a_kill_is_kept(folder):
+    names = names_in(folder)
+
+    class Dies(Template):
+        def detect(self, images):
+            if len(self.batches) == 2:
+                raise KeyboardInterrupt
+            return super().detect(images)
+
+    Dies.__name__ = "Template"
+    with pytest.raises(KeyboardInterrupt), LandmarkCache(folder, Dies(), batch_size=2) as cache:
+        cache.faces(names)
+    with LandmarkCache(folder, Template(), batch_size=2) as cache:
+        cache.faces(names)
+        assert cache.detector.batches == [2, 1]
+
+
+def test_a_folder_is_walked_and_bad_images_are_told(folder, caplog):
+    (folder / "a" / "broken.png").write_bytes(b"\x89PNG no")
+    with LandmarkCache(folder, Template()) as cache:
+        assert find_in_folder(cache) == {"images": 8, "faces": 6, "unreadable": 1}
+        assert "broken.png" in caplog.text
+        assert (folder / CACHE_NAME).is_file()
+
+
+def test_videos_frame_by_frame(tmp_path):
+    video = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 25, (48, 64))
+    for number in range(5):
+        writer.write(np.full((64, 48, 3), 0 if number == 2 else 100 + 20 * number, np.uint8))
+    writer.release()
+    with LandmarkCache(tmp_path, Template(), batch_size=2) as cache:
+        found = find_in_video(cache, "v.avi")
+        assert [face is None for face in found] == [False, False, True, False, False]
+        find_in_video(cache, "v.avi")
+        assert cache.detector.batches == [2, 2, 1]
+    assert cut_video(video, tmp_path / "cut") == 5
+    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [f"{n:05d}.jpg" for n in range(1, 6)]
+    means = [float(pixels.mean()) for _, pixels in video_frames(video)]
+    assert means[4] > means[3] > means[1] > means[0] > means[2]
+    for wrong, told in (("none.avi", "nothing there, expected a video"), ("cut/00001.jpg.avi", "got no frame")):
+        if "cut" in wrong:
+            (tmp_path / wrong).write_bytes(b"no video")
+        with pytest.raises(CorpusError, match=told):
+            list(video_frames(tmp_path / wrong))
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(folder):
+    (folder / CACHE_NAME).mkdir()
+    with pytest.raises(CorpusError, match="--landmark_cache"):
+        LandmarkCache(folder, Template())
+    other = folder.parent / "elsewhere" / "faces.sqlite"
+    with LandmarkCache(folder, Template(), file=other) as cache:
+        cache.faces(names_in(folder))
+        cache.store.close()
+        cache.store = sqlite3.connect(f"file:{other}?mode=ro", uri=True)
+        os.utime(folder / "a" / "0.png", (1, 1))
+        with pytest.raises(OSError, match=r"cannot be written .*what was found before is kept"):
+            cache.faces(names_in(folder))
+
+
+def test_missing_weights_stop_a_build_and_say_what_to_fetch(folder, no_download, tmp_path):  # noqa: F811
+    with LandmarkCache(folder) as cache, pytest.raises(OSError, match=r"2DFAN4-11f355bf06\.pth\.tar") as caught:
+        cache.faces(names_in(folder))
+    assert str(no_download / "hub" / "checkpoints") in str(caught.value)
+
+
+def test_the_real_package_builds_a_data_set(weights, tmp_path):  # noqa: F811
+    """On random weights in its own formats: a spot is a face, whose landmarks may be no face's."""
+    (tmp_path / "own" / "Anger").mkdir(parents=True)
+    for number, places in enumerate(([(40, 56)], [])):
+        cv2.imwrite(str(tmp_path / "own" / "Anger" / f"{number}.png"), _spots(*places, size=(96, 96))[..., ::-1])
+    frames = read_corpus("own", tmp_path / "own")
+    options = BuildOptions(crop_size=64, on_no_face="template", near="tell")
+    with LandmarkCache(tmp_path / "own", **SETTINGS, batch_size=4) as cache:
+        report = build_mfa(frames, ["train", "validation"], tmp_path / "mfa", options, cache)
+        found = cache.faces(["Anger/0.png", "Anger/1.png"])
+    assert found[0].landmarks.shape == (68, 2) and found[0].confidence.shape == (68,) and found[1] is None
+    assert np.allclose((found[0].box[:2] + found[0].box[2:]) / 2, (40, 56), atol=9)
+    assert report["counts"]["train"]["images"] == report["counts"]["validation"]["images"] == 1
