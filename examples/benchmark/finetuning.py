@@ -84,7 +84,8 @@ def one_run(
     name: str, seed: int, count: int, data: Path, arguments: argparse.Namespace, rest: list[str]
 ) -> dict[str, float]:
     folder = arguments.output_dir / f"{name}-{count}-{seed}"
-    command = ["--model_name_or_path", str(arguments.model), "--dataset", str(data), "--seed", str(seed), *rest]
+    command = ["--model_name_or_path", str(arguments.model), "--dataset", str(data), "--seed", str(seed)]
+    command += ["--views", str(arguments.views), *rest]
     if name == UNTOUCHED:
         command += ["--task", "evaluate"]
     else:
@@ -181,8 +182,8 @@ def summary(costs: dict[str, float], worths: dict[int, dict[str, float]], argume
     if worths:
         parts.append(
             f"Accuracy in the table: the tiny model on synthetic faces in the style {a.style} of people seed "
-            f"{a.people_seed}, adapted with {most:,} labelled images; test people are new. AU F1 is macro, at "
-            f"thresholds tuned on validation people; mean ± sd of seeds {', '.join(map(str, a.seeds))}."
+            f"{a.people_seed}, adapted with {most:,} labelled images in {a.views} views each; test people are new. "
+            f"AU F1 is macro, at thresholds tuned on validation people; mean ± sd of seeds {', '.join(map(str, a.seeds))}."
         )
     for count, found in worths.items():
         shown = {UNTOUCHED: "the checkpoint, untouched", **{name: METHODS[name].title for name in a.methods_trained}}
@@ -215,6 +216,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--people_seed", type=int, default=7, help="accuracy: other people are drawn")
     parser.add_argument("--labelled", nargs="+", type=int, default=[2048, 256], help="accuracy: training images")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="one for each of --labelled")
+    parser.add_argument("--views", type=int, default=3, help="accuracy: forms of each image, the same for all methods")
     parser.add_argument("--held_out", nargs=2, type=int, default=[VALIDATION, TEST], help=argparse.SUPPRESS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
