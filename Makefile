@@ -1,5 +1,5 @@
 PYTHON ?= python
-ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 train.py tests examples
+ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 analysis_mf2 train.py tests examples
 
 .PHONY: quality style test test-slow demo checkpoint
 

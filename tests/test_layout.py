@@ -15,6 +15,7 @@ ALLOWED = {
     "modeling_mf2": {"configuration_mf2"},
     "dataset_mf2": {"configuration_mf2", "processing_mf2"},
     "training_mf2": {"configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2"},
+    "analysis_mf2": {"configuration_mf2", "processing_mf2", "modeling_mf2"},
 }
 FILES = [path for room in ALLOWED for path in sorted((ROOT / room).rglob("*.py"))]
 

@@ -183,7 +183,8 @@ def summary(costs: dict[str, float], worths: dict[int, dict[str, float]], argume
         parts.append(
             f"Accuracy in the table: the tiny model on synthetic faces in the style {a.style} of people seed "
             f"{a.people_seed}, adapted with {most:,} labelled images in {a.views} views each; test people are new. "
-            f"AU F1 is macro, at thresholds tuned on validation people; mean ± sd of seeds {', '.join(map(str, a.seeds))}."
+            "AU F1 is macro, at thresholds tuned on validation people; mean ± sd of seeds "
+            f"{', '.join(map(str, a.seeds))}."
         )
     for count, found in worths.items():
         shown = {UNTOUCHED: "the checkpoint, untouched", **{name: METHODS[name].title for name in a.methods_trained}}
