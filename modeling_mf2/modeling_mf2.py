@@ -159,7 +159,10 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(*source: object, **named: object) -> tuple[object, object]:
-        info = None if named else load_in_place(*source)  # by name an adapter's are asked for
+        try:
+            info = None if named else load_in_place(*source)  # by name an adapter's are asked for
+        except (AttributeError, TypeError):  # another version's private call: its own way is slower, and right
+            info = None
         return (info, None) if info is not None else PreTrainedModel._load_pretrained_model(*source, **named)
 
     def load_adapter(self, peft_model_id: object = None, *args: object, **kwargs: object) -> object:
