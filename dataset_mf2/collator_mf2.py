@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
 
@@ -131,4 +132,4 @@ def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | Non
                 f"{field}: row {index} got {tuple(value.shape)}, expected {tuple(values[0].shape)} as in row 0"
             )
         values.append(value)
-    return torch.stack(values)
+    return default_collate(values)  # stacks them; in a loader's worker at once where the parent can see them

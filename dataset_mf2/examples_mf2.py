@@ -207,10 +207,11 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
     def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
         """What a loader asks for: the rows of a batch."""
         indexes, examples = [int(index) for index in indexes], []
+        rows = _as_rows(self.rows[indexes])
         for start in range(0, len(indexes), _AT_ONCE):
-            some = indexes[start : start + _AT_ONCE]
-            stored = None if self.stored is None else [self.stored[index] for index in some]
-            examples += self.read.many(_as_rows(self.rows[some]), some, self.epoch, stored)
+            some = slice(start, start + _AT_ONCE)
+            stored = None if self.stored is None else [self.stored[index] for index in indexes[some]]
+            examples += self.read.many(rows[some], indexes[some], self.epoch, stored)
         return examples
 
 

@@ -64,9 +64,9 @@ class OwnTable(_Own):
             name = safe_path(str(row.get("image") or ""), file, line)
             duplicates.add(name, line)
             columns["image"].append(name)
-            columns["emotion"].append(self.emotion_code(str(row.get("emotion") or ""), file, line))
+            columns["emotion"].append(self.emotion_code(_text(row.get("emotion")), file, line))
             columns["split"].append(self._split(row, file, line))
-            columns["subject"].append(str(row.get("subject") or row.get("video") or ""))
+            columns["subject"].append(_text(row.get("subject")) or _text(row.get("video")))
             columns["landmarks"].append(self._points(row.get("landmarks"), file, line))
             units.append([self._unit(row.get(name), name, file, line) for name in self.label_set.action_units])
         if not rows:
@@ -127,7 +127,7 @@ class OwnTable(_Own):
 
     @staticmethod
     def _unit(value: Any, name: str, file: Path, line: int) -> int:
-        text = "" if value is None else str(value).strip()
+        text = _text(value)
         codes = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
         if text not in codes:
             told = "Labels say whether an AU is active, not how strongly"
@@ -182,7 +182,7 @@ class OwnFolders(_Own):
         return self.to_frames(names, emotion=np.array(codes, np.int8), official=official)
 
     def _folders(self, folder: Path) -> list[str]:
-        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and _is_folder(e))
 
     def _pictures(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
         """Links are followed, for corpora are often linked; one that leads back up would never end."""
@@ -198,15 +198,22 @@ class OwnFolders(_Own):
         for entry in os.scandir(self.root / folder):
             if entry.name.startswith("."):
                 continue
-            try:
-                is_folder = entry.is_dir()
-            except OSError as error:
-                told = "Remove the link"
-                raise CorpusError(entry.path, error.strerror, "a picture or a folder", told) from error
-            if is_folder:
+            if _is_folder(entry):
                 yield from self._pictures(f"{folder}/{entry.name}", (*above, here))
             elif entry.name.lower().endswith(IMAGE_ENDINGS):
                 yield f"{folder}/{entry.name}"
+
+
+def _text(value: Any) -> str:
+    """Of a field: jsonl may number people from 0, and blanks around a name make nobody else of them."""
+    return "" if value is None else str(value).strip()
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link that leads to itself
+        raise CorpusError(entry.path, error.strerror, "a picture or a folder", "Remove the link") from error
 
 
 def own_corpus(root: str | Path, **options: Any) -> ImageCorpus:

@@ -69,7 +69,12 @@ def split_units(
         gain = ((lacking**2) - (lacking - load[unit]) ** 2).sum(1)
         split[unit] = int(gain.argmax())
         held[split[unit]] += load[unit]
-    return _improve(split, load, held, aim)
+    split = _improve(split, load, held, aim)
+    for side in range(len(aim)):  # nobody at all is worse than too many: such a side could not be scored on
+        if not (split == side).any():
+            others = np.flatnonzero(np.bincount(split, minlength=len(aim))[split] > 1)
+            split[others[load[others].sum(1).argmin()]] = side
+    return split
 
 
 def _improve(split: np.ndarray, load: np.ndarray, held: np.ndarray, aim: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ The key is read from OPENAI_API_KEY. After a kill, run the same line again: what
 import argparse
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 
 from dataset_mf2.builder_mf2 import described_labels
 from dataset_mf2.caption_batch_mf2 import write_by_batch
@@ -25,13 +25,16 @@ from dataset_mf2.synthetic_faces import MFASynthetic
 def load(dataset: str) -> Dataset:
     if dataset == "synthetic":
         return MFASynthetic(64, size=64)
-    found = load_from_disk(dataset)
+    if not Path(dataset).is_dir():
+        raise FileNotFoundError(f"dataset: there is no folder {dataset!r}; build one by examples/build_dataset.py")
+    saved = any((Path(dataset) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    found = load_from_disk(dataset) if saved else load_dataset(dataset)
     return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
 
 
 def main(argv: list[str] | None = None) -> Path | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="synthetic", help="a folder of MFA, as save_to_disk writes it")
+    parser.add_argument("--dataset", default="synthetic", help="a folder that build_dataset or save_to_disk wrote")
     parser.add_argument("--out", type=Path, default=Path("outputs/captions"))
     parser.add_argument("--writer", default="rule", choices=("rule", "chat"))
     parser.add_argument("--style", default="mfa", choices=tuple(STYLES))

@@ -105,12 +105,23 @@ class DFNConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
+        self._check_types()
         self._check_choices()
         self._check_numbers()
         self.pathways = self._by_name(self.pathways, "pathways")
         for name in ("layers", "pooling"):
             if isinstance(getattr(self, name), dict):
                 self._by_name(getattr(self, name), name)
+
+    def _check_types(self) -> None:
+        whole, number = (int,), (int, float)
+        kinds = {"bottleneck": whole, "slots": whole, "gate_temperature": number, "dropout": number}
+        kinds |= {"output_layer": (bool,), "init_weights": (bool,)}
+        words = {whole: "a whole number", number: "a number", (bool,): "True or False"}
+        for name, types in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+                raise TypeError(f"{name}: got {value!r}, expected {words[types]}")
 
     def _check_choices(self) -> None:
         poolings = self.pooling.values() if isinstance(self.pooling, dict) else [self.pooling]
@@ -132,9 +143,9 @@ class DFNConfig(PeftConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout: got {self.dropout}, expected 0 or more, less than 1")
         for layers in self.layers.values() if isinstance(self.layers, dict) else [self.layers]:
-            numbers = [layers] if isinstance(layers, int) else list(layers)
-            least = 1 if isinstance(layers, int) else 0
-            if not numbers or any(not isinstance(number, int) or number < least for number in numbers):
+            numbers = list(layers) if isinstance(layers, list | tuple) else [layers]
+            least = 0 if isinstance(layers, list | tuple) else 1
+            if not numbers or any(type(number) is not int or number < least for number in numbers):
                 raise ValueError(
                     f"layers: got {layers!r}, expected how many (1 or more), or a list of layer indices from 0"
                 )
@@ -149,6 +160,8 @@ class DFNConfig(PeftConfig):
     def _by_name(names: Any, field_name: str) -> list[str]:
         """The pathways that are meant, in one order: `visual` stands for those of both branches."""
         known = {*PATHWAYS, *KINDS}
+        if not isinstance(names, str | list | tuple | set | dict):
+            raise TypeError(f"{field_name}: got {names!r}, expected a list of pathways among {sorted(known)}")
         names = [names] if isinstance(names, str) else list(names)
         unknown = [name for name in names if name not in known]
         if unknown or not names:

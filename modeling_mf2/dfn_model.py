@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,7 +96,15 @@ class DFNModel(BaseTuner):
             wanted = getattr(self.model, "adapter_heads", {}).get(peft_config.heads, [])
             found = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
             peft_config.modules_to_save = [name for name in wanted if name in found] or None
+        self._check_saved(peft_config.modules_to_save or ())
         return peft_config
+
+    def _check_saved(self, names: Sequence[str]) -> None:
+        modules = [name for name, _ in self.model.named_modules()]
+        for name in names:
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                kind, children = type(self.model).__name__, sorted(child for child, _ in self.model.named_children())
+                raise ValueError(f"modules_to_save: got {name!r}, expected modules of {kind}, such as {children}")
 
     def _check_base(self, peft_config: DFNConfig, shapes: dict[str, Any], model_config: dict[str, Any]) -> None:
         base: dict[str, Any] = {name: [shape.states, shape.width] for name, shape in shapes.items()}

@@ -33,7 +33,10 @@ except ImportError:
 
 _IDENTITY = "identity.json"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_FORMAT = 1
+_FORMAT = 2
+_SAYS_NOTHING_OF_STATES = {"au_thresholds", "au_class_weights", "loss_weights", "classification_target", "auto_map"}
+_SAYS_NOTHING_OF_STATES |= {"architectures", "problem_type", "dtype", "id2label", "label2id", "_name_or_path"}
+_SAYS_NOTHING_OF_STATES |= {"mf2_version", "transformers_version"}
 
 
 def _ports(model: nn.Module) -> dict[str, nn.Module]:
@@ -60,6 +63,14 @@ def backbone_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
+def _config_fingerprint(model: nn.Module) -> str:
+    """Of what the weights alone do not tell, such as heads of attention, or where a region is read."""
+    config = getattr(model, "config", None)
+    fields = config.to_dict() if hasattr(config, "to_dict") else {}
+    fields = {name: value for name, value in fields.items() if name not in _SAYS_NOTHING_OF_STATES}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
 def _is_beside(module: nn.Module) -> bool:
     return isinstance(module, DFNLayer | AuxiliaryTrainingWrapper) or getattr(module, "is_dfn_port", False)
 
@@ -74,7 +85,8 @@ def store_identity(model: nn.Module, count: int, views: int, data: str, processo
         read[branch] = {name: {"layers": tower.layers, "pooling": tower.pooling} for name, tower in towers.items()}
     described = json.dumps(processor, sort_keys=True, default=str)
     return {
-        **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "read": read, "dtype": dtype},
+        **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "config": _config_fingerprint(model)},
+        **{"read": read, "dtype": dtype},
         **{"processor": hashlib.sha256(described.encode()).hexdigest()[:32], "data": data},
         **{"images": count, "views": views},
     }

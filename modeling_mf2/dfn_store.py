@@ -124,7 +124,8 @@ def load_shard(path: Path) -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{path}: missing, damaged or cut short ({error}); build the store anew (rebuild=True)"
+            f"{path}: missing, damaged or cut short ({error}); build the store anew (rebuild=True; train.py: "
+            "--rebuild_store True)"
         ) from error
 
 

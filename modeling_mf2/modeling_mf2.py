@@ -165,6 +165,13 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
             info = None
         return (info, None) if info is not None else PreTrainedModel._load_pretrained_model(*source, **named)
 
+    def enable_adapters(self) -> None:
+        """transformers' own switches the layers on again, and leaves the heads that were trained beside them off."""
+        super().enable_adapters()
+        for module in self.modules():
+            if hasattr(module, "modules_to_save") and hasattr(module, "enable_adapters"):
+                module.enable_adapters(True)
+
     def load_adapter(self, peft_model_id: object = None, *args: object, **kwargs: object) -> object:
         check_adapter_file(peft_model_id)
         return super().load_adapter(peft_model_id, *args, **kwargs)

@@ -5,6 +5,7 @@ is at 0.5 and a flip takes x to width - x.
 """
 
 import functools
+import math
 import threading
 
 import numpy as np
@@ -64,16 +65,13 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> to
     under it (the area's mean, so nothing aliases), in one resampling. Beyond the image's border there is mid grey.
     """
     inverse = np.linalg.inv(matrix)
-    # Image pixels per crop pixel, along the crop's two axes.
-    step_x, step_y = np.hypot(inverse[0, 0], inverse[1, 0]), np.hypot(inverse[0, 1], inverse[1, 1])
-    # A very large shrink is done in two averages, so that the work is bounded by the image's size.
-    pool = max(1, int(min(step_x, step_y) / 2))
-    many_x, many_y = max(1, int(np.ceil(step_x / pool - 1e-6))), max(1, int(np.ceil(step_y / pool - 1e-6)))
-
+    pool, many_y, many_x = _sampling(inverse)
     image_height, image_width = image.shape[1:]
-    if cv2 is not None and pool == 1 and image.device.type == "cpu" and image.shape[0] in (1, 3):
-        if not image.requires_grad and max(image_height, image_width, many_y * height, many_x * width) < _CV2_SIDE:
-            return _warp_on_cpu(image, matrix, height, width, many_y, many_x)
+    if _cv2_can(image, pool, many_y * height, many_x * width):
+        source = _scratch("source", np.dtype(np.float32), image_height, image_width, image.shape[0])
+        torch.from_numpy(source).copy_(image.permute(1, 2, 0))
+        samples = _resample(source, matrix, inverse, (height, width), many_y, many_x)
+        return torch.from_numpy(samples).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
     corners = transform_points(inverse, np.array([[0, 0], [width, 0], [0, height], [width, height]]))
     left, top = np.floor(corners.min(0)).astype(int) - 2 * pool
     right, bottom = np.ceil(corners.max(0)).astype(int) + 2 * pool
@@ -103,46 +101,81 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> to
     return samples[0]
 
 
+def warp_bytes(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> np.ndarray | None:
+    """`warp` of a uint8 image to uint8 (height, width, channels), each sample rounded once or, where it shrinks, twice;
+    `None` where only `warp` can."""
+    inverse = np.linalg.inv(matrix)
+    pool, many_y, many_x = _sampling(inverse)
+    if image.dtype != torch.uint8 or not _cv2_can(image, pool, many_y * height, many_x * width):
+        return None
+    source = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return _resample(source, matrix, inverse, (height, width), many_y, many_x)
+
+
 _CV2_SIDE = 32767
 _SCRATCH = threading.local()
 
 
-def _scratch(role: str, *shape: int) -> np.ndarray:
+def _sampling(inverse: np.ndarray) -> tuple[int, int, int]:
+    """By how much the image is averaged first, and then how many samples a crop pixel is averaged of, down and across.
+
+    A very large shrink is done in two averages, so that the work is bounded by the image's size.
+    """
+    (a, b, _), (c, d, _), _ = inverse.tolist()
+    step_x, step_y = math.hypot(a, c), math.hypot(b, d)  # image pixels per crop pixel, along the crop's two axes
+    pool = max(1, int(min(step_x, step_y) / 2))
+    return pool, max(1, math.ceil(step_y / pool - 1e-6)), max(1, math.ceil(step_x / pool - 1e-6))
+
+
+def _cv2_can(image: torch.Tensor, pool: int, rows: int, columns: int) -> bool:
+    if cv2 is None or pool > 1 or image.device.type != "cpu" or image.requires_grad:
+        return False
+    return image.shape[0] in (1, 3) and max(*image.shape[1:], rows, columns) < _CV2_SIDE
+
+
+def _reaches_out(inverse: np.ndarray, crop: tuple[int, int], image: tuple[int, int]) -> bool:
+    (a, b, x), (c, d, y), _ = inverse.tolist()
+    (height, width), (image_height, image_width) = crop, image
+    xs = (x, x + a * width, x + b * height, x + a * width + b * height)
+    ys = (y, y + c * width, y + d * height, y + c * width + d * height)
+    return min(*xs, *ys) < 0 or max(xs) > image_width or max(ys) > image_height
+
+
+def _scratch(role: str, dtype: np.dtype, *shape: int) -> np.ndarray:
     """Memory of this thread, used again and again: fresh memory of this size costs as much as the resampling."""
-    size = int(np.prod(shape))
-    if getattr(_SCRATCH, role, np.empty(0)).size < size:
-        setattr(_SCRATCH, role, np.empty(size, np.float32))
-    return getattr(_SCRATCH, role)[:size].reshape(shape)
+    name, size = f"{role}_{dtype}", math.prod(shape)
+    if getattr(_SCRATCH, name, np.empty(0)).size < size:
+        setattr(_SCRATCH, name, np.empty(size, dtype))
+    return getattr(_SCRATCH, name)[:size].reshape(shape)
 
 
 @functools.lru_cache(maxsize=4)
-def _grey(*shape: int) -> np.ndarray:
-    return np.full(shape, BACKGROUND, np.float32)
+def _grey(dtype: np.dtype, *shape: int) -> np.ndarray:
+    return np.full(shape, BACKGROUND if dtype.kind == "f" else math.ceil(BACKGROUND), dtype)
 
 
-def _warp_on_cpu(
-    image: torch.Tensor, matrix: np.ndarray, height: int, width: int, many_y: int, many_x: int
-) -> torch.Tensor:
-    """What `warp` does, by OpenCV: in float, equal to a few thousandths of a brightness step."""
+def _resample(
+    source: np.ndarray, matrix: np.ndarray, inverse: np.ndarray, crop_size: tuple[int, int], many_y: int, many_x: int
+) -> np.ndarray:
+    """What `warp` does, by OpenCV, in the type of the source (height, width, channels); in memory that is used again.
+
+    In float equal to a few thousandths of a brightness step.
+    """
     if torch.utils.data.get_worker_info() is not None:
         cv2.setNumThreads(0)  # each worker has one core
-    channels, image_height, image_width = image.shape
-    source = _scratch("source", image_height, image_width, channels)
-    torch.from_numpy(source).copy_(image.permute(1, 2, 0))
+    image_height, image_width, channels = source.shape
+    height, width = crop_size
     # OpenCV counts from the first pixel's middle.
-    to_middle, back = np.eye(3), np.eye(3)
-    to_middle[:2, 2], back[:2, 2] = 0.5, -0.5
-    finer = (back @ np.diag([many_x, many_y, 1.0]) @ matrix @ to_middle)[:2]
+    finer = np.array([[many_x], [many_y]]) * matrix[:2]
+    finer[:, 2] += finer[:, :2].sum(axis=1) / 2 - 0.5
     size, shape = (width * many_x, height * many_y), (height * many_y, width * many_x, channels)
-    samples = _scratch("samples", *shape)
+    samples = _scratch("samples", source.dtype, *shape)
     cv2.warpAffine(source, finer, size, samples, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-    corners = transform_points(np.linalg.inv(matrix), np.array([[0, 0], [width, 0], [0, height], [width, height]]))
-    if corners.min() < 0 or (corners.max(0) > (image_width, image_height)).any():
+    if _reaches_out(inverse, crop_size, (image_height, image_width)):
         outside = np.zeros((image_height, image_width), np.uint8)
         outside = cv2.warpAffine(outside, finer, size, flags=cv2.INTER_NEAREST, borderValue=255)
-        cv2.copyTo(_grey(*shape), outside, samples)
+        cv2.copyTo(_grey(source.dtype, *shape), outside, samples)
     if many_x * many_y > 1:
-        crop = _scratch("crop", height, width, channels)
+        crop = _scratch("crop", source.dtype, height, width, channels)
         samples = cv2.resize(samples, (width, height), crop, interpolation=cv2.INTER_AREA)
-    crop = torch.from_numpy(samples.reshape(height, width, channels)).permute(2, 0, 1)
-    return crop.clone(memory_format=torch.contiguous_format)
+    return samples.reshape(height, width, channels)

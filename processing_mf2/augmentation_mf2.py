@@ -1,6 +1,7 @@
 """What training changes in a crop on purpose: its geometry (one more matrix), its colours, a patch that it hides."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,14 @@ import torch
 from configuration_mf2.facs_mf2 import LANDMARK_MIRROR
 
 from .image_reading_mf2 import BACKGROUND
+
+
+try:
+    import cv2
+except ImportError:  # then nothing is resampled to bytes either
+    cv2 = None
+
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -44,17 +53,21 @@ class MF2Augmentation:
         """What happens to one sample: equal for equal (seed, index), on every machine. An epoch is a new seed."""
         rng = np.random.default_rng((seed, index))
 
+        # All at once, for a call of numpy costs more than a number.
+        numbers = iter(rng.random(13).tolist())
+
         def either_way(limit: float) -> float:
-            return float(rng.uniform(-limit, limit))
+            return -limit + 2 * limit * next(numbers)
 
         # Every value is drawn, used or not, so that switching one change off leaves the others as they are.
-        angle, scale = np.deg2rad(either_way(self.rotate)), 1 + either_way(self.scale)
+        angle, scale = math.radians(either_way(self.rotate)), 1 + either_way(self.scale)
         shift_x, shift_y = either_way(self.shift), either_way(self.shift)
-        flips, hides = bool(rng.random() < self.flip), bool(rng.random() < self.cutout)
+        flips, hides = next(numbers) < self.flip, next(numbers) < self.cutout
         brightness, contrast = 1 + either_way(self.brightness), 1 + either_way(self.contrast)
         saturation = 1 + either_way(self.saturation)
-        patch_width, patch_height = rng.uniform(self.cutout_size / 3, self.cutout_size, size=2)
-        patch = tuple(float(value) for value in (*rng.uniform(0, 1, size=2), patch_width, patch_height))
+        smallest = self.cutout_size / 3
+        patch_width, patch_height = (smallest + (self.cutout_size - smallest) * next(numbers) for _ in range(2))
+        patch = (next(numbers), next(numbers), patch_width, patch_height)
         return AugmentationDraw(
             **{"angle": angle, "scale": scale, "shift_x": shift_x, "shift_y": shift_y, "flips": flips},
             **{"brightness": brightness, "contrast": contrast, "saturation": saturation},
@@ -98,11 +111,15 @@ class AugmentationDraw:
         """In a flipped face the left eye's corner is the right eye's."""
         return landmarks[list(LANDMARK_MIRROR)] if self.flips else landmarks
 
+    @property
+    def changes_colours(self) -> bool:
+        return self.patch is not None or (self.brightness, self.contrast, self.saturation) != (1, 1, 1)
+
     def recolour(self, crop: torch.Tensor) -> torch.Tensor:
         """(3, height, width) float from 0 to 255, changed in place."""
         # Brightness, then saturation (away from grey), then contrast (away from the mean grey), in one sum: each is
         # linear in the pixels, in their grey and in its mean.
-        weights = torch.tensor([0.299, 0.587, 0.114], device=crop.device)
+        weights = torch.tensor(_GREY_WEIGHTS, device=crop.device)
         grey = (weights @ crop.reshape(3, -1)).view(1, *crop.shape[1:])
         constant = self.brightness * (1 - self.contrast) * grey.mean()
         strength = self.brightness * self.contrast
@@ -110,12 +127,29 @@ class AugmentationDraw:
         crop += grey.mul_(strength * (1 - self.saturation)).add_(constant)
         crop.clamp_(0, 255)
         if self.patch is not None:
-            height, width = crop.shape[1:]
-            x, y, patch_width, patch_height = self.patch
-            left, right = round((x - patch_width / 2) * width), round((x + patch_width / 2) * width)
-            top, bottom = round((y - patch_height / 2) * height), round((y + patch_height / 2) * height)
-            crop[:, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = BACKGROUND
+            rows, columns = self._hidden(*crop.shape[1:])
+            crop[:, rows, columns] = BACKGROUND
         return crop
+
+    def recolour_bytes(self, crop: np.ndarray) -> np.ndarray:
+        """The same of uint8 (height, width, 3), to new memory; rounded to whole brightness steps."""
+        strength = self.brightness * self.contrast
+        mean_grey = sum(weight * mean for weight, mean in zip(_GREY_WEIGHTS, cv2.mean(crop)[:3], strict=True))
+        mixing = np.empty((3, 4))
+        mixing[:, :3] = np.array(_GREY_WEIGHTS) * (strength * (1 - self.saturation))
+        mixing[:, :3] += np.eye(3) * (strength * self.saturation)
+        mixing[:, 3] = self.brightness * (1 - self.contrast) * mean_grey
+        crop = cv2.transform(crop, mixing)
+        if self.patch is not None:
+            rows, columns = self._hidden(*crop.shape[:2])
+            crop[rows, columns] = math.ceil(BACKGROUND)
+        return crop
+
+    def _hidden(self, height: int, width: int) -> tuple[slice, slice]:
+        x, y, patch_width, patch_height = self.patch
+        left, right = round((x - patch_width / 2) * width), round((x + patch_width / 2) * width)
+        top, bottom = round((y - patch_height / 2) * height), round((y + patch_height / 2) * height)
+        return slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))
 
 
 def resolve_augmentation(augment: Any) -> MF2Augmentation | None:

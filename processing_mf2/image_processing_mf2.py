@@ -16,7 +16,7 @@ from transformers.utils import TensorType, logging
 
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
-from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp
+from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp, warp_bytes
 from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
 from .image_reading_mf2 import flatten_images, read_image
 from .landmarks_mf2 import (
@@ -244,13 +244,18 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         crops = [row.crop for row in rows]
         changes = {"do_rescale": do_rescale, "rescale_factor": rescale_factor, "do_normalize": do_normalize}
         changes |= {"image_mean": image_mean, "image_std": image_std}
-        if crops and do_normalize:
-            mean, std, _ = self._fuse_mean_std_and_rescale_factor(**changes, device=crops[0].device)
-            # Crop by crop, in its own memory: a crop fits into the processor's cache, a batch does not.
-            crops = [self.normalize(crop, mean, std, inplace=True) for crop in crops]
-        else:
-            crops = [self.rescale_and_normalize(crop, **changes) for crop in crops]
-        pixel_values = torch.stack(crops) if crops else torch.zeros(0, 3, size.height, size.width)
+        device = crops[0].device if crops else None
+        pixel_values = torch.empty(len(crops), 3, size.height, size.width, device=device)
+        if do_normalize:
+            mean, std, _ = self._fuse_mean_std_and_rescale_factor(**changes, device=device)
+            mean, std = (torch.as_tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+        # Crop by crop, and at once where it belongs: a crop fits into the processor's cache, a batch does not.
+        for place, crop in zip(pixel_values, crops, strict=True):
+            place.copy_(crop)
+            if do_normalize:
+                place.sub_(mean).div_(std)
+            elif do_rescale:
+                place.mul_(rescale_factor)
         points = np.array([row.points for row in rows], dtype=np.float32).reshape(-1, 68, 2)
         data = {"pixel_values": pixel_values, "landmarks": torch.from_numpy(points).to(pixel_values.device)}
         if return_landmark_source:
@@ -301,7 +306,12 @@ def _cut(
     if draw is None:
         return warp(pixels, matrix, height, width), transform_points(matrix, points)
     matrix = draw.matrix(height, width) @ matrix
-    crop = draw.recolour(warp(pixels, matrix, height, width))
+    # In bytes, a quarter of the memory, where that is possible: colours that change at random bear the rounding.
+    samples = warp_bytes(pixels, matrix, height, width) if draw.changes_colours else None
+    if samples is not None:
+        crop = torch.from_numpy(draw.recolour_bytes(samples)).permute(2, 0, 1)
+    else:
+        crop = draw.recolour(warp(pixels, matrix, height, width))
     return crop, draw.reorder_landmarks(transform_points(matrix, points))
 
 

@@ -1,6 +1,7 @@
 """The 68 landmarks of a face (iBUG order) in pixels of its image: given, found by face-alignment, or a template."""
 
 import functools
+import math
 import os
 import pickle
 import threading
@@ -79,9 +80,10 @@ def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.nd
             f"{name}: got x from {low[0]:.1f} to {high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}, far outside "
             f"the image of {width} x {height} pixels; expected pixels of the very image they come with"
         )
-    # Singular values of the centred points: how far they spread along their longest and their shortest direction.
-    steady = points[list(STEADY_POINTS)]
-    longest, shortest = np.linalg.svd(steady - steady.mean(axis=0), compute_uv=False) / np.sqrt(len(steady))
+    # How far the points spread along their longest and their shortest direction.
+    x, y = (steady := points[list(STEADY_POINTS)]).T - steady.mean(axis=0)[:, None]
+    both, apart = (x @ x + y @ y) / len(x), math.hypot(x @ x - y @ y, 2 * (x @ y)) / len(x)
+    longest, shortest = math.sqrt((both + apart) / 2), math.sqrt(max(both - apart, 0) / 2)
     if longest < 1 or shortest < 0.02 * longest:
         raise ValueError(
             f"{name}: the points spread over {longest:.2f} by {shortest:.2f} pixels, that is one spot or one line; "

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from configuration_mf2.facs_mf2 import LANDMARK_MIRROR
-from processing_mf2.alignment_mf2 import canonical_landmarks, transform_points
+from processing_mf2 import alignment_mf2
+from processing_mf2.alignment_mf2 import canonical_landmarks, transform_points, warp, warp_bytes
 from processing_mf2.augmentation_mf2 import MF2Augmentation, resolve_augmentation
 from processing_mf2.image_reading_mf2 import BACKGROUND
 
@@ -75,6 +76,32 @@ def test_colours_and_cutout():
     assert 0 < share <= 0.09 and torch.equal(hidden != 100.0, hidden == BACKGROUND)
     recoloured = MF2Augmentation().draw(5, 5).recolour(torch.rand(3, 40, 40) * 255)
     assert recoloured.min() >= 0 and recoloured.max() <= 255
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.9, 1.3])
+def test_bytes_are_those_of_float_but_for_rounding(scale, monkeypatch):
+    coarse = torch.rand(1, 3, 60, 60, generator=torch.Generator().manual_seed(0)) * 255
+    image = torch.nn.functional.interpolate(coarse, (280, 270), mode="bilinear")[0].round().to(torch.uint8)
+    middle = np.array([[scale, 0, 112 - scale * 135], [0, scale, 112 - scale * 140], [0, 0, 1]])
+    for index in range(8):
+        draw = MF2Augmentation(cutout=0.5).draw(0, index)
+        matrix = draw.matrix(224, 224) @ middle
+        with monkeypatch.context() as without:
+            without.setattr(alignment_mf2, "cv2", None)
+            exact = warp(image, matrix, 224, 224)
+        samples = warp_bytes(image, matrix, 224, 224)
+        apart = np.abs(samples.transpose(2, 0, 1) - exact.numpy())
+        # Along the border a sample of a pixel's quarter may count as beyond it.
+        assert np.quantile(apart, 0.99) <= 1.02 and apart.mean() < 0.4
+        plain = torch.from_numpy(samples).permute(2, 0, 1).float()
+        colours = draw.recolour_bytes(samples).transpose(2, 0, 1) - draw.recolour(plain).numpy()
+        assert np.abs(colours).max() <= 0.75  # rounding, and OpenCV's factors in steps of a thousandth
+
+
+def test_only_what_changes_colours_is_rounded():
+    assert not MF2Augmentation(**{**STILL, "flip": 1.0, "rotate": 9.0}).draw(0, 0).changes_colours
+    assert MF2Augmentation(**{**STILL, "contrast": 0.1}).draw(0, 0).changes_colours
+    assert MF2Augmentation(**{**STILL, "cutout": 1.0}).draw(0, 0).changes_colours
 
 
 @pytest.mark.parametrize(

@@ -72,11 +72,11 @@ def test_no_more_requests_are_under_way_than_allowed(tmp_path):
 
 
 def test_a_rate_limit_is_waited_for_by_all(tmp_path):
-    with LoopbackChat(faults={"429": 0.1}, retry_after="0.3") as chat:
+    with LoopbackChat(faults={"429": 0.3}, retry_after="0.3") as chat:
         start = time.monotonic()
         report = writer(chat, max_attempts=1).write(rows(30), tmp_path / "j")
         assert report.written == 30 and time.monotonic() - start > 0.3
-        assert chat.asked < 60, "asked on while it was told to wait"
+        assert chat.asked < 90, "asked on while it was told to wait"
     with (
         LoopbackChat(faults={"429": 1}, retry_after="86400") as chat,
         pytest.raises(ServerRefusesError, match="86,400"),

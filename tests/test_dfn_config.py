@@ -44,6 +44,14 @@ def test_layers_and_pooling_may_differ_by_pathway():
         ({"layers": [-1]}, "layers: got"),
         ({"layers": {"mouth": 3}}, "layers: got 'mouth'"),
         ({"bottleneck": 0}, "bottleneck: got 0"),
+        ({"slots": 0}, "slots: got 0"),
+        ({"bottleneck": "wide"}, "bottleneck: got 'wide', expected a whole number"),
+        ({"slots": True}, "slots: got True, expected a whole number"),
+        ({"output_layer": "False"}, "output_layer: got 'False', expected True or False"),
+        ({"gate_temperature": "a"}, "gate_temperature: got 'a', expected a number"),
+        ({"layers": True}, "layers: got True"),
+        ({"layers": 2.0}, "layers: got 2.0"),
+        ({"pathways": None}, "pathways: got None, expected a list"),
         ({"gate_temperature": 0.0}, "gate_temperature: got 0.0"),
         ({"dropout": 1.0}, "dropout: got 1.0"),
         ({"pooling": "max"}, "pooling: got 'max', expected one of"),
@@ -53,7 +61,7 @@ def test_layers_and_pooling_may_differ_by_pathway():
     ],
 )
 def test_bad_fields_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         DFNConfig(**fields)
 
 

@@ -213,6 +213,9 @@ def test_native_adapters_of_transformers(build, batch, tmp_path):
     base.save_pretrained(tmp_path / "adapter")
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["base_model_name_or_path"]
     base.disable_adapters()
+    base.enable_adapters()
+    assert same(answers(base, batch), expected), "towers and heads are both back"
+    base.disable_adapters()
     assert same(answers(base, batch), before)
     other = MF2ForFaceAnalysis.from_pretrained(tmp_path / "base")
     other.load_adapter(str(tmp_path / "adapter"))

@@ -149,6 +149,12 @@ def test_a_store_of_anything_else_is_refused_and_rebuilt_on_request(build, examp
             store_of(model, examples, folder, **{"processor": {"size": 64}, **options})
     with pytest.raises(StaleStoreError, match="of another read"):
         store_of(build(config(layers=[1])), examples, folder, processor={"size": 64})
+    other = build()
+    other.config.region_window = 0.5
+    with pytest.raises(StaleStoreError, match="of another config"):
+        store_of(other, examples, folder, processor={"size": 64})
+    model.config.au_thresholds = [0.4] * len(model.config.action_units)  # tuned after training: of no matter
+    store_of(model, examples, folder, processor={"size": 64})
     with torch.no_grad():
         model.get_base_model().mf2.emo_vl.queries[0, 0, 0] += 1e-3
     with pytest.raises(StaleStoreError, match="of another backbone"):

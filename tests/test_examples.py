@@ -294,6 +294,12 @@ def test_build_dataset_makes_a_folder_of_pictures_trainable(tmp_path: Path, caps
     assert "train: 8 images" in capsys.readouterr().out
     rows = datasets.load_dataset(str(tmp_path / "built"), streaming=True)["train"]
     assert {row["corpus"] for row in rows} == {"own"}
+    captions = load("write_captions")
+    captions.main(["--dataset", str(tmp_path / "built"), "--out", str(tmp_path / "captions")])
+    captioned = datasets.load_from_disk(tmp_path / "captions" / "dataset")
+    assert len(captioned) == 16 and set(captioned["split"]) == {"train", "validation"}
+    with pytest.raises(FileNotFoundError, match="dataset: there is no folder"):
+        captions.main(["--dataset", str(tmp_path / "nowhere")])
     with pytest.raises(ValueError, match=r"own: got the options \['licens'\]"):
         build.main([*command, "--reader", "licens=mine"])
 

@@ -122,9 +122,32 @@ def test_with_captions_the_towers_of_both_modalities_learn(base: Path, tmp_path:
     for pathway in ("visual_emo", "visual_au", "language_emo", "language_au"):
         assert any(pathway in name and moved > 0 for name, moved in written.items()), pathway
     assert not (tmp_path / "cache" / "mf2_states").exists()
+    with pytest.raises(ValueError, match="align: the data set synthetic has no captions, or --use_captions is False"):
+        train.main(command(base, "dfn", tmp_path / "none", "--align", "True", "--use_captions", "False"))
     for task in ("full", "linear_probe"):
         with pytest.raises(ValueError, match=f"align: got True with --task {task}, expected it with dfn"):
             train.main(["--task", task, "--align", "True"])
+
+
+def test_a_folder_is_of_one_run(base: Path, tmp_path: Path) -> None:
+    first = command(base, "dfn", tmp_path / "out", "--adapter_options", "bottleneck=8")
+    train.main(first)
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    for other in (["dfn", "--adapter_options", "bottleneck=8", "activation=tanh"], ["lora"]):
+        with pytest.raises(ValueError, match=r"output_dir: .* holds the checkpoints of another run .*now"):
+            train.main(command(base, other[0], tmp_path / "out", *other[1:]))
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_damaged_store_is_named_and_computed_anew_on_request(base: Path, tmp_path: Path) -> None:
+    stored = command(base, "linear_probe", tmp_path / "out", "--num_images", "48")
+    train.main(stored)
+    for shard in (tmp_path / "cache" / "mf2_states").glob("*/states-*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    again = [*stored, "--output_dir", str(tmp_path / "again")]
+    with pytest.raises(OSError, match=r"states-00000\.safetensors: missing, damaged or cut short .*--rebuild_store"):
+        train.main(again)
+    train.main([*again, "--rebuild_store", "True"])
 
 
 def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_path: Path) -> None:
@@ -142,8 +165,20 @@ def test_a_methods_own_options_reach_its_config(base: Path) -> None:
     config = peft_config("dfn", ["bottleneck=16", 'pooling={"visual": "all"}', "readout=add"])
     assert (config.bottleneck, config.pooling, config.readout) == (16, {"visual": "all"}, "add")
     assert peft_config("lora", ["r=4"]).r == 4
-    with pytest.raises(ValueError, match=r"adapter_options: got 'bottlenek=16', expected NAME=VALUE with a name"):
+    with pytest.raises(ValueError, match=r"adapter_options: got 'bottlenek=16', expected NAME=VALUE, each name once"):
         peft_config("dfn", ["bottlenek=16"])
+    assert peft_config("dfn", ["output_layer=False"]).output_layer is False
+    with pytest.raises(ValueError, match="each name once"):
+        peft_config("dfn", ["slots=2", "slots=3"])
+    for task, options, said in (
+        ("dfn", ["bottleneck=wide"], "bottleneck: got 'wide'"),
+        ("dfn", ["peft_type=LORA"], "adapter_options: got 'peft_type=LORA'"),
+        ("full", ["r=4"], "adapter_options: got .* with --task full"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=said):
+            train.main(["--task", task, "--adapter_options", *options])
+    with pytest.raises(ValueError, match="modules_to_save: got 'classifer', expected modules of MF2ForFaceAnalysis"):
+        adapt(MF2ForFaceAnalysis.from_pretrained(base), "dfn", ['modules_to_save=["classifer"]'])
     with pytest.raises(ValueError, match="a linear probe has no config"):
         adapt(MF2ForFaceAnalysis.from_pretrained(base), "linear_probe", ["r=4"])
     with pytest.raises(ValueError, match="views: got 2, expected 1 or more, and 1 with --streaming"):

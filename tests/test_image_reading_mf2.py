@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from processing_mf2.image_reading_mf2 import BACKGROUND, flatten_images, image_size, read_image
+from processing_mf2.image_reading_mf2 import BACKGROUND, _plain_jpeg, flatten_images, image_size, read_image
 
 
 @pytest.fixture
@@ -221,3 +221,28 @@ def test_address_is_fetched_when_allowed(picture, monkeypatch):
 def test_folder_is_not_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_image(os.fspath(tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("how", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30, "comment": b"words"}])
+def test_a_plain_jpeg_is_read_as_pil_reads_it(mode, how):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((87, 61), Image.Resampling.BICUBIC).convert(mode)
+    image.save(file := io.BytesIO(), "jpeg", **how)
+    assert _plain_jpeg(file.getvalue(), "image", 10**6) is not None
+    expected = np.array(Image.open(file).convert("RGB")).astype(int)
+    read = read_image(file.getvalue()).permute(1, 2, 0).numpy()
+    assert np.abs(read - expected).max() <= 2  # 0 where both have the same build of libjpeg
+
+
+def test_a_jpeg_that_says_more_is_left_to_pil():
+    image, exif = Image.new("RGB", (40, 30)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(turned := io.BytesIO(), "jpeg", exif=exif)
+    image.convert("CMYK").save(inks := io.BytesIO(), "jpeg")
+    for file in (turned, inks):
+        assert _plain_jpeg(file.getvalue(), "image", 10**6) is None
+    image.save(plain := io.BytesIO(), "jpeg")
+    assert _plain_jpeg(plain.getvalue()[:-5], "image", 10**6) is None
+    with pytest.raises(ValueError, match="at most 1,000 in all"):
+        read_image(plain.getvalue(), max_pixels=1000)

@@ -76,6 +76,18 @@ def test_wrong_tables(folder, text, told):
         read(folder, text)
 
 
+def test_people_are_told_apart_by_what_stands_in_the_field(folder):
+    rows = [{"image": "a.jpg", "subject": 0}, {"image": "b.jpg", "subject": 0, "video": 1}]
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [video.subject for video in read_corpus("own", folder).videos] == ["0", "0"]
+    (folder / "labels.jsonl").write_text('{"image": "a.jpg", "emotion": 0}')
+    with pytest.raises(CorpusError, match="line 1, emotion: got '0', expected one of Neutral"):
+        read_corpus("own", folder)  # a code is not taken for "unknown"
+    (folder / "labels.jsonl").unlink()
+    frames = read(folder, "image,subject\na.jpg,s1 \nb.jpg,s1")
+    assert [video.subject for video in frames.videos] == ["s1", "s1"]
+
+
 def test_a_folder_a_class(tmp_path):
     for place in ("train/happy/x", "train/Anger", "val/Sadness", "val/.hidden"):
         (tmp_path / place).mkdir(parents=True)
@@ -103,6 +115,10 @@ def test_a_folder_a_class(tmp_path):
     (tmp_path / "train" / "Anger" / "up").symlink_to(tmp_path / "train" / "Anger")
     with pytest.raises(CorpusError, match="got a link to a folder that it lies in"):
         read_corpus("own", tmp_path)
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(CorpusError, match=r"self: got Too many levels .*Remove the link"):
+        read_corpus("own", tmp_path)
+    (tmp_path / "self").unlink()
     (tmp_path / "Fear").mkdir()
     with pytest.raises(CorpusError, match="got Fear beside train, val, expected splits or classes"):
         read_corpus("own", tmp_path)

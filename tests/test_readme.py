@@ -76,3 +76,25 @@ def test_the_results_are_those_of_the_released_checkpoint() -> None:
         (line,) = re.findall(rf"^\| {title}.*$", README, flags=re.MULTILINE)
         shown = re.findall(r"\d\.\d{3}", line)
         assert shown == [f"{metrics[name]:.3f}" for name in names], title
+
+
+def test_the_figures_of_fine_tuning_are_those_of_the_benchmark() -> None:
+    folder = ROOT / "examples" / "benchmark" / "results"
+    worth, cost = (
+        json.loads((folder / f"finetuning_{name}.json").read_text()) for name in ("accuracy_tiny", "cost_base")
+    )
+    methods = {"linear probe": "linear_probe", "DFN, states stored": "dfn", "LoRA": "lora", "full fine-tuning": "full"}
+    for title, name in methods.items():
+        (line,) = re.findall(rf"^\| {title} \|(.*)\|$", README, flags=re.MULTILINE)
+        scores = [
+            f"{worth[f'{name}_{score}']:.3f} ± {worth[f'{name}_{score}_sd']:.3f}" if f"{name}_{score}" in worth else ""
+            for score in ("au", "emotion")
+        ]
+        costs = [
+            f"{cost[f'{name}_{figure}']:,.0f}" if f"{name}_{figure}" in cost else ""
+            for figure in ("trainable", "epoch_s", "memory_mb")
+        ]
+        assert [cell.strip() for cell in line.split("|")] == scores + costs, title
+    few = [worth[f"{name}_au_256"] for name in ("dfn", "linear_probe", "full")]
+    (said,) = re.findall(r"no better than a linear probe\s+\((.*?)\),.*?\((.*?)\)", README, flags=re.DOTALL)
+    assert re.findall(r"\d\.\d{3}", " ".join(said)) == [f"{value:.3f}" for value in few]

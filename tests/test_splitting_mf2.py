@@ -113,6 +113,14 @@ def test_folds_leave_somebody_to_tune_on():
         official_splits(make_frames([3], np.zeros(3)))
 
 
+def test_no_side_is_left_without_anybody():
+    """A tenth of four people is nobody, and nobody cannot be scored on."""
+    for people, shares in ((4, (0.9, 0.1)), (6, (0.8, 0.1, 0.1)), (3, (0.98, 0.01, 0.01))):
+        units = units_of(make_frames([10] * people, np.zeros(10 * people, int)))
+        side = split_units(units, dict(zip(("train", "validation", "test"), shares, strict=False)))
+        assert np.bincount(side, minlength=len(shares)).min() >= 1
+
+
 def test_mistakes():
     units = units_of(_drawn(4))
     for sizes in ({"train": -1.0}, {"training": 1.0}, {}):

@@ -10,7 +10,7 @@ from transformers.integrations import is_tensorboard_available
 from configuration_mf2.configuration_mf2 import SIZES
 from configuration_mf2.facs_mf2 import LABEL_SETS
 
-from .finetuning_mf2 import ADAPTERS, STORABLE
+from .finetuning_mf2 import ADAPTERS, STORABLE, peft_config
 
 
 @dataclass
@@ -64,6 +64,10 @@ class MF2Arguments:
     )
     store_dtype: Literal["float16", "bfloat16", "float32"] = field(
         default="float16", metadata={"help": "dfn, linear_probe: of the stored states"}
+    )
+    rebuild_store: bool = field(
+        default=False,
+        metadata={"help": "dfn, linear_probe: compute the stored states anew, as where a file is damaged"},
     )
     adapter_options: list[str] = field(
         default_factory=list,
@@ -135,6 +139,14 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         ours.store_vision = ours.store_vision and not ours.streaming and ours.views == 1
         # Where the states above the tower are stored, or its blocks are read, its output alone is of no use.
         ours.store_vision = ours.store_vision and ours.task != "dfn"
+    if ours.adapter_options and ours.task not in ("dfn", "lora", "ia3"):
+        raise ValueError(
+            f"adapter_options: got {ours.adapter_options} with --task {ours.task}, expected them with dfn, lora or ia3"
+        )
+    if ours.adapter_options:
+        peft_config(ours.task, ours.adapter_options)  # a wrong one is said before anything is drawn or loaded
+    if ours.store_vision and ours.task == "dfn":
+        raise ValueError("store_vision: got True with --task dfn, expected False: its towers read the vision tower")
     if ours.align and ours.task not in ("dfn", "lora", "ia3"):
         raise ValueError(f"align: got True with --task {ours.task}, expected it with dfn, lora or ia3")
     if ours.streaming or ours.augment or ours.align:  # what comes along changes, or does not come again

@@ -5,9 +5,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 logger = logging.getLogger(__name__)
 
 _COMPLETE = "complete.json"
+BEGUN = "begun.json"
 
 
 def parallel() -> bool:
@@ -47,6 +49,29 @@ def seal(folder: Path) -> None:
         temporary.replace(folder / _COMPLETE)
     if parallel():
         dist.barrier()
+
+
+def check_same_run(folder: Path, begun: Mapping[str, Any]) -> None:
+    """What stands in a folder is continued by the run that wrote it, and by no other: its weights would pass for those
+    of other settings."""
+    path = folder / BEGUN
+    begun = json.loads(json.dumps(begun, default=str))
+    if path.is_file() and any(folder.glob("checkpoint-*")):
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name in begun if name in before and before[name] != begun[name]]
+        if other:
+            differences = ", ".join(f"{name} {before[name]!r}, now {begun[name]!r}" for name in other)
+            raise ValueError(
+                f"output_dir: {folder} holds the checkpoints of another run ({differences}); give another folder, "
+                "or remove this one to begin anew"
+            )
+    if parallel():
+        dist.barrier()
+    if not parallel() or dist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{BEGUN}.tmp"
+        temporary.write_text(json.dumps(begun, indent=1), encoding="utf-8")
+        temporary.replace(path)
 
 
 def unseal(folder: Path) -> None:

@@ -41,6 +41,11 @@ _DFN: Mapping[str, Any] = {
 _FACE_TOKENS = 49  # of a face as a whole so many are stored at most: more are averaged
 
 
+_FILLED_IN = {"peft_type", "task_type", "inference_mode", "base", "auto_mapping", "base_model_name_or_path", "revision"}
+_FILLED_IN |= {"peft_version"}
+_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
 def peft_config(task: str, options: Sequence[str] = (), face_tokens: int = _FACE_TOKENS) -> PeftConfig:
     """The methods as their papers set them for attention layers; the task heads are trained beside each of them.
 
@@ -72,13 +77,13 @@ def _read_options(options: Sequence[str], config_class: type[PeftConfig]) -> dic
     read = {}
     for option in options:
         name, equals, value = option.partition("=")
-        if not equals or name not in known:
+        if not equals or name not in known or name in read or name in _FILLED_IN:
             raise ValueError(
-                f"adapter_options: got {option!r}, expected NAME=VALUE with a name of {config_class.__name__}: "
-                f"{', '.join(sorted(known))}"
+                f"adapter_options: got {option!r}, expected NAME=VALUE, each name once, of {config_class.__name__}: "
+                f"{', '.join(sorted(known - _FILLED_IN))}"
             )
         try:
-            read[name] = json.loads(value)
+            read[name] = json.loads(_WORDS.get(value, value))
         except ValueError:
             read[name] = value  # a plain word
     return read
@@ -148,7 +153,7 @@ class MF2Views(torch.utils.data.Dataset):
 
 
 def with_states(
-    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, dtype: str
+    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, dtype: str, rebuild: bool = False
 ) -> StoredExamples:
     """These examples as stored states and labels. The store lies under `root`, built where there is none of them."""
     views = examples.views if isinstance(examples, MF2Views) else [examples]
@@ -168,6 +173,7 @@ def with_states(
         processor=processor,
         more_views=more,
         dtype=dtype,
+        rebuild=rebuild,
         collate=collate,
     )
     return StoredExamples(store, _labels(first))

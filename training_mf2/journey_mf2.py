@@ -32,6 +32,7 @@ from processing_mf2.processing_mf2 import MF2Processor
 from .arguments_mf2 import MF2Arguments
 from .card_mf2 import kind_of, run_facts, write_card
 from .card_tables_mf2 import EMOTION_FOUR, UNIT_TWO
+from .checkpoints_mf2 import check_same_run
 from .evaluation_mf2 import (
     draw_curves,
     draw_scores,
@@ -54,6 +55,9 @@ logger = logging.getLogger(__name__)
 
 # The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
 RELEASED = Path(__file__).resolve().parents[1] / "model_cards" / "mf2-tiny-synthetic"
+
+# What does not change the weights that a run ends with.
+_OF_NO_MATTER = ("store_vision", "no_store", "store_dtype", "rebuild_store")
 
 TASK_MODELS = {"pretrain": MF2ForPreTraining, "tower": MF2ForTowerTraining}  # any other: MF2ForFaceAnalysis
 
@@ -187,16 +191,25 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     wants_push, training.push_to_hub = training.push_to_hub, False
     if arguments.task == "tower" and not arguments.use_labels:
         training.load_best_model_at_end = False  # its AU and emotion readouts learn nothing, and can judge nothing
+    if arguments.task != "evaluate":
+        begun = {name: value for name, value in vars(arguments).items() if name not in _OF_NO_MATTER}
+        check_same_run(Path(training.output_dir), begun | {"seed": training.seed})
     splits = load_splits(arguments)
     model, processor = build_model(arguments)
     if wants_push and kind_of(arguments.task) == "adapter":
         check_base(arguments.model_name_or_path)
     examples = build_examples(arguments, training, model, processor, splits)
+    if arguments.align and not examples["train"].captions:
+        raise ValueError(
+            f"align: the data set {arguments.dataset} has no captions, or --use_captions is False; expected captions, "
+            "which the alignment losses are about"
+        )
     if arguments.task in ADAPTERS:
         model = adapt(model, arguments.task, arguments.adapter_options)
     if not arguments.no_store:
         root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
-        examples = {name: with_states(model, made, root, arguments.store_dtype) for name, made in examples.items()}
+        how = (root, arguments.store_dtype, arguments.rebuild_store)
+        examples = {name: with_states(model, made, *how) for name, made in examples.items()}
     trainer = MF2Trainer(
         model=model,
         args=training,

@@ -9,7 +9,8 @@ Accuracy: a checkpoint trained on one style (the released one: paint) is adapted
 new people. All methods see the same images, the same seeds and as many epochs, each kept at its best epoch on the same
 512 validation images, on which thresholds are tuned too; scores are of 1024 others. The fewer labelled images are the
 first of the more. Each run stays in a folder of `--output_dir`; a finished one is read, not repeated.
-`gap_closed_*` is (DFN - linear probe) / (full - linear probe) of the means over the seeds, `_sd` the spread by seed.
+`gap_closed_*` is (DFN - linear probe) / (full - linear probe) of the means over the seeds, `_sd` the spread by seed;
+where the gap, `full_minus_probe_*`, is no larger than its spread, the share says little.
 """
 
 import argparse
@@ -124,6 +125,7 @@ def worth(runs: dict[str, list[dict[str, float]]]) -> dict[str, float]:
         won = [ours - theirs for ours, theirs in zip(dfn, probe, strict=True)]
         gaps = [most - least for most, least in zip(full, probe, strict=True)]
         figures[f"dfn_minus_probe_{short}"], figures[f"dfn_minus_probe_{short}_sd"] = mean_sd(won)
+        figures[f"full_minus_probe_{short}"], figures[f"full_minus_probe_{short}_sd"] = mean_sd(gaps)
         if statistics.mean(gaps) > 0:
             figures[f"gap_closed_{short}"] = statistics.mean(won) / statistics.mean(gaps)
         if min(gaps) > 0:
@@ -193,7 +195,11 @@ def summary(costs: dict[str, float], worths: dict[int, dict[str, float]], argume
             f"{count:,} labelled images",
             table(SCORE_TITLES, lines),
         ]
-        named = [name for name in found if name.startswith(("dfn_minus", "gap_closed")) and not name.endswith("_sd")]
+        named = [
+            name
+            for name in found
+            if name.startswith(("dfn_minus", "full_minus", "gap_closed")) and not name.endswith("_sd")
+        ]
         parts.append("\n".join(f"- {n} {found[n]:.3f} (sd {number(found, f'{n}_sd', '.3f')})" for n in named))
     parts += ["\n".join(f"- {name} {costs[name]:.4g}" for name in RATIOS if name in costs), PAPER]
     return "\n\n".join(part for part in parts if part)

@@ -1,0 +1,103 @@
+"""The model that a user named, ready to answer, and what must be said with every answer: what it was trained on."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftConfig, PeftModel
+from transformers.utils import cached_file
+
+from modeling_mf2.loading_mf2 import check_adapter_file
+from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
+from processing_mf2.pipeline_mf2 import MF2FaceAnalysisPipeline, face_pipeline
+from processing_mf2.processing_mf2 import MF2Processor
+
+from .rows_mf2 import Columns
+
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "model_cards" / "mf2-tiny-synthetic"
+
+
+@dataclass(frozen=True)
+class AnalysisModel:
+    pipeline: MF2FaceAnalysisPipeline
+    name: str
+    adapter: str | None
+    synthetic: bool | None
+    """Trained on drawn faces; None: the checkpoint does not say on what."""
+
+    @property
+    def trained_on(self) -> str:
+        if self.synthetic:
+            return "trained on synthetic (drawn) faces: its answers to photographs of people mean nothing"
+        if self.synthetic is None:
+            return "its files do not say what it was trained on"
+        return "trained on what its card says"
+
+    def columns(self, caption: bool) -> Columns:
+        config = self.pipeline.model.config
+        units = tuple(config.action_units) if config.use_au_branch else ()
+        return Columns(units, tuple(config.emotions) if config.use_emo_branch else (), caption)
+
+    def check_caption(self) -> None:
+        model = self.pipeline.model
+        if not model.config.use_emo_branch or not hasattr(model, "captioner"):
+            raise ValueError(f"caption: {self.name} has no branch that writes about the face; leave the option out")
+
+
+def load_model(
+    model: str | os.PathLike | None = None, adapter: str | os.PathLike | None = None, device: str | None = None
+) -> AnalysisModel:
+    """model: a folder or a name on the Hub, the embedded one unless given. An adapter names its base by itself."""
+    if adapter is not None:
+        check_adapter_file(adapter)
+        if model is None:
+            model = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    name = str(EMBEDDED if model is None else model)
+    if model is None and not EMBEDDED.is_dir():
+        raise OSError(f"the embedded model is not installed ({EMBEDDED}); name one: --model FOLDER_OR_NAME")
+    loaded = MF2ForPreTraining.from_pretrained(name)
+    with_processor = name
+    if adapter is not None:
+        loaded = PeftModel.from_pretrained(loaded, str(adapter))
+        if _file(str(adapter), "processor_config.json"):
+            with_processor = str(adapter)  # its thresholds
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else device
+    processor = MF2Processor.from_pretrained(with_processor)
+    pipeline = face_pipeline("face-analysis", loaded, processor, device=device)
+    told = [_is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])]
+    # An adapter on real faces over a base on drawn ones still stands on drawn ones: both are asked.
+    synthetic = True if True in told else None if None in told else False
+    label = EMBEDDED.name if model is None else name
+    return AnalysisModel(pipeline, label, None if adapter is None else str(adapter), synthetic)
+
+
+def _file(place: str, name: str) -> str | None:
+    return cached_file(
+        *(place, name),
+        **{"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False},
+        _raise_exceptions_for_gated_repo=False,
+    )
+
+
+def _is_synthetic(place: str) -> bool | None:
+    run = _file(place, "run.json")
+    if run is not None:
+        try:
+            return bool(json.loads(Path(run).read_text(encoding="utf-8"))["synthetic"])
+        except (OSError, ValueError, KeyError):
+            pass
+    card = _file(place, "README.md")
+    try:
+        tags: Sequence[Any] = ModelCard.load(card).data.tags or () if card else ()
+    except (OSError, ValueError):
+        tags = ()
+    return True if "synthetic" in tags else None
+
+
+__all__ = ["EMBEDDED", "AnalysisModel", "load_model"]

@@ -1,0 +1,268 @@
+"""Rows on the disk as CSV, JSON lines or parquet: whole after every batch, and continued where they ended."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from .rows_mf2 import Columns, has_face
+from .tracking_mf2 import PATIENCE
+
+
+FORMATS: dict[str, str] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_ROW_GROUP = 1000
+
+
+class OutputError(OSError):
+    """The output cannot be written, or is not ours to continue."""
+
+
+def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
+    ending = Path(path).suffix.lower()
+    if wanted is None and ending not in FORMATS:
+        raise ValueError(f"output: got the ending {ending!r}, expected one of {list(FORMATS)}, or name the format")
+    return wanted or FORMATS[ending]
+
+
+def csv_lines(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        writer.writerow(["NaN" if value != value else value for value in map(row.__getitem__, names)])
+    return text.getvalue()
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """JSON has no NaN: null stands for it."""
+    plain = ({name: None if row[name] != row[name] else row[name] for name in names} for row in rows)
+    return "".join(f"{json.dumps(row)}\n" for row in plain)
+
+
+class RowFile:
+    """An output that grows by whole frames. What it holds already is in `done`: input -> its last complete frame.
+
+    columns: must be those of the file that is continued. about: facts of the run, kept in `<output>.about.json`; the
+    entry "settings" must be equal too, or rows of two kinds would stand in one file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        columns: Columns,
+        about: dict[str, Any],
+        *,
+        format: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.columns, self.names = Path(path), columns, columns.names
+        self.format = format_of(path, format)
+        self.about, self.about_file = about, Path(f"{self.path}.about.json")
+        self.lines = Path(f"{self.path}.partial") if self.format == "parquet" else self.path
+        self.write = csv_lines if self.format == "csv" else json_lines
+        self.done: dict[str, int] = {}
+        self.last_input: str | None = None
+        self.last_frames: list[list[dict[str, Any]]] = []
+        """Faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
+        self.next_id = 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for old in (self.path, self.lines, self.about_file):
+                    old.unlink(missing_ok=True)
+            known = self._check_same_run()
+            if self.format == "parquet" and self.path.exists() and not self.lines.exists():
+                known["bytes"] = self._unpack()
+            self.size = self._read(known.get("bytes")) if self.lines.exists() else 0
+            # Without a buffer: what could not be written is not tried once more by whoever closes the file.
+            self.file: FileIO = open(self.lines, "r+b" if self.lines.exists() else "w+b", buffering=0)
+            self.file.truncate(self.size)
+            self.file.seek(self.size)
+            if self.size == 0 and self.format == "csv":
+                self._append(",".join(self.names) + "\n")
+            self._write_about(finished=False)
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"output: {self.path} cannot be written ({error.strerror or error})") from error
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of one or more frames; they are in the file when this returns, or none is."""
+        self._append(self.write(rows, self.names))
+
+    def close(self, *, finished: bool, **told: Any) -> None:
+        """told: more facts for the file about the run."""
+        with contextlib.suppress(OSError):  # what matters was flushed by `add`
+            self.file.close()
+        self.about |= told
+        try:
+            if self.format == "parquet":
+                self._pack()
+            self._write_about(finished=finished)
+        except OSError as error:
+            kept = f"; the rows are in {self.lines}, and the same command continues" if self.lines.exists() else ""
+            raise OutputError(
+                f"output: {self.path} could not be completed ({error.strerror or error}){kept}"
+            ) from error
+
+    def _append(self, text: str) -> None:
+        content = text.encode("utf-8", "surrogateescape")
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            self.file.truncate(self.size)  # half a line would be left
+            raise OutputError(
+                f"output: {self.path} cannot be written further ({error.strerror}); rows up to there are whole. Make "
+                "room and give the same command again: it continues"
+            ) from error
+        self.size += len(content)
+
+    def _check_same_run(self) -> dict[str, Any]:
+        there = [file for file in (self.path, self.lines) if file.exists() and file.stat().st_size]
+        if not there:
+            return {}
+        advice = "choose another output, or overwrite it (--overwrite)"
+        try:
+            known = json.loads(self.about_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is not or "
+                f"cannot be read; {advice}"
+            ) from error
+        before, now = known.get("settings", {}), self.about["settings"]
+        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if differ:
+            was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in differ)
+            raise OutputError(f"output: {there[0]} was made with {was}; {advice}")
+        return known
+
+    def _read(self, complete: int | None) -> int:
+        """Fills `done`; -> how many bytes stay. A cut last line goes, and the last frame with it: a kill may have come
+        between its faces. Not after a clean end, of which the number of bytes is known."""
+        size = self.lines.stat().st_size
+        before = end = next_before = 0
+        place: tuple[str, int] | None = None
+        open_frames: list[list[dict[str, Any]]] = []
+        for offset, row in _rows_of(self.lines, self.format, self.names):
+            here = (row["input"], int(float(row["frame"])))
+            if here != place:
+                if place is not None:
+                    self.done[place[0]] = place[1]
+                    if place[0] != here[0]:
+                        open_frames, self.next_id = [], 0
+                open_frames = [*open_frames[-PATIENCE:], []]
+                before, next_before, place = end, self.next_id, here
+            if has_face(row):
+                open_frames[-1].append(row)
+                self.next_id = max(self.next_id, int(float(row["face_id"])) + 1)
+            end = offset
+        if place is not None and end == size == complete:
+            self.done[place[0]] = place[1]
+        elif place is not None:
+            end, self.next_id = before, next_before
+            open_frames.pop()
+        self.last_input, self.last_frames = place and place[0], open_frames
+        return end
+
+    def _unpack(self) -> int:
+        """Parquet cannot grow: its rows go back to lines. -> their bytes; it holds whole frames only."""
+        temporary = Path(f"{self.lines}.tmp")
+        with open(temporary, "w", encoding="utf-8") as file, parquet.ParquetFile(self.path) as packed:
+            for batch in packed.iter_batches(_ROW_GROUP):
+                file.write(json_lines(batch.to_pylist(), self.names))
+        temporary.replace(self.lines)
+        return self.lines.stat().st_size
+
+    def _pack(self) -> None:
+        kinds = {name: pyarrow.float64() for name in self.names}
+        kinds |= {name: pyarrow.string() for name in self.names if self.columns.is_text(name)}
+        kinds |= {name: pyarrow.int64() for name in self.names if self.columns.is_whole(name)}
+        schema = pyarrow.schema(list(kinds.items()), {"mf2": json.dumps(self.about, default=str)})
+        temporary = Path(f"{self.path}.tmp")
+        with parquet.ParquetWriter(temporary, schema) as writer:
+            group: list[dict[str, Any]] = []
+            for _, row in _rows_of(self.lines, self.format, self.names):
+                group.append(_for_parquet(row, self.columns))
+                if len(group) == _ROW_GROUP:
+                    writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                    group = []
+            if group:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+        temporary.replace(self.path)
+        self.lines.unlink()
+
+    def _write_about(self, finished: bool) -> None:
+        _write_json(self.about_file, {**self.about, "finished": finished, "bytes": self.size})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """Missing numbers are NaN; names that are not UTF-8 (the file system allows them) lose what is not."""
+
+    def text(value: str | None) -> str | None:
+        return value and value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    return {
+        name: text(value)
+        if columns.is_text(name)
+        else value
+        if columns.is_whole(name) or value is not None
+        else math.nan
+        for name, value in row.items()
+    }
+
+
+def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(end of the row in the file, row) of every whole row; a last one that breaks off is left out."""
+    offset = 0
+
+    def whole_lines() -> Iterator[str]:
+        nonlocal offset
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield line.decode("utf-8", "surrogateescape")
+
+    wrong = f"output: {path} has not the columns of this run; choose another, or overwrite it (--overwrite)"
+    if format == "csv":
+        reader = csv.reader(whole_lines())
+        header = next(reader, None)
+        if header is None:
+            return
+        if header != list(names):
+            raise OutputError(wrong)
+        for values in reader:
+            if len(values) != len(names):
+                if offset == path.stat().st_size:
+                    return
+                raise OutputError(f"{wrong}; a row has {len(values)} fields and not {len(names)}")
+            yield offset, dict(zip(names, values, strict=True))
+        return
+    for line in whole_lines():
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise OutputError(f"{wrong}; a line is no JSON ({error})") from error
+        if list(row) != list(names):
+            raise OutputError(wrong)
+        yield offset, row
+
+
+__all__ = ["FORMATS", "OutputError", "RowFile", "csv_lines", "format_of", "json_lines"]

@@ -1,0 +1,74 @@
+"""The model that is asked, its adapter's own thresholds, and what it was trained on, from its files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from analysis_media import embedded
+from conftest import tiny_config
+from peft import LoraConfig, get_peft_model
+
+from analysis_mf2.analysis_model_mf2 import EMBEDDED, load_model
+from modeling_mf2 import MF2ForPreTraining
+from processing_mf2 import MF2Processor, build_tokenizer
+
+
+def test_the_embedded_model_says_that_it_is_synthetic() -> None:
+    model = embedded()
+    assert model.name == "mf2-tiny-synthetic" and model.synthetic is True and "synthetic" in model.trained_on
+    columns = model.columns(caption=False)
+    assert columns.action_units == tuple(json.loads((EMBEDDED / "config.json").read_text())["action_units"])
+    assert columns.emotions[0] == "Neutral" and not columns.caption
+    model.check_caption()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, tokenizer = tmp_path_factory.mktemp("base"), build_tokenizer()
+    qformer = {"vocab_size": len(tokenizer), "max_position_embeddings": 192}
+    config = tiny_config(qformer=qformer, emotion_max_length=61, au_max_length=169, use_emo_branch=False, emotions=[])
+    MF2Processor.for_model(config, tokenizer).save_pretrained(folder)
+    MF2ForPreTraining(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_model_of_your_own_says_what_its_files_say(base: Path) -> None:
+    model = load_model(base, device="cpu")
+    assert model.synthetic is None and "do not say" in model.trained_on and model.columns(False).emotions == ()
+    with pytest.raises(ValueError, match="no branch that writes"):
+        model.check_caption()
+    for synthetic in (True, False):
+        (base / "run.json").write_text(json.dumps({"synthetic": synthetic}))
+        assert load_model(base, device="cpu").synthetic is synthetic
+    (base / "run.json").unlink()
+    (base / "README.md").write_text("---\ntags:\n- mf2\n- synthetic\n---\n# card\n")
+    assert load_model(base, device="cpu").synthetic is True
+    (base / "README.md").unlink()
+
+
+def test_an_adapter_finds_its_base_and_brings_its_thresholds(base: Path, tmp_path: Path) -> None:
+    wrapped = get_peft_model(
+        MF2ForPreTraining.from_pretrained(base), LoraConfig(target_modules=r".*au_vl.*cross_attention\.q_proj")
+    )
+    with torch.no_grad():
+        for name, weight in wrapped.named_parameters():
+            if "lora_B" in name:
+                weight += 0.5
+    wrapped.save_pretrained(tmp_path)
+    processor = MF2Processor.from_pretrained(base)
+    processor.au_thresholds = [0.1, 0.2, 0.3]
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "run.json").write_text('{"synthetic": true}')
+    for given in (None, base):
+        model = load_model(given, tmp_path, "cpu")
+        assert model.pipeline.processor.au_thresholds == [0.1, 0.2, 0.3]
+        assert model.synthetic is True and model.adapter == str(tmp_path) and model.name == str(base)
+    face = torch.zeros(64, 64, 3, dtype=torch.uint8)
+    answers = [
+        one.pipeline(face)[0]["action_units"]["AU6"]["probability"] for one in (model, load_model(base, device="cpu"))
+    ]
+    assert answers[0] != pytest.approx(answers[1], abs=1e-6)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(OSError, match="damaged or cut short"):
+        load_model(None, tmp_path)
