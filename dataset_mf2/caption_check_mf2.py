@@ -12,7 +12,10 @@ from .caption_styles_mf2 import CaptionRow, Captions, CaptionStyle, numbered, wr
 
 
 MAX_CHARACTERS = 3000
-_CODE = re.compile(r"\bAU\s?0*(\d+)\b", re.IGNORECASE)
+# "AU6", "action unit 6", "AU6/12"; after a plural also "AUs 6, 7 and 12".
+_CODE = re.compile(
+    r"\b(?:AU|action unit)(?:\s?\d+(?:\s?[/+]\s?\d+)*|s\s?\d+(?:(?:\s?[/+,&]|,?\s(?:and|or))\s?\d+)*)\b", re.IGNORECASE
+)
 _BY_TITLE = {unit.noun.title(): au for au, unit in ACTION_UNITS.items()}
 _TITLES = re.compile(rf"\b(?:{'|'.join(map(re.escape, _BY_TITLE))})\b")
 _STATE = re.compile(r"^(active|inactive)\b[\s,.:;–—-]*", re.IGNORECASE)
@@ -91,7 +94,7 @@ def _check_local(text: str, states: Mapping[str, int]) -> tuple[str, str | None]
 
 def named_aus(text: str) -> list[str]:
     """AUs that a text names by code ("AU12", "au 12"), or by name as a title ("Lip Corner Puller")."""
-    codes = [f"AU{int(number)}" for number in _CODE.findall(text)]
+    codes = [f"AU{int(number)}" for run in _CODE.findall(text) for number in re.findall(r"\d+", run)]
     return list(dict.fromkeys(codes + [_BY_TITLE[title] for title in _TITLES.findall(text)]))
 
 

@@ -99,6 +99,11 @@ def test_titles_name_an_action_unit_and_plain_words_do_not():
     assert named_aus("AU12, Lips Part and the lips part") == ["AU12", "AU25"]
 
 
+@pytest.mark.parametrize("text", ["AUs 6, 7 and 12", "action units 6, 7, and 12", "AU6/7/12", "au 06, AU7 + 12"])
+def test_codes_in_a_row_are_all_read(text):
+    assert named_aus(f"Happiness, by {text}, in 2 places and 3 ways.") == ["AU6", "AU7", "AU12"]
+
+
 def test_a_false_caption_goes_back_once_and_then_falls_to_the_rule():
     false = {**GOOD, "au_caption": "1. AU9 (Nose Wrinkler): up."}
     captions, problems = judge(STYLE, ROW, [json.dumps(false)], "m")
