@@ -28,7 +28,7 @@ def as_label_set(label_set: str | LabelSet) -> LabelSet:
 def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
     """Landmarks are pixels from the image's corner (a pixel's middle ends in .5). Labels and intensities follow the
     label set's AUs; -1 is unknown."""
-    count = len(as_label_set(label_set).action_units)
+    count = len(as_label_set(label_set).action_units) or -1  # arrow has no lists of a fixed length of 0
     return Features(
         {
             "image": Image(),

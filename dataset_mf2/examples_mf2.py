@@ -50,6 +50,8 @@ class RowReader:
         self.captions = [name for name in CAPTIONS if texts and name in first]
         self.labels = [name for name in LABELS if name in first]
         self._check(first)
+        if not processor.action_units:  # lists of no label at all
+            self.labels = [name for name in self.labels if name != "au_labels"]
         self._check_names(described)
         self._tell([name for name in (*LABELS, *(CAPTIONS if texts else ())) if name not in first], told)
 

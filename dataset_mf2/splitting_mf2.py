@@ -188,7 +188,7 @@ def plan_mfa(
     sizes: Mapping[str, float] = SPLIT_SIZES,
     videos: Mapping[str, int] | None = None,
     per_emotion: Mapping[str, int] | None = None,
-    official: bool = False,
+    official: bool | None = None,
     fold: int | None = None,
     seed: int = 0,
 ) -> tuple[Frames, list[str]]:
@@ -196,11 +196,14 @@ def plan_mfa(
 
     require: which labels an image must have. every: above 1, every n-th frame and the changes of labels alone. balance:
     as many images of each emotion in each split (per_emotion: how many). sizes, videos: shares of the splits, and how
-    many videos. official: the corpus's own split, or of its folds `fold` as test.
+    many videos. official: the corpus's own split, or of its folds `fold` as test; None: where you wrote the
+    split beside pictures of your own.
     """
     frames = keep_labelled(frames, require)
     if every > 1:
         frames = every_and_changes(frames, every)
+    if official is None:
+        official = frames.corpus == "own" and all(frames.videos[place].official for place in np.unique(frames.video))
     if official or fold is not None:
         split = official_splits(frames, fold, seed=seed)
     else:

@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--per_emotion", nargs="+", default=[], metavar="train=3915")
     parser.add_argument("--sizes", nargs="+", default=["train=0.8", "validation=0.1", "test=0.1"])
     parser.add_argument("--videos", nargs="+", default=[], metavar="train=134")
-    parser.add_argument("--official", action="store_true", help="the corpus's own split")
+    parser.add_argument("--official", action=argparse.BooleanOptionalAction, help="the corpus's own split")
     parser.add_argument("--fold", type=int, help="of the corpus's folds, the one to test on")
     parser.add_argument("--paper", action="store_true", help="the MFA paper's counts (for aff_wild2)")
     parser.add_argument("--landmark_cache", help="where found landmarks are kept; beside the images unless given")

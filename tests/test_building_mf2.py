@@ -261,6 +261,34 @@ def test_train_py_takes_what_was_built(built, tmp_path, monkeypatch):
     assert scores["test_images"] == 8 and (tmp_path / "run" / "model.safetensors").is_file()
 
 
+def test_pictures_with_emotions_alone_are_built_and_trained_in_the_splits_that_are_written(
+    drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows, names = [json.loads(line) for line in (drawn / "labels.jsonl").read_text().splitlines()], {}
+    emotions = LABEL_SETS["raf_db"].emotions
+    lines = ["image,emotion,subject,split"]
+    for number, row in enumerate(rows[::2]):
+        (folder / row["image"]).write_bytes((drawn / row["image"]).read_bytes())
+        split = names.setdefault(row["subject"], ("train", "train", "val", "test")[len(names) % 4])
+        lines.append(f"{row['image']},{emotions[number % len(emotions)]},{row['subject']},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    frames, split = plan_mfa(read_corpus("own", folder, label_set="raf_db"), balance=False, require="emotion")
+    assert {frames.videos[place].official for place in frames.video} == set(split) == {"train", "validation", "test"}
+    assert split == [frames.videos[place].official for place in frames.video]
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64, near="tell"))
+    loaded = datasets.load_dataset(str(tmp_path / "mfa"), cache_dir=str(tmp_path / "loaded"))
+    assert described_labels(loaded["train"]) == LABEL_SETS["raf_db"]
+    assert validate_examples(datasets.concatenate_datasets(list(loaded.values())), "raf_db") == len(frames)
+    command = ["--dataset", str(tmp_path / "mfa"), "--label_set", "raf_db", "--output_dir", str(tmp_path / "run")]
+    command += ["--use_cpu", "True", "--disable_tqdm", "True", "--per_device_train_batch_size", "8", "--max_steps", "2"]
+    command += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "False"]
+    scores = train.main(command)
+    assert scores["test_images"] == split.count("test") and "emotion_top1" in scores
+
+
 def test_mistakes(built, tmp_path):
     out, frames, split, _ = built
     with pytest.raises(FileExistsError, match="is there already"):
