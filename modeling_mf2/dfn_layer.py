@@ -54,7 +54,7 @@ class DFNTower(nn.Module):
         self.shared = [layer for layer in self.layers if layer < shape.shared]
         self.pooling = config.of_pathway("pooling", pathway)
         tokens = self._tokens_read(pathway, shape)
-        self.pooled = tokens == 1
+        self.pooled = self.pooling in ("mean", 1)
         self.are_queries = self.kind == "visual" and tokens == port.tokens
         self.cells = nn.ModuleList(DFNCell(shape.width, config) for _ in self.layers)
         self.output = None

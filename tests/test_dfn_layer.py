@@ -66,6 +66,16 @@ def test_every_kind_of_tower_is_silent_at_first_and_learns(pooling, readout, out
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("pooling", ["mean", "all", 1])
+@pytest.mark.parametrize("readout", ["add", "mix"])
+def test_a_single_token_is_read_like_its_mean(pooling, readout):
+    shape = PathwayShape(2, 4, tokens=1)
+    port = DFNPort("emo", 4, 1, {"visual": shape})
+    config = DFNConfig(pooling=pooling, readout=readout, pathways=["visual"], init_weights=False)
+    tower, states = DFNTower("visual_emo", shape, port, config), (torch.randn(3, 1, 4), torch.randn(3, 1, 4))
+    assert tower(tower.select(states, None)).shape == (3, 1, 4)
+
+
 def test_a_number_pools_tokens_that_follow_one_another():
     port = DFNPort("au", 4, 3, SHAPES)
     tower = DFNTower("vision_au", SHAPES["vision"], port, DFNConfig(pathways=["vision"], pooling=2, readout="mix"))
