@@ -21,7 +21,7 @@ def untrained():
 
 def test_every_figure_is_there_and_an_untrained_model_is_near_chance(untrained):
     model, processor, faces = untrained
-    examples = MF2Examples(faces, processor)
+    examples = MF2Examples(faces.select(range(20)), processor)
     scores = language_scores(model.train(), processor, examples, examples)
     assert set(scores) == set(FIGURES)
     assert scores["itm_au_accuracy"] == pytest.approx(0.5, abs=0.15)

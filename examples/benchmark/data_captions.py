@@ -148,7 +148,7 @@ def measure_captions(folder: Path, *, rows: int = 1600, concurrency: int = 16, k
     return {
         "caption_efficiency": measure_efficiency(folder, rows, concurrency, latency=0.2),
         "caption_efficiency_of_bare_client": measure_ceiling(rows, concurrency, latency=0.2),
-        **measure_kills(folder, rows=60 * kills, kills=kills),
+        **measure_kills(folder, rows=160 * kills, kills=kills),
     }
 
 
