@@ -1,6 +1,5 @@
 """Backbones of the compared systems: images to the feature maps of four stages, or to the tokens of the last."""
 
-import difflib
 from pathlib import Path
 
 import timm
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel
 from configuration_mf2.compared_config import ComparedConfig
 
 from .source_names_mf2 import VISION_PREFIX, no_place_in_tower, vision_name
-from .vision_mf2 import MF2ConvTower
+from .vision_mf2 import MF2ConvTower, timm_model
 from .weight_files_mf2 import read_weights
 
 
@@ -24,18 +23,11 @@ _LAYERS_A_CONVOLUTION = 3
 def _timm_backbone(config: ComparedConfig) -> nn.Module:
     arguments = {"num_classes": 0, "global_pool": "", **config.backbone_kwargs}
     try:
-        return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **arguments)
-    except RuntimeError as error:
-        if "Unknown model" not in str(error):
-            raise
-        near = difflib.get_close_matches(config.backbone, timm.list_models(), n=8, cutoff=0.4)
-        raise ValueError(
-            f"backbone: got {config.backbone!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
-        ) from error
+        return timm_model(config.backbone, img_size=config.image_size, **arguments)
     except TypeError as error:
         if "img_size" not in str(error):
             raise ValueError(f"backbone_kwargs: {config.backbone!r} does not take them ({error})") from error
-        return timm.create_model(config.backbone, pretrained=False, **arguments)  # a CNN takes images of any size
+        return timm_model(config.backbone, **arguments)  # a CNN takes images of any size
 
 
 class FeatureMaps(nn.Module):

@@ -81,17 +81,22 @@ class MF2ConvTower(nn.Module):
         return self.norm(tokens)
 
 
-def _timm_backbone(config: MF2VisionConfig) -> nn.Module:
-    arguments = {"num_classes": 0, "global_pool": "", **config.backbone_kwargs}
+def timm_model(name: str, **arguments: object) -> nn.Module:
     try:
-        return timm.create_model(config.backbone, pretrained=False, img_size=config.image_size, **arguments)
+        return timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
-        near = difflib.get_close_matches(config.backbone, timm.list_models(), n=8, cutoff=0.4)
+        near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.4)
         raise ValueError(
-            f"backbone: got {config.backbone!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
+            f"backbone: got {name!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
         ) from error
+
+
+def _timm_backbone(config: MF2VisionConfig) -> nn.Module:
+    arguments = {"num_classes": 0, "global_pool": "", **config.backbone_kwargs}
+    try:
+        return timm_model(config.backbone, img_size=config.image_size, **arguments)
     except TypeError as error:
         # A ViT takes the size it runs at; what takes none (ResNet, ConvNeXt) has no patch tokens either.
         raise ValueError(
