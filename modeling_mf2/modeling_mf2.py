@@ -70,13 +70,15 @@ class MF2ModelOutput(ModelOutput):
 @dataclass
 class MF2FaceAnalysisOutput(MF2ModelOutput):
     r"""
-    loss: weighted sum of the two classification losses, where labels were given.
+    loss: weighted sum of the two classification losses, `au` and `emotion`, where labels were given.
     emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where the label set has none.
     """
 
     loss: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
+    au: torch.Tensor | None = None
+    emotion: torch.Tensor | None = None
 
 
 class MF2Branch(nn.Module):
@@ -455,9 +457,8 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         )
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
         parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels, share)
-        return MF2FaceAnalysisOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **read
-        )
+        loss = weighted_sum(self.config, parts)
+        return MF2FaceAnalysisOutput(loss=loss, emotion_logits=emotion_logits, au_logits=au_logits, **parts, **read)
 
 
 class MF2ForImageClassification(MF2PreTrainedModel):

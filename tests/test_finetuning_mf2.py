@@ -47,7 +47,10 @@ def command(base: Path, task: str, folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("task", ADAPTERS)
 def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Path, task: str) -> None:
-    figures = train.main(command(base, task, tmp_path / "out"))
+    figures = train.main(command(base, task, tmp_path / "out", "--logging_steps", "1"))
+    (log,) = (tmp_path / "out").glob("checkpoint-*/trainer_state.json")
+    logged = [entry for entry in json.loads(log.read_text())["log_history"] if "loss" in entry]
+    assert logged and all(entry["au"] + entry["emotion"] == pytest.approx(entry["loss"], rel=1e-3) for entry in logged)
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert written["trainable_parameters"] == figures["trainable_parameters"]
     whole = MF2ForFaceAnalysis.from_pretrained(base)

@@ -66,7 +66,7 @@ def test_landmarks_come_with_jsonl(folder):
         ("image,AU1\na.jpg", "line 2: got 1 fields, expected 2: image, AU1"),
         ("image,split\na.jpg,eval", "line 2, split: got 'eval', expected one of train, validation, test"),
         ("image\na.jpg\na.jpg", "line 3, image: got 'a.jpg' again"),
-        ("image\n/root/a.jpg", "line 2, image: got '/root/a.jpg'"),
+        ("image\n/faces/a.jpg", "line 2, image: got '/faces/a.jpg'"),
         ("image\n", "got no row"),
         ("image\nx.jpg", "none of 1 listed images on the disk, expected images such as x.jpg"),
     ],
