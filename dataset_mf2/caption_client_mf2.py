@@ -130,7 +130,7 @@ class ChatClient:
         try:
             import openai
         except ImportError:
-            raise ImportError("captions by a chat model need the openai package: pip install 'mf2[caption]'") from None
+            raise ImportError("captions by a chat model need the openai package: pip install openai") from None
         self._openai = openai
         self.api = openai.AsyncOpenAI(
             api_key=self._key or _NO_KEY, base_url=self.base_url, timeout=self.timeout, max_retries=0

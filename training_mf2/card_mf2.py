@@ -63,6 +63,11 @@ _LIBRARIES = ("torch", "transformers", "peft", "timm", "accelerate", "datasets")
 _METHODS = {"dfn": "DFN", "lora": "LoRA", "ia3": "IA3"}
 
 
+def _warm_up(steps: float) -> float | str:
+    """transformers reads what is less than 1 as a share."""
+    return f"{steps:.0%} of all" if 0 < steps < 1 else steps
+
+
 def run_facts(
     arguments: MF2Arguments,
     training: TrainingArguments,
@@ -97,7 +102,7 @@ def run_facts(
         "steps": training.max_steps if training.max_steps > 0 else None,
         "learning rate": training.learning_rate,
         "schedule": str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
-        "warm-up steps": training.warmup_steps,
+        "warm-up steps": _warm_up(training.warmup_steps),
         "weight decay": training.weight_decay,
         "batch size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32",
