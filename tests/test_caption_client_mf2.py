@@ -141,7 +141,7 @@ def test_a_server_of_your_own_needs_no_key():
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ImportError, match="pip install openai$"):
+    with pytest.raises(ImportError, match=r"pip install openai$"):
         asyncio.run(ChatClient("m", api_key="k").__aenter__())
 
 
