@@ -9,17 +9,17 @@ import torch
 from datasets import Dataset, Image
 from datasets.features.features import Array2DExtensionType
 
-from configuration_mf2.facs_mf2 import LabelSet
+from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, LabelSet
 from processing_mf2.augmentation_mf2 import MF2Augmentation
-from processing_mf2.captions_mf2 import split_au_caption
+from processing_mf2.captions_mf2 import parse_au_caption, split_au_caption
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .builder_mf2 import described_labels
+from .caption_columns_mf2 import CAPTIONS, PROCESSOR_INPUTS
 
 
 logger = logging.getLogger(__name__)
 
-CAPTIONS = ("emotion_caption", "au_caption", "key_au_caption")
 LABELS = ("au_labels", "emotion")
 
 # Rows that the processor is given together: enough to share its overhead, few enough for the cache.
@@ -29,9 +29,10 @@ _AT_ONCE = 8
 class RowReader:
     """What one row becomes: it depends on the seed, the epoch and the row's number alone.
 
-    texts: whether captions come along (evaluation needs none). landmarks: without them a model reads its regions at the
-    mean face's places; crops are aligned all the same. described: the AUs and emotions that the dataset says it counts.
-    told: columns whose absence the user knows of; what is said here is added, so that several readers say it once.
+    texts: whether captions come along (evaluation needs none): MFA's three, or the columns named. landmarks: without
+    them a model reads its regions at the mean face's places; crops are aligned all the same. described: the AUs and
+    emotions that the dataset says it counts. told: columns whose absence the user knows of; what is said here is added,
+    so that several readers say it once.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class RowReader:
         first: Mapping[str, Any],
         processor: MF2Processor,
         *,
-        texts: bool = True,
+        texts: bool | Sequence[str] = True,
         augment: MF2Augmentation | None = None,
         seed: int = 0,
         landmarks: bool = True,
@@ -47,13 +48,14 @@ class RowReader:
         told: set[str] | None = None,
     ) -> None:
         self.processor, self.augment, self.seed, self.landmarks = processor, augment, seed, landmarks
-        self.captions = [name for name in CAPTIONS if texts and name in first]
+        wanted = (CAPTIONS if texts else ()) if isinstance(texts, bool) else tuple(texts)
+        self.captions = [name for name in wanted if name in first]
         self.labels = [name for name in LABELS if name in first]
         self._check(first)
         if not processor.action_units:  # lists of no label at all
             self.labels = [name for name in self.labels if name != "au_labels"]
         self._check_names(described)
-        self._tell([name for name in (*LABELS, *(CAPTIONS if texts else ())) if name not in first], told)
+        self._tell([name for name in (*LABELS, *wanted) if name not in first], told)
 
     def _tell(self, missing: Sequence[str], told: set[str] | None) -> None:
         told = set() if told is None else told
@@ -112,12 +114,12 @@ class RowReader:
             given["au_labels"] = [row["au_labels"] for row in rows]
         if "emotion" in self.labels and self.processor.emotions:
             given["emotion_labels"] = [row["emotion"] for row in rows]
-        if "emotion_caption" in self.captions:
-            given["text"] = [row["emotion_caption"] for row in rows]
-        if "key_au_caption" in self.captions:
-            given["key_au_captions"] = [row["key_au_caption"] for row in rows]
-        if "au_caption" in self.captions and "au_labels" in self.labels:
-            given["au_sentences"] = [self._sentences(*of_row, epoch) for of_row in zip(rows, indexes, strict=True)]
+        for name in self.captions:
+            argument = PROCESSOR_INPUTS[name]
+            if argument != "au_sentences":
+                given[argument] = [row[name] for row in rows]
+            elif "au_labels" in self.labels:
+                given[argument] = [self._sentences(name, *of_row, epoch) for of_row in zip(rows, indexes, strict=True)]
         if stored is None:
             given |= {"images": [row["image"] for row in rows], "landmarks": [row.get("landmarks") for row in rows]}
             if self.augment is not None:
@@ -132,12 +134,15 @@ class RowReader:
             examples.append({**example, "index": torch.tensor(index)})
         return examples
 
-    def _sentences(self, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
+    def _sentences(self, column: str, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
         names = self.processor.action_units
-        if not row["au_caption"]:
+        if not row[column]:
             return [""] * len(names)
+        if column != "au_caption":  # it tells of the AUs at rest too
+            written, known = parse_au_caption(row[column], names), zip(names, row["au_labels"], strict=True)
+            return ["" if state == UNKNOWN_LABEL else written.get(name, "") for name, state in known]
         rng = np.random.default_rng((self.seed, epoch, index))  # words the AUs at rest
-        return split_au_caption(row["au_caption"], row["au_labels"], names, rng)
+        return split_au_caption(row[column], row["au_labels"], names, rng)
 
 
 class HasReader:

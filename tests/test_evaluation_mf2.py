@@ -55,7 +55,7 @@ def test_files_and_pictures_of_every_kind_of_label_set(tmp_path, label_set):
     scores = score(config, predictions, labels, subjects=[str(i // 3) for i in range(30)])
     write_scores(tmp_path, scores, {"cpu_seconds": 1.5})
     draw_scores(tmp_path, scores, config, "random answers")
-    draw_curves(tmp_path, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "au": 0.5}], "random answers")
+    draw_curves(tmp_path, [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "au": 0.5}], "random answers", ("au",))
     flat = json.loads((tmp_path / "metrics.json").read_text())
     assert flat["cpu_seconds"] == 1.5 and all(isinstance(value, int | float) for value in flat.values())
     assert ("au_f1_macro" in flat) == (units > 0) and ("emotion_top1" in flat) == (emotions > 0)

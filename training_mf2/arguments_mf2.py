@@ -7,14 +7,20 @@ from typing import Any, Literal
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
-from configuration_mf2.configuration_mf2 import SIZES
+from configuration_mf2.configuration_mf2 import SIZES, MF2Config
 from configuration_mf2.facs_mf2 import LABEL_SETS
 
 from .finetuning_mf2 import ADAPTERS, STORABLE, peft_config
+from .options_mf2 import read_options
+from .systems_mf2 import SYSTEMS
 
 
 @dataclass
 class MF2Arguments:
+    model: Literal["mf2", "vl_fau", "me_graph_au", "hsemotion"] = field(
+        default="mf2",
+        metadata={"help": "mf2, or a system that it is compared with, which has the tasks full and evaluate"},
+    )
     task: Literal["pretrain", "full", "dfn", "lora", "ia3", "linear_probe", "tower", "evaluate"] = field(
         default="pretrain",
         metadata={
@@ -23,8 +29,13 @@ class MF2Arguments:
             "frozen (tiny: the released one). tower: a vision tower from scratch. evaluate: only measure."
         },
     )
-    model_size: Literal["tiny", "base", "giant"] = field(
-        default="tiny", metadata={"help": "one of " + ", ".join(SIZES)}
+    model_size: str = field(
+        default="tiny",
+        metadata={"help": "one of " + ", ".join(SIZES) + "; of the compared systems tiny or base, hsemotion's b2 too"},
+    )
+    model_options: list[str] = field(
+        default_factory=list,
+        metadata={"help": "NAME=VALUE of the model's config, such as use_llga=False or use_edges=False"},
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "start from this checkpoint"})
     vision_name_or_path: str | None = field(
@@ -53,6 +64,13 @@ class MF2Arguments:
     )
     landmarks: Literal["dataset", "template"] = field(
         default="dataset", metadata={"help": "template: mean-face landmarks, to see what each face's own are worth"}
+    )
+    captions_by_rule: bool | None = field(
+        default=None,
+        metadata={
+            "help": "compared systems: captions that the data set lacks are written from its labels, else an error. "
+            "The default for synthetic faces"
+        },
     )
     use_captions: bool = field(default=True, metadata={"help": "without, the alignment losses are off"})
     store_vision: bool | None = field(
@@ -110,6 +128,8 @@ _COMMON: dict[str, Any] = {
 PAPER: dict[str, Any] = {
     **{"learning_rate": 1e-4, "warmup_steps": 2000, "num_train_epochs": 30, "per_device_train_batch_size": 56},
 }
+# Their backbones are trained too, as their authors do: what is good for MF²'s parts above a frozen tower is too much.
+COMPARED_TINY: dict[str, Any] = {"learning_rate": 5e-4}
 TINY: dict[str, Any] = {
     **{"learning_rate": 2e-3, "warmup_steps": 50, "num_train_epochs": 4, "per_device_train_batch_size": 64},
 }
@@ -117,12 +137,16 @@ TINY: dict[str, Any] = {
 
 def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model", default="mf2")
     first.add_argument("--model_size", default="tiny")
-    first.add_argument("--task", default="pretrain")
+    first.add_argument("--task")
     first.add_argument("--streaming", nargs="?", const="true", default="false")
     known, _ = first.parse_known_args(argv)
     parser = HfArgumentParser((MF2Arguments, TrainingArguments), description="Trains, evaluates and saves MF².")
     defaults = {**_COMMON, **(TINY if known.model_size == "tiny" else PAPER)}
+    if known.model in SYSTEMS:
+        defaults |= {"task": "full", "output_dir": f"outputs/{known.model}"}
+        defaults |= COMPARED_TINY if known.model_size == "tiny" else SYSTEMS[known.model].defaults
     if known.task == "tower":
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
     if known.task in ADAPTERS:
@@ -133,9 +157,12 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         defaults |= {"save_strategy": "steps", "eval_strategy": "steps"}
     parser.set_defaults(**defaults)
     ours, training = parser.parse_args_into_dataclasses(argv)
+    check_model(ours)
+    if ours.captions_by_rule is None:
+        ours.captions_by_rule = ours.dataset == "synthetic"
     if ours.store_vision is None:
         trains = ours.task not in ("tower", "evaluate")
-        ours.store_vision = ours.model_size == "tiny" and trains and not ours.augment
+        ours.store_vision = ours.model_size == "tiny" and trains and not ours.augment and ours.model == "mf2"
         ours.store_vision = ours.store_vision and not ours.streaming and ours.views == 1
         # Where the states above the tower are stored, or its blocks are read, its output alone is of no use.
         ours.store_vision = ours.store_vision and ours.task != "dfn"
@@ -163,6 +190,25 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     if "tensorboard" in (training.report_to or ()) and not is_tensorboard_available():
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
     return ours, training
+
+
+def check_model(ours: MF2Arguments) -> None:
+    """What only some of the models have, or need."""
+    sizes = SYSTEMS[ours.model].config.sizes if ours.model in SYSTEMS else SIZES
+    if ours.model_size not in sizes:
+        raise ValueError(f"model_size: got {ours.model_size!r}, expected one of {list(sizes)} for --model {ours.model}")
+    config_class = SYSTEMS[ours.model].config if ours.model in SYSTEMS else MF2Config
+    read_options("model_options", ours.model_options, config_class)
+    if ours.model not in SYSTEMS:
+        return
+    if ours.task not in ("full", "evaluate"):
+        raise ValueError(f"task: got {ours.task!r} with --model {ours.model}, expected full or evaluate")
+    mf2_only = {"store_vision": None, "branches": "both", "text_name_or_path": None, "qformer_name_or_path": None}
+    for name, default in mf2_only.items():
+        if getattr(ours, name) != default:
+            raise ValueError(
+                f"{name}: got {getattr(ours, name)!r} with --model {ours.model}, expected it with mf2 alone"
+            )
 
 
 def check_streaming(ours: MF2Arguments, training: TrainingArguments) -> None:

@@ -34,6 +34,7 @@ from .card_tables_mf2 import (
 )
 from .evaluation_mf2 import write_text
 from .finetuning_mf2 import ADAPTERS
+from .systems_mf2 import SYSTEMS
 
 
 # Beside the rooms both in a checkout and where a wheel is installed.
@@ -49,6 +50,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "config": MF2VisionConfig,
         "pipeline_tag": "image-feature-extraction",
         "task": "Action units and emotions of a face, by a readout that is not part of the checkpoint",
+    },
+    "compared": {
+        "config": None,  # of its system
+        "pipeline_tag": "image-classification",
+        "task": "Action units and emotions of a face, from the image alone",
     },
     "adapter": {
         "config": MF2Processor,  # an adapter has no configuration of a model; its processor knows the labels
@@ -87,12 +93,14 @@ def run_facts(
     }
     sources = {part: name for part, name in sources.items() if name not in (None, "", "none")}
     settings = {
+        "system": SYSTEMS[arguments.model].title if arguments.model in SYSTEMS else None,
         "task": arguments.task,
         "label set": arguments.label_set,
-        "branches": arguments.branches,
+        "branches": arguments.branches if arguments.model == "mf2" else None,
+        "model options": ", ".join(arguments.model_options) or None,
         "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[arguments.landmarks],
         "labels used": arguments.use_labels if arguments.task == "tower" else None,
-        "captions used": arguments.align or (arguments.use_captions and arguments.task == "pretrain"),
+        "captions used": learns_from_captions(arguments),
         "views of an image": arguments.views if arguments.views > 1 else None,
         "adapter options": ", ".join(arguments.adapter_options) or None,
         "states stored as": None if arguments.no_store else arguments.store_dtype,
@@ -109,7 +117,8 @@ def run_facts(
         "weights saved as": "fp16" if arguments.save_half else "fp32",
     }
     return {
-        "kind": kind_of(arguments.task),
+        "kind": "compared" if arguments.model in SYSTEMS else kind_of(arguments.task),
+        "system": arguments.model,
         "name": training.hub_model_id or Path(training.output_dir).resolve().name,
         "dataset": CORPUS if drawn else _public(arguments.dataset),
         "synthetic": bool(synthetic),
@@ -124,6 +133,12 @@ def run_facts(
         "hardware": hardware_words(training),
         "versions": {"mf2": VERSION, "python": platform.python_version(), **_library_versions()},
     }
+
+
+def learns_from_captions(arguments: MF2Arguments) -> bool | str:
+    if arguments.model in SYSTEMS:
+        return ", ".join(SYSTEMS[arguments.model].captions) or False
+    return arguments.align or (arguments.use_captions and arguments.task == "pretrain")
 
 
 def kind_of(task: str) -> str:
@@ -181,7 +196,8 @@ def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Pa
         raise ValueError(f"{folder / 'run.json'}: kind is {run.get('kind')!r}, expected one of {list(KINDS)}")
     if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing, and say nothing
         figures = {name: figures[name] for name in figures if not name.startswith(("au_", "emotion_", "baseline/"))}
-    config = KINDS[run["kind"]]["config"].from_pretrained(folder)
+    system = SYSTEMS.get(run.get("system", "mf2"))
+    config = (system.config if system else KINDS[run["kind"]]["config"]).from_pretrained(folder)
     metadata = card_data(run, figures)
     text = _render(_fields(folder, run, figures, config), metadata)
     ModelCard(text)  # raises where the metadata cannot be read back
@@ -202,7 +218,12 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 def card_data(run: Mapping[str, Any], figures: Mapping[str, float]) -> ModelCardData:
     """The metadata block: what the Hub's search, its leaderboards and its widgets read."""
     units, emotions = "au_f1_macro" in figures, "emotion_top1" in figures
-    tags = ["mf2", "face", *["facial-action-units"] * units, *["facial-expression-recognition"] * emotions]
+    tags = [
+        run.get("system", "mf2").replace("_", "-"),
+        "face",
+        *["facial-action-units"] * units,
+        *["facial-expression-recognition"] * emotions,
+    ]
     tags += ["synthetic"] * run["synthetic"]
     dataset = run["dataset"].lower() if run["dataset"] == CORPUS else run["dataset"]
     is_public = run["dataset"] == CORPUS or _HUB_NAME.fullmatch(dataset)
@@ -278,6 +299,7 @@ def _fields(folder: Path, run: Mapping, figures: Mapping[str, float], config: An
         **{"run": run, "kind": run["kind"], "config": config, "title": run["name"].split("/")[-1]},
         "figures": figures,
         "architecture": (getattr(config, "architectures", None) or [""])[0],
+        "system": SYSTEMS.get(run.get("system", "mf2")),
         "method": _METHODS.get(run["settings"]["task"]),
         "parameters": _count_parameters(folder),
         "summary": summary_table(figures),

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from transformers import EvalPrediction
 
-from configuration_mf2.configuration_mf2 import LOSSES, TOWER_LOSSES, MF2Config
+from configuration_mf2.configuration_mf2 import MF2Config
 from dataset_mf2.intervals_mf2 import action_unit_intervals, emotion_intervals
 from dataset_mf2.metrics_mf2 import action_unit_table, emotion_table
 from dataset_mf2.scores_mf2 import action_unit_scores, emotion_scores
@@ -157,9 +157,9 @@ def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     axis.set(xlabel="answered", ylabel="labelled", title=f"top-1 {scores['emotion_top1']:.3f}, shares of a row")
 
 
-def draw_curves(folder: str | Path, history: Sequence[Mapping[str, float]], data: str) -> None:
+def draw_curves(folder: str | Path, history: Sequence[Mapping[str, float]], data: str, losses: Sequence[str]) -> None:
     """`curves.png`: every part of the loss over the steps, and what validation said."""
-    parts = [name for name in ("loss", *LOSSES, *TOWER_LOSSES) if any(name in entry for entry in history)]
+    parts = [name for name in ("loss", *losses) if any(name in entry for entry in history)]
     measured = ("eval_au_f1_macro", "eval_emotion_top1", "eval_emotion_macro_f1")
     measured = [name for name in measured if any(name in entry for entry in history)]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")

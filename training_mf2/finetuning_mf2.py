@@ -1,6 +1,5 @@
 """Fine-tuning with the foundation model frozen: DFN and the methods it is compared with, on the same data and seed."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,8 @@ from dataset_mf2.examples_mf2 import MF2Examples
 from modeling_mf2.dfn_config import DFNConfig
 from modeling_mf2.dfn_states import frozen_states, store_identity
 from modeling_mf2.dfn_store import StoredExamples
+
+from .options_mf2 import read_options
 
 
 ADAPTERS = ("dfn", "lora", "ia3", "linear_probe")
@@ -43,7 +44,6 @@ _FACE_TOKENS = 49  # of a face as a whole so many are stored at most: more are a
 
 _FILLED_IN = {"peft_type", "task_type", "inference_mode", "base", "auto_mapping", "base_model_name_or_path", "revision"}
 _FILLED_IN |= {"peft_version"}
-_WORDS = {"True": "true", "False": "false", "None": "null"}
 
 
 def peft_config(task: str, options: Sequence[str] = (), face_tokens: int = _FACE_TOKENS) -> PeftConfig:
@@ -69,24 +69,7 @@ def peft_config(task: str, options: Sequence[str] = (), face_tokens: int = _FACE
         config_class = IA3Config
     else:
         raise ValueError(f"task: got {task!r}, expected one of {[name for name in ADAPTERS if name != 'linear_probe']}")
-    return config_class(**{**own, **_read_options(options, config_class)})
-
-
-def _read_options(options: Sequence[str], config_class: type[PeftConfig]) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(config_class)}
-    read = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or name not in known or name in read or name in _FILLED_IN:
-            raise ValueError(
-                f"adapter_options: got {option!r}, expected NAME=VALUE, each name once, of {config_class.__name__}: "
-                f"{', '.join(sorted(known - _FILLED_IN))}"
-            )
-        try:
-            read[name] = json.loads(_WORDS.get(value, value))
-        except ValueError:
-            read[name] = value  # a plain word
-    return read
+    return config_class(**{**own, **read_options("adapter_options", options, config_class, _FILLED_IN)})
 
 
 def adapt(model: PreTrainedModel, task: str, options: Sequence[str] = ()) -> torch.nn.Module:

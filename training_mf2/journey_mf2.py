@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -16,14 +17,16 @@ from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import resolve_label_set
 from dataset_mf2.baselines_mf2 import BASELINES, baseline_scores
 from dataset_mf2.builder_mf2 import SPLITS, check_leaks
+from dataset_mf2.caption_columns_mf2 import CAPTIONS, check_captions
 from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import CAPTIONS, LABELS, MF2Examples
+from dataset_mf2.examples_mf2 import LABELS, MF2Examples
 from dataset_mf2.scores_mf2 import tune_thresholds
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
 from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
 from modeling_mf2.dfn_store import collate_stored
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
+from modeling_mf2.modeling_vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from modeling_mf2.tower_mf2 import MF2ForTowerTraining
 from processing_mf2.augmentation_mf2 import SLIGHT, MF2Augmentation
@@ -44,10 +47,12 @@ from .evaluation_mf2 import (
     write_scores,
 )
 from .finetuning_mf2 import ADAPTERS, MF2Views, adapt, trainable_parameters, with_states
-from .language_mf2 import FIGURES, language_scores
+from .language_mf2 import FIGURES, WORD_FIGURES, language_scores, word_scores
+from .options_mf2 import read_options
 from .publish_mf2 import check_base, publish
 from .sole_user_mf2 import as_sole_user
-from .trainer_mf2 import MF2Trainer, last_good_checkpoint
+from .systems_mf2 import SYSTEMS, build_system, captions_of, with_captions
+from .trainer_mf2 import MF2Trainer, last_good_checkpoint, loss_names
 from .vision_store_mf2 import load_or_store_vision
 
 
@@ -106,33 +111,47 @@ def kinds_of(checkpoint: str) -> list[str]:
     return MF2Config.from_pretrained(checkpoint).architectures or []
 
 
-def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]:
+def build_model(arguments: MF2Arguments, train_rows: Dataset | None = None) -> tuple[PreTrainedModel, MF2Processor]:
+    if arguments.task == "evaluate" and arguments.model_name_or_path is None:
+        raise ValueError("model_name_or_path: got none, expected the model that --task evaluate is about")
+    if arguments.model in SYSTEMS:
+        if arguments.model_name_or_path is None:
+            arguments.vision_name_or_path = pretrained_tower(arguments)
+        return build_system(
+            arguments.model,
+            arguments.model_size,
+            label_set=arguments.label_set,
+            checkpoint=arguments.model_name_or_path,
+            backbone=arguments.vision_name_or_path,
+            options=arguments.model_options,
+            train_rows=train_rows,
+        )
     model_class = MF2ForPreTraining if arguments.align else TASK_MODELS.get(arguments.task, MF2ForFaceAnalysis)
     if arguments.task in ADAPTERS and arguments.model_name_or_path is None and arguments.model_size == "tiny":
         arguments.model_name_or_path = str(RELEASED)
     if arguments.model_name_or_path:
         if arguments.task == "evaluate" and "MF2ForPreTraining" in kinds_of(arguments.model_name_or_path):
             model_class = MF2ForPreTraining  # it can also be asked what language is worth
-        model = model_class.from_pretrained(arguments.model_name_or_path)
+        fields = read_options("model_options", arguments.model_options, MF2Config)
+        model = model_class.from_pretrained(arguments.model_name_or_path, **fields)
         return model, MF2Processor.from_pretrained(arguments.model_name_or_path)
-    if arguments.task in (*ADAPTERS, "evaluate"):
+    if arguments.task in ADAPTERS:
         raise ValueError(f"model_name_or_path: got none, expected the model that --task {arguments.task} is about")
     labels = resolve_label_set(arguments.label_set)
+    settings: dict[str, Any] = {
+        "label_set": arguments.label_set,
+        "use_emo_branch": arguments.branches != "au",
+        "use_au_branch": arguments.branches != "emo" and bool(labels.action_units),
+        "vision_config": {"frozen": arguments.task != "tower"},
+    }
     config = MF2Config.from_size(
-        arguments.model_size,
-        label_set=arguments.label_set,
-        use_emo_branch=arguments.branches != "au",
-        use_au_branch=arguments.branches != "emo" and bool(labels.action_units),
-        vision_config={"frozen": arguments.task != "tower"},
+        arguments.model_size, **settings | read_options("model_options", arguments.model_options, MF2Config)
     )
     processor = MF2Processor.for_model(config)
     model = model_class(config)
-    tower = arguments.vision_name_or_path
-    if tower is None and arguments.task != "tower" and arguments.model_size == "tiny" and RELEASED.is_dir():
-        tower = str(RELEASED)
-    if tower not in (None, "none"):
-        logger.info("%s", load_vision_weights(model, tower))
-        arguments.vision_name_or_path = tower  # the model card says what training started from
+    arguments.vision_name_or_path = pretrained_tower(arguments)
+    if arguments.vision_name_or_path:
+        logger.info("%s", load_vision_weights(model, arguments.vision_name_or_path))
     elif arguments.task != "tower":
         logger.warning("the vision tower has random weights: name one in --vision_name_or_path")
     if arguments.text_name_or_path:
@@ -140,6 +159,14 @@ def build_model(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]
     if arguments.qformer_name_or_path:
         logger.info("%s", load_blip2_weights(model, arguments.qformer_name_or_path, vision=False))
     return model, processor
+
+
+def pretrained_tower(arguments: MF2Arguments) -> str | None:
+    """What the tower starts from, as the card says; a tiny one from the released tower, unless told `none`."""
+    tower = arguments.vision_name_or_path
+    if tower is None and arguments.task != "tower" and arguments.model_size == "tiny" and RELEASED.is_dir():
+        return str(RELEASED)
+    return None if tower == "none" else tower
 
 
 def build_examples(
@@ -158,7 +185,9 @@ def build_examples(
             rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
             told.update(LABELS)
         streamed = {"rank": training.process_index, "world_size": training.world_size} if learning else {}
-        texts = isinstance(model, MF2ForPreTraining) and arguments.use_captions
+        texts: bool | tuple[str, ...] = isinstance(model, MF2ForPreTraining) and arguments.use_captions
+        if arguments.model in SYSTEMS:
+            texts = captions_of(model)
         shared = {"texts": texts, "landmarks": arguments.landmarks == "dataset", "told": told}
         made = (MF2StreamedExamples if learning and arguments.streaming else MF2Examples)(
             rows,
@@ -195,7 +224,11 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         begun = {name: value for name, value in vars(arguments).items() if name not in _OF_NO_MATTER}
         check_same_run(Path(training.output_dir), begun | {"seed": training.seed})
     splits = load_splits(arguments)
-    model, processor = build_model(arguments)
+    model, processor = build_model(arguments, splits["train"])
+    if arguments.model in SYSTEMS:
+        splits = with_captions(splits, model, by_rule=arguments.captions_by_rule, seed=training.seed)
+        if arguments.task != "evaluate":
+            check_captions(splits["train"], captions_of(model), SYSTEMS[arguments.model].title)
     if wants_push and kind_of(arguments.task) == "adapter":
         check_base(arguments.model_name_or_path)
     examples = build_examples(arguments, training, model, processor, splits)
@@ -242,11 +275,13 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         scores |= {f"baseline/{name}": value for name, value in baselines.items()}
         if isinstance(model, MF2ForPreTraining) and examples["test"].captions:
             scores |= language_scores(model, processor, examples["test"], examples["validation"])
+        if isinstance(model, VLFAUForFaceAnalysis) and examples["test"].captions:
+            scores |= word_scores(model, processor, examples["test"])
         figures |= {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
         save(folder, arguments, model, processor)
         write_scores(folder, scores, figures)
         draw_scores(folder, scores, model.config, data)
-        draw_curves(folder, trainer.state.log_history, data)
+        draw_curves(folder, trainer.state.log_history, data, loss_names(model))
         if arguments.task != "evaluate":
             write_card(
                 folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None)
@@ -267,7 +302,7 @@ def images_seen(training: TrainingArguments) -> int:
 
 def comparison(scores: Mapping[str, float]) -> str:
     """The baselines, and what language is worth, a line each with what it means."""
-    named = {f"baseline/{name}": words for name, words in BASELINES.items()} | FIGURES
+    named = {f"baseline/{name}": words for name, words in BASELINES.items()} | FIGURES | WORD_FIGURES
     lines = [f"{name:<40} {scores[name]:6.3f}  {words}" for name, words in named.items() if name in scores]
     return "\n".join(["", *lines])
 

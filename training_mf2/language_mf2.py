@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
 from dataset_mf2.collator_mf2 import MF2Collator
@@ -14,6 +15,7 @@ from dataset_mf2.scores_mf2 import action_unit_scores
 from modeling_mf2.captioning_mf2 import MF2ForCaptioning
 from modeling_mf2.losses_mf2 import image_text_similarity
 from modeling_mf2.modeling_mf2 import Branch
+from modeling_mf2.modeling_vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from processing_mf2.captions_mf2 import au_sentence_state, parse_emotion
 from processing_mf2.processing_mf2 import MF2Processor
@@ -38,6 +40,13 @@ FIGURES: dict[str, str] = {
     "retrieval_au_state": "the AU sentences of another face that are nearest to a face's regions have the states of "
     "all its AUs, share",
     "retrieval_au_state_over_chance": "the same, divided by a random face's share",
+}
+
+# VL-FAU's, of its own descriptions.
+WORD_FIGURES: dict[str, str] = {
+    "local_top5": "words of the AUs' descriptions that were among the local decoder's five likeliest, each predicted "
+    "from the true words before it, share",
+    "global_top5": "the same of the whole face's descriptions and the global decoder",
 }
 
 
@@ -73,11 +82,27 @@ def language_scores(
     return {name: value for name, value in scores.items() if np.isfinite(value)}  # else a label or a state is missing
 
 
+def word_scores(
+    model: VLFAUForFaceAnalysis, processor: MF2Processor, examples: MF2Examples, batch_size: int = 64
+) -> dict[str, float]:
+    """`WORD_FIGURES` of those decoders that there are."""
+    training = model.training
+    scores = model.eval().word_accuracy(_batches(model, examples, processor.tokenizer.pad_token_id, batch_size))
+    model.train(training)
+    return scores
+
+
+def _batches(
+    model: PreTrainedModel, examples: MF2Examples, pad_token_id: int, batch_size: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in DataLoader(examples, batch_size, collate_fn=MF2Collator(pad_token_id)):
+        yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
 def _look(
     model: MF2ForPreTraining, examples: MF2Examples, pad_token_id: int, batch_size: int
 ) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in DataLoader(examples, batch_size, collate_fn=MF2Collator(pad_token_id)):
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    for batch in _batches(model, examples, pad_token_id, batch_size):
         pixels = batch.pop("pixel_values", None)
         batch["image_tokens"] = model.mf2.look(pixels, batch.get("image_tokens"))
         yield batch

@@ -102,7 +102,7 @@ class MF2Trainer(Trainer):
                 f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
             )
         if model.training:
-            names = getattr(self.accelerator.unwrap_model(model), "loss_names", (*LOSSES, *TOWER_LOSSES))
+            names = loss_names(self.accelerator.unwrap_model(model))
             parts = {name: outputs[name].detach() for name in names if outputs.get(name) is not None}
             if not torch.isfinite(loss):
                 raise FloatingPointError(self._explain(loss, parts, inputs))
@@ -173,6 +173,11 @@ class MF2Trainer(Trainer):
             rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
 
+def loss_names(model: nn.Module) -> tuple[str, ...]:
+    """The parts of the loss that a model's output may have."""
+    return getattr(model, "loss_names", (*LOSSES, *TOWER_LOSSES))
+
+
 class EpochOfStream(TrainerCallback):
     """A stream has no length: its "epoch" is the share of `max_steps`, also after a resume."""
 
@@ -195,4 +200,4 @@ def leaves_parameters_unused(model: nn.Module | None, examples: Any) -> bool:
     return not needed <= {*getattr(examples, "captions", ()), *getattr(examples, "labels", ())}
 
 
-__all__ = ["MF2Trainer", "last_good_checkpoint", "leaves_parameters_unused"]
+__all__ = ["MF2Trainer", "last_good_checkpoint", "leaves_parameters_unused", "loss_names"]

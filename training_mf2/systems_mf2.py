@@ -1,0 +1,129 @@
+"""The compared systems: how each is built, what it reads beside the image, and what its authors trained it with."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel
+
+from configuration_mf2.compared_config import ComparedConfig
+from configuration_mf2.configuration_hsemotion import HSEmotionConfig
+from configuration_mf2.configuration_me_graph_au import MEGraphAUConfig
+from configuration_mf2.configuration_vl_fau import VLFAUConfig
+from dataset_mf2.caption_columns_mf2 import CAPTIONS, with_rule_captions
+from modeling_mf2.compared_model import ComparedPreTrainedModel, occurrence_weights
+from modeling_mf2.feature_maps import load_backbone_weights
+from modeling_mf2.modeling_hsemotion import HSEmotionForFaceAnalysis
+from modeling_mf2.modeling_me_graph_au import MEGraphAUForFaceAnalysis
+from modeling_mf2.modeling_vl_fau import VLFAUForFaceAnalysis
+from processing_mf2.processing_mf2 import MF2Processor
+
+from .options_mf2 import read_options
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class System:
+    """title and paper: for cards. captions: the columns of text that it learns from. defaults: of the command line."""
+
+    title: str
+    paper: str
+    config: type[ComparedConfig]
+    model: type[ComparedPreTrainedModel]
+    captions: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+SYSTEMS: Mapping[str, System] = {
+    "vl_fau": System(
+        "VL-FAU",
+        "Towards End-to-End Explainable Facial Action Unit Recognition via Vision-Language Joint Learning (Ge et al.)",
+        VLFAUConfig,
+        VLFAUForFaceAnalysis,
+        ("vl_fau_global", "vl_fau_local"),
+        {"num_train_epochs": 15, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
+    ),
+    "me_graph_au": System(
+        "ME-GraphAU",
+        "Learning Multi-dimensional Edge Feature-based AU Relation Graph for Facial Action Unit Recognition "
+        "(Luo et al.)",
+        MEGraphAUConfig,
+        MEGraphAUForFaceAnalysis,
+        defaults={"num_train_epochs": 20, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
+    ),
+    "hsemotion": System(
+        "HSEmotion",
+        "HSEmotion: High-Speed Emotion Recognition Library (Savchenko)",
+        HSEmotionConfig,
+        HSEmotionForFaceAnalysis,
+        defaults={"num_train_epochs": 10, "per_device_train_batch_size": 64},
+    ),
+}
+"""By their names on the command line, and in a checkpoint's `model_type`."""
+
+
+def captions_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The columns of text that a model learns from."""
+    system = SYSTEMS.get(model.config.model_type)
+    if system is None:
+        return CAPTIONS
+    unused = {"vl_fau_local": "use_llga", "vl_fau_global": "use_glga"}
+    return tuple(name for name in system.captions if getattr(model.config, unused.get(name, ""), True))
+
+
+def build_system(
+    name: str,
+    size: str,
+    *,
+    label_set: str = "mfa",
+    checkpoint: str | None = None,
+    backbone: str | None = None,
+    options: list[str] | tuple[str, ...] = (),
+    train_rows: Dataset | None = None,
+) -> tuple[ComparedPreTrainedModel, MF2Processor]:
+    """A model and its processor: as a checkpoint holds them, but for `options`, or new with a pretrained backbone.
+
+    options: NAME=VALUE of the system's config. train_rows: their labels tell how rare each AU is; without them all AUs
+    count alike.
+    """
+    system = SYSTEMS[name]
+    fields = read_options("model_options", options, system.config)
+    if checkpoint:
+        model = system.model.from_pretrained(checkpoint, **fields)
+        return model, MF2Processor.from_pretrained(checkpoint)
+    config = system.config.from_size(size, **{"label_set": label_set, **fields})
+    if config.au_class_weights is None and config.action_units and train_rows is not None:
+        config.au_class_weights = _class_weights(train_rows)
+    processor = MF2Processor.for_model(config)
+    model = system.model(config)
+    if backbone is None:
+        logger.warning("the backbone has random weights: name some in --vision_name_or_path")
+    else:
+        unused = load_backbone_weights(model, backbone)
+        logger.info("backbone: all of it from %s, which has %d tensors of no use here", backbone, len(unused))
+    return model, processor
+
+
+def _class_weights(rows: Dataset) -> list[float] | None:
+    if not isinstance(rows, Dataset) or "au_labels" not in rows.column_names:
+        logger.warning("au_class_weights: no labels to count before training begins; every AU counts 1")
+        return None
+    return occurrence_weights(torch.tensor(rows["au_labels"][:]))
+
+
+def with_captions(
+    splits: Mapping[str, Dataset], model: PreTrainedModel, *, by_rule: bool, seed: int = 0
+) -> dict[str, Dataset]:
+    """The splits with the captions that the model learns from; those that they lack only `by_rule`."""
+    if not by_rule:
+        return dict(splits)
+    captions, labels = captions_of(model), model.config.label_set
+    return {name: with_rule_captions(rows, captions, labels, seed=seed) for name, rows in splits.items()}
+
+
+__all__ = ["SYSTEMS", "System", "build_system", "captions_of", "with_captions"]
