@@ -77,6 +77,14 @@ COMPARED_CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
         "configuration_hsemotion": ("HSEmotionConfig",),
         "modeling_hsemotion": ("HSEmotionForFaceAnalysis",),
     },
+    "exp_blip": {
+        "configuration_exp_blip": ("ExpBlipConfig",),
+        "modeling_exp_blip": ("ExpBlipForFaceAnalysis", "ExpBlipForPreTraining"),
+    },
+    "exp_blip_captioner": {
+        "configuration_exp_blip": ("ExpBlipCaptionerConfig",),
+        "exp_blip_captioner": ("ExpBlipTowerCaptioner",),
+    },
 }
 
 _ACROSS_ROOMS = re.compile(r"^(\s*)from (?:configuration|processing|modeling)_mf2\.(\w+) import", re.MULTILINE)
@@ -86,8 +94,10 @@ _INSIDE_ROOM = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 def auto_map(*auto_classes: str, system: str = "mf2") -> dict[str, str]:
     if system == "mf2":
         return {name: f"{ENTRY_MODULE}.{AUTO_CLASSES[name]}" for name in auto_classes or AUTO_CLASSES}
-    (config,), (model,) = COMPARED_CLASSES[system].values()
-    return {name: f"{system}_hub_code.{config if name == 'AutoConfig' else model}" for name in auto_classes}
+    (config,), models = COMPARED_CLASSES[system].values()
+    # Where there are two, the last is the one that is pre-trained.
+    found = {"AutoConfig": config, "AutoModelForPreTraining": models[-1]}
+    return {name: f"{system}_hub_code.{found.get(name, models[0])}" for name in auto_classes}
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:

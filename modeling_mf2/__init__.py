@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForZeroShotImageClassification,
 )
 
+from configuration_mf2.configuration_exp_blip import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.configuration_hsemotion import HSEmotionConfig
 from configuration_mf2.configuration_me_graph_au import MEGraphAUConfig
 from configuration_mf2.configuration_mf2 import MF2Config
@@ -17,6 +18,8 @@ from configuration_mf2.configuration_vl_fau import VLFAUConfig
 from .captioning_mf2 import MF2ForCaptioning
 from .dfn_config import DFNConfig
 from .dfn_model import DFNModel
+from .exp_blip_captioner import ExpBlipTowerCaptioner
+from .modeling_exp_blip import ExpBlipForFaceAnalysis, ExpBlipForPreTraining
 from .modeling_hsemotion import HSEmotionForFaceAnalysis
 from .modeling_me_graph_au import MEGraphAUForFaceAnalysis
 from .modeling_mf2 import MF2ForFaceAnalysis, MF2ForImageClassification, MF2Model, MF2PreTrainedModel
@@ -41,9 +44,18 @@ for _config, _model in (
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForPreTraining.register(_config, _model, exist_ok=True)
 
+AutoConfig.register(ExpBlipConfig.model_type, ExpBlipConfig, exist_ok=True)
+AutoModel.register(ExpBlipConfig, ExpBlipForFaceAnalysis, exist_ok=True)
+AutoModelForPreTraining.register(ExpBlipConfig, ExpBlipForPreTraining, exist_ok=True)
+AutoConfig.register(ExpBlipCaptionerConfig.model_type, ExpBlipCaptionerConfig, exist_ok=True)
+AutoModelForImageTextToText.register(ExpBlipCaptionerConfig, ExpBlipTowerCaptioner, exist_ok=True)
+
 __all__ = [
     "DFNConfig",
     "DFNModel",
+    "ExpBlipForFaceAnalysis",
+    "ExpBlipForPreTraining",
+    "ExpBlipTowerCaptioner",
     "HSEmotionForFaceAnalysis",
     "MEGraphAUForFaceAnalysis",
     "MF2ForCaptioning",

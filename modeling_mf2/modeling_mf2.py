@@ -182,11 +182,11 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     def _relabelled(cls, source: object, kwargs: dict[str, object]) -> str | None:
         """How the wanted labels differ from the checkpoint's; None if they do not, or none were named."""
         named = {name: kwargs[name] for name in ("label_set", "action_units", "emotions") if name in kwargs}
-        if source is None or (not named and not isinstance(kwargs.get("config"), MF2Config)):
+        if source is None or (not named and not isinstance(kwargs.get("config"), cls.config_class)):
             return None
         where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        saved = MF2Config.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
-        wanted = kwargs.get("config") or MF2Config.from_dict(saved.to_dict(), **named)
+        saved = cls.config_class.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
+        wanted = kwargs.get("config") or cls.config_class.from_dict(saved.to_dict(), **named)
         for field in ("action_units", "emotions"):
             if list(getattr(saved, field)) != list(getattr(wanted, field)):
                 return f"{field}: got {getattr(wanted, field)}, but the checkpoint {source} has {getattr(saved, field)}"

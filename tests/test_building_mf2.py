@@ -23,7 +23,7 @@ from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Processor
 from training_mf2.arguments_mf2 import MF2Arguments
-from training_mf2.journey_mf2 import load_splits
+from training_mf2.splits_mf2 import load_splits
 
 
 PEOPLE, EACH, SIDE = 6, 8, 96

@@ -17,11 +17,14 @@ from .systems_mf2 import SYSTEMS
 
 @dataclass
 class MF2Arguments:
-    model: Literal["mf2", "vl_fau", "me_graph_au", "hsemotion"] = field(
+    model: Literal["mf2", "vl_fau", "exp_blip", "me_graph_au", "hsemotion"] = field(
         default="mf2",
-        metadata={"help": "mf2, or a system that it is compared with, which has the tasks full and evaluate"},
+        metadata={
+            "help": "mf2, or a system that it is compared with: these have the tasks full and evaluate, and exp_blip "
+            "pretrain (its stage 1), caption (stage 2) and linear_probe too"
+        },
     )
-    task: Literal["pretrain", "full", "dfn", "lora", "ia3", "linear_probe", "tower", "evaluate"] = field(
+    task: Literal["pretrain", "full", "dfn", "lora", "ia3", "linear_probe", "tower", "caption", "evaluate"] = field(
         default="pretrain",
         metadata={
             "help": "pretrain: alignment with language and classification. full: classification alone, both branches "
@@ -64,6 +67,16 @@ class MF2Arguments:
     )
     landmarks: Literal["dataset", "template"] = field(
         default="dataset", metadata={"help": "template: mean-face landmarks, to see what each face's own are worth"}
+    )
+    caption_set: Literal["au", "emot", "mix", "cat", "exp"] | None = field(
+        default=None,
+        metadata={"help": "exp_blip: captions of its stage 1, exp unless said; later stages keep them"},
+    )
+    features: Literal["vision", "qformer"] = field(
+        default="qformer", metadata={"help": "exp_blip: what linear_probe and full classify by"}
+    )
+    language_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "exp_blip, caption: an OPT; without one a small one that has read nothing"}
     )
     captions_by_rule: bool | None = field(
         default=None,
@@ -128,8 +141,6 @@ _COMMON: dict[str, Any] = {
 PAPER: dict[str, Any] = {
     **{"learning_rate": 1e-4, "warmup_steps": 2000, "num_train_epochs": 30, "per_device_train_batch_size": 56},
 }
-# Their backbones are trained too, as their authors do: what is good for MF²'s parts above a frozen tower is too much.
-COMPARED_TINY: dict[str, Any] = {"learning_rate": 5e-4}
 TINY: dict[str, Any] = {
     **{"learning_rate": 2e-3, "warmup_steps": 50, "num_train_epochs": 4, "per_device_train_batch_size": 64},
 }
@@ -145,8 +156,9 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     parser = HfArgumentParser((MF2Arguments, TrainingArguments), description="Trains, evaluates and saves MF².")
     defaults = {**_COMMON, **(TINY if known.model_size == "tiny" else PAPER)}
     if known.model in SYSTEMS:
-        defaults |= {"task": "full", "output_dir": f"outputs/{known.model}"}
-        defaults |= COMPARED_TINY if known.model_size == "tiny" else SYSTEMS[known.model].defaults
+        system = SYSTEMS[known.model]
+        defaults |= {"task": system.tasks[0], "output_dir": f"outputs/{known.model}"}
+        defaults |= system.tiny if known.model_size == "tiny" else system.defaults
     if known.task == "tower":
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
     if known.task in ADAPTERS:
@@ -161,8 +173,9 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     if ours.captions_by_rule is None:
         ours.captions_by_rule = ours.dataset == "synthetic"
     if ours.store_vision is None:
-        trains = ours.task not in ("tower", "evaluate")
-        ours.store_vision = ours.model_size == "tiny" and trains and not ours.augment and ours.model == "mf2"
+        frozen = ours.task not in ("tower", "evaluate") and ours.model == "mf2"
+        frozen = frozen or (ours.model == "exp_blip" and ours.task in ("pretrain", "linear_probe"))
+        ours.store_vision = ours.model_size == "tiny" and frozen and not ours.augment
         ours.store_vision = ours.store_vision and not ours.streaming and ours.views == 1
         # Where the states above the tower are stored, or its blocks are read, its output alone is of no use.
         ours.store_vision = ours.store_vision and ours.task != "dfn"
@@ -178,7 +191,7 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         raise ValueError(f"align: got True with --task {ours.task}, expected it with dfn, lora or ia3")
     if ours.streaming or ours.augment or ours.align:  # what comes along changes, or does not come again
         ours.no_store = True
-    ours.no_store = ours.no_store or ours.task not in STORABLE
+    ours.no_store = ours.no_store or ours.task not in STORABLE or ours.model in SYSTEMS
     elsewhere = ours.streaming or ours.augment or ours.align or ours.store_vision or ours.task in ("pretrain", "tower")
     if ours.views < 1 or (ours.views > 1 and elsewhere):
         raise ValueError(
@@ -200,10 +213,15 @@ def check_model(ours: MF2Arguments) -> None:
     config_class = SYSTEMS[ours.model].config if ours.model in SYSTEMS else MF2Config
     read_options("model_options", ours.model_options, config_class)
     if ours.model not in SYSTEMS:
+        if ours.task == "caption":
+            raise ValueError("task: got caption with --model mf2, which learns to write in pretrain; expected exp_blip")
         return
-    if ours.task not in ("full", "evaluate"):
-        raise ValueError(f"task: got {ours.task!r} with --model {ours.model}, expected full or evaluate")
-    mf2_only = {"store_vision": None, "branches": "both", "text_name_or_path": None, "qformer_name_or_path": None}
+    tasks = SYSTEMS[ours.model].tasks
+    if ours.task not in tasks:
+        raise ValueError(f"task: got {ours.task!r} with --model {ours.model}, expected {' or '.join(tasks)}")
+    mf2_only: dict[str, Any] = {"branches": "both", "align": False, "views": 1}
+    if ours.model != "exp_blip":
+        mf2_only |= {"store_vision": None, "text_name_or_path": None, "qformer_name_or_path": None}
     for name, default in mf2_only.items():
         if getattr(ours, name) != default:
             raise ValueError(

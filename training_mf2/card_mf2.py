@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.version_mf2 import VERSION
@@ -100,6 +100,9 @@ def run_facts(
         "model options": ", ".join(arguments.model_options) or None,
         "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[arguments.landmarks],
         "labels used": arguments.use_labels if arguments.task == "tower" else None,
+        "features": arguments.features
+        if arguments.task in ("linear_probe", "full") and arguments.model == "exp_blip"
+        else None,
         "captions used": learns_from_captions(arguments),
         "views of an image": arguments.views if arguments.views > 1 else None,
         "adapter options": ", ".join(arguments.adapter_options) or None,
@@ -137,6 +140,8 @@ def run_facts(
 
 def learns_from_captions(arguments: MF2Arguments) -> bool | str:
     if arguments.model in SYSTEMS:
+        if arguments.model == "exp_blip" and arguments.task in ("pretrain", "caption"):
+            return arguments.caption_set or True
         return ", ".join(SYSTEMS[arguments.model].captions) or False
     return arguments.align or (arguments.use_captions and arguments.task == "pretrain")
 
@@ -196,13 +201,20 @@ def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Pa
         raise ValueError(f"{folder / 'run.json'}: kind is {run.get('kind')!r}, expected one of {list(KINDS)}")
     if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing, and say nothing
         figures = {name: figures[name] for name in figures if not name.startswith(("au_", "emotion_", "baseline/"))}
-    system = SYSTEMS.get(run.get("system", "mf2"))
-    config = (system.config if system else KINDS[run["kind"]]["config"]).from_pretrained(folder)
+    config = _config(folder, run)
     metadata = card_data(run, figures)
     text = _render(_fields(folder, run, figures, config), metadata)
     ModelCard(text)  # raises where the metadata cannot be read back
     write_text(folder / "README.md", text)
     return folder / "README.md"
+
+
+def _config(folder: Path, run: Mapping[str, Any]) -> PreTrainedConfig:
+    system = SYSTEMS.get(run.get("system", "mf2"))
+    saved = _read(folder, "config.json") if system else {}
+    if "exp_blip" in saved:  # a captioner, which tells of the stage that it was made of
+        return system.config.from_dict(saved["exp_blip"] | {"architectures": saved["architectures"]})
+    return (system.config if system else KINDS[run["kind"]]["config"]).from_pretrained(folder)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from configuration_mf2.facs_mf2 import ACTION_UNITS
 from dataset_mf2.baselines_mf2 import BASELINES
 from dataset_mf2.scores_mf2 import name_emotion_scores, scores_from_confusion
 
-from .language_mf2 import FIGURES, WORD_FIGURES
+from .language_mf2 import CAPTION_FIGURES, FIGURES, WORD_FIGURES
 
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ EMOTION_FOUR = {
 
 UNIT_TWO = {"au_f1_macro": "AU F1 at 0.5, macro", "au_f1_tuned_macro": "AU F1 at tuned thresholds, macro"}
 
-LANGUAGE = FIGURES | WORD_FIGURES
+LANGUAGE = FIGURES | WORD_FIGURES | CAPTION_FIGURES
 _LANGUAGE_KINDS = ("itm_", "caption_", "zero_shot_", "retrieval_")
 
 

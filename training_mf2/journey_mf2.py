@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,22 @@ import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainingArguments, set_seed
 
+from configuration_mf2.configuration_exp_blip import ExpBlipConfig
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import resolve_label_set
 from dataset_mf2.baselines_mf2 import BASELINES, baseline_scores
-from dataset_mf2.builder_mf2 import SPLITS, check_leaks
-from dataset_mf2.caption_columns_mf2 import CAPTIONS, check_captions
+from dataset_mf2.caption_columns_mf2 import check_captions
 from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import LABELS, MF2Examples
+from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.scores_mf2 import tune_thresholds
-from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
-from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
+from dataset_mf2.synthetic_faces import CORPUS
 from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
 from modeling_mf2.dfn_store import collate_stored
+from modeling_mf2.modeling_exp_blip import ExpBlipForFaceAnalysis
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.modeling_vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from modeling_mf2.tower_mf2 import MF2ForTowerTraining
-from processing_mf2.augmentation_mf2 import SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
@@ -46,14 +44,17 @@ from .evaluation_mf2 import (
     tables,
     write_scores,
 )
-from .finetuning_mf2 import ADAPTERS, MF2Views, adapt, trainable_parameters, with_states
+from .exp_blip_journey import is_about_captions, run_captions
+from .exp_blip_mf2 import build_classifier
+from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, WORD_FIGURES, language_scores, word_scores
+from .layer_decay_mf2 import layerwise_optimizer
 from .options_mf2 import read_options
 from .publish_mf2 import check_base, publish
 from .sole_user_mf2 import as_sole_user
+from .splits_mf2 import build_examples, load_splits
 from .systems_mf2 import SYSTEMS, build_system, captions_of, with_captions
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint, loss_names
-from .vision_store_mf2 import load_or_store_vision
 
 
 logger = logging.getLogger(__name__)
@@ -73,39 +74,6 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
-    """The rows of each split; the column `split` says which, or the dataset's own splits do."""
-    if arguments.streaming:
-        drawn = {"n": arguments.num_images, "style": arguments.style, "seed": arguments.people_seed}
-        return stream_splits(arguments.dataset, **drawn, label_set=arguments.label_set)
-    if arguments.dataset == "synthetic":
-        rows = MFASynthetic(
-            arguments.num_images, arguments.style, seed=arguments.people_seed, label_set=arguments.label_set
-        )
-    elif (Path(arguments.dataset) / "dataset_info.json").is_file() or (
-        Path(arguments.dataset) / "dataset_dict.json"
-    ).is_file():
-        rows = datasets.load_from_disk(arguments.dataset)
-    else:
-        rows = datasets.load_dataset(arguments.dataset)
-    if isinstance(rows, dict):
-        splits = {name: rows[name] for name in SPLITS if name in rows}
-    else:
-        names = rows["split"][:]
-        splits = {name: rows.select([i for i, split in enumerate(names) if split == name]) for name in SPLITS}
-        if arguments.dataset != "synthetic":
-            check_leaks(rows)
-    splits = {name: part for name, part in splits.items() if len(part)}
-    if "train" not in splits or not set(splits) & {"validation", "test"}:
-        raise ValueError(
-            f"dataset: {arguments.dataset} has rows in the splits {sorted(splits)}, expected train, and validation or "
-            "test, by a column `split` or by files of these names"
-        )
-    splits.setdefault("validation", splits.get("test"))
-    splits.setdefault("test", splits["validation"])
-    return splits
-
-
 def kinds_of(checkpoint: str) -> list[str]:
     """Of which classes a checkpoint is, as it says itself."""
     return MF2Config.from_pretrained(checkpoint).architectures or []
@@ -114,6 +82,8 @@ def kinds_of(checkpoint: str) -> list[str]:
 def build_model(arguments: MF2Arguments, train_rows: Dataset | None = None) -> tuple[PreTrainedModel, MF2Processor]:
     if arguments.task == "evaluate" and arguments.model_name_or_path is None:
         raise ValueError("model_name_or_path: got none, expected the model that --task evaluate is about")
+    if arguments.model == "exp_blip":
+        return build_exp_blip(arguments)
     if arguments.model in SYSTEMS:
         if arguments.model_name_or_path is None:
             arguments.vision_name_or_path = pretrained_tower(arguments)
@@ -161,6 +131,22 @@ def build_model(arguments: MF2Arguments, train_rows: Dataset | None = None) -> t
     return model, processor
 
 
+def build_exp_blip(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Processor]:
+    """The classifier on the features of a stage; what learns to write is built by `exp_blip_journey`."""
+    source = arguments.model_name_or_path
+    if source is None:
+        raise ValueError(
+            f"model_name_or_path: got none with --model exp_blip --task {arguments.task}, expected the folder of its "
+            "stage 1 (--task pretrain) or stage 2 (--task caption), whose features are classified by"
+        )
+    if arguments.task == "evaluate":
+        return ExpBlipForFaceAnalysis.from_pretrained(source), MF2Processor.from_pretrained(source)
+    fields = read_options("model_options", arguments.model_options, ExpBlipConfig)
+    return build_classifier(
+        source, features=arguments.features, linear_probe=arguments.task == "linear_probe", **fields
+    )
+
+
 def pretrained_tower(arguments: MF2Arguments) -> str | None:
     """What the tower starts from, as the card says; a tiny one from the released tower, unless told `none`."""
     tower = arguments.vision_name_or_path
@@ -169,53 +155,14 @@ def pretrained_tower(arguments: MF2Arguments) -> str | None:
     return None if tower == "none" else tower
 
 
-def build_examples(
-    arguments: MF2Arguments,
-    training: TrainingArguments,
-    model: PreTrainedModel,
-    processor: MF2Processor,
-    splits: dict[str, Dataset],
-) -> dict[str, MF2Examples]:
-    examples = {}
-    # What a dataset lacks is said once: not for each split, nor by each process.
-    told = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
-    for name, rows in splits.items():
-        learning = name == "train"
-        if learning and arguments.task == "tower" and not arguments.use_labels:
-            rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
-            told.update(LABELS)
-        streamed = {"rank": training.process_index, "world_size": training.world_size} if learning else {}
-        texts: bool | tuple[str, ...] = isinstance(model, MF2ForPreTraining) and arguments.use_captions
-        if arguments.model in SYSTEMS:
-            texts = captions_of(model)
-        shared = {"texts": texts, "landmarks": arguments.landmarks == "dataset", "told": told}
-        made = (MF2StreamedExamples if learning and arguments.streaming else MF2Examples)(
-            rows,
-            processor,
-            **(streamed if arguments.streaming else {}),
-            augment=MF2Augmentation() if learning and arguments.augment else None,
-            seed=training.seed,
-            **shared,
-        )
-        if arguments.store_vision and arguments.task != "tower":
-            plain = MF2Examples(rows, processor, texts=False, told=told)
-            root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
-            made.stored = load_or_store_vision(model.base_model.vision, plain, root)
-        if learning and arguments.views > 1:
-            # Every other one is mirrored.
-            slight = [replace(SLIGHT, flip=float(number % 2)) for number in range(1, arguments.views)]
-            views = [MF2Examples(rows, processor, augment=s, seed=n, **shared) for n, s in enumerate(slight, start=1)]
-            made = MF2Views([made, *views], training.seed)
-        examples[name] = made
-    return examples
-
-
 @as_sole_user
 def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float]:
     start = cpu_seconds()
     wall = time.perf_counter()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
+    if arguments.model == "exp_blip" and is_about_captions(arguments):
+        return run_captions(arguments, training, pretrained_tower(arguments), lambda: _spent(start, wall))
     # Once, when all is measured: the Trainer would push half-trained weights and its own card.
     wants_push, training.push_to_hub = training.push_to_hub, False
     if arguments.task == "tower" and not arguments.use_labels:
@@ -243,6 +190,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
         how = (root, arguments.store_dtype, arguments.rebuild_store)
         examples = {name: with_states(model, made, *how) for name, made in examples.items()}
+    by_layer = arguments.model == "exp_blip" and arguments.task == "full"
     trainer = MF2Trainer(
         model=model,
         args=training,
@@ -251,6 +199,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         data_collator=MF2Collator(processor.tokenizer.pad_token_id) if arguments.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
+        optimizers=(layerwise_optimizer(model, training) if by_layer else None, None),
     )
     resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
     if arguments.task != "evaluate":
@@ -277,7 +226,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
             scores |= language_scores(model, processor, examples["test"], examples["validation"])
         if isinstance(model, VLFAUForFaceAnalysis) and examples["test"].captions:
             scores |= word_scores(model, processor, examples["test"])
-        figures |= {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
+        figures |= _spent(start, wall)
         save(folder, arguments, model, processor)
         write_scores(folder, scores, figures)
         draw_scores(folder, scores, model.config, data)
@@ -294,6 +243,10 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         if wants_push:
             print(f"\npublished: {publish(folder, training)}")
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
+
+
+def _spent(start: float, wall: float) -> dict[str, float]:
+    return {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
 
 
 def images_seen(training: TrainingArguments) -> int:

@@ -49,6 +49,17 @@ WORD_FIGURES: dict[str, str] = {
     "global_top5": "the same of the whole face's descriptions and the global decoder",
 }
 
+# Exp-BLIP's, of the captions that its second stage writes.
+CAPTION_FIGURES: dict[str, str] = {
+    "bleu_4": "BLEU-4 of the captions written from test images alone, against those of the caption set, all together",
+    "rouge_l": "ROUGE-L F of the same, mean of the images",
+    "cider": "CIDEr-D of the same, 0 to 10",
+    "fact_au_f1_macro": "AUs that the captions call active, macro F1 against the labels",
+    "fact_emotion_accuracy": "the emotion that the captions name, share right",
+    "fact_emotion_stated": "share of the captions that name an emotion",
+    "fact_contradicted": "share of the captions' claims that the labels contradict",
+}
+
 
 Looked = Sequence[dict[str, torch.Tensor]]
 

@@ -7,36 +7,45 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from configuration_mf2.compared_config import ComparedConfig
+from configuration_mf2.configuration_exp_blip import ExpBlipConfig
 from configuration_mf2.configuration_hsemotion import HSEmotionConfig
 from configuration_mf2.configuration_me_graph_au import MEGraphAUConfig
 from configuration_mf2.configuration_vl_fau import VLFAUConfig
 from dataset_mf2.caption_columns_mf2 import CAPTIONS, with_rule_captions
 from modeling_mf2.compared_model import ComparedPreTrainedModel, occurrence_weights
 from modeling_mf2.feature_maps import load_backbone_weights
+from modeling_mf2.modeling_exp_blip import ExpBlipForFaceAnalysis, ExpBlipForPreTraining
 from modeling_mf2.modeling_hsemotion import HSEmotionForFaceAnalysis
 from modeling_mf2.modeling_me_graph_au import MEGraphAUForFaceAnalysis
 from modeling_mf2.modeling_vl_fau import VLFAUForFaceAnalysis
 from processing_mf2.processing_mf2 import MF2Processor
 
+from .exp_blip_stage_two import caption_column
 from .options_mf2 import read_options
 
 
 logger = logging.getLogger(__name__)
 
 
+# The backbone is trained too, as its authors do: what is good for MF²'s parts above a frozen tower is too much.
+_BACKBONE_TOO: Mapping[str, Any] = {"learning_rate": 1e-3}
+
+
 @dataclass(frozen=True)
 class System:
-    """title and paper: for cards. captions: the columns of text that it learns from. defaults: of the command line."""
+    """title and paper: for cards. captions: the columns of text that it learns from. tasks: of train.py, the first one
+    unless said. defaults: what its authors trained it with; tiny: what the small size is trained with."""
 
     title: str
     paper: str
-    config: type[ComparedConfig]
-    model: type[ComparedPreTrainedModel]
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
     captions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ("full", "evaluate")
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=lambda: _BACKBONE_TOO)
 
 
 SYSTEMS: Mapping[str, System] = {
@@ -46,7 +55,18 @@ SYSTEMS: Mapping[str, System] = {
         VLFAUConfig,
         VLFAUForFaceAnalysis,
         ("vl_fau_global", "vl_fau_local"),
-        {"num_train_epochs": 15, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
+        defaults={"num_train_epochs": 15, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
+    ),
+    "exp_blip": System(
+        "Exp-BLIP",
+        "Describe Your Facial Expressions by Linking Image Encoders and Large Language Models (Yuan et al.)",
+        ExpBlipConfig,
+        ExpBlipForFaceAnalysis,
+        tasks=("pretrain", "caption", "linear_probe", "full", "evaluate"),
+        defaults={
+            **{"num_train_epochs": 20, "per_device_train_batch_size": 32, "learning_rate": 1e-5, "warmup_steps": 1000},
+        },
+        tiny={},
     ),
     "me_graph_au": System(
         "ME-GraphAU",
@@ -72,6 +92,8 @@ def captions_of(model: PreTrainedModel) -> tuple[str, ...]:
     system = SYSTEMS.get(model.config.model_type)
     if system is None:
         return CAPTIONS
+    if isinstance(model, ExpBlipForPreTraining):
+        return (caption_column(model.config.caption_set),)
     unused = {"vl_fau_local": "use_llga", "vl_fau_global": "use_glga"}
     return tuple(name for name in system.captions if getattr(model.config, unused.get(name, ""), True))
 

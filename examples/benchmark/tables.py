@@ -1,0 +1,154 @@
+"""The papers' tables anew, on any data set: MF²'s Tables II to V and VL-FAU's Table 4, all systems, several seeds.
+
+    python examples/benchmark/tables.py [--quick] [--tables II III] [--dataset FOLDER] [--seeds 0 1 2]
+        [--json FILE] [--markdown FILE] [--figure FILE] [--dry_run] [any of train.py's arguments, for all runs]
+
+Each cell is one run of train.py: a system, or a stage of one, with one seed, in a folder of its own below --work_dir.
+A run that serves several tables is made once. The same command continues where it was stopped: what is done is read,
+what was cut short goes on from its checkpoint, what failed is tried again. A failed run is told with the end of its
+log, and the others go on. Every system has the same backbone, images and epochs; tables_cells.py holds the commands.
+
+Figures: `<table>/<system>/<column>/mean` and `/sd`, scores as shares of 1 as metrics.json has them (markdown: in %);
+`/no_positive`, `/not_finite` and `/fewer_seeds` are 1 where that is so; `failed_runs` counts.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from report import write_json
+from tables_cells import (
+    CELLS,
+    TRAIN,
+    Budget,
+    cells_of,
+    check_folders,
+    folder_of,
+    incomplete,
+    run_cell,
+    whole_command,
+)
+from tables_chart import draw
+from tables_report import TABLES, budget_text, figures_of, report
+
+
+SEEDS, IMAGES, EPOCHS = (0, 1, 2), 3000, 8
+QUICK = {"seeds": [0], "num_images": 480, "epochs": 2}
+SYSTEMS = list(dict.fromkeys(row for table in TABLES.values() for row in table.rows))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="earlier stages run with them")
+    parser.add_argument("--seeds", nargs="+", type=int, help=f"default {' '.join(map(str, SEEDS))}")
+    parser.add_argument("--dataset", default="synthetic", help="synthetic (drawn faces), or a folder of MFA")
+    parser.add_argument("--num_images", type=int, help=f"synthetic only: how many are drawn (default {IMAGES})")
+    # Not train.py's own: the released tower, from which all start, was trained on those people.
+    parser.add_argument("--people_seed", type=int, default=5, help="synthetic only: other people are drawn")
+    parser.add_argument("--style", default="paint", help="synthetic only: sketch, paint or grain")
+    parser.add_argument("--label_set", default="mfa", help="the one that the data set was built with")
+    parser.add_argument("--model_size", default="tiny", choices=("tiny", "base"))
+    parser.add_argument("--epochs", type=int, help=f"of each system; of two stages, half each (default {EPOCHS})")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--learning_rate", type=float, help="one for all, in place of each system's own")
+    parser.add_argument("--quick", action="store_true", help="a quarter of an hour on two cores; says that all works")
+    parser.add_argument("--work_dir", type=Path, help="where the runs are kept; default outputs/tables")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--figure", type=Path, help="default: action_units.png in --work_dir")
+    parser.add_argument("--dry_run", action="store_true", help="only print the commands")
+    parser.add_argument("--train", type=Path, default=TRAIN, help=argparse.SUPPRESS)
+    arguments, arguments.further = parser.parse_known_args(argv)  # the rest is train.py's
+    for name, default in {"seeds": list(SEEDS), "num_images": IMAGES, "epochs": EPOCHS}.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, QUICK[name] if arguments.quick else default)
+    arguments.work_dir = arguments.work_dir or Path("outputs/tables-quick" if arguments.quick else "outputs/tables")
+    arguments.figure = arguments.figure or arguments.work_dir / "action_units.png"
+    if arguments.epochs < 1 or arguments.batch_size < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error("epochs, batch_size, seeds: expected 1 or more, and each seed once")
+    if arguments.dataset != "synthetic" and not Path(arguments.dataset).is_dir():
+        parser.error(f"dataset: there is no folder {arguments.dataset!r}; build one by examples/build_dataset.py")
+    return arguments
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    shared = ("dataset", "num_images", "people_seed", "style", "label_set", "model_size", "epochs", "batch_size")
+    return Budget(
+        **{name: getattr(arguments, name) for name in shared},
+        learning_rate=arguments.learning_rate,
+        further=tuple(arguments.further),
+    )
+
+
+def data_of(budget: Budget) -> str:
+    if budget.dataset != "synthetic":
+        return str(budget.dataset)
+    return f"synthetic faces ({budget.num_images} drawn, style {budget.style}, people seed {budget.people_seed})"
+
+
+def run_all(cells: list[str], seeds: list[int], budget: Budget, work_dir: Path, train: Path) -> dict[str, dict]:
+    runs: dict[str, dict] = {name: {} for name in cells}
+    for number, seed in enumerate(seeds):
+        for place, name in enumerate(cells, start=1 + number * len(cells)):
+            print(f"[{place}/{len(cells) * len(seeds)}] ", end="")
+            before = CELLS[name].after
+            if before and isinstance(runs[before][seed], str):
+                runs[name][seed] = f"{name}-{seed} was not run: it starts from {before}-{seed}, which failed"
+                print(runs[name][seed], flush=True)
+            else:
+                runs[name][seed] = run_cell(name, seed, budget, work_dir, train)
+    return runs
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    arguments = parse(argv)
+    budget, work_dir, seeds = budget_of(arguments), arguments.work_dir, arguments.seeds
+    systems = [row for name in arguments.tables for row in TABLES[name].rows if row in arguments.systems]
+    systems = list(dict.fromkeys(systems))
+    if not systems:
+        raise ValueError(f"systems: got {arguments.systems}, expected some of those that {arguments.tables} have")
+    cells, data = cells_of(systems), data_of(budget)
+    print(budget_text(budget, data, seeds, systems, {}) + "\n")
+    if arguments.dry_run:
+        for seed in seeds:
+            for name in cells:
+                print(shlex.join(whole_command(name, seed, budget, work_dir, arguments.train)))
+        return {}
+    check_folders([(name, seed) for name in cells for seed in seeds], budget, work_dir)
+    runs = run_all(cells, seeds, budget, work_dir, arguments.train)
+    failed = [run for found in runs.values() for run in found.values() if isinstance(run, str)]
+    lacking = {f"{n}-{s}": incomplete(folder_of(work_dir, n, s)) for n in cells for s in seeds}
+    notes = failed + [f"{name}: {line}" for name, lines in lacking.items() for line in lines]
+    shown = {name: runs[name] for name in systems}
+    figures = {**figures_of(arguments.tables, shown), "failed_runs": float(len(failed))}
+    drawn = draw(arguments.figure, arguments.tables, shown, data, len(seeds))
+    place = arguments.markdown.parent if arguments.markdown else work_dir
+    picture = os.path.relpath(arguments.figure, place) if drawn else None
+    told = budget_text(budget, data, seeds, systems, runs)
+    text = report(arguments.tables, shown, told, data, notes, picture)
+    print(f"\n{text}")
+    write_text(arguments.markdown or work_dir / "tables.md", text)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(arguments.json, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run that is going on is stopped too
+    sys.exit(1 if main().get("failed_runs") else 0)
