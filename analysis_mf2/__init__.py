@@ -1,9 +1,9 @@
-"""Faces in images, folders, videos and the camera: `analyze(...)` in Python, `mf2` on the command line."""
+"""Faces in images, folders, videos and the camera: `analyze(...)` and `explain(...)` in Python, `mf2` as a command."""
 
 from typing import Any
 
 
-__all__ = ["analyze", "load_model"]
+__all__ = ["analyze", "explain", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,6 +12,10 @@ def __getattr__(name: str) -> Any:
         from .analyze_mf2 import analyze
 
         return analyze
+    if name == "explain":
+        from .explanation_mf2 import explain
+
+        return explain
     if name == "load_model":
         from .analysis_model_mf2 import load_model
 

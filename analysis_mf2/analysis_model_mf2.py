@@ -1,5 +1,6 @@
 """The model that a user named, ready to answer, and what must be said with every answer: what it was trained on."""
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel
 from transformers.utils import cached_file
 
+from configuration_mf2.configuration_mf2 import MF2Config
 from modeling_mf2.loading_mf2 import check_adapter_file
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from processing_mf2.pipeline_mf2 import MF2FaceAnalysisPipeline, face_pipeline
 from processing_mf2.processing_mf2 import MF2Processor
 
+from .engines_mf2 import check_engine, engine_model
 from .rows_mf2 import Columns
 
 
@@ -30,6 +33,7 @@ class AnalysisModel:
     adapter: str | None
     synthetic: bool | None
     """Trained on drawn faces; None: the checkpoint does not say on what."""
+    engine: str = "torch"
 
     @property
     def trained_on(self) -> str:
@@ -46,14 +50,21 @@ class AnalysisModel:
 
     def check_caption(self) -> None:
         model = self.pipeline.model
+        if self.engine != "torch":
+            raise ValueError(f"caption: got engine {self.engine!r}, expected 'torch': an exported model writes nothing")
         if not model.config.use_emo_branch or not hasattr(model, "captioner"):
             raise ValueError(f"caption: {self.name} has no branch that writes about the face; leave the option out")
 
 
 def load_model(
-    model: str | os.PathLike | None = None, adapter: str | os.PathLike | None = None, device: str | None = None
+    model: str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
+    device: str | None = None,
+    engine: str = "torch",
 ) -> AnalysisModel:
-    """model: a folder or a name on the Hub, the embedded one unless given. An adapter names its base by itself."""
+    """model: a folder or a name on the Hub, the embedded one unless given. An adapter names its base by itself.
+    engine: `torch`, or on a CPU `onnx` or `int8`, see `engines_mf2`."""
+    check_engine(engine, device)
     if adapter is not None:
         check_adapter_file(adapter)
         if model is None:
@@ -61,20 +72,28 @@ def load_model(
     name = str(EMBEDDED if model is None else model)
     if model is None and not EMBEDDED.is_dir():
         raise OSError(f"the embedded model is not installed ({EMBEDDED}); name one: --model FOLDER_OR_NAME")
-    loaded = MF2ForPreTraining.from_pretrained(name)
     with_processor = name
-    if adapter is not None:
-        loaded = PeftModel.from_pretrained(loaded, str(adapter))
-        if _file(str(adapter), "processor_config.json"):
-            with_processor = str(adapter)  # its thresholds
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else device
+    if adapter is not None and _file(str(adapter), "processor_config.json"):
+        with_processor = str(adapter)  # its thresholds
+    in_torch = functools.partial(_in_torch, name, None if adapter is None else str(adapter))
+    if engine == "torch":
+        loaded, usual = in_torch(), "cuda" if torch.cuda.is_available() else "cpu"
+    else:
+        config = MF2Config.from_pretrained(name)
+        loaded, usual = engine_model(engine, name, None if adapter is None else str(adapter), config, in_torch), "cpu"
+    device = usual if device in (None, "auto") else device
     processor = MF2Processor.from_pretrained(with_processor)
     pipeline = face_pipeline("face-analysis", loaded, processor, device=device)
-    told = [_is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])]
+    told = [is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])]
     # An adapter on real faces over a base on drawn ones still stands on drawn ones: both are asked.
     synthetic = True if True in told else None if None in told else False
     label = EMBEDDED.name if model is None else name
-    return AnalysisModel(pipeline, label, None if adapter is None else str(adapter), synthetic)
+    return AnalysisModel(pipeline, label, None if adapter is None else str(adapter), synthetic, engine)
+
+
+def _in_torch(name: str, adapter: str | None) -> Any:
+    loaded = MF2ForPreTraining.from_pretrained(name)
+    return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter)
 
 
 def _file(place: str, name: str) -> str | None:
@@ -85,7 +104,7 @@ def _file(place: str, name: str) -> str | None:
     )
 
 
-def _is_synthetic(place: str) -> bool | None:
+def is_synthetic(place: str) -> bool | None:
     run = _file(place, "run.json")
     if run is not None:
         try:
@@ -100,4 +119,4 @@ def _is_synthetic(place: str) -> bool | None:
     return True if "synthetic" in tags else None
 
 
-__all__ = ["EMBEDDED", "AnalysisModel", "load_model"]
+__all__ = ["EMBEDDED", "AnalysisModel", "is_synthetic", "load_model"]

@@ -88,12 +88,16 @@ class Analysis:
         self.batch = BatchSize(batch_size)
         self.summary = Summary()
         self.trackers: dict[str, FaceTracker] = {}
+        self.watch: Callable[[Frame, Face, int], None] | None = None
+        """Told of every face that gets a row, with its number."""
 
     @property
     def about(self) -> dict[str, Any]:
         """What must stay the same for rows to belong into one file, and what a reader of them must know."""
         settings = {"model": self.model.name, "adapter": self.model.adapter, "landmarks": self.source.name}
         settings |= {"every": self.sampling.every, "fps": self.sampling.fps, "caption": self.caption}
+        if self.model.engine != "torch":
+            settings["engine"] = self.model.engine
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         told = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
         return {
@@ -113,7 +117,7 @@ class Analysis:
         bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
         try:
             for chunk in _ahead(frames, lambda: self.batch.size):
-                add(self._rows(chunk))
+                add(self.rows_of(chunk))
                 summary.frames += len(chunk)
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
                 bar.update(len(chunk))
@@ -128,7 +132,7 @@ class Analysis:
             bar.close()
         return summary
 
-    def _rows(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
+    def rows_of(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
         faces = self.source.faces(chunk)
         seen = [(frame, of) for frame, of in zip(chunk, faces, strict=True) if not isinstance(of, str)]
         answers = iter(self._answers([(frame, face) for frame, of in seen for face in of]))
@@ -146,6 +150,8 @@ class Analysis:
             for (face, answer), number in zip(good, numbers, strict=True):
                 place = (frame.input, frame.number, frame.time_s, number)
                 rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer))
+                if self.watch is not None:
+                    self.watch(frame, face, number)
         return rows
 
     def _answers(self, items: Sequence[tuple[Frame, Face]]) -> list[Any]:
@@ -155,8 +161,11 @@ class Analysis:
         settings = {"landmark_source": "template", "on_error": "skip", "thresholds": self.thresholds}
         if self.caption:
             settings["captions"] = ["emotion"]
+        # On a CPU this thread's own time, which other work on the machine does not lengthen.
+        on_cpu = self.model.pipeline.model.device.type == "cpu"
+        clock = time.thread_time if on_cpu else time.perf_counter
         while True:
-            start = time.perf_counter()
+            start = clock()
             try:
                 answers = self.model.pipeline(images, batch_size=self.batch.size, **settings)
             except torch.OutOfMemoryError:
@@ -164,7 +173,7 @@ class Analysis:
                     raise
                 torch.cuda.empty_cache()
                 continue
-            self.batch.learn(len(items), time.perf_counter() - start)
+            self.batch.learn(len(items), clock() - start)
             return answers
 
     def _checked(self, frame: Frame, answer: Any) -> dict[str, Any] | None:
@@ -255,6 +264,7 @@ def analyze(
     thresholds: Any = None,
     batch_size: int | None = None,
     device: str | None = None,
+    engine: str = "torch",
     format: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -269,13 +279,14 @@ def analyze(
         any, the detector of face-alignment.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
+    engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
     """
     if output is not None and not hasattr(output, "add"):
         format = format_of(output, format)  # before the model is loaded
     sampling, found = Sampling(every, fps, seconds), find_inputs(inputs)
     only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
     source = choose_source(aligned=aligned, landmarks=landmarks, detector=detector, only=only, device=device or "cpu")
-    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device)
+    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
     settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
     analysis = Analysis(found, model, source, sampling=sampling, **settings)
     if output is None or hasattr(output, "add"):

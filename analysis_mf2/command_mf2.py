@@ -4,6 +4,8 @@ mf2 face.png --aligned                      one face, every figure with its thre
 mf2 photos -o faces.csv                     a folder and all below it; the same command continues it
 mf2 film.mp4 --fps 5 -o film.parquet        five frames of each second; faces keep their number
 mf2 --camera --seconds 30                   the first camera, as a table
+mf2 photos --why pictures                   and of every face a page that shows why
+mf2 --picture faces.csv                     contact sheet and timelines of rows that are there
 """
 
 import argparse
@@ -59,6 +61,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch_size", type=int, metavar="N", help="found by itself unless given")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    engines = {"choices": ("torch", "onnx", "int8"), "default": "torch"}
+    parser.add_argument("--engine", **engines, help="onnx, int8: on a CPU; exported at the first use")
+    parser.add_argument(
+        "--why", metavar="FOLDER", help="pictures there: where the model looked, what it wrote; PNG and HTML"
+    )
+    parser.add_argument("--occlusion", action="store_true", help="with --why: also hide each AU's region and ask again")
+    parser.add_argument(
+        "--picture", metavar="ROWS", help="of a file of rows, without a model; into --why, or beside it"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser
 
@@ -68,6 +79,12 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
+    if given.occlusion and (given.why is None or given.picture is not None):
+        parser.error("--occlusion: got no faces to explain, expected images and --why FOLDER with it")
+    if given.picture is not None:
+        if inputs:
+            parser.error("--picture: got inputs too, expected a file of rows alone")
+        return _picture(given)
     if not inputs:
         parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
     missing = [one for one in given.inputs if not os.path.exists(one)]
@@ -90,6 +107,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     from .media_mf2 import Sampling, find_inputs
     from .row_files_mf2 import OutputError, format_of
 
+    why = None
     try:
         format = _format(given, format_of)
         sampling, found = Sampling(given.every, given.fps, given.seconds), find_inputs(inputs)
@@ -97,11 +115,17 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         where = {"aligned": given.aligned, "landmarks": given.landmarks, "detector": detector, "only": only}
         source = choose_source(**where, device="cpu" if given.device == "auto" else given.device)
         if not isinstance(model, AnalysisModel):
-            model = load_model(given.model, given.adapter, given.device)
+            model = load_model(given.model, given.adapter, given.device, given.engine)
         settings = {"caption": given.caption, "thresholds": given.thresholds, "batch_size": given.batch_size}
         progress = not given.quiet and sys.stderr.isatty()
         analysis = Analysis(found, model, source, sampling=sampling, progress=progress, **settings)
-    except (ValueError, OSError, RuntimeError) as error:
+        if given.why is not None:
+            from .why_mf2 import WhyFolder
+
+            why = WhyFolder(given.why, analysis, occlusion=given.occlusion)
+    except OutputError as error:
+        return _fail(4, error)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         return _fail(2, error)
     if not given.quiet:
         _tell(f"model: {model.name}{f' with {model.adapter}' if model.adapter else ''}, {model.trained_on}")
@@ -112,7 +136,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         else:
             sink = _screen(analysis, format)
             try:
-                analysis.run(sink)
+                analysis.run(sink if why is None else why.beside(sink))
             finally:
                 sink.close()
     except OutputError as error:
@@ -125,10 +149,38 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         alone = all(isinstance(one, int) for one in found) and not isinstance(stop, _Terminated)
         if alone:
             analysis.summary.stopped = None
-        return _end(given, analysis, 0 if alone else _stopped(stop))
+        return _end(given, analysis, _finish(given, why) if alone else _stopped(stop))
     summary = analysis.summary
     nothing = not summary.frames and not summary.resumed
-    return _end(given, analysis, 3 if nothing else 1 if summary.left_out else 0)
+    code = 0 if nothing else _finish(given, why)
+    return _end(given, analysis, code or (3 if nothing else 1 if summary.left_out else 0))
+
+
+def _finish(given: argparse.Namespace, why: Any) -> int:
+    from .row_files_mf2 import OutputError
+
+    try:
+        told = None if why is None else why.finish(given.output)
+    except OutputError as error:
+        return _fail(4, error)
+    if told and not given.quiet:
+        _tell(f"pictures: {given.why} ({told})")
+    return 0
+
+
+def _picture(given: argparse.Namespace) -> int:
+    from .row_files_mf2 import OutputError
+    from .why_mf2 import picture
+
+    try:
+        folder, told = picture(given.picture, given.why)
+    except OutputError as error:
+        return _fail(4, error)
+    except ValueError as error:
+        return _fail(2, error)
+    if not given.quiet:
+        _tell(f"pictures: {folder} ({told})")
+    return 0
 
 
 _SOURCES = {

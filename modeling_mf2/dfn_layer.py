@@ -101,7 +101,7 @@ class DFNTower(nn.Module):
 
     def forward(self, states: list[torch.Tensor]) -> torch.Tensor:
         """-> (rows, 1 or tokens of the branch, its width)."""
-        rows, dtype = max(map(len, states)), self.cells[0].gate.dtype
+        rows, dtype = max(state.shape[0] for state in states), self.cells[0].gate.dtype
         states = [seen.to(dtype) for seen in states]
         state = written = None
         if self.mix is not None:  # before the cells: there are fewer slots than tokens
@@ -203,7 +203,7 @@ class DFNLayer(nn.Module, BaseTunerLayer):
 
     def _added(self, last: torch.Tensor, selected: Selected) -> torch.Tensor:
         for name, states in selected.items():
-            last = last + repeated(self.active_towers[name](states), len(last)).to(last.dtype)
+            last = last + repeated(self.active_towers[name](states), last.shape[0]).to(last.dtype)
         return last
 
     def from_states(self, states: dict[str, torch.Tensor]) -> torch.Tensor:

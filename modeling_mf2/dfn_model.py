@@ -123,6 +123,8 @@ class DFNModel(BaseTuner):
     def _built(self, peft_config: DFNConfig, shapes: dict[str, Any]) -> list[str]:
         reached = getattr(self.model, "adapter_pathways", None)
         reached = set(shapes if reached is None else reached) & set(shapes)
+        if peft_config.inference_mode and reached:  # trained in another class, whose losses reached more of the image
+            reached |= {pathway for pathway in shapes if not pathway.startswith("language")}
         built = [pathway for pathway in peft_config.pathways if pathway in reached]
         left_out = [pathway for pathway in peft_config.pathways if pathway not in reached]
         missing = [pathway for pathway in left_out if pathway.startswith("vision") and pathway not in shapes]

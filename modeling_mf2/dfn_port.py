@@ -58,7 +58,8 @@ class DFNPort(nn.Module):
 
 def repeated(states: torch.Tensor, rows: int) -> torch.Tensor:
     """States that are the same for all samples, once for each: row r is row r modulo their number."""
-    return states if len(states) == rows else states.repeat(rows // len(states), *[1] * (states.ndim - 1))
+    count = states.shape[0]  # not len(), which an exporter would take for a constant
+    return states if count == rows else states.repeat(rows // count, *[1] * (states.ndim - 1))
 
 
 __all__ = ["DFNPort", "PathwayShape", "repeated"]

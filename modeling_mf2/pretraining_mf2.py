@@ -270,7 +270,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         check_unused(self, kwargs)
         draws = rng_state(self.device) if features_only else share.draws if share is not None else None
         with same_draws(draws, self.device):
-            image_tokens = self.mf2.look(pixel_values, image_tokens)
+            image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
         given = {
             "emo": (input_ids, attention_mask),
             "key_au": (key_au_input_ids, key_au_attention_mask),
@@ -282,7 +282,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         parts: dict[str, torch.Tensor] = {}
         emo_states = au_states = None
         if self.config.use_emo_branch:
-            read = self._read("emo", image_tokens, share)
+            read = self._read("emo", image_tokens, share, vision.get("emo"))
             emo_states = read.query_states
             if "emo" in texts:
                 parts |= self._align("emo", read, image_tokens, *texts["emo"], share)
@@ -294,7 +294,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, ids, mask, rows, count, length)
         if self.config.use_au_branch:
             regions = self.mf2.branch_image("au", image_tokens, landmarks)
-            read = self._read("au", regions, share)
+            read = self._read("au", regions, share, vision.get("au"))
             au_states = read.query_states.unflatten(0, (-1, len(self.config.action_units)))
             if "au" in texts:
                 parts |= self._align("au", read, regions, *texts["au"], share)
@@ -304,10 +304,16 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
         )
 
-    def _read(self, name: Branch, image: torch.Tensor, share: BatchShare | None) -> MF2QFormerOutput:
+    def _read(
+        self,
+        name: Branch,
+        image: torch.Tensor,
+        share: BatchShare | None,
+        vision: tuple[torch.Tensor, ...] | None = None,
+    ) -> MF2QFormerOutput:
         part = None if share is None else share.branches.get(name)
         with same_draws(None if part is None else part.draws[0], self.device):
-            return self.mf2.read(name, image, output_key_values=True)
+            return self.mf2.read(name, image, vision, output_key_values=True)
 
     def _texts(
         self,

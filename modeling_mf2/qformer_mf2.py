@@ -114,7 +114,7 @@ class MF2QFormerAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if len(states) == 0:  # no face in any image; the interfaces cannot reshape nothing
+        if states.shape[0] == 0:  # no face in any image; the interfaces cannot reshape nothing
             attention = eager_attention_forward
         attended, weights = attention(
             self,
@@ -138,8 +138,10 @@ class MF2QFormerFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or states.device.type != "cpu":
+            return self._transform(states)
         rows = states.flatten(0, -2)
-        if torch.is_grad_enabled() or states.device.type != "cpu" or len(rows) <= _ROWS_AT_ONCE:
+        if len(rows) <= _ROWS_AT_ONCE:
             return self._transform(states)
         result = torch.empty_like(rows)
         for start in range(0, len(rows), _ROWS_AT_ONCE):

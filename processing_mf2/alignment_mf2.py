@@ -68,7 +68,8 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> to
     pool, many_y, many_x = _sampling(inverse)
     image_height, image_width = image.shape[1:]
     if _cv2_can(image, pool, many_y * height, many_x * width):
-        source = _scratch("source", np.dtype(np.float32), image_height, image_width, image.shape[0])
+        image, matrix, inverse = _around_crop(image, matrix, inverse, height, width)
+        source = _scratch("source", np.dtype(np.float32), *image.shape[1:], image.shape[0])
         torch.from_numpy(source).copy_(image.permute(1, 2, 0))
         samples = _resample(source, matrix, inverse, (height, width), many_y, many_x)
         return torch.from_numpy(samples).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
@@ -108,6 +109,7 @@ def warp_bytes(image: torch.Tensor, matrix: np.ndarray, height: int, width: int)
     pool, many_y, many_x = _sampling(inverse)
     if image.dtype != torch.uint8 or not _cv2_can(image, pool, many_y * height, many_x * width):
         return None
+    image, matrix, inverse = _around_crop(image, matrix, inverse, height, width)
     source = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     return _resample(source, matrix, inverse, (height, width), many_y, many_x)
 
@@ -139,6 +141,22 @@ def _reaches_out(inverse: np.ndarray, crop: tuple[int, int], image: tuple[int, i
     xs = (x, x + a * width, x + b * height, x + a * width + b * height)
     ys = (y, y + c * width, y + d * height, y + c * width + d * height)
     return min(*xs, *ys) < 0 or max(xs) > image_width or max(ys) > image_height
+
+
+def _around_crop(
+    image: torch.Tensor, matrix: np.ndarray, inverse: np.ndarray, height: int, width: int
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """The part of the image that a crop reads, with the matrices from and to it: a photograph of many faces is not
+    copied whole for each of them."""
+    corners = transform_points(inverse, np.array([[0, 0], [width, 0], [0, height], [width, height]]))
+    sides = image.shape[2], image.shape[1]
+    left, top = np.clip(np.floor(corners.min(0)) - 2, 0, sides).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(0)) + 2, 0, sides).astype(int).tolist()
+    if not 0 < (right - left) * (bottom - top) < 0.7 * sides[0] * sides[1]:  # nothing of it, or not worth it
+        return image, matrix, inverse
+    there = np.array([[1, 0, left], [0, 1, top], [0, 0, 1.0]])
+    back = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1.0]])
+    return image[:, top:bottom, left:right], matrix @ there, back @ inverse
 
 
 def _scratch(role: str, dtype: np.dtype, *shape: int) -> np.ndarray:

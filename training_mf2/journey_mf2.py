@@ -1,5 +1,6 @@
 """From arguments to a saved, measured model: the one path that tiny and giant, synthetic and real data take."""
 
+import json
 import logging
 import os
 import time
@@ -18,7 +19,7 @@ from configuration_mf2.facs_mf2 import resolve_label_set
 from dataset_mf2.baselines_mf2 import BASELINES, baseline_scores
 from dataset_mf2.caption_columns_mf2 import check_captions
 from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.examples_mf2 import LABELS, MF2Examples
 from dataset_mf2.scores_mf2 import tune_thresholds
 from dataset_mf2.synthetic_faces import CORPUS
 from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
@@ -202,8 +203,11 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         optimizers=(layerwise_optimizer(model, training) if by_layer else None, None),
     )
     resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
+    figures: dict[str, float] = {}
     if arguments.task != "evaluate":
+        begun, epochs = cpu_seconds(), _epochs_of(resumed)
         trainer.train(resume_from_checkpoint=resumed)
+        figures["epoch_cpu_seconds"] = (cpu_seconds() - begun) / max(trainer.state.epoch - epochs, 1e-9)
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
@@ -212,7 +216,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
     synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
-    figures = {
+    figures |= {
+        "inference_cpu_seconds": inference_seconds(trainer, splits["test"], processor),
         "train_images": images_seen(training) if arguments.streaming else len(splits["train"]),
         "test_images": len(splits["test"]),
         "trainable_parameters": trainable_parameters(model),
@@ -247,6 +252,23 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
 
 def _spent(start: float, wall: float) -> dict[str, float]:
     return {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
+
+
+def _epochs_of(checkpoint: str | None) -> float:
+    """Those that an interrupted run had done."""
+    if checkpoint is None:
+        return 0.0
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
+
+
+def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processor, most: int = 256) -> float:
+    """CPU-seconds from all test images to answers, nothing stored; measured on the first ones, where there are many."""
+    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, told={*LABELS})
+    collator, trainer.data_collator = trainer.data_collator, MF2Collator(processor.tokenizer.pad_token_id)
+    begun = cpu_seconds()
+    trainer.predict(timed)
+    trainer.data_collator = collator
+    return (cpu_seconds() - begun) * len(rows) / len(timed)
 
 
 def images_seen(training: TrainingArguments) -> int:

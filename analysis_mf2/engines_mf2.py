@@ -1,0 +1,184 @@
+"""What runs the model: torch, or onnxruntime with a file that stands beside the checkpoint or is exported once."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.utils import cached_file
+
+from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.version_mf2 import VERSION, check_version
+from modeling_mf2.export_mf2 import (
+    FILE,
+    INPUTS,
+    INT8_FILE,
+    differences,
+    export_onnx,
+    need,
+    output_names,
+    quantize_onnx,
+    read_facts,
+    session,
+    weights_mark,
+)
+from modeling_mf2.modeling_mf2 import MF2FaceAnalysisOutput, MF2PreTrainedModel
+
+
+ENGINES = ("torch", "onnx", "int8")
+_FILES = {"onnx": FILE, "int8": INT8_FILE}
+
+
+class EngineModel(MF2PreTrainedModel):
+    """Looks like the model to a pipeline, and holds none of its weights."""
+
+    def __init__(self, config: MF2Config, run: Any) -> None:
+        super().__init__(config)
+        self.run, self.names = run, output_names(config)
+        self.register_buffer("place", torch.empty(0), persistent=False)  # says that inputs belong on the CPU, in float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.place.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.place.device
+
+    def forward(self, pixel_values: torch.Tensor, landmarks: torch.Tensor) -> MF2FaceAnalysisOutput:
+        given = dict(zip(INPUTS, (pixel_values.float().numpy(), landmarks.float().numpy()), strict=True))
+        answers = self.run.run(self.names, given)
+        return MF2FaceAnalysisOutput(**dict(zip(self.names, map(torch.from_numpy, answers), strict=True)))
+
+
+def check_engine(engine: str, device: str | None) -> None:
+    """Before anything is loaded."""
+    if engine not in ENGINES:
+        raise ValueError(f"engine: got {engine!r}, expected one of {list(ENGINES)}")
+    if engine != "torch":
+        need("onnxruntime")
+        if device not in (None, "auto", "cpu"):
+            raise ValueError(f"engine, device: got {engine!r} and {device!r}; expected cpu, or engine 'torch'")
+
+
+def engine_model(
+    engine: str, name: str, adapter: str | None, config: MF2Config, load: Callable[[], nn.Module]
+) -> EngineModel:
+    """load: the model in torch, asked for only if it has to be exported."""
+    check_engine(engine, None)
+    beside = None if adapter is not None else _found(name, _FILES[engine])
+    if beside is not None:
+        expected = {"precision": "int8" if engine == "int8" else "float32", **expected_facts(name, config)}
+        return EngineModel(config, _agreeing(beside, expected))
+    return EngineModel(config, _cached(engine, name, adapter, load))
+
+
+def expected_facts(name: str, config: MF2Config) -> dict[str, Any]:
+    """What a file must say of itself to be this checkpoint's."""
+    facts = {"action_units": list(config.action_units), "emotions": list(config.emotions)}
+    facts["image_size"] = config.vision_config.image_size
+    mark = saved_mark(name)
+    return facts if mark is None else {**facts, "weights": mark}
+
+
+def saved_mark(name: str) -> str | None:
+    """Of a checkpoint's file; None where it is in several."""
+    file, start = _found(name, "model.safetensors"), "classifiers."
+    if file is None:
+        return None
+    with safe_open(file, framework="pt") as saved:
+        return weights_mark(
+            {key.removeprefix(start): saved.get_tensor(key) for key in saved.keys() if key.startswith(start)}
+        )
+
+
+def _agreeing(file: Path, expected: dict[str, Any]) -> Any:
+    run = session(file)
+    try:
+        facts = read_facts(run)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}, or remove it") from error
+    check_version(facts.get("mf2_version"), os.fspath(file))
+    wrong = differences(facts, expected)
+    if wrong:
+        raise ValueError(
+            f"{file} is not of the checkpoint that it stands beside: {wrong}. Remove it, or export the checkpoint "
+            "again (export_onnx, and for int8 quantize_onnx)"
+        )
+    return run
+
+
+def _cached(engine: str, name: str, adapter: str | None, load: Callable[[], nn.Module]) -> Any:
+    source = _source(name, adapter)
+    folder = cache_folder() / f"{Path(adapter or name).name}-{_short([name, adapter, _place(name)])}"
+    kept = _of_source(folder / _FILES[engine], source)
+    if kept is not None:
+        return kept
+    plain = folder / FILE
+    if _of_source(plain, source) is None:
+        _tell(f"engine {engine}: the model is exported once, into {folder}; this takes from seconds to minutes")
+        export_onnx(load(), plain, source=source)
+    if engine == "int8":
+        _tell("engine int8: weights are rounded to 8 bits; answers differ a little from those of torch")
+        quantize_onnx(plain, folder / INT8_FILE)
+    return session(folder / _FILES[engine])
+
+
+def _of_source(file: Path, source: str) -> Any:
+    """A session of what the cache holds, if it is of these very files."""
+    if not file.is_file():
+        return None
+    try:
+        run = session(file)
+        return run if read_facts(run).get("source") == source else None
+    except ValueError:  # cut short, say by a full disk: made anew
+        return None
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mf2" / "engines"
+
+
+def _source(name: str, adapter: str | None) -> str:
+    """Changes whenever a file of weights or a config does, or this code's version."""
+    files = []
+    for place in (name, adapter):
+        folder = None if place is None else _place(place)
+        if folder is None:
+            continue
+        for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "adapter_config.json"]):
+            if file.is_file():
+                stat = file.stat()
+                files.append([os.fspath(file), stat.st_size, stat.st_mtime_ns])
+    return _short([VERSION, files])
+
+
+def _short(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+def _place(name: str) -> Path | None:
+    """The folder with a checkpoint's files, also of one on the Hub."""
+    file = _found(name, "config.json") or _found(name, "adapter_config.json")
+    return None if file is None else file.absolute().parent
+
+
+def _found(name: str, file: str) -> Path | None:
+    quietly = {
+        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")
+    }
+    found = cached_file(name, file, **quietly)
+    return None if found is None else Path(found)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+__all__ = ["ENGINES", "EngineModel", "cache_folder", "check_engine", "engine_model", "saved_mark"]

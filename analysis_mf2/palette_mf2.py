@@ -1,0 +1,129 @@
+"""How all pictures look: colours that colour-blind readers and printers keep apart, and how they are saved."""
+
+import io
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from configuration_mf2.version_mf2 import VERSION
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, SOFT, FAINT, PAPER = "#1b1f24", "#59636e", "#d5dae0", "#ffffff"
+ACTIVE, AT_REST, MARK = "#0072b2", "#a9b4c0", "#d55e00"
+"""Of an AU that reaches its threshold, of one that does not, and of the threshold: apart in grey as well."""
+
+_OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000")
+_EMOTIONS = {
+    **{"neutral": "#b3bac2", "anger": "#d55e00", "disgust": "#009e73", "fear": "#cc79a7", "happiness": "#f0e442"},
+    **{"sadness": "#0072b2", "surprise": "#56b4e9", "other": "#3c434b", "contempt": "#e69f00"},
+}
+
+
+def emotion_colours(names: Sequence[str]) -> dict[str, str]:
+    """Okabe and Ito's colours: fixed for the usual emotions, in turn for others."""
+    others = [name for name in names if name.lower() not in _EMOTIONS]
+    turns = {name: _OKABE_ITO[place % len(_OKABE_ITO)] for place, name in enumerate(others)}
+    return {name: _EMOTIONS.get(name.lower()) or turns[name] for name in names}
+
+
+def ink_on(colour: str) -> str:
+    """Black or white, whichever is easier to read there."""
+    red, green, blue = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "#ffffff"
+
+
+def heat_rgba(heat: np.ndarray) -> np.ndarray:
+    """(height, width) -> (height, width, 4) bytes: plasma up to the map's own peak, clear where there is nothing.
+
+    Its lightness rises all the way, for those who see few colours; and unlike cividis it passes through no grey, which
+    on a grey face would look like nothing.
+    """
+    from matplotlib import colormaps
+
+    share = heat / max(float(heat.max()), 1e-12)
+    colours = colormaps["plasma"](0.2 + 0.8 * share)
+    colours[..., 3] = 0.84 * np.clip(1.5 * share, 0, 1)
+    return np.round(colours * 255).astype(np.uint8)
+
+
+def over_grey(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A heat map over the image, which is grey then, for its own colours would be taken for heat; and at most light
+    grey, so that the heat stands out in black and white too. Dark faces are lifted to be seen as well as light ones."""
+    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2).astype(np.float64)
+    low, high = np.percentile(grey, (1, 97))
+    grey = 22 + 165 * np.clip((grey - low) / max(high - low, 1), 0, 1)
+    colours = heat_rgba(heat).astype(np.float64)
+    alpha = colours[..., 3:] / 255
+    return np.round(colours[..., :3] * alpha + grey * (1 - alpha)).astype(np.uint8)
+
+
+def origin(about: Mapping[str, Any]) -> str:
+    """Which model said so, and what it was trained on: on every picture."""
+    model = about.get("model")
+    if not model:
+        return f"MF2 {VERSION} · the rows do not say which model made them"
+    adapter = f" with {about['adapter']}" if about.get("adapter") else ""
+    return f"MF2 {VERSION} · model {model}{adapter}: {about.get('trained_on', 'what it was trained on is not said')}"
+
+
+def shortened(name: str, room: int) -> str:
+    """Of a file's name both ends; what no font can show (names that are not UTF-8) is replaced."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    name = "".join(sign if sign.isprintable() else "�" for sign in name)
+    return name if len(name) <= room else f"{name[: room // 2 - 1]}…{name[-(room - room // 2) :]}"
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """In inches. A figure of its own: nothing of the program's other plots, or of its settings, is touched."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor=PAPER)
+
+
+def save_figure(figure: "Figure", path: str | os.PathLike, dpi: int = 160) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    quick = {"compress_level": 3}  # a third of the time, a tenth more bytes
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a file's name, in a script the font has not got
+        figure.savefig(content, format="png", dpi=dpi, metadata={"Software": f"MF2 {VERSION}"}, pil_kwargs=quick)
+    return write_whole(path, content.getvalue())
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> Path:
+    """Under another name first: whoever opens the file finds all of it, or the one before."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{path}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def encoded(image: np.ndarray, ending: str = ".png") -> bytes:
+    """RGB or RGBA bytes as PNG or JPEG."""
+    order = cv2.COLOR_RGBA2BGRA if image.shape[-1] == 4 else cv2.COLOR_RGB2BGR
+    settings = [cv2.IMWRITE_JPEG_QUALITY, 88] if ending == ".jpg" else []
+    done, content = cv2.imencode(ending, cv2.cvtColor(np.ascontiguousarray(image), order), settings)
+    if not done:
+        raise ValueError(f"image: OpenCV could not encode {image.shape} as {ending}")
+    return content.tobytes()
+
+
+__all__ = [
+    *("emotion_colours", "encoded", "heat_rgba", "ink_on", "new_figure", "origin", "over_grey", "save_figure"),
+    *("shortened", "write_whole"),
+]

@@ -1,0 +1,126 @@
+"""A folder of pictures: a page of each face in an image, the contact sheet of a folder, the timeline of a video."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .analyze_mf2 import Analysis
+from .contact_html_mf2 import save_contact_html
+from .contact_sheet_mf2 import save_contact_sheet
+from .explanation_mf2 import Explainer
+from .face_sources_mf2 import Face
+from .media_mf2 import Frame
+from .picture_rows_mf2 import PictureRows, read_picture_rows
+from .row_files_mf2 import OutputError
+from .timeline_html_mf2 import save_timeline_html
+from .timeline_mf2 import save_timeline
+
+
+class WhyFolder:
+    """Takes the faces of a run one by one (`analysis.watch`), and at its end the rows (`finish`)."""
+
+    def __init__(self, folder: str | os.PathLike, analysis: Analysis, *, occlusion: bool = False) -> None:
+        self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
+        self.rows = PictureRows.of_columns(analysis.columns.names, analysis.about)
+        self.folder, self.names = Path(folder), _Names(analysis.inputs)
+        self.pages: dict[tuple[str, int], str] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        analysis.watch = self.face
+
+    def face(self, frame: Frame, face: Face, number: int) -> None:
+        """Of a video every frame is in the timeline; a page each would bury the folder."""
+        if frame.is_moving:
+            return
+        explained = self.explainer.explain(frame.input, frame.pixels, face, number)
+        name = f"{self.names.of(frame.input)}-face{number}"
+        try:
+            explained.save_png(self.folder / f"{name}.png")
+            explained.save_html(self.folder / f"{name}.html")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        self.pages[frame.input, number] = f"{name}.html"
+
+    def beside(self, sink: Any) -> "_Beside":
+        return _Beside(sink, self.rows)
+
+    def finish(self, output: str | os.PathLike | None = None) -> str:
+        """output: the run's file of rows, which may hold those of runs before. -> what there is, in words."""
+        rows = self.rows if output is None else read_picture_rows(output)
+        rows.pages = self.pages
+        told = save_row_pictures(rows, self.folder, self.names)
+        return ", ".join([*([_count(len(self.pages), "face page")] if self.pages else []), *told]) or "none: no face"
+
+
+class _Beside:
+    """A sink whose rows are kept for pictures too."""
+
+    def __init__(self, sink: Any, rows: PictureRows) -> None:
+        self.sink, self.rows = sink, rows
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.sink.add(rows)
+        self.rows.add(rows)
+
+
+class _Names:
+    """Files in a folder of pictures are called, and lie, as the inputs do in theirs."""
+
+    def __init__(self, inputs: Iterable[str | int]) -> None:
+        self.roots = [os.path.normpath(one) for one in inputs if isinstance(one, str) and os.path.isdir(one)]
+        self.given: dict[str, str] = {}
+        self.taken: set[str] = set()
+
+    def of(self, name: str) -> str:
+        if name not in self.given:
+            path = os.path.normpath(name)
+            root = next((root for root in self.roots if path.startswith(root + os.sep)), None)
+            inside = os.path.relpath(path, root) if root else os.path.basename(path)
+            if root and len(self.roots) > 1:
+                inside = os.path.join(os.path.basename(root) or "root", inside)
+            stem, ending = os.path.splitext(re.sub(r'[:*?"<>|]', "-", inside))
+            tries = [stem, f"{stem}-{ending[1:]}", *(f"{stem}-{number}" for number in range(2, len(self.taken) + 3))]
+            self.given[name] = next(one for one in tries if one not in self.taken)
+            self.taken.add(self.given[name])
+        return self.given[name]
+
+
+def save_row_pictures(rows: PictureRows, folder: str | os.PathLike, names: _Names | None = None) -> list[str]:
+    """What rows alone suffice for: a contact sheet of several still faces, a timeline of each video."""
+    folder, names, told = Path(folder), names or _Names([]), []
+    try:
+        if len(rows.stills) > 1 or (rows.stills and not rows.pages):
+            save_contact_sheet(rows, folder / "contact_sheet.png")
+            save_contact_html(rows, folder / "contact_sheet.html")
+            told.append("contact sheet")
+        for name in rows.videos:
+            path = folder / f"{names.of(name)}-timeline.png"
+            save_timeline(rows, name, path)
+            save_timeline_html(rows, name, path.with_suffix(".html"))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return told + ([_count(len(rows.videos), "timeline")] if rows.videos else [])
+
+
+def picture(rows_file: str | os.PathLike, folder: str | os.PathLike | None = None) -> tuple[Path, str]:
+    """From rows that mf2 wrote before, without a model. folder: `..._pictures` beside the rows unless given."""
+    folder = Path(f"{Path(rows_file).with_suffix('')}_pictures" if folder is None else folder)
+    rows = read_picture_rows(rows_file)
+    if not rows.stills and not rows.videos:
+        raise ValueError(f"rows: {rows_file} holds none, expected a row for each face")
+    return folder, ", ".join(save_row_pictures(rows, folder))
+
+
+def _unwritable(folder: Path, error: OSError) -> OutputError:
+    return OutputError(f"pictures: {folder} cannot be written ({error.strerror or error})")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+__all__ = ["WhyFolder", "picture", "save_row_pictures"]

@@ -1,0 +1,76 @@
+"""`mf2 --why` and `mf2 --picture` as their users meet them."""
+
+from pathlib import Path
+
+import pytest
+from analysis_media import FakeDetector, embedded, face_at, write_faces, write_video
+from html_pages import Page
+
+from analysis_mf2.command_mf2 import main
+from analysis_mf2.why_mf2 import _Names
+
+
+def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_path: Path, capsys) -> None:
+    write_faces(tmp_path / "in" / "a", 1)
+    write_faces(tmp_path / "in" / "b", 1)
+    write_video(tmp_path / "in" / "v.avi", 3)
+    out, rows = tmp_path / "why", tmp_path / "rows.csv"
+    detector = FakeDetector([[face_at(10, 10, 90)], [face_at(10, 10, 90)], *[[face_at(10, 5)]] * 3])
+    arguments = [str(tmp_path / "in"), "-o", str(rows), "--why", str(out)]
+    assert main(arguments, model=embedded(), detector=detector) == 0
+    told = capsys.readouterr().err
+    assert "2 face pages, contact sheet, 1 timeline" in told
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    stems = ["a/face-000-face0", "b/face-000-face0", "contact_sheet", "v-timeline"]
+    assert names == sorted(f"{stem}.{ending}" for stem in stems for ending in ("png", "html"))
+    sheet = Page((out / "contact_sheet.html").read_text())
+    assert sheet.outside == ["a/face-000-face0.html", "b/face-000-face0.html"] and "synthetic" in sheet.words
+    before = (out / "v-timeline.html").read_bytes()
+
+    # The same from the rows alone, and beside them unless a folder is named.
+    assert main(["--picture", str(rows)]) == 0
+    again = tmp_path / "rows_pictures"
+    assert sorted(path.name for path in again.iterdir()) == sorted(
+        f"{stem}.{ending}" for stem in ("contact_sheet", "v-timeline") for ending in ("png", "html")
+    )
+    assert (again / "v-timeline.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["a", "--occlusion"], 2, "--why FOLDER"),
+        (["a", "--picture", "rows.csv"], 2, "a file of rows alone"),
+        (["--picture", "gone.csv"], 2, "gone.csv could not be read"),
+        (["--picture", "gone.txt"], 2, "'.txt'"),
+        ([".", "--aligned", "--why", "/proc/no"], 4, "pictures: /proc/no cannot be written"),
+    ],
+)
+def test_what_cannot_be_pictured_is_said(arguments, code, said, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        ended = main(arguments, model=embedded())
+    except SystemExit as stop:
+        ended = stop.code
+    told = capsys.readouterr().err
+    assert ended == code and said in told and "Traceback" not in told
+
+
+def test_no_picture_is_written_unasked(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_faces(tmp_path / "in", 1)
+    assert main(["in", "--aligned"], model=embedded()) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["in"] and len(list((tmp_path / "in").iterdir())) == 1
+
+
+def test_pictures_are_called_as_their_inputs_and_never_alike(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    names = _Names([str(tmp_path / "one")])
+    assert names.of(str(tmp_path / "one" / "x" / "a.png")) == "x/a"
+    assert names.of(str(tmp_path / "one" / "x" / "a.jpg")) == "x/a-jpg"
+    assert names.of("/elsewhere/b.png") == "b" and names.of("/other/b.png") == "b-png"
+    assert names.of("/third/b.png") == "b-2" and names.of("/elsewhere/b.png") == "b"
+    assert names.of("camera:0") == "camera-0"
+    both = _Names([str(tmp_path / "one"), str(tmp_path / "two")])
+    assert both.of(str(tmp_path / "two" / "a.png")) == "two/a"
