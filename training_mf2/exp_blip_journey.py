@@ -149,6 +149,7 @@ class _StageTwo:
         self, arguments: MF2Arguments, training: TrainingArguments, tower: str | None, splits: dict[str, Dataset]
     ) -> None:
         source = arguments.model_name_or_path
+        caption_scores([], [])  # a library that it needs is missed now, and not when all is trained
         if arguments.task == "evaluate":
             self.model, self.processor, self.tokenizer = load_captioner(source)
         else:
