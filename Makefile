@@ -18,7 +18,7 @@ test-slow:
 	$(PYTHON) -m pytest -m slow --timeout 3600
 
 demo:
-	$(PYTHON) examples/quickstart.py
+	$(PYTHON) examples/demo/app.py
 
 # About an hour on one CPU core. The fixed seed is the Trainer's default.
 checkpoint:

@@ -1,0 +1,188 @@
+"""What a stranger may send: how much, of which kind, how often. A picture stays in memory and is never a file."""
+
+import base64
+import binascii
+import io
+import re
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+
+from processing_mf2.image_reading_mf2 import read_image
+
+
+KINDS = ("JPEG", "PNG", "WEBP")
+"""What a browser shows and PIL reads without help. The content decides, never the name."""
+
+_DATA_URL = re.compile(r"data:[\w.+/-]*;base64,")
+
+
+class Refused(ValueError):
+    """Told to the user as it is."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    mebibytes: float = 8
+    """Of a picture."""
+    megapixels: float = 24
+    side: int = 1280
+    """Pixels; a larger picture is shrunk to it before a face is looked for."""
+    pictures: int = 24
+    """In the tab of many."""
+    faces: int = 8
+    """Of a picture, the largest."""
+    per_session: int = 90
+    """Pictures a minute, of one browser tab; it names itself, so the address counts too."""
+    per_address: int = 240
+
+    @property
+    def body(self) -> int:
+        """Bytes of the largest request: pictures of the many together may be as large as four of the largest."""
+        return int(4 * self.mebibytes * 2**20 * 4 / 3) + 2**16
+
+
+def decode(sent: Any, limits: Limits) -> bytes:
+    """Of a `data:` address, as a browser's FileReader gives it."""
+    start = _DATA_URL.match(sent[:100]) if isinstance(sent, str) else None
+    if start is None:
+        raise Refused("Nothing that could be read arrived. Choose the picture again.")
+    if (len(sent) - start.end()) * 3 / 4 > limits.mebibytes * 2**20 + 2:
+        raise Refused(f"The file is larger than {limits.mebibytes:g} MB. Choose a smaller picture.")
+    try:
+        return base64.b64decode(sent[start.end() :], validate=True)
+    except binascii.Error:
+        raise Refused("The file arrived damaged. Choose the picture again.") from None
+
+
+def read_picture(content: bytes, limits: Limits) -> torch.Tensor:
+    """(3, height, width), turned as the eye sees it, and no side longer than `limits.side`."""
+    try:
+        with Image.open(io.BytesIO(content), formats=KINDS) as header:
+            width, height = header.size
+    except Image.DecompressionBombError:
+        raise Refused(f"The picture has more than {limits.megapixels:g} million pixels. Shrink it first.") from None
+    except Exception:  # PIL's plugins raise whatever a crafted header leads them to
+        raise Refused("This is no JPEG, PNG or WebP picture, whatever its name says.") from None
+    if width * height > limits.megapixels * 1e6:
+        raise Refused(
+            f"The picture has {width} × {height} pixels, more than {limits.megapixels:g} million. Shrink it first."
+        )
+    try:
+        pixels = read_image(content, max_pixels=int(limits.megapixels * 1e6))
+    except ValueError as error:
+        raise Refused(f"The picture could not be read: {str(error).removeprefix('image: ')}.") from None
+    return _shrunk(pixels, limits.side)
+
+
+def _shrunk(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    pixels = pixels.clamp(0, 255).to(torch.uint8)
+    share = side / max(pixels.shape[1:])
+    if share >= 1:
+        return pixels
+    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    array = cv2.resize(array, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+@dataclass
+class RateLimit:
+    """Pictures in the last minute, by whoever asks. In memory, and only of those who asked of late."""
+
+    minute: float = 60.0
+    most_known: int = 10_000
+    clock: Any = time.monotonic
+    _asked: OrderedDict[str, deque[float]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, allowed: Mapping[str, int], cost: int = 1) -> None:
+        """allowed: who -> how many a minute. All of them have room, or nothing is counted."""
+        now = self.clock()
+        with self._lock:
+            for who, most in allowed.items():
+                times = self._asked.setdefault(who, deque())
+                while times and times[0] <= now - self.minute:
+                    times.popleft()
+                if len(times) + cost > most:
+                    # Enough of the oldest have to leave; one request larger than the limit never fits.
+                    wait = times[min(len(times) + cost - most, len(times)) - 1] + self.minute - now if times else 60
+                    raise Refused(f"That is more than {most} pictures a minute. Try again in {max(1, round(wait))} s.")
+            for who in allowed:
+                self._asked[who].extend([now] * cost)
+                self._asked.move_to_end(who)
+            while len(self._asked) > self.most_known:
+                self._asked.popitem(last=False)
+
+
+class Guard:
+    """Before gradio: only what this page needs gets through, nothing that writes a file, and no body without an end.
+
+    The browser, too, is told to talk to this server only: whatever a library may come to load from elsewhere stays out.
+    """
+
+    posts = ("/queue/join", "/cancel", "/reset")
+    closed = (
+        "/file=",
+        "/file/",
+        "/proxy=",
+        "/upload",
+        "/run-history",
+        "/stream/",
+        "/monitoring",
+        "/vibe",
+        "/deep_link",
+    )
+    headers = {
+        "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+        "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; font-src 'self' data:; "
+        "connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
+        "frame-ancestors 'self' https://huggingface.co",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+        "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    }
+
+    def __init__(self, app: Any, most_bytes: int) -> None:
+        self.app, self.most_bytes = app, most_bytes
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        answer = self._refusal(scope)
+        if answer is not None:
+            await send({"type": "http.response.start", "status": answer, "headers": [(b"connection", b"close")]})
+            await send({"type": "http.response.body", "body": b""})
+            return
+
+        async def with_headers(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+    def _refusal(self, scope: dict[str, Any]) -> int | None:
+        path, method = scope["path"].rstrip("/"), scope["method"]
+        if any(part in f"{path}/" for part in self.closed):
+            return 404
+        if method in ("GET", "HEAD", "OPTIONS"):
+            return None
+        if method != "POST" or not path.endswith(self.posts):
+            return 405
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit():
+            return 411
+        return 413 if int(length) > self.most_bytes else None
+
+
+__all__ = ["KINDS", "Guard", "Limits", "RateLimit", "Refused", "decode", "read_picture"]

@@ -1,0 +1,52 @@
+"""The demo's modules, two adapters that answer differently, and pictures as a browser sends them."""
+
+import base64
+import importlib
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from peft import get_peft_model
+from PIL import Image
+
+from analysis_mf2.analysis_model_mf2 import EMBEDDED
+from dataset_mf2.synthetic_faces import draw_example
+from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
+
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo"
+
+
+def load(name: str) -> ModuleType:
+    sys.path.insert(0, str(DEMO))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DEMO))
+
+
+def write_adapters(folder: Path) -> Path:
+    """`mild` and `wild`, of random weights, for the embedded model; they read the tower's blocks too."""
+    for seed, name in enumerate(("mild", "wild"), 1):
+        torch.manual_seed(seed)
+        config = DFNConfig(bottleneck=4, pathways=["visual", "vision"])
+        adapted = get_peft_model(MF2ForFaceAnalysis.from_pretrained(EMBEDDED), config)
+        with torch.no_grad():
+            for key, weight in adapted.named_parameters():
+                if "dfn_towers" in key and key.endswith("weight"):
+                    weight += 0.1 * seed * torch.randn_like(weight)
+        adapted.save_pretrained(folder / name)
+    return folder
+
+
+def face_bytes(index: int = 12, size: int = 160, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(draw_example(index, seed=2, size=size)[0]).save(content, kind)
+    return content.getvalue()
+
+
+def as_sent(content: bytes, name: str = "face.png") -> dict[str, object]:
+    coded = base64.b64encode(content).decode()
+    return {"name": name, "bytes": len(content), "data": f"data:image/png;base64,{coded}"}
