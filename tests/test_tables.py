@@ -20,10 +20,11 @@ from pathlib import Path
 
 given = sys.argv[1:]
 folder = Path(given[given.index("--output_dir") + 1])
-name, seed = folder.name.rsplit("-", 1)
+tested = folder.name == "tested"
+name, seed = (folder.parent if tested else folder).name.rsplit("-", 1)
 plan = json.loads((Path(__file__).parent / "plan.json").read_text())
 with open(Path(__file__).parent / "runs.txt", "a") as file:
-    file.write(folder.name + "\\n")
+    file.write(("tested " * tested + f"{name}-{seed}\\n").replace(" ", "/"))
 if "--model_name_or_path" in given:
     assert (Path(given[given.index("--model_name_or_path") + 1]) / "metrics.json").is_file()
 if folder.name in plan.get("fail", ()):
@@ -44,6 +45,9 @@ metrics |= {"emotion_top1": score, "emotion_macro_recall": score, "emotion_macro
 metrics["emotion_ovr_accuracy"] = 0.875
 for emotion in ("Neutral", "Fear"):
     metrics |= {f"emotion_n/{emotion}": 9.0, f"emotion_ovr_accuracy/{emotion}": 0.9}
+if tested:
+    assert "evaluate" in given and Path(given[given.index("--dataset") + 1], "test").is_dir()
+    metrics |= {"cpu_seconds": 1.0, "train_images": 64, "test_images": 24, "au_f1/AU1": 0.75}
 metrics |= plan.get("metrics", {}).get(folder.name, {})
 (folder / "metrics.json").write_text(json.dumps(metrics))
 sys.exit(folder.name in plan.get("crash", ()))
@@ -57,7 +61,16 @@ class Stage:
         self.folder, self.train = folder, folder / "train.py"
         self.train.write_text(FAKE)
         self.plan()
-        self.command = ["--train", str(self.train), "--work_dir", str(folder / "work"), "--num_images", "96"]
+        self.command = [
+            "--train",
+            str(self.train),
+            "--work_dir",
+            str(folder / "work"),
+            "--num_images",
+            "96",
+            "--test_images",
+            "0",
+        ]
         self.command += ["--json", str(folder / "out" / "figures.json"), "--markdown", str(folder / "tables.md")]
 
     def plan(self, **plan: object) -> None:
@@ -97,6 +110,18 @@ def test_every_table_has_its_figures_and_shared_runs_are_made_once(stage: Stage,
     assert figures["II/mf2/AU12_tuned/mean"] == pytest.approx(0.51)
     assert figures["III/hsemotion/Fear/mean"] == 0.9 and figures["IV/mf2/trainable_parameters/mean"] == 1234567
     assert tables.main([*stage.command, "--seeds", "0", "1"]) == figures and len(stage.ran) == 2 * len(tables.CELLS)
+
+
+def test_all_are_scored_on_further_faces_of_other_people(stage: Stage, tables) -> None:
+    command = [*stage.command, "--tables", "II", "--systems", "vl_fau", "me_graph_au", "--seeds", "0"]
+    command += ["--test_images", "24"]
+    figures = tables.main(command)
+    assert figures["II/vl_fau/AU1/mean"] == 0.75 and "of other people" in stage.markdown
+    (budget,) = [line for line in stage.markdown.splitlines() if line.startswith("| VL-FAU | `vl_fau`")]
+    assert [cell.strip() for cell in budget.split("|")[5:]] == ["96", "24", "1,234,567", "10", ""], "cost is training's"
+    assert stage.ran.count("tested/vl_fau-0") == 1 and "tested/me_graph_au_stage1-0" not in stage.ran
+    before = len(stage.ran)
+    assert tables.main(command) == figures and len(stage.ran) == before
 
 
 def test_ours_are_called_synthetic_and_share_no_column_with_the_papers(stage: Stage, tables) -> None:

@@ -15,9 +15,12 @@ Figures: `<table>/<system>/<column>/mean` and `/sd`, scores as shares of 1 as me
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
+
+from datasets import DatasetDict, disable_progress_bars
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -36,9 +39,12 @@ from tables_cells import (
 from tables_chart import draw
 from tables_report import TABLES, budget_text, figures_of, report
 
+from dataset_mf2.synthetic_faces import MFASynthetic
+
 
 SEEDS, IMAGES, EPOCHS = (0, 1, 2), 3000, 8
-QUICK = {"seeds": [0], "num_images": 480, "epochs": 2}
+TEST_IMAGES = 1600  # a tenth of so few images would leave the order of the systems to chance
+QUICK = {"seeds": [0], "num_images": 480, "epochs": 2, "test_images": 0}
 SYSTEMS = list(dict.fromkeys(row for table in TABLES.values() for row in table.rows))
 
 
@@ -53,6 +59,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_images", type=int, help=f"synthetic only: how many are drawn (default {IMAGES})")
     # Not train.py's own: the released tower, from which all start, was trained on those people.
     parser.add_argument("--people_seed", type=int, default=5, help="synthetic only: other people are drawn")
+    parser.add_argument(
+        "--test_images",
+        type=int,
+        help=f"""synthetic only: all are scored on so many further faces, of
+        other people than any split's; 0: on the test split (default {TEST_IMAGES})""",
+    )
     parser.add_argument("--style", default="paint", help="synthetic only: sketch, paint or grain")
     parser.add_argument("--label_set", default="mfa", help="the one that the data set was built with")
     parser.add_argument("--model_size", default="tiny", choices=("tiny", "base"))
@@ -67,7 +79,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="only print the commands")
     parser.add_argument("--train", type=Path, default=TRAIN, help=argparse.SUPPRESS)
     arguments, arguments.further = parser.parse_known_args(argv)  # the rest is train.py's
-    for name, default in {"seeds": list(SEEDS), "num_images": IMAGES, "epochs": EPOCHS}.items():
+    usual = {"seeds": list(SEEDS), "num_images": IMAGES, "epochs": EPOCHS, "test_images": TEST_IMAGES}
+    for name, default in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, QUICK[name] if arguments.quick else default)
     arguments.work_dir = arguments.work_dir or Path("outputs/tables-quick" if arguments.quick else "outputs/tables")
@@ -85,13 +98,31 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
         **{name: getattr(arguments, name) for name in shared},
         learning_rate=arguments.learning_rate,
         further=tuple(arguments.further),
+        test_rows=test_rows(arguments) if arguments.dataset == "synthetic" and arguments.test_images else None,
     )
+
+
+def test_rows(arguments: argparse.Namespace) -> Path:
+    """Faces drawn for the scores alone, in a folder for train.py, which asks for a train split and finds a stand-in."""
+    seed = arguments.people_seed + 1
+    folder = arguments.work_dir / f"faces-{arguments.test_images}-{seed}-{arguments.style}-{arguments.label_set}"
+    if not folder.is_dir() and not arguments.dry_run:
+        rows = MFASynthetic(arguments.test_images, arguments.style, seed=seed, label_set=arguments.label_set)
+        few = rows.select(range(min(64, len(rows))))
+        temporary = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        DatasetDict({"train": few, "validation": few, "test": rows}).save_to_disk(temporary)
+        temporary.rename(folder)
+    return folder
 
 
 def data_of(budget: Budget) -> str:
     if budget.dataset != "synthetic":
         return str(budget.dataset)
-    return f"synthetic faces ({budget.num_images} drawn, style {budget.style}, people seed {budget.people_seed})"
+    drawn = f"{budget.num_images} drawn, style {budget.style}, people seed {budget.people_seed}"
+    if budget.test_rows is not None:
+        drawn += "; scored on further ones, of other people"
+    return f"synthetic faces ({drawn})"
 
 
 def run_all(cells: list[str], seeds: list[int], budget: Budget, work_dir: Path, train: Path) -> dict[str, dict]:
@@ -117,6 +148,7 @@ def write_text(path: Path, text: str) -> None:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse(argv)
+    disable_progress_bars()
     budget, work_dir, seeds = budget_of(arguments), arguments.work_dir, arguments.seeds
     systems = [row for name in arguments.tables for row in TABLES[name].rows if row in arguments.systems]
     systems = list(dict.fromkeys(systems))

@@ -16,6 +16,8 @@ from configuration_mf2.configuration_vl_fau import ABLATIONS
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 TAIL = 15  # lines of a failed cell's log that are shown
+TESTED = "tested"  # the folder, in a run's own, of its scores on further faces
+_OF_TRAINING = ("cpu_seconds", "wall_seconds", "trainable_parameters", "train_images", "epoch_cpu_seconds")
 # What train.py says of a dataset that lacks something: the run goes on, and is not what its name promises.
 INCOMPLETE = "the losses that need them are off"
 
@@ -117,6 +119,7 @@ class Budget:
     batch_size: int
     learning_rate: float | None
     further: tuple[str, ...]
+    test_rows: Path | None = None  # further faces, of other people, on which all are scored instead of the test split
 
     def epochs_of(self, cell: Cell) -> int:
         return max(1, round(self.epochs * cell.share))
@@ -191,24 +194,43 @@ def check_folders(wanted: Iterable[tuple[str, int]], budget: Budget, work_dir: P
 def run_cell(name: str, seed: int, budget: Budget, work_dir: Path, train: Path) -> dict[str, float] | str:
     """The metrics, or why there are none. What was interrupted is continued by train.py itself."""
     folder, command = folder_of(work_dir, name, seed), command_of(name, seed, budget, work_dir)
+    found = _run(folder, command, train)
+    if isinstance(found, str) or budget.test_rows is None or not CELLS[name].title:
+        return found
+    tested = _run(folder / TESTED, test_command(name, folder, budget), train)
+    return tested if isinstance(tested, str) else found | {k: v for k, v in tested.items() if k not in _OF_TRAINING}
+
+
+def test_command(name: str, folder: Path, budget: Budget) -> list[str]:
+    own = CELLS[name].arguments
+    model = list(own[: own.index("--model") + 2][-2:]) if "--model" in own else []
+    rows = ["--dataset", str(budget.test_rows), "--captions_by_rule", str(name.startswith("vl_fau"))]
+    rows += ["--use_captions", "False"]  # what MF²'s language is worth is no part of the tables, and takes long
+    rows += ["--disable_tqdm", "True"]
+    return [*model, "--task", "evaluate", "--model_name_or_path", str(folder), *rows, *budget.further]
+
+
+def _run(folder: Path, command: list[str], train: Path) -> dict[str, float] | str:
+    named = folder.name if folder.name != TESTED else f"{folder.parent.name} on further faces"
     if (found := finished(folder, command)) is not None:
-        print(f"{folder.name}: done before")
+        print(f"{named}: done before")
         return found
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").unlink(missing_ok=True)  # what an earlier failure may have left
     write_json(folder / "command.json", {"command": command})
-    whole, log, start = whole_command(name, seed, budget, work_dir, train), folder / "log.txt", time.perf_counter()
-    print(f"{folder.name}: {shlex.join(whole[1:])}", flush=True)
+    whole = [sys.executable, str(train), *command, "--output_dir", str(folder)]
+    log, start = folder / "log.txt", time.perf_counter()
+    print(f"{named}: {shlex.join(whole[1:])}", flush=True)
     with log.open("a", encoding="utf-8") as file:
         code = _wait(subprocess.Popen(whole, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL))
     found = read_json(folder / "metrics.json")
     if code == 0 and found is not None:
-        print(f"{folder.name}: {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"{named}: {time.perf_counter() - start:.0f} s", flush=True)
         return found
     write_json(folder / "command.json", {"command": command, "exit": code or 1})
     why = f"ended with {code}" if code else "wrote no metrics.json that can be read"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-    text = "\n".join([f"{folder.name} {why}; the end of {log}:", *(f"    {line}" for line in lines)])
+    text = "\n".join([f"{named} {why}; the end of {log}:", *(f"    {line}" for line in lines)])
     print(text, flush=True)
     return text
 
