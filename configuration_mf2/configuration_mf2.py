@@ -184,8 +184,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
+        "units_alone_share": 0.5,
     },
-    "base": {"vision_config": {}, "emo_config": {}, "au_config": {}},
+    "base": {"vision_config": {}, "emo_config": {}, "au_config": {}, "units_alone_share": 0.5},
     # BLIP-2's EVA ViT-g/14, the paper's size: without its last block, and its final norm is BLIP-2's `ln_vision`.
     "giant": {
         "vision_config": {
@@ -196,6 +197,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "emo_config": {},
         "au_config": {},
+        "units_alone_share": 0.5,
     },
 }
 
@@ -213,6 +215,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     loss_weights (`dict`): what each loss of [`MF2ForPreTraining`] counts; a name left out counts 1.
     au_class_weights (`list`): one factor an AU on its classification loss, against imbalance (VL-FAU, equation 8).
     au_thresholds (`list`): one an AU, tuned on validation data; 0.5 unless given.
+    units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
+        alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
     key_au_prompt_length (`int`): tokens with which every key-AU caption starts. They are asked for, not learned:
         without them Emo-VL writes an emotion caption.
@@ -244,6 +248,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     loss_weights: dict[str, float | int] = dataclasses.field(default_factory=dict)
     au_class_weights: list[float] | tuple[float, ...] | None = None
     au_thresholds: list[float] | tuple[float, ...] | None = None
+    units_alone_share: float | int = 0.0
     emotion_max_length: int = 61
     au_max_length: int = 169
     key_au_prompt_length: int = 0
@@ -360,6 +365,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         for field in ("emo_pair_share", "au_pair_share"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected a share above 0, at most 1")
+        if not 0 <= self.units_alone_share <= 1:
+            raise ValueError(f"units_alone_share: got {self.units_alone_share}, expected a share from 0 to 1")
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         if unknown:
             raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")

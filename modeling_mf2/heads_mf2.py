@@ -46,7 +46,7 @@ class MF2Classifiers(nn.Module):
     def __init__(self, config: MF2Config) -> None:
         super().__init__()
         emo, au, count = config.emo_config, config.au_config, len(config.action_units)
-        emo_width = emo.num_query_tokens * emo.hidden_size if config.use_emo_branch else 0
+        self.emo_width = emo_width = emo.num_query_tokens * emo.hidden_size if config.use_emo_branch else 0
         self.norm_emo = nn.LayerNorm(emo.hidden_size, eps=1e-6) if config.use_emo_branch else None
         self.norm_au = nn.LayerNorm(au.hidden_size, eps=1e-6) if config.use_au_branch else None
         # One weight vector an AU, over that AU's queries.
@@ -71,8 +71,15 @@ class MF2Classifiers(nn.Module):
     def forward(
         self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden) -> emotion logits, AU logits."""
-        face = self.norm_emo(emo_states).flatten(1) if self.norm_emo is not None else None
+        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden) -> emotion logits, AU logits.
+
+        Without emo_states, where there is that branch: what the AUs alone say.
+        """
+        face = None
+        if self.norm_emo is not None and emo_states is not None:
+            face = self.norm_emo(emo_states).flatten(1)
+        elif self.norm_emo is not None:
+            face = au_states.new_zeros(len(au_states), self.emo_width)
         units = self.norm_au(au_states) if self.norm_au is not None else None
         au_logits = None
         if self.au_weight is not None:

@@ -455,10 +455,10 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
-        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels, share)
+        logits = self.classifiers(read.emo_states, read.au_states)
+        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels), share)
         loss = weighted_sum(self.config, parts)
-        return MF2FaceAnalysisOutput(loss=loss, emotion_logits=emotion_logits, au_logits=au_logits, **parts, **read)
+        return MF2FaceAnalysisOutput(loss=loss, emotion_logits=logits[0], au_logits=logits[1], **parts, **read)
 
 
 class MF2ForImageClassification(MF2PreTrainedModel):
@@ -495,6 +495,25 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             return ImageClassifierOutput(loss=loss, logits=emotion_logits)
         loss = None if labels is None else au_loss(au_logits, labels, self.config.au_class_weights)
         return ImageClassifierOutput(loss=loss, logits=au_logits)
+
+
+def label_losses(
+    model: MF2PreTrainedModel,
+    emo_states: torch.Tensor | None,
+    au_states: torch.Tensor | None,
+    logits: tuple[torch.Tensor | None, torch.Tensor | None],
+    labels: tuple[torch.Tensor | None, torch.Tensor | None],
+    share: BatchShare | None = None,
+) -> dict[str, torch.Tensor]:
+    """Of the logits and labels of (emotion, AUs); in training a share of them is that of the AUs alone."""
+    pairs = (logits[0], labels[0], logits[1], labels[1])
+    parts = classification_losses(model.config, *pairs, share)
+    alone = model.config.units_alone_share
+    if not (model.training and alone and parts) or emo_states is None or au_states is None:
+        return parts
+    by_units = model.classifiers(None, au_states)
+    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1], share)
+    return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
 
 
 def classification_losses(

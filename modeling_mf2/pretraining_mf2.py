@@ -32,7 +32,7 @@ from .modeling_mf2 import (
     MF2Model,
     MF2PreTrainedModel,
     check_unused,
-    classification_losses,
+    label_losses,
     weighted_sum,
 )
 from .qformer_mf2 import MF2QFormerOutput
@@ -298,10 +298,10 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             au_states = read.query_states.unflatten(0, (-1, len(self.config.action_units)))
             if "au" in texts:
                 parts |= self._align("au", read, regions, *texts["au"], share)
-        emotion_logits, au_logits = self.classifiers(emo_states, au_states)
-        parts |= classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels, share)
+        logits = self.classifiers(emo_states, au_states)
+        parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels), share)
         return MF2ForPreTrainingOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
+            loss=weighted_sum(self.config, parts), emotion_logits=logits[0], au_logits=logits[1], **parts
         )
 
     def _read(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from configuration_mf2 import MF2Config
 from modeling_mf2.heads_mf2 import MF2AlignmentHeads, MF2Classifiers, MF2LanguageHead
 
 
@@ -95,3 +96,21 @@ def test_features_are_unit_vectors(make_config, shaken):
     changed = text.clone()
     changed[:, 1:] += 1  # a sentence is read at its first token
     assert torch.equal(heads.text_features(changed), text_features)
+
+
+def test_without_the_face_the_aus_answer_alone() -> None:
+    """What the AUs alone say depends on nothing that Emo-VL saw, and on all that AU-VL did."""
+    config = MF2Config.from_size("tiny")
+    heads = MF2Classifiers(config).eval()
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter)
+    emo = torch.randn(2, config.emo_config.num_query_tokens, config.emo_config.hidden_size)
+    au = torch.randn(2, 12, config.au_config.num_query_tokens, config.au_config.hidden_size)
+    alone = heads(None, au)
+    for found, whole, other in zip(alone, heads(emo, au), heads(None, au + torch.randn_like(au)), strict=True):
+        assert found.shape == whole.shape and not torch.allclose(found, whole) and not torch.allclose(found, other)
+    with torch.no_grad():
+        for layer, width in ((heads.emotion, heads.emo_width), (heads.au_from_face, heads.emo_width)):
+            layer.weight[:, :width] = 0
+    for found, whole in zip(alone, heads(emo, au), strict=True):
+        torch.testing.assert_close(found, whole)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import shake
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from configuration_mf2 import MF2Config
@@ -491,3 +492,20 @@ def test_a_misspelt_input_is_an_error_and_not_taken_for_a_missing_one(build, mak
 def test_reentrant_checkpointing_is_refused(build):
     with pytest.raises(ValueError, match="use_reentrant: got True"):
         build(MF2Model).activation_checkpointing_enable({"use_reentrant": True})
+
+
+def test_a_share_of_the_label_losses_is_that_of_the_aus_alone() -> None:
+    """In training alone, and exactly the mean that the config names."""
+    losses = {}
+    for share in (0.0, 0.25, 1.0):
+        torch.manual_seed(0)
+        model = shake(MF2ForFaceAnalysis(MF2Config.from_size("tiny", units_alone_share=share)))
+        torch.manual_seed(1)
+        batch = {"pixel_values": torch.randn(3, 3, 112, 112), "au_labels": torch.randint(0, 2, (3, 12))}
+        batch["emotion_labels"] = torch.tensor([1, -1, 4])
+        losses[share] = {True: model.train()(**batch), False: model.eval()(**batch)}
+    for name in ("au", "emotion"):
+        full, mixed, alone = (losses[share][True][name] for share in (0.0, 0.25, 1.0))
+        torch.testing.assert_close(mixed, 0.75 * full + 0.25 * alone)
+        assert (full - alone).abs() > 1e-3
+        torch.testing.assert_close(losses[1.0][False][name], losses[0.0][False][name])
