@@ -1,4 +1,5 @@
-"""The papers' tables anew, on any data set: MF²'s Tables II to V and VL-FAU's Table 4, all systems, several seeds.
+"""The papers' tables anew, on any data set: MF²'s Tables II to V and VL-FAU's Table 4, all systems, several seeds;
+and one table, `all`, of all systems on both tasks.
 
     python examples/benchmark/tables.py [--quick] [--tables II III] [--dataset FOLDER] [--seeds 0 1 2]
         [--json FILE] [--markdown FILE] [--figure FILE] [--dry_run] [any of train.py's arguments, for all runs]
