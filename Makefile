@@ -1,7 +1,7 @@
 PYTHON ?= python
-ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 analysis_mf2 train.py tests examples
+ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 analysis_mf2 train.py tests examples docs
 
-.PHONY: quality style test test-slow demo checkpoint
+.PHONY: quality style test test-slow demo docs checkpoint
 
 quality:
 	$(PYTHON) -m ruff check $(ROOMS)
@@ -19,6 +19,10 @@ test-slow:
 
 demo:
 	$(PYTHON) examples/demo/app.py
+
+# Needs the extra: pip install -e ".[docs]". A reference that leads nowhere is an error. Begin at docs/_build/index.html
+docs:
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going docs docs/_build
 
 # About an hour on one CPU core. The fixed seed is the Trainer's default.
 checkpoint:

@@ -1,0 +1,111 @@
+"""Sphinx: the reference from our docstrings, the guides from the examples, the options from the commands themselves."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["COLUMNS"] = "100"
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from docstrings import to_rst
+
+from configuration_mf2.version_mf2 import VERSION
+
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+project, author, release = "MF²", "the authors of MF²", VERSION
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build"]
+html_theme, html_title, html_static_path, html_css_files = "furo", "MF²", ["_static"], ["mf2.css"]
+html_show_sphinx, html_copy_source, html_show_copyright = False, False, False
+myst_heading_anchors = 3
+# Parts of the README begin at its third level; a default value or a parameter may be called as several attributes are.
+suppress_warnings = ["myst.header", "ref.python"]
+autodoc_inherit_docstrings = False  # torch's words about forward() say nothing here
+autodoc_member_order, autodoc_typehints_format, autodoc_preserve_defaults = "bysource", "short", True
+python_maximum_signature_line_length = 100
+python_use_unqualified_type_names = True
+toc_object_entries_show_parents = "hide"
+
+# A reference that a docstring or a page makes has to lead somewhere; the types in signatures are often other packages'.
+nitpicky = True
+nitpick_ignore_regex = [("py:(class|data|exc|meth|func|attr)", ".*"), ("py:obj", r"typing\..*")]
+
+ROOMS = ("configuration", "processing", "modeling", "dataset", "training", "analysis")
+
+
+def write_pages() -> None:
+    """What is generated lies in `_generated`, anew in each build: a file that went leaves no page behind."""
+    folder = HERE / "_generated"
+    folder.mkdir(exist_ok=True)
+    pages = {f"{room}.rst": room_page(f"{room}_mf2") for room in ROOMS}
+    pages |= {"mf2.txt": help_of("analysis_mf2.command_mf2"), "train.txt": help_of("train")}
+    for name in {path.name for path in folder.iterdir()} - set(pages):
+        (folder / name).unlink()
+    for name, text in pages.items():
+        target = folder / name
+        if not target.exists() or target.read_text(encoding="utf-8") != text:  # else Sphinx would read it again
+            target.write_text(text, encoding="utf-8")
+
+
+def room_page(room: str) -> str:
+    """One section a file, with what is public in it; the room's first words are those of CONTRIBUTING.md."""
+    said = re.search(rf"^\| `{room}/` \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
+    if said is None:
+        raise ValueError(f"CONTRIBUTING.md: no line for {room}/, expected one in its table of rooms")
+    lines = [room, "=" * len(room), "", to_rst(said[1][0].upper() + said[1][1:] + ".")]
+    for path in sorted((ROOT / room).glob("*.py")):
+        if path.stem != "__init__":
+            options = "   :members:\n   :undoc-members:\n   :show-inheritance:\n"
+            name = f"{room}.{path.stem}"
+            lines += ["", path.stem, "-" * len(path.stem), "", f".. automodule:: {name}\n{options}"]
+    return "\n".join(lines)
+
+
+def help_of(module: str) -> str:
+    """As the command prints it, on a terminal of 100 columns, with this machine's folders left out."""
+    main = __import__(module, fromlist=["main"]).main
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+        main(["--help"])
+    # The Trainer's two hundred options are listed once, not in the usage as well.
+    text = re.sub(r"^usage: (?!mf2).*?\n\n", f"usage: {module}.py [options]\n\n", told.getvalue(), flags=re.DOTALL)
+    return text.replace(str(ROOT) + os.sep, "").replace(str(Path.home()), "~")
+
+
+def rewrite(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = [*to_rst("\n".join(lines), thing).splitlines(), ""]
+
+
+def sign(app: Any, what: str, name: str, thing: Any, options: Any, given: str | None, returned: Any) -> tuple:
+    """Without the fields that every config of transformers has; `<factory>` is no Python, and would break the lines."""
+    return re.sub(r"\(transformers_version.*?\*, ", "(*, ", given or "").replace("<factory>", "...") or None, returned
+
+
+def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
+    """What transformers and peft ask a class to have says nothing to a reader."""
+    return True if name.rpartition(".")[2] in PLUMBING else None
+
+
+PLUMBING = {
+    *("model_type", "base_config_key", "sub_configs_defaults", "hub_auto_classes", "config_class", "base_model_prefix"),
+    *("main_input_name", "attributes", "valid_kwargs", "model_input_names", "sub_configs", "has_no_defaults_at_init"),
+    *("supports_gradient_checkpointing", "accepts_loss_kwargs", "input_modalities", "attribute_map"),
+    *("prefix", "tuner_layer_cls", "target_module_mapping", "adapter_layer_names", "other_param_names"),
+}
+
+
+def setup(app: Any) -> None:
+    write_pages()
+    app.connect("autodoc-process-docstring", rewrite)
+    app.connect("autodoc-process-signature", sign)
+    app.connect("autodoc-skip-member", skip)
