@@ -214,3 +214,11 @@ def test_the_frozen_part_is_frozen(base: Path) -> None:
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         assert trained and not any(".vision." in name for name in trained), task
         assert trainable_parameters(model) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("branch", ["emo", "au"])
+def test_dfn_also_adapts_a_model_of_one_branch(branch: str) -> None:
+    config = MF2Config.from_size("tiny", use_emo_branch=branch == "emo", use_au_branch=branch == "au")
+    model = adapt(MF2ForFaceAnalysis(config), "dfn")
+    assert set(model.peft_config["default"].pathways) == {f"visual_{branch}", f"vision_{branch}"}
+    assert model(pixel_values=torch.randn(1, 3, 112, 112)).emotion_logits.shape == (1, 8)

@@ -46,17 +46,21 @@ _FILLED_IN = {"peft_type", "task_type", "inference_mode", "base", "auto_mapping"
 _FILLED_IN |= {"peft_version"}
 
 
-def peft_config(task: str, options: Sequence[str] = (), face_tokens: int = _FACE_TOKENS) -> PeftConfig:
+def peft_config(
+    task: str, options: Sequence[str] = (), face_tokens: int = _FACE_TOKENS, branch: str | None = None
+) -> PeftConfig:
     """The methods as their papers set them for attention layers; the task heads are trained beside each of them.
 
     options: NAME=VALUE of the method's own config, in place of what stands here. face_tokens: in each state of the
-    model's vision tower; 0 where its states cannot be read.
+    model's vision tower; 0 where its states cannot be read. branch: the only one that the model has, if it has one.
     """
     if task == "dfn":
         own: dict[str, Any] = dict(_DFN)
         if not face_tokens:
             own |= {"pathways": ["visual", "language"], "pooling": "mean"}
-        elif face_tokens > _FACE_TOKENS:
+        elif branch:
+            own["pathways"] = ["visual", f"vision_{branch}"]
+        if face_tokens > _FACE_TOKENS and branch != "au":
             own["pooling"] = {**_DFN["pooling"], "vision_emo": _FACE_TOKENS}
         config_class: type[PeftConfig] = DFNConfig
     elif task == "lora":
@@ -78,7 +82,9 @@ def adapt(model: PreTrainedModel, task: str, options: Sequence[str] = ()) -> tor
         vision = model.base_model.vision
         reads_tower = vision.num_states and any("vision" in name for name in model.adapter_pathways)
         face_tokens = vision.config.num_prefix_tokens + vision.config.grid_size**2 if reads_tower else 0
-        return get_peft_model(model, peft_config(task, options, face_tokens))
+        config = model.config
+        branch = None if config.use_emo_branch and config.use_au_branch else "emo" if config.use_emo_branch else "au"
+        return get_peft_model(model, peft_config(task, options, face_tokens, branch))
     if options:
         raise ValueError(f"adapter_options: got {list(options)}, expected none: a linear probe has no config")
     for name, parameter in model.named_parameters():
