@@ -28,5 +28,5 @@ docs:
 checkpoint:
 	$(PYTHON) train.py --task tower --output_dir outputs/mf2-tiny-synthetic-tower
 	$(PYTHON) train.py --vision_name_or_path outputs/mf2-tiny-synthetic-tower --num_train_epochs 12 --load_best_model_at_end False \
-		--save_half True --output_dir outputs/mf2-tiny-synthetic
+		--save_half True --model_options units_alone_share=0.0 --output_dir outputs/mf2-tiny-synthetic
 	$(PYTHON) examples/release_checkpoint.py outputs/mf2-tiny-synthetic model_cards/mf2-tiny-synthetic

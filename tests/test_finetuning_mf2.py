@@ -222,3 +222,13 @@ def test_dfn_also_adapts_a_model_of_one_branch(branch: str) -> None:
     model = adapt(MF2ForFaceAnalysis(config), "dfn")
     assert set(model.peft_config["default"].pathways) == {f"visual_{branch}", f"vision_{branch}"}
     assert model(pixel_values=torch.randn(1, 3, 112, 112)).emotion_logits.shape == (1, 8)
+
+
+def test_an_adapter_is_measured_again_with_its_own_thresholds(base: Path, tmp_path: Path) -> None:
+    first = train.main(command(base, "lora", tmp_path / "lora"))
+    again = [*command(tmp_path / "lora", "evaluate", tmp_path / "again")]
+    second = train.main(again)
+    told = [name for name in first if name.startswith(("au_f1", "au_threshold", "emotion_")) and "/" not in name]
+    assert told and {name: second[name] for name in told} == pytest.approx({name: first[name] for name in told})
+    thresholds = MF2Processor.from_pretrained(tmp_path / "lora").au_thresholds
+    assert thresholds != MF2ForFaceAnalysis.from_pretrained(base).config.au_thresholds

@@ -161,7 +161,7 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         defaults |= system.tiny if known.model_size == "tiny" else system.defaults
     if known.task == "tower":
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
-    if known.task in ADAPTERS:
+    if known.task in ADAPTERS and known.model == "mf2":
         defaults |= {"num_train_epochs": 10, "output_dir": f"outputs/{known.task}"}
         if known.task == "dfn" and known.model_size == "tiny":
             defaults["learning_rate"] = 3e-3
@@ -219,6 +219,10 @@ def check_model(ours: MF2Arguments) -> None:
     tasks = SYSTEMS[ours.model].tasks
     if ours.task not in tasks:
         raise ValueError(f"task: got {ours.task!r} with --model {ours.model}, expected {' or '.join(tasks)}")
+    if ours.streaming and ours.model in ("vl_fau", "exp_blip"):
+        raise ValueError(
+            f"streaming: got True with --model {ours.model}, expected False: its captions are looked at first"
+        )
     mf2_only: dict[str, Any] = {"branches": "both", "align": False, "views": 1}
     if ours.model != "exp_blip":
         mf2_only |= {"store_vision": None, "text_name_or_path": None, "qformer_name_or_path": None}

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -82,13 +82,18 @@ def run_facts(
     synthetic: bool,
     resumed: bool = False,
     energy_kwh: float | None = None,
+    captions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What `run.json` keeps of a run beside its scores: data, settings, cost, machine. No path of this machine."""
+    """What `run.json` keeps of a run beside its scores: data, settings, cost, machine. No path of this machine.
+
+    captions: the columns of text that a compared system learned from.
+    """
     drawn = arguments.dataset == "synthetic"
     sources = {
         "model": arguments.model_name_or_path,
         "vision tower": arguments.vision_name_or_path,
         "text": arguments.text_name_or_path,
+        "language model": arguments.language_model_name_or_path,
         "Q-Former": arguments.qformer_name_or_path,
     }
     sources = {part: name for part, name in sources.items() if name not in (None, "", "none")}
@@ -103,7 +108,7 @@ def run_facts(
         "features": arguments.features
         if arguments.task in ("linear_probe", "full") and arguments.model == "exp_blip"
         else None,
-        "captions used": learns_from_captions(arguments),
+        "captions used": ", ".join(captions) or False if captions is not None else learns_from_captions(arguments),
         "views of an image": arguments.views if arguments.views > 1 else None,
         "adapter options": ", ".join(arguments.adapter_options) or None,
         "states stored as": None if arguments.no_store else arguments.store_dtype,
@@ -139,10 +144,6 @@ def run_facts(
 
 
 def learns_from_captions(arguments: MF2Arguments) -> bool | str:
-    if arguments.model in SYSTEMS:
-        if arguments.model == "exp_blip" and arguments.task in ("pretrain", "caption"):
-            return arguments.caption_set or True
-        return ", ".join(SYSTEMS[arguments.model].captions) or False
     return arguments.align or (arguments.use_captions and arguments.task == "pretrain")
 
 

@@ -25,7 +25,6 @@ from .exp_blip_mf2 import build_captioner, build_stage_one, load_captioner, save
 from .exp_blip_stage_two import CaptionedFaces, caption_column, train_captioner, write_captions
 from .finetuning_mf2 import trainable_parameters
 from .language_mf2 import CAPTION_FIGURES
-from .layer_decay_mf2 import layerwise_optimizer
 from .options_mf2 import read_options
 from .publish_mf2 import publish
 from .splits_mf2 import build_examples, load_splits
@@ -83,12 +82,15 @@ def run_captions(
     corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
     synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
+    if not training.should_save:  # another process writes
+        return {**scores, **figures}
     write_text(folder / "metrics.json", json.dumps({**scores, **figures}, indent=2) + "\n")
     if trainer is not None:
         arguments.vision_name_or_path = journey.started_from
         journey.save(folder)
         draw_curves(folder, trainer.state.log_history, data, journey.losses)
-        facts = run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None)
+        told = {"synthetic": synthetic, "resumed": resumed is not None}
+        facts = run_facts(arguments, training, figures, **told, captions=[caption_column(journey.caption_set)])
         write_card(folder, facts)
     print(f"\n{data}; captions {journey.caption_set}; cost {figures['cpu_seconds']:.0f} CPU-seconds")
     for name, words in CAPTION_FIGURES.items():
@@ -113,7 +115,7 @@ class _StageOne:
             tower=self.started_from,
             bert=arguments.text_name_or_path,
             blip2=arguments.qformer_name_or_path,
-            train_tower=not fields.pop("vision_config", {}).get("frozen", True),
+            train_tower=not fields.get("vision_config", {}).get("frozen", True),
             **fields,
         )
         self.caption_set, self.losses = self.model.config.caption_set, loss_names(self.model)
@@ -129,8 +131,8 @@ class _StageOne:
             args=self.training,
             train_dataset=self.examples["train"],
             data_collator=MF2Collator(self.processor.tokenizer.pad_token_id),
-            optimizers=(layerwise_optimizer(self.model, self.training), None),
         )
+        trainer.by_layer = True
         trainer.train(resume_from_checkpoint=last_good_checkpoint(self.training.output_dir))
         return trainer
 
@@ -176,7 +178,8 @@ class _StageTwo:
         lines = [
             json.dumps({"written": text, "of_the_labels": label}) for text, label in zip(written, own, strict=True)
         ]
-        write_text(folder / WRITTEN, "\n".join(lines) + "\n")
+        if self.training.should_save:
+            write_text(folder / WRITTEN, "\n".join(lines) + "\n")
         labels = [rows[name][:] if name in rows.column_names else None for name in ("au_labels", "emotion")]
         return caption_scores(written, own) | fact_scores(written, *labels, self.label_set)
 

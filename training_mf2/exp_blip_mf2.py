@@ -189,8 +189,8 @@ def load_captioner(folder: str | Path) -> Captioner:
             f"{folder}: is a checkpoint of {kind!r}, expected a captioner of Exp-BLIP, as --task caption saves it"
         )
     processor = MF2Processor.from_pretrained(folder)
-    own = Path(folder) / _WORDS
-    tokenizer = AutoTokenizer.from_pretrained(own) if own.is_dir() else processor.tokenizer
+    fresh = saved.get("fresh_language_model", True)  # it speaks the processor's tokens
+    tokenizer = processor.tokenizer if fresh else AutoTokenizer.from_pretrained(folder, subfolder=_WORDS)
     return _CAPTIONERS[kind].from_pretrained(folder), processor, tokenizer
 
 

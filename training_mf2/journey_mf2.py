@@ -45,11 +45,10 @@ from .evaluation_mf2 import (
     tables,
     write_scores,
 )
-from .exp_blip_journey import is_about_captions, run_captions
+from .exp_blip_journey import is_about_captions, kind_of_checkpoint, run_captions
 from .exp_blip_mf2 import build_classifier
 from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, WORD_FIGURES, language_scores, word_scores
-from .layer_decay_mf2 import layerwise_optimizer
 from .options_mf2 import read_options
 from .publish_mf2 import check_base, publish
 from .sole_user_mf2 import as_sole_user
@@ -105,7 +104,10 @@ def build_model(arguments: MF2Arguments, train_rows: Dataset | None = None) -> t
             model_class = MF2ForPreTraining  # it can also be asked what language is worth
         fields = read_options("model_options", arguments.model_options, MF2Config)
         model = model_class.from_pretrained(arguments.model_name_or_path, **fields)
-        return model, MF2Processor.from_pretrained(arguments.model_name_or_path)
+        processor = MF2Processor.from_pretrained(arguments.model_name_or_path)
+        if arguments.task == "evaluate" and processor.au_thresholds is not None:
+            model.config.au_thresholds = processor.au_thresholds  # an adapter's; the config has its base's
+        return model, processor
     if arguments.task in ADAPTERS:
         raise ValueError(f"model_name_or_path: got none, expected the model that --task {arguments.task} is about")
     labels = resolve_label_set(arguments.label_set)
@@ -143,6 +145,8 @@ def build_exp_blip(arguments: MF2Arguments) -> tuple[PreTrainedModel, MF2Process
     if arguments.task == "evaluate":
         return ExpBlipForFaceAnalysis.from_pretrained(source), MF2Processor.from_pretrained(source)
     fields = read_options("model_options", arguments.model_options, ExpBlipConfig)
+    if kind_of_checkpoint(source) != "classifier":  # it has learned nothing for a label
+        fields = {"label_set": arguments.label_set, **fields}
     return build_classifier(
         source, features=arguments.features, linear_probe=arguments.task == "linear_probe", **fields
     )
@@ -191,7 +195,6 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
         how = (root, arguments.store_dtype, arguments.rebuild_store)
         examples = {name: with_states(model, made, *how) for name, made in examples.items()}
-    by_layer = arguments.model == "exp_blip" and arguments.task == "full"
     trainer = MF2Trainer(
         model=model,
         args=training,
@@ -200,19 +203,22 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         data_collator=MF2Collator(processor.tokenizer.pad_token_id) if arguments.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
-        optimizers=(layerwise_optimizer(model, training) if by_layer else None, None),
     )
+    trainer.by_layer = arguments.model == "exp_blip" and arguments.task == "full"
     resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
     figures: dict[str, float] = {}
     if arguments.task != "evaluate":
         begun, epochs = cpu_seconds(), _epochs_of(resumed)
         trainer.train(resume_from_checkpoint=resumed)
-        figures["epoch_cpu_seconds"] = (cpu_seconds() - begun) / max(trainer.state.epoch - epochs, 1e-9)
+        if trainer.state.epoch - epochs >= 1:  # else it was resumed at its end
+            figures["epoch_cpu_seconds"] = (cpu_seconds() - begun) / (trainer.state.epoch - epochs)
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
     before = base_scores(trainer, examples, splits) if kind_of(arguments.task) == "adapter" else {}
     scores = measure(trainer, examples, splits, tune=arguments.task != "evaluate") | before
+    if isinstance(model, VLFAUForFaceAnalysis) and examples["test"].captions:
+        scores |= word_scores(model, processor, examples["test"])  # on all processes: its losses ask all of them
     corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
     synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
     data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
@@ -229,8 +235,6 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         scores |= {f"baseline/{name}": value for name, value in baselines.items()}
         if isinstance(model, MF2ForPreTraining) and examples["test"].captions:
             scores |= language_scores(model, processor, examples["test"], examples["validation"])
-        if isinstance(model, VLFAUForFaceAnalysis) and examples["test"].captions:
-            scores |= word_scores(model, processor, examples["test"])
         figures |= _spent(start, wall)
         save(folder, arguments, model, processor)
         write_scores(folder, scores, figures)
@@ -238,7 +242,15 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         draw_curves(folder, trainer.state.log_history, data, loss_names(model))
         if arguments.task != "evaluate":
             write_card(
-                folder, run_facts(arguments, training, figures, synthetic=synthetic, resumed=resumed is not None)
+                folder,
+                run_facts(
+                    arguments,
+                    training,
+                    figures,
+                    synthetic=synthetic,
+                    resumed=resumed is not None,
+                    captions=captions_of(model) if arguments.model in SYSTEMS else None,
+                ),
             )
         print(
             f"\n{data}, from images alone; subjects unseen in training; cost {figures['cpu_seconds']:.0f} CPU-seconds"

@@ -8,19 +8,20 @@ from transformers import TrainingArguments
 
 # Of a run: weights, configuration, code, card and results. Never the Trainer's pickles, its checkpoints or its lock.
 PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png")
-_KEPT_BACK = ("checkpoint-*", "runs/*", "*/*")
+_FOLDERS = ("language_tokenizer",)  # of a captioner
 
 
 def publish(folder: str | Path, training: TrainingArguments) -> str:
     """Uploads what `PUBLISHED` names to `hub_model_id` (the folder's name unless given). -> the commit's address."""
     api = HfApi(token=training.hub_token)
+    inside = list(Path(folder).iterdir())
     name = training.hub_model_id or Path(folder).resolve().name
     repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
     done = api.upload_folder(
         repo_id=repo,
         folder_path=folder,
         allow_patterns=list(PUBLISHED),
-        ignore_patterns=list(_KEPT_BACK),
+        ignore_patterns=[f"{found.name}/*" for found in inside if found.is_dir() and found.name not in _FOLDERS],
         revision=training.hub_revision,
         commit_message="A finished run of train.py",
     )

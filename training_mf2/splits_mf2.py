@@ -62,6 +62,10 @@ def build_examples(
     processor: MF2Processor,
     splits: dict[str, Dataset],
 ) -> dict[str, MF2Examples]:
+    if arguments.store_vision and arguments.task != "tower" and not model.base_model.vision.config.frozen:
+        raise ValueError(
+            "store_vision: got True with a vision tower that is trained, expected False: what it answers changes"
+        )
     examples = {}
     # What a dataset lacks is said once: not for each split, nor by each process.
     told = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}

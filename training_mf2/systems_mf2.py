@@ -13,6 +13,7 @@ from configuration_mf2.configuration_exp_blip import ExpBlipConfig
 from configuration_mf2.configuration_hsemotion import HSEmotionConfig
 from configuration_mf2.configuration_me_graph_au import MEGraphAUConfig
 from configuration_mf2.configuration_vl_fau import VLFAUConfig
+from configuration_mf2.facs_mf2 import LabelSet
 from dataset_mf2.caption_columns_mf2 import CAPTIONS, with_rule_captions
 from modeling_mf2.compared_model import ComparedPreTrainedModel, occurrence_weights
 from modeling_mf2.feature_maps import load_backbone_weights
@@ -144,7 +145,8 @@ def with_captions(
     """The splits with the captions that the model learns from; those that they lack only `by_rule`."""
     if not by_rule:
         return dict(splits)
-    captions, labels = captions_of(model), model.config.label_set
+    captions = captions_of(model)
+    labels = LabelSet(tuple(model.config.action_units), tuple(model.config.emotions))
     return {name: with_rule_captions(rows, captions, labels, seed=seed) for name, rows in splits.items()}
 
 

@@ -19,6 +19,7 @@ from dataset_mf2.streaming_mf2 import MF2StreamedExamples
 from modeling_mf2.accumulation_mf2 import share_out
 
 from .checkpoints_mf2 import disk_may_be_full, last_good_checkpoint, seal, unseal
+from .layer_decay_mf2 import layerwise_optimizer
 
 
 _SEEN_IN_EVALUATION = ("pixel_values", "image_tokens", "landmarks", "states", "au_labels", "emotion_labels")
@@ -31,12 +32,18 @@ class MF2Trainer(Trainer):
         if training is not None and training.ddp_find_unused_parameters is None:
             training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
+        self.by_layer = False  # rates that fall towards the image, as Exp-BLIP's
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
         self._micro_batches: list[dict[str, Any]] = []
         self._shared: list[dict[str, Any]] = []
         if isinstance(self.train_dataset, MF2StreamedExamples):
             self.add_callback(EpochOfStream())
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.by_layer and self.optimizer is None:
+            self.optimizer = layerwise_optimizer(self.model, self.args)
+        return super().create_optimizer(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         if not isinstance(self.train_dataset, MF2StreamedExamples):

@@ -56,7 +56,7 @@ CELLS: dict[str, Cell] = {
     "mf2_without_au_vl": Cell("without AU-VL", ("--task", "pretrain", "--branches", "emo")),
     "exp_blip_stage1": Cell("", ("--model", "exp_blip", "--task", "pretrain", "--caption_set", "exp"), share=_HALF),
     "exp_blip": Cell(
-        "Exp-BLIP",
+        "Exp-BLIP (stage 1, fine-tuned)",
         ("--model", "exp_blip", "--task", "full", "--features", "qformer"),
         after="exp_blip_stage1",
         share=_HALF,
@@ -198,7 +198,9 @@ def run_cell(name: str, seed: int, budget: Budget, work_dir: Path, train: Path) 
     if isinstance(found, str) or budget.test_rows is None or not CELLS[name].title:
         return found
     tested = _run(folder / TESTED, test_command(name, folder, budget), train)
-    return tested if isinstance(tested, str) else found | {k: v for k, v in tested.items() if k not in _OF_TRAINING}
+    if isinstance(tested, str):
+        return tested
+    return found | {k: v for k, v in tested.items() if k not in _OF_TRAINING and not k.startswith("baseline/")}
 
 
 def test_command(name: str, folder: Path, budget: Budget) -> list[str]:

@@ -212,15 +212,21 @@ def _papers(paper: PaperTable, table: Table, runs: Runs) -> str:
     return f"The paper's own figures, not to be compared with ours. {paper.source}.\n\n{shown}"
 
 
+_BACKBONES = {
+    True: "the same backbone and its same pretrained weights",
+    False: "each system's published backbone, with random weights unless --vision_name_or_path names some",
+}
+
+
 def budget_text(budget: Budget, data: str, seeds: Sequence[int], systems: Sequence[str], runs: Runs) -> str:
     """What every system had: the same backbone, images and epochs; and what that cost."""
     longer = [CELLS[n].title for n in systems if sum(budget.epochs_of(CELLS[c]) for c in stages(n)) > budget.epochs]
     text = (
-        f"Data: {data}. Every system: size {budget.model_size}, the same backbone and its same pretrained weights, "
+        f"Data: {data}. Every system: size {budget.model_size}, {_BACKBONES[budget.model_size == 'tiny']}, "
         f"{budget.epochs} epochs in batches of {budget.batch_size}, the same images and split; seeds "
         f"{', '.join(map(str, seeds))}{'' if len(seeds) > 1 else ' (one: no spread)'}. Values are means ± standard "
-        "deviations over the seeds, of test images alone, whose people were not trained on; each run is kept at its "
-        "best epoch on validation images."
+        "deviations over the seeds, of test images alone, whose people were not trained on; what answers for labels "
+        "is kept at its best epoch on validation images."
     )
     if longer:
         text += f" More epochs, since they start from a whole model: {', '.join(longer)}."
