@@ -98,3 +98,16 @@ def test_the_figures_of_fine_tuning_are_those_of_the_benchmark() -> None:
     few = [worth[f"{name}_au_256"] for name in ("dfn", "linear_probe", "full")]
     (said,) = re.findall(r"no better than a linear probe\s+\((.*?)\),.*?\((.*?)\)", README, flags=re.DOTALL)
     assert re.findall(r"\d\.\d{3}", " ".join(said)) == [f"{value:.3f}" for value in few]
+
+
+def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> None:
+    figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "tables_tiny.json").read_text())
+    titles = {"mf2": r"MF² \(pre-train\)", "mf2_dfn": r"MF² \+ DFN", "vl_fau": "VL-FAU", "hsemotion": "HSEmotion"}
+    titles |= {"exp_blip": r"Exp-BLIP \(stage 1, fine-tuned\)", "me_graph_au": "ME-GraphAU"}
+    titles |= {"mf2_without_emo_vl": "MF² without Emo-VL", "mf2_without_au_vl": "MF² without AU-VL"}
+    assert figures["failed_runs"] == 0
+    for name, title in titles.items():
+        (line,) = re.findall(rf"^\| {title} \|(.*±.*)\|$", README, flags=re.MULTILINE)
+        columns = ("au", "au_tuned", "top1", "macro_recall", "macro_f1", "avg")
+        found = [tuple(100 * figures[f"all/{name}/{column}/{kind}"] for kind in ("mean", "sd")) for column in columns]
+        assert [cell.strip() for cell in line.split("|")] == [f"{mean:.1f} ± {sd:.1f}" for mean, sd in found], name
