@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from datasets import Dataset
 
+from configuration_mf2.configuration_exp_blip import CAPTION_SETS
 from configuration_mf2.facs_mf2 import LabelSet
 
 from .caption_join_mf2 import caption_rows, join_captions
@@ -18,6 +19,13 @@ PROCESSOR_INPUTS: Mapping[str, str] = {
     **dict.fromkeys(STYLES["exp_blip"], "text"),
 }
 """Column -> the argument of the processor that it becomes."""
+
+
+def caption_column(caption_set: str) -> str:
+    """The column that holds the captions of one of Exp-BLIP's sets."""
+    if caption_set not in CAPTION_SETS:
+        raise ValueError(f"caption_set: got {caption_set!r}, expected one of {list(CAPTION_SETS)}")
+    return f"exp_blip_{caption_set}"
 
 
 def style_of(captions: Sequence[str]) -> str:
@@ -53,4 +61,4 @@ def check_captions(rows: Dataset, captions: Sequence[str], system: str) -> None:
         )
 
 
-__all__ = ["CAPTIONS", "PROCESSOR_INPUTS", "check_captions", "style_of", "with_rule_captions"]
+__all__ = ["CAPTIONS", "PROCESSOR_INPUTS", "caption_column", "check_captions", "style_of", "with_rule_captions"]

@@ -5,7 +5,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from configuration_mf2.configuration_exp_blip import CAPTION_SETS, ExpBlipConfig
-from dataset_mf2.caption_columns_mf2 import with_rule_captions
+from dataset_mf2.caption_columns_mf2 import caption_column, with_rule_captions
 from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import ExpBlipForPreTraining
@@ -15,7 +15,6 @@ from processing_mf2.tokenizer_mf2 import build_tokenizer
 from training_mf2.exp_blip_mf2 import random_language_model
 from training_mf2.exp_blip_stage_two import (
     CaptionedFaces,
-    caption_column,
     caption_inputs,
     train_captioner,
     write_captions,

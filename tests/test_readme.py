@@ -111,3 +111,7 @@ def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> Non
         columns = ("au", "au_tuned", "top1", "macro_recall", "macro_f1", "avg")
         found = [tuple(100 * figures[f"all/{name}/{column}/{kind}"] for kind in ("mean", "sd")) for column in columns]
         assert [cell.strip() for cell in line.split("|")] == [f"{mean:.1f} ± {sd:.1f}" for mean, sd in found], name
+    longer = json.loads((ROOT / "examples" / "benchmark" / "results" / "hsemotion_20_epochs.json").read_text())
+    (said,) = re.findall(r"HSEmotion with 20 epochs.*?\. MF²", README, flags=re.DOTALL)
+    expected = [f"{100 * longer[name]:.1f}" for name in ("au_f1_tuned_macro", "emotion_top1")]
+    assert re.findall(r"\d+\.\d", said) == expected

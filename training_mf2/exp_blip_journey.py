@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedConfig, TrainingArguments
 
 from configuration_mf2.configuration_exp_blip import ExpBlipConfig
-from dataset_mf2.caption_columns_mf2 import check_captions, with_rule_captions
+from dataset_mf2.caption_columns_mf2 import caption_column, check_captions, with_rule_captions
 from dataset_mf2.caption_scores_mf2 import caption_scores, fact_scores
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import MF2Examples
@@ -22,7 +22,7 @@ from .card_mf2 import run_facts, write_card
 from .checkpoints_mf2 import check_same_run
 from .evaluation_mf2 import draw_curves, write_text
 from .exp_blip_mf2 import build_captioner, build_stage_one, load_captioner, save_captioner
-from .exp_blip_stage_two import CaptionedFaces, caption_column, train_captioner, write_captions
+from .exp_blip_stage_two import CaptionedFaces, train_captioner, write_captions
 from .finetuning_mf2 import trainable_parameters
 from .language_mf2 import CAPTION_FIGURES
 from .options_mf2 import read_options

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Blip2ForConditionalGeneration, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
-from configuration_mf2.configuration_exp_blip import CAPTION_SETS
+from dataset_mf2.caption_columns_mf2 import caption_column
 from dataset_mf2.examples_mf2 import MF2Examples
 from modeling_mf2.exp_blip_captioner import ExpBlipTowerCaptioner, generate_captions
 
@@ -17,13 +17,6 @@ from .trainer_mf2 import MF2Trainer, last_good_checkpoint
 
 
 _UNCOUNTED = -100
-
-
-def caption_column(caption_set: str) -> str:
-    """The column of a dataset that holds a set's captions."""
-    if caption_set not in CAPTION_SETS:
-        raise ValueError(f"caption_set: got {caption_set!r}, expected one of {list(CAPTION_SETS)}")
-    return f"exp_blip_{caption_set}"
 
 
 def caption_inputs(
@@ -164,4 +157,4 @@ def _images(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
     return torch.stack([row["pixel_values"] for row in rows])
 
 
-__all__ = ["CaptionTrainer", "CaptionedFaces", "caption_column", "caption_inputs", "train_captioner", "write_captions"]
+__all__ = ["CaptionTrainer", "CaptionedFaces", "caption_inputs", "train_captioner", "write_captions"]

@@ -14,7 +14,7 @@ from configuration_mf2.configuration_hsemotion import HSEmotionConfig
 from configuration_mf2.configuration_me_graph_au import MEGraphAUConfig
 from configuration_mf2.configuration_vl_fau import VLFAUConfig
 from configuration_mf2.facs_mf2 import LabelSet
-from dataset_mf2.caption_columns_mf2 import CAPTIONS, with_rule_captions
+from dataset_mf2.caption_columns_mf2 import CAPTIONS, caption_column, with_rule_captions
 from modeling_mf2.compared_model import ComparedPreTrainedModel, occurrence_weights
 from modeling_mf2.feature_maps import load_backbone_weights
 from modeling_mf2.modeling_exp_blip import ExpBlipForFaceAnalysis, ExpBlipForPreTraining
@@ -23,7 +23,6 @@ from modeling_mf2.modeling_me_graph_au import MEGraphAUForFaceAnalysis
 from modeling_mf2.modeling_vl_fau import VLFAUForFaceAnalysis
 from processing_mf2.processing_mf2 import MF2Processor
 
-from .exp_blip_stage_two import caption_column
 from .options_mf2 import read_options
 
 

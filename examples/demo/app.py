@@ -14,8 +14,12 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    raise SystemExit('the web page needs gradio, which is not installed: pip install -e ".[demo]"') from error
+
 import demo_view as view
-import gradio as gr
 from demo_engine import EXAMPLES, Engine, Picture, example
 from demo_limits import Guard, Limits, RateLimit, Refused, decode, read_picture
 from starlette.middleware import Middleware
