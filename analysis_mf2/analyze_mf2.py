@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -90,6 +90,8 @@ class Analysis:
         self.trackers: dict[str, FaceTracker] = {}
         self.watch: Callable[[Frame, Face, int], None] | None = None
         """Told of every face that gets a row, with its number."""
+        self.continues: Callable[[Iterable[str]], None] | None = None
+        """Told of the inputs that have rows from before, in their order."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -98,6 +100,8 @@ class Analysis:
         settings |= {"every": self.sampling.every, "fps": self.sampling.fps, "caption": self.caption}
         if self.model.engine != "torch":
             settings["engine"] = self.model.engine
+        if self.source.fingerprint is not None:
+            settings["landmark_file"] = self.source.fingerprint
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         told = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
         return {
@@ -111,6 +115,8 @@ class Analysis:
         summary, done, start = self.summary, getattr(sink, "done", {}), time.monotonic()
         summary.resumed = len(done)
         self._remember_tracks(sink)
+        if self.continues is not None:
+            self.continues(done)
         frames = read_frames(self.inputs, self.sampling, note=summary.skip, after=done.get)
         add = summary.rows.extend if sink is None else sink.add
         total = count_frames(self.inputs, self.sampling) if self.progress else None

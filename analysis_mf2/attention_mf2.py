@@ -39,7 +39,8 @@ def watched(branch: nn.Module) -> Iterator[list[torch.Tensor]]:
     seen: list[torch.Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        queries, (keys, _), mask = inputs
+        queries, read, mask = inputs
+        keys, _ = module.key_values(read) if isinstance(read, torch.Tensor) else read
         asked = module.q_proj(queries).unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
         scores = asked @ keys.transpose(-1, -2) * module.scaling
         seen.append(nn.functional.softmax(scores if mask is None else scores + mask, -1, dtype=torch.float32))

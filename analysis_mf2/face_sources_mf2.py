@@ -1,6 +1,7 @@
 """Where the faces of a frame come from: a detector, a file of landmarks, or the frame itself if it is a crop."""
 
 import csv
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ class Face:
 
 class FaceSource(Protocol):
     name: str
+    fingerprint: str | None
+    """Of a file that the faces come from."""
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
         """Of each frame its faces, or why it cannot be looked at."""
@@ -43,13 +46,15 @@ class Detector(Protocol):
 class AlignedCrops:
     """Each image is one face that fills it."""
 
-    name = "template"
+    name, fingerprint = "template", None
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
         return [[_face(frame, None)] for frame in frames]
 
 
 class DetectedFaces:
+    fingerprint = None
+
     def __init__(self, detector: Detector | None = None, device: str = "cpu") -> None:
         self.name = "face_alignment" if detector is None else type(detector).__name__
         if detector is None:
@@ -87,6 +92,7 @@ class GivenLandmarks:
             raise ValueError(f"landmarks: {self.path} could not be read ({error})") from error
         if not self.points:
             raise ValueError(f"landmarks: {self.path} holds no face, expected a row for each")
+        self.fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         self.inputs = {name for name, _ in self.points}
         # Two folders may hold files of one name: such a name alone says nothing.
         counts = Counter(map(os.path.basename, self.inputs))

@@ -2,16 +2,19 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from .rows_mf2 import Columns, has_face
@@ -73,6 +76,7 @@ class RowFile:
         self.last_frames: list[list[dict[str, Any]]] = []
         """Faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
         self.next_id = 0
+        self.lock = _lock(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if overwrite:
@@ -89,9 +93,10 @@ class RowFile:
             if self.size == 0 and self.format == "csv":
                 self._append(",".join(self.names) + "\n")
             self._write_about(finished=False)
-        except OutputError:
-            raise
         except OSError as error:
+            self.lock.release()
+            if isinstance(error, OutputError):
+                raise
             raise OutputError(f"output: {self.path} cannot be written ({error.strerror or error})") from error
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -100,6 +105,12 @@ class RowFile:
 
     def close(self, *, finished: bool, **told: Any) -> None:
         """told: more facts for the file about the run."""
+        try:
+            self._close(finished, told)
+        finally:
+            self.lock.release()
+
+    def _close(self, finished: bool, told: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # what matters was flushed by `add`
             self.file.close()
         self.about |= told
@@ -203,6 +214,17 @@ class RowFile:
 
     def _write_about(self, finished: bool) -> None:
         _write_json(self.about_file, {**self.about, "finished": finished, "bytes": self.size})
+
+
+def _lock(path: Path) -> FileLock:
+    """Of an output, for the time of a run: rows of two would stand in one another. The system releases a dead one's."""
+    key = hashlib.sha256(f"{os.path.realpath(path)}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"mf2-{key}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OutputError(f"output: {path} is being written by another run; wait for it, or name another") from None
+    return lock
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

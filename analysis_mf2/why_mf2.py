@@ -30,20 +30,28 @@ class WhyFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        analysis.watch = self.face
+        analysis.watch, analysis.continues = self.face, self.remember
+
+    def remember(self, inputs: Iterable[str]) -> None:
+        """Those that a run before explained keep the names of their pages."""
+        for name in inputs:
+            self.names.of(name)
 
     def face(self, frame: Frame, face: Face, number: int) -> None:
         """Of a video every frame is in the timeline; a page each would bury the folder."""
         if frame.is_moving:
             return
         explained = self.explainer.explain(frame.input, frame.pixels, face, number)
-        name = f"{self.names.of(frame.input)}-face{number}"
+        page = self._page(frame.input, number)
         try:
-            explained.save_png(self.folder / f"{name}.png")
-            explained.save_html(self.folder / f"{name}.html")
+            explained.save_png((self.folder / page).with_suffix(".png"))
+            explained.save_html(self.folder / page)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        self.pages[frame.input, number] = f"{name}.html"
+        self.pages[frame.input, number] = page
+
+    def _page(self, name: str, number: int) -> str:
+        return f"{self.names.of(name)}-face{number}.html"
 
     def beside(self, sink: Any) -> "_Beside":
         return _Beside(sink, self.rows)
@@ -51,7 +59,9 @@ class WhyFolder:
     def finish(self, output: str | os.PathLike | None = None) -> str:
         """output: the run's file of rows, which may hold those of runs before. -> what there is, in words."""
         rows = self.rows if output is None else read_picture_rows(output)
-        rows.pages = self.pages
+        places = [(row["input"], int(row["face_id"])) for row in rows.stills if row["face_id"] == row["face_id"]]
+        there = {place: page for place in places if (self.folder / (page := self._page(*place))).is_file()}
+        rows.pages = {**there, **self.pages}
         told = save_row_pictures(rows, self.folder, self.names)
         return ", ".join([*([_count(len(self.pages), "face page")] if self.pages else []), *told]) or "none: no face"
 

@@ -43,6 +43,19 @@ def test_a_row_says_what_the_pipeline_says(tmp_path: Path) -> None:
         assert rows[3]["x_30"] == pytest.approx(expected["landmarks"][30][0], abs=0.01)
 
 
+def test_other_landmarks_are_another_run(tmp_path: Path) -> None:
+    model, (face,), out = embedded(), write_faces(tmp_path, 1), tmp_path / "rows.csv"
+    names = ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))
+    for shift in (0, 1):
+        points = draw_example(0, seed=2)[1] + shift
+        (tmp_path / "l.csv").write_text(f"{names}\n{','.join(map(str, [*points[:, 0], *points[:, 1]]))}\n")
+        if shift:
+            with pytest.raises(OutputError, match="was made with landmark_file"):
+                analyze(str(face), out, model=model, landmarks=tmp_path / "l.csv")
+        else:
+            assert analyze(str(face), out, model=model, landmarks=tmp_path / "l.csv").faces == 1
+
+
 def test_faces_of_a_video_keep_their_numbers_and_empty_frames_their_row(tmp_path: Path) -> None:
     walk = [[face_at(2 + 3 * step, 2), face_at(50, 10)][:: 1 if step % 2 else -1] for step in range(4)]
     detector = FakeDetector([*walk, [], [face_at(51, 11, score=0.4)]])

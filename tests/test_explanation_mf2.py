@@ -1,5 +1,6 @@
 """`explain`: the pipeline's own answers, maps that lie on the face wherever it is in the image, clear refusals."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -9,8 +10,11 @@ import torch
 from analysis_media import FakeDetector, embedded, face_at
 
 import analysis_mf2
+from analysis_mf2.analysis_model_mf2 import load_model
 from analysis_mf2.explanation_mf2 import EMOTION, Explainer, Explanation, _tidy, explain
 from dataset_mf2.synthetic_faces import draw_example
+from modeling_mf2 import MF2ForFaceAnalysis
+from training_mf2.finetuning_mf2 import adapt
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,27 @@ def test_answers_are_the_pipeline_s(turned) -> None:
         assert found.action_units[name]["threshold"] == unit["threshold"]
     assert set(found.active) == set(expected["active_action_units"]) and found.sentences == {}
     assert found.about["synthetic"] is True
+
+
+@pytest.mark.parametrize("task", ["dfn", "lora"])
+def test_an_adapter_s_own_answer_is_explained(turned, task: str, tmp_path) -> None:
+    _, image, points = turned
+    base = Path(analysis_mf2.__file__).parents[1] / "model_cards" / "mf2-tiny-synthetic"
+    adapted = adapt(MF2ForFaceAnalysis.from_pretrained(base), task)
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "classifiers" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)  # an untrained one changes nothing
+    adapted.save_pretrained(tmp_path)
+    embedded().pipeline.processor.save_pretrained(tmp_path)
+    model = load_model(adapter=tmp_path)
+    expected = model.pipeline({"image": image, "landmarks": points})[0]["action_units"]
+    usual = embedded().pipeline({"image": image, "landmarks": points})[0]["action_units"]
+    assert max(abs(expected[name]["probability"] - usual[name]["probability"]) for name in expected) > 0.01
+    found = explain(image, model=model, landmarks=points, sentences=False, occlusion=True)
+    for name, unit in expected.items():
+        assert found.action_units[name]["probability"] == pytest.approx(unit["probability"], abs=1e-4)
+        assert found.image_map(name).sum() == pytest.approx(1, abs=0.05)
 
 
 def test_maps_lie_on_the_turned_face(turned) -> None:

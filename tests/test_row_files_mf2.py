@@ -109,6 +109,7 @@ def test_parquet_s_rows_outlive_a_kill(tmp_path: Path) -> None:
     out = RowFile(path, COLUMNS, dict(ABOUT))
     out.add(frames()[0])
     out.add(frames()[1])  # and no close
+    out.lock.release()  # as the system does for a process that is killed
     assert not path.exists()
     again = RowFile(path, COLUMNS, dict(ABOUT))
     assert again.done == {"ä, b.mp4": 0}  # the last frame may be half there
@@ -131,6 +132,20 @@ def test_another_run_s_rows_are_not_mixed_in(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     RowFile(path, COLUMNS, other, overwrite=True).close(finished=True)
     assert path.read_text().count("\n") == 1
+
+
+def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    first = RowFile(path, COLUMNS, dict(ABOUT))
+    first.add(frames()[0])
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match=r"out\.csv is being written by another run; wait"):
+            RowFile(path, COLUMNS, dict(ABOUT), overwrite=overwrite)
+    first.close(finished=True)
+    assert write(path, frames()).done == {"ä, b.mp4": 0}
+    with pytest.raises(OutputError, match="was made with"):  # a refusal holds nothing
+        RowFile(path, COLUMNS, {"settings": {"model": "other"}})
+    write(path, frames(), overwrite=True)
 
 
 def test_a_full_disk_leaves_whole_rows_and_says_how_to_go_on(tmp_path: Path) -> None:

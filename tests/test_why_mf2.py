@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import pytest
 from analysis_media import FakeDetector, embedded, face_at, write_faces, write_video
 from html_pages import Page
@@ -34,6 +35,22 @@ def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_
         f"{stem}.{ending}" for stem in ("contact_sheet", "v-timeline") for ending in ("png", "html")
     )
     assert (again / "v-timeline.html").read_bytes() == before
+
+
+def test_a_run_that_goes_on_keeps_the_pages_that_are_there(tmp_path: Path, capsys) -> None:
+    """Also where two pictures differ by their ending alone."""
+    folder, out, rows = tmp_path / "in", tmp_path / "why", tmp_path / "rows.csv"
+    (first,) = write_faces(folder, 1)
+    arguments = [str(folder), "--aligned", "-o", str(rows), "--why", str(out)]
+    assert main(arguments, model=embedded()) == 0
+    before = (out / "face-000-face0.html").read_bytes()
+    other = cv2.flip(cv2.imread(str(first)), 1)
+    cv2.imwrite(str(first.with_suffix(".jpg")), other)
+    assert main(arguments, model=embedded()) == 0
+    assert "1 face page, contact sheet" in capsys.readouterr().err
+    assert (out / "face-000-face0.html").read_bytes() == before
+    sheet = Page((out / "contact_sheet.html").read_text())
+    assert len(sheet.outside) == 2 and "face-000-face0.html" in sheet.outside
 
 
 @pytest.mark.parametrize(
