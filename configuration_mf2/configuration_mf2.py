@@ -186,7 +186,13 @@ SIZES: dict[str, dict[str, Any]] = {
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
         "units_alone_share": 0.5,
     },
-    "base": {"vision_config": {}, "emo_config": {}, "au_config": {}, "units_alone_share": 0.5},
+    # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
+    "base": {
+        "vision_config": {},
+        "emo_config": {},
+        "au_config": {"num_query_tokens": 4},
+        "units_alone_share": 0.5,
+    },
     # BLIP-2's EVA ViT-g/14, the paper's size: without its last block, and its final norm is BLIP-2's `ln_vision`.
     "giant": {
         "vision_config": {

@@ -108,7 +108,37 @@ class MF2QFormerAttention(nn.Module):
     def key_values(self, states: torch.Tensor) -> KeyValue:
         return self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
 
+    def folds(self, states: torch.Tensor, tokens: torch.Tensor) -> bool:
+        """Whether few queries read many tokens: carrying queries into the tokens' space is then cheaper than carrying
+        tokens into the queries'. An adapter's layer does more than multiply, and only eager attention tells weights."""
+        plain = type(self.k_proj) is type(self.v_proj) is nn.Linear
+        inference = states.device.type == "cpu" and not torch.is_grad_enabled() and not self.training
+        share = states.shape[1] * (1 / tokens.shape[1] + 1 / self.head_dim)  # of the multiplications
+        return plain and inference and self.config._attn_implementation == "sdpa" and share < 0.5
+
+    def _fold(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The same attention, in another order of products. The keys' bias moves all scores of a query alike."""
+        heads, (rows, queries) = (self.num_heads, self.head_dim), states.shape[:2]
+        asked = self._heads(self.q_proj(states) * self.scaling).transpose(0, 1).flatten(1, 2)
+        asked = (asked @ self.k_proj.weight.unflatten(0, heads)).unflatten(1, (rows, queries))
+        scores = asked.transpose(0, 1).flatten(1, 2) @ tokens.transpose(1, 2)  # (rows, heads * queries, tokens)
+        read = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(tokens.dtype) @ tokens
+        read = read.unflatten(1, (self.num_heads, queries)).transpose(0, 1).flatten(1, 2)
+        attended = (read @ self.v_proj.weight.unflatten(0, heads).transpose(1, 2)).unflatten(1, (rows, queries))
+        return attended.permute(1, 2, 0, 3).flatten(2) + self.v_proj.bias
+
     def forward(
+        self, states: torch.Tensor, seen: KeyValue | torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """seen: keys and values, or tokens that none were made of."""
+        if isinstance(seen, torch.Tensor):
+            attended, weights = self._fold(states, seen), None
+        else:
+            attended, weights = self._attend(states, seen, mask)
+        attended = self.dropout(self.out_proj(attended.reshape(*states.shape)))
+        return self.norm(attended + states), weights
+
+    def _attend(
         self, states: torch.Tensor, key_values: KeyValue, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -116,7 +146,7 @@ class MF2QFormerAttention(nn.Module):
         )
         if states.shape[0] == 0:  # no face in any image; the interfaces cannot reshape nothing
             attention = eager_attention_forward
-        attended, weights = attention(
+        return attention(
             self,
             self._heads(self.q_proj(states)),
             *key_values,
@@ -124,8 +154,6 @@ class MF2QFormerAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
         )
-        attended = self.dropout(self.out_proj(attended.reshape(*states.shape)))
-        return self.norm(attended + states), weights
 
 
 class MF2QFormerFeedForward(nn.Module):
@@ -174,6 +202,7 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
         query_mask: torch.Tensor | None,
         mode: TextMode,
         past_key_values: Cache | None = None,
+        keep_key_values: bool = False,
     ) -> tuple:
         query_weights = text_weights = cross_weights = text_key_values = None
         if queries is not None:
@@ -194,10 +223,11 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
             )
             queries, query_weights = self.attention(queries, seen, query_mask)
             if self.cross_attention is not None:
-                if image_key_values is None:
+                queries = _repeated(queries, (image if image_key_values is None else image_key_values[0]).shape[0])
+                folds = image_key_values is None and not keep_key_values and self.cross_attention.folds(queries, image)
+                if image_key_values is None and not folds:
                     image_key_values = self.cross_attention.key_values(image)
-                queries = _repeated(queries, image_key_values[0].shape[0])
-                queries, cross_weights = self.cross_attention(queries, image_key_values, None)
+                queries, cross_weights = self.cross_attention(queries, image if folds else image_key_values, None)
             queries = self.query_feed_forward(queries)
         if text is not None:
             text = self.text_feed_forward(attended_text)
@@ -328,6 +358,7 @@ class MF2QFormer(PreTrainedModel):
                 query_additive,
                 mode,
                 past_key_values=past_key_values,
+                keep_key_values=output_key_values,
             )
             if output_key_values and queries is not None:
                 collected_queries.append(tuple(_repeated(states, batch) for states in query_kv))

@@ -305,3 +305,28 @@ def test_the_feed_forward_net_in_parts_is_the_whole(build, inputs, monkeypatch):
         parts = model(**inputs)
     close(parts.query_states, whole.query_states.detach())
     close(known(parts.text_states, inputs["text_mask"]), known(whole.text_states.detach(), inputs["text_mask"]))
+
+
+@pytest.mark.parametrize("queries", [1, 3, 4])
+def test_few_queries_are_carried_to_the_tokens_and_answer_the_same(build, queries, monkeypatch):
+    model = build()
+    attention = model.layers[0].cross_attention
+    given = {"queries": torch.randn(1, queries, 32), "image": torch.randn(ROWS, 40, 20)}
+    with torch.no_grad():
+        assert attention.folds(given["queries"], given["image"]) == (queries < 4)  # 1/40 + 1/8 for each
+        folded = model(**given).query_states
+        monkeypatch.setattr(type(attention), "folds", lambda *_: False)
+        close(folded, model(**given).query_states, 1e-5)
+
+
+def test_nothing_is_folded_that_learns_or_was_adapted(build):
+    model = build()
+    attention, queries, image = model.layers[0].cross_attention, torch.randn(1, 1, 32), torch.randn(ROWS, 40, 20)
+    assert not attention.folds(queries, image), "gradients are asked for"
+    with torch.no_grad():
+        assert attention.folds(queries, image) and not build("eager").layers[0].cross_attention.folds(queries, image)
+        read = model(queries=queries, image=image, output_key_values=True)
+        assert len(read.image_key_values) == 2
+        attention.v_proj = torch.nn.Sequential(attention.v_proj)  # as an adapter wraps it
+        assert not attention.folds(queries, image)
+        close(model(queries=queries, image=image).query_states, read.query_states, 1e-5)

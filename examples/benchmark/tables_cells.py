@@ -1,37 +1,33 @@
-"""The systems of `tables.py` as commands of train.py, and the running of one cell: a system's stage with one seed."""
+"""The systems of `tables.py` as cells, and the cells as commands of train.py: a system's stage with one seed."""
 
 import json
-import shlex
-import subprocess
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from report import write_json
-
 from configuration_mf2.configuration_vl_fau import ABLATIONS
+from configuration_mf2.facs_mf2 import resolve_label_set
 
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
-TAIL = 15  # lines of a failed cell's log that are shown
 TESTED = "tested"  # the folder, in a run's own, of its scores on further faces
-_OF_TRAINING = ("cpu_seconds", "wall_seconds", "trainable_parameters", "train_images", "epoch_cpu_seconds")
-# What train.py says of a dataset that lacks something: the run goes on, and is not what its name promises.
-INCOMPLETE = "the losses that need them are off"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run of train.py. title: the system, if it ends here. after: the cell whose checkpoint it starts from.
-    share: of the budget's epochs, so that two stages see as many images as one run. learning_rate: of the tiny size."""
+    share: of the budget's epochs, so that two stages see as many images as one run. learning_rate: of the tiny size.
+    further: whether it is scored on further faces, where there are some; to write captions for so many takes long.
+    needs: what a label set must have for it, AUs or emotions."""
 
     title: str
     arguments: tuple[str, ...]
     after: str | None = None
     share: float = 1.0
     learning_rate: float = 2e-3
+    further: bool = True
+    needs: tuple[str, ...] = ()
 
 
 def _options(**options: object) -> tuple[str, ...]:
@@ -42,31 +38,58 @@ def _options(**options: object) -> tuple[str, ...]:
 # Whole backbones are trained: what is good for MF²'s parts above a frozen tower is too much for them.
 _BACKBONE_RATE = 1e-3
 _DFN_RATE = 3e-3
+_PROBE_RATE = 2e-2  # two linear layers on features that stay as they are
 _HALF = 0.5
 _JUDGED_BY_AUS = ("--metric_for_best_model", "au_f1_macro")
 _JUDGED_BY_EMOTION = ("--metric_for_best_model", "emotion_macro_f1")
+_AUS, _BOTH = ("AUs",), ("AUs", "emotions")
 _NO_EMOTION, _NO_AUS = _options(loss_weights={"emotion": 0}), _options(loss_weights={"au": 0})
+EXP_BLIP = {"emot": "Emot", "au": "AU", "mix": "Mix", "cat": "Cat", "exp": "Exp"}  # caption sets, in the paper's order
+_FEATURES = {"vision": "image encoder", "qformer": "Q-Former"}
+_READ_BY = {"probe": "linear_probe", "tuned": "full"}
 _ABLATED = {1: "baseline", 2: "MARL", 3: "MARL, LLGA", 4: "MARL, GLGA"}
+
+
+def exp_blip(captions: str, features: str, read_by: str) -> str:
+    """The cell of a variant; that which the other tables call Exp-BLIP is the last one."""
+    variant = (captions, features, read_by)
+    return "exp_blip" if variant == ("exp", "qformer", "tuned") else "_".join(("exp_blip", *variant))
+
+
+def _exp_blip_cells() -> dict[str, Cell]:
+    """Two stages on captions, and then as many epochs on labels as every system has."""
+    cells, model = {}, ("--model", "exp_blip")
+    for captions, title in EXP_BLIP.items():
+        first, second = f"exp_blip_{captions}_stage1", f"exp_blip_{captions}_stage2"
+        needs = {"au": _AUS, "emot": ("emotions",)}.get(captions, ())
+        cells[first] = Cell("", (*model, "--task", "pretrain", "--caption_set", captions), share=_HALF, needs=needs)
+        cells[second] = Cell(
+            f"Exp-BLIP({title})", (*model, "--task", "caption"), after=first, share=_HALF, further=False
+        )
+        for features, place in _FEATURES.items():
+            for read_by, task in _READ_BY.items():
+                name = exp_blip(captions, features, read_by)
+                cells[name] = Cell(
+                    "Exp-BLIP" if name == "exp_blip" else f"Exp-BLIP({title}), {place}, {task}",
+                    (*model, "--task", task, "--features", features),
+                    after=second,
+                    learning_rate=_BACKBONE_RATE if task == "full" else _PROBE_RATE,
+                )
+    return cells
+
 
 # The table to change: what every system is trained by. Stages that no table shows have no title.
 CELLS: dict[str, Cell] = {
     "mf2": Cell("MF² (pre-train)", ("--task", "pretrain")),
     "mf2_dfn": Cell("MF² + DFN", ("--task", "dfn"), after="mf2", learning_rate=_DFN_RATE),
-    "mf2_without_emo_vl": Cell("without Emo-VL", ("--task", "pretrain", "--branches", "au")),
+    "mf2_without_emo_vl": Cell("without Emo-VL", ("--task", "pretrain", "--branches", "au"), needs=_AUS),
     "mf2_without_au_vl": Cell("without AU-VL", ("--task", "pretrain", "--branches", "emo")),
-    "exp_blip_stage1": Cell("", ("--model", "exp_blip", "--task", "pretrain", "--caption_set", "exp"), share=_HALF),
-    "exp_blip": Cell(
-        "Exp-BLIP (stage 1, fine-tuned)",
-        ("--model", "exp_blip", "--task", "full", "--features", "qformer"),
-        after="exp_blip_stage1",
-        share=_HALF,
-        learning_rate=_BACKBONE_RATE,
-    ),
     "me_graph_au_stage1": Cell(
         "",
         ("--model", "me_graph_au", *_options(use_edges=False)),
         share=_HALF,
         learning_rate=_BACKBONE_RATE,
+        needs=_AUS,
     ),
     "me_graph_au": Cell(
         "ME-GraphAU",
@@ -81,12 +104,16 @@ CELLS: dict[str, Cell] = {
             f"VL-FAU {'①②③④'[number - 1]} {parts}",
             ("--model", "vl_fau", *_options(**ABLATIONS[number])),
             learning_rate=_BACKBONE_RATE,
+            needs=_AUS,
         )
         for number, parts in _ABLATED.items()
     },
-    "vl_fau": Cell("VL-FAU", ("--model", "vl_fau"), learning_rate=_BACKBONE_RATE),
+    "vl_fau": Cell("VL-FAU", ("--model", "vl_fau"), learning_rate=_BACKBONE_RATE, needs=_AUS),
+    **_exp_blip_cells(),
     # Table V: the first stage sees no emotion, neither as label nor in a caption; the second sees no AU.
-    "mf2_au_stage1": Cell("", ("--task", "pretrain", "--branches", "au", *_NO_EMOTION, *_JUDGED_BY_AUS), share=_HALF),
+    "mf2_au_stage1": Cell(
+        "", ("--task", "pretrain", "--branches", "au", *_NO_EMOTION, *_JUDGED_BY_AUS), share=_HALF, needs=_BOTH
+    ),
     "mf2_au_to_emotion": Cell(
         "MF² (AU, then DFN on emotion)",
         ("--task", "dfn", *_NO_AUS, *_JUDGED_BY_EMOTION),
@@ -94,13 +121,13 @@ CELLS: dict[str, Cell] = {
         share=_HALF,
         learning_rate=_DFN_RATE,
     ),
-    "exp_blip_au_stage1": Cell("", ("--model", "exp_blip", "--task", "pretrain", "--caption_set", "au"), share=_HALF),
     "exp_blip_au_to_emotion": Cell(
         "Exp-BLIP (AU captions, then emotion)",
         ("--model", "exp_blip", "--task", "full", "--features", "qformer", *_NO_AUS, *_JUDGED_BY_EMOTION),
-        after="exp_blip_au_stage1",
+        after="exp_blip_au_stage2",
         share=_HALF,
         learning_rate=_BACKBONE_RATE,
+        needs=_BOTH,
     ),
 }
 
@@ -147,6 +174,13 @@ def cells_of(systems: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(stage for name in systems for stage in stages(name)))
 
 
+def lacking(name: str, label_set: str) -> list[str]:
+    """What a system needs and the label set has not."""
+    labels = resolve_label_set(label_set)
+    has = {"AUs": bool(labels.action_units), "emotions": bool(labels.emotions)}
+    return [need for need in has if not has[need] and any(need in CELLS[stage].needs for stage in stages(name))]
+
+
 def folder_of(work_dir: Path, name: str, seed: int) -> Path:
     return work_dir / f"{name}-{seed}"
 
@@ -162,47 +196,6 @@ def whole_command(name: str, seed: int, budget: Budget, work_dir: Path, train: P
     return [sys.executable, str(train), *command, "--output_dir", str(folder_of(work_dir, name, seed))]
 
 
-def read_json(path: Path) -> dict | None:
-    """None for a file that is not there, or was cut short."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def finished(folder: Path, command: Sequence[str]) -> dict[str, float] | None:
-    """The metrics of this very command, if it ended well."""
-    record = read_json(folder / "command.json") or {}
-    if record.get("command") != list(command) or record.get("exit"):
-        return None
-    return read_json(folder / "metrics.json")
-
-
-def check_folders(wanted: Iterable[tuple[str, int]], budget: Budget, work_dir: Path) -> None:
-    """Before anything runs: no folder may hold what another command wrote."""
-    for name, seed in wanted:
-        folder, command = folder_of(work_dir, name, seed), command_of(name, seed, budget, work_dir)
-        before = read_json(folder / "command.json") or {}
-        if before.get("command", command) != command:
-            raise ValueError(
-                f"{folder}: was run with `{shlex.join(before['command'])}`, expected `{shlex.join(command)}`; give "
-                "another --work_dir, or remove that folder and those of the stages that start from it"
-            )
-
-
-def run_cell(name: str, seed: int, budget: Budget, work_dir: Path, train: Path) -> dict[str, float] | str:
-    """The metrics, or why there are none. What was interrupted is continued by train.py itself."""
-    folder, command = folder_of(work_dir, name, seed), command_of(name, seed, budget, work_dir)
-    found = _run(folder, command, train)
-    if isinstance(found, str) or budget.test_rows is None or not CELLS[name].title:
-        return found
-    tested = _run(folder / TESTED, test_command(name, folder, budget), train)
-    if isinstance(tested, str):
-        return tested
-    return found | {k: v for k, v in tested.items() if k not in _OF_TRAINING and not k.startswith("baseline/")}
-
-
 def test_command(name: str, folder: Path, budget: Budget) -> list[str]:
     own = CELLS[name].arguments
     model = list(own[: own.index("--model") + 2][-2:]) if "--model" in own else []
@@ -210,44 +203,3 @@ def test_command(name: str, folder: Path, budget: Budget) -> list[str]:
     rows += ["--use_captions", "False"]  # what MF²'s language is worth is no part of the tables, and takes long
     rows += ["--disable_tqdm", "True"]
     return [*model, "--task", "evaluate", "--model_name_or_path", str(folder), *rows, *budget.further]
-
-
-def _run(folder: Path, command: list[str], train: Path) -> dict[str, float] | str:
-    named = folder.name if folder.name != TESTED else f"{folder.parent.name} on further faces"
-    if (found := finished(folder, command)) is not None:
-        print(f"{named}: done before")
-        return found
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").unlink(missing_ok=True)  # what an earlier failure may have left
-    write_json(folder / "command.json", {"command": command})
-    whole = [sys.executable, str(train), *command, "--output_dir", str(folder)]
-    log, start = folder / "log.txt", time.perf_counter()
-    print(f"{named}: {shlex.join(whole[1:])}", flush=True)
-    with log.open("a", encoding="utf-8") as file:
-        code = _wait(subprocess.Popen(whole, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL))
-    found = read_json(folder / "metrics.json")
-    if code == 0 and found is not None:
-        print(f"{named}: {time.perf_counter() - start:.0f} s", flush=True)
-        return found
-    write_json(folder / "command.json", {"command": command, "exit": code or 1})
-    why = f"ended with {code}" if code else "wrote no metrics.json that can be read"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
-    text = "\n".join([f"{named} {why}; the end of {log}:", *(f"    {line}" for line in lines)])
-    print(text, flush=True)
-    return text
-
-
-def _wait(process: subprocess.Popen) -> int:
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:  # we are stopped: nothing may go on writing into the folder
-            process.terminate()
-            process.wait()
-
-
-def incomplete(folder: Path) -> list[str]:
-    """Warnings of a run that its dataset lacked something."""
-    log = folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    return list(dict.fromkeys(line.strip() for line in lines if INCOMPLETE in line))
