@@ -1,6 +1,7 @@
 """The main job on two processes: killed and continued it ends with the same weights; sharded it learns the same."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -15,17 +16,9 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "examples" / "accelerate"
 SMALL = ["--vision_name_or_path", "none", "--use_cpu", "--disable_tqdm", "True", "--num_images", "96"]
-SMALL += ["--label_set", "disfa", "--branches", "au", "--warmup_steps", "2", "--per_device_train_batch_size", "4"]
-SMALL += [
-    "--eval_strategy",
-    "no",
-    "--load_best_model_at_end",
-    "False",
-    "--save_strategy",
-    "steps",
-    "--logging_steps",
-    "2",
-]
+SMALL += ["--label_set", "disfa", "--warmup_steps", "2", "--per_device_train_batch_size", "4"]
+SMALL += ["--eval_strategy", "no", "--load_best_model_at_end", "False", "--save_strategy", "steps"]
+SMALL += ["--logging_steps", "2"]
 
 # Two processes, as torchrun makes them but from one import, unless torchrun started this. Each ends itself without
 # warning in the middle of a step, where the environment says so. What follows training has tests of its own.
@@ -113,7 +106,7 @@ def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:
         assert (tensor - other[name]).abs().max() <= tolerance, name
 
 
-STEPS = ["--max_steps", "4", "--save_steps", "1", "--gradient_accumulation_steps", "2"]
+STEPS = ["--max_steps", "4", "--save_steps", "1", "--gradient_accumulation_steps", "2", "--branches", "au"]
 
 
 def test_two_processes_that_are_killed_end_as_if_they_had_not_been(job, tmp_path: Path) -> None:
@@ -135,7 +128,7 @@ def test_two_processes_that_are_killed_end_as_if_they_had_not_been(job, tmp_path
 @pytest.mark.slow
 def test_a_streamed_run_continues_where_it_was(job, tmp_path: Path) -> None:
     """Over the end of a pass, and by torchrun."""
-    steps = ["--max_steps", "14", "--save_steps", "5", "--streaming"]
+    steps = ["--max_steps", "14", "--save_steps", "5", "--streaming", "--branches", "au"]
     whole, cut = ([*steps, "--output_dir", str(tmp_path / name)] for name in ("whole", "cut"))
     assert job(whole).returncode == 0
     assert job(cut, die_at=12).returncode != 0
@@ -148,6 +141,7 @@ def test_a_streamed_run_continues_where_it_was(job, tmp_path: Path) -> None:
 @pytest.mark.parametrize("micro_batches", ["1", "2"])
 def test_sharded_parameters_learn_the_same(job, tmp_path: Path, micro_batches: str) -> None:
     steps = ["--max_steps", "4", "--save_steps", "2", "--gradient_accumulation_steps", micro_batches]
+    steps += ["--branches", "au"]
     for name, more in (("ddp", ""), ("fsdp", SHARDED)):
         done = job([*steps, "--output_dir", str(tmp_path / name)], more=more)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -158,8 +152,50 @@ def test_sharded_parameters_learn_the_same(job, tmp_path: Path, micro_batches: s
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--task", "full"], ["--task", "full", "--gradient_checkpointing"]], ids=str)
 def test_parameters_without_a_gradient_stop_no_process(job, tmp_path: Path, arguments: list[str]) -> None:
-    done = job(["--max_steps", "3", "--save_strategy", "no", "--output_dir", str(tmp_path), *arguments])
+    steps = ["--max_steps", "3", "--save_strategy", "no", "--branches", "au"]
+    done = job([*steps, "--output_dir", str(tmp_path), *arguments])
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def killed_and_continued(job, folder: Path, arguments: list[str]) -> None:
+    """Two processes end with the same weights with and without an interruption; one of them writes and speaks."""
+    steps = ["--max_steps", "4", "--save_steps", "1", *arguments]
+    whole = job([*steps, "--output_dir", str(folder / "whole")])
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert whole.stdout.count("synthetic faces, ") == 1
+    cut = [*steps, "--output_dir", str(folder / "cut")]
+    assert "SIGKILL" in job(cut, die_at=3).stderr
+    continued = job(cut)
+    assert continued.returncode == 0, continued.stderr[-3000:]
+    assert_same_weights(folder / "whole", folder / "cut")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["vl_fau", "me_graph_au", "hsemotion"])
+def test_compared_systems_on_two_processes(job, tmp_path: Path, system: str) -> None:
+    killed_and_continued(job, tmp_path, ["--model", system, "--label_set", "mfa"])
+    if system == "vl_fau":  # its words are scored by all processes together
+        assert "local_top5" in json.loads((tmp_path / "whole" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_every_stage_of_exp_blip_on_two_processes(job, tmp_path: Path) -> None:
+    model = ["--model", "exp_blip", "--label_set", "mfa"]
+    killed_and_continued(job, tmp_path / "one", [*model, "--task", "pretrain"])
+    source = ["--model_name_or_path", str(tmp_path / "one" / "whole")]
+    killed_and_continued(job, tmp_path / "two", [*model, "--task", "caption", *source])
+    source = ["--model_name_or_path", str(tmp_path / "two" / "whole")]
+    killed_and_continued(job, tmp_path / "three", [*model, "--task", "full", *source])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--model", "vl_fau"], ["--model", "exp_blip", "--task", "pretrain"]], ids=str)
+def test_compared_systems_learn_the_same_when_sharded(job, tmp_path: Path, arguments: list[str]) -> None:
+    for name, more in (("ddp", ""), ("fsdp", SHARDED)):
+        steps = ["--max_steps", "3", "--save_steps", "3", "--label_set", "mfa", *arguments]
+        done = job([*steps, "--output_dir", str(tmp_path / name)], more=more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_weights(tmp_path / "ddp", tmp_path / "fsdp", tolerance=2e-5)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

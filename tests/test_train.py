@@ -132,7 +132,11 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     last = max((tmp_path / "killed").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     cut = (last / "model.safetensors").read_bytes()[:1000]
     (last / "model.safetensors").write_bytes(cut)
-    train.main(interrupted)
+    begun = json.loads((last.with_name("checkpoint-6") / "cost.json").read_text())
+    figures = train.main(interrupted)
+    assert begun["cpu_seconds"] > 0 and figures["cpu_seconds"] > begun["cpu_seconds"]
+    at_its_end = train.main(interrupted)  # only measured again
+    assert at_its_end["epoch_cpu_seconds"] == pytest.approx(figures["epoch_cpu_seconds"], rel=0.2)
     assert f"{last.name} is passed over: model.safetensors has 1000 bytes" in caplog.text
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert set(whole) == set(resumed)

@@ -80,7 +80,6 @@ def run_facts(
     figures: Mapping[str, float],
     *,
     synthetic: bool,
-    resumed: bool = False,
     energy_kwh: float | None = None,
     captions: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -135,7 +134,6 @@ def run_facts(
         "base_models": [name for name in sources.values() if _is_hub_name(name)],
         "settings": {name: value for name, value in settings.items() if value is not None},
         "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
-        "resumed": resumed,
         "energy_kwh": energy_kwh,
         "processes": training.world_size,
         "hardware": hardware_words(training),

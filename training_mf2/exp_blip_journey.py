@@ -1,7 +1,6 @@
 """Exp-BLIP's two stages from arguments to a saved model: alignment with captions, then writing them."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from dataset_mf2.caption_columns_mf2 import caption_column, check_captions, with
 from dataset_mf2.caption_scores_mf2 import caption_scores, fact_scores
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import MF2Examples
-from dataset_mf2.synthetic_faces import CORPUS
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
 from .card_mf2 import run_facts, write_card
 from .checkpoints_mf2 import check_same_run
+from .cost_mf2 import Cost
 from .evaluation_mf2 import draw_curves, write_text
 from .exp_blip_mf2 import build_captioner, build_stage_one, load_captioner, save_captioner
 from .exp_blip_stage_two import CaptionedFaces, train_captioner, write_captions
@@ -27,7 +26,7 @@ from .finetuning_mf2 import trainable_parameters
 from .language_mf2 import CAPTION_FIGURES
 from .options_mf2 import read_options
 from .publish_mf2 import publish
-from .splits_mf2 import build_examples, load_splits
+from .splits_mf2 import build_examples, load_splits, name_data
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint, loss_names
 
 
@@ -58,9 +57,9 @@ def is_about_captions(arguments: MF2Arguments) -> bool:
 
 
 def run_captions(
-    arguments: MF2Arguments, training: TrainingArguments, tower: str | None, spent: Callable[[], dict[str, float]]
+    arguments: MF2Arguments, training: TrainingArguments, tower: str | None, cost: Cost
 ) -> dict[str, float]:
-    """tower: where a new model's tower starts. spent: seconds since the run began."""
+    """tower: where a new model's tower starts."""
     if arguments.task == "caption" and arguments.model_name_or_path is None:
         raise ValueError("model_name_or_path: got none with --task caption, expected the folder of Exp-BLIP's stage 1")
     wants_push, training.push_to_hub = training.push_to_hub, False
@@ -70,18 +69,15 @@ def run_captions(
     splits = load_splits(arguments)
     stage = _StageOne if arguments.task == "pretrain" else _StageTwo
     journey = stage(arguments, training, tower, splits)
-    resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
-    trainer = None if arguments.task == "evaluate" else journey.train()
+    trainer = None if arguments.task == "evaluate" else journey.train(cost)
     scores = journey.measure(folder)
     figures = {
         "train_images": len(splits["train"]),
         "test_images": len(splits["test"]),
         "trainable_parameters": trainable_parameters(journey.model),
-        **spent(),
+        **cost.figures(),
     }
-    corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
-    synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
-    data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
+    synthetic, data = name_data(arguments.dataset, splits["test"])
     if not training.should_save:  # another process writes
         return {**scores, **figures}
     write_text(folder / "metrics.json", json.dumps({**scores, **figures}, indent=2) + "\n")
@@ -89,8 +85,8 @@ def run_captions(
         arguments.vision_name_or_path = journey.started_from
         journey.save(folder)
         draw_curves(folder, trainer.state.log_history, data, journey.losses)
-        told = {"synthetic": synthetic, "resumed": resumed is not None}
-        facts = run_facts(arguments, training, figures, **told, captions=[caption_column(journey.caption_set)])
+        learned = [caption_column(journey.caption_set)]
+        facts = run_facts(arguments, training, figures, synthetic=synthetic, captions=learned)
         write_card(folder, facts)
     print(f"\n{data}; captions {journey.caption_set}; cost {figures['cpu_seconds']:.0f} CPU-seconds")
     for name, words in CAPTION_FIGURES.items():
@@ -123,7 +119,7 @@ class _StageOne:
         self.training = training
         self.examples = build_examples(arguments, training, self.model, self.processor, {"train": splits["train"]})
 
-    def train(self) -> MF2Trainer:
+    def train(self, cost: Cost) -> MF2Trainer:
         # No label is learned, so nothing says which epoch was the best.
         self.training.load_best_model_at_end, self.training.eval_strategy = False, "no"
         trainer = MF2Trainer(
@@ -133,7 +129,9 @@ class _StageOne:
             data_collator=MF2Collator(self.processor.tokenizer.pad_token_id),
         )
         trainer.by_layer = True
-        trainer.train(resume_from_checkpoint=last_good_checkpoint(self.training.output_dir))
+        resumed = last_good_checkpoint(self.training.output_dir)
+        cost.begin_training(trainer, resumed)
+        trainer.train(resume_from_checkpoint=resumed)
         return trainer
 
     def measure(self, folder: Path) -> dict[str, float]:
@@ -164,10 +162,11 @@ class _StageTwo:
         self.training = training
         self.faces = {name: _faces(rows, self.processor) for name, rows in self.splits.items()}
 
-    def train(self) -> MF2Trainer:
+    def train(self, cost: Cost) -> MF2Trainer:
         self.training.metric_for_best_model, self.training.greater_is_better = "loss", False
         captioned = {name: CaptionedFaces.of(faces, self.caption_set) for name, faces in self.faces.items()}
-        return train_captioner(self.model, self.tokenizer, self.training, captioned["train"], captioned["validation"])
+        splits = captioned["train"], captioned["validation"]
+        return train_captioner(self.model, self.tokenizer, self.training, *splits, begin=cost.begin_training)
 
     @torch.no_grad()
     def measure(self, folder: Path) -> dict[str, float]:

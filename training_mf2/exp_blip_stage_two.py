@@ -1,6 +1,6 @@
 """Exp-BLIP's stage 2: a language model learns to be told by queries what a face shows, and writes captions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,9 +112,11 @@ def train_captioner(
     train_tower: bool = True,
     train_language_model: bool | None = None,
     callbacks: Sequence[Any] = (),
+    begin: Callable[[MF2Trainer, str | None], None] | None = None,
 ) -> CaptionTrainer:
     """Stage 2: Q-Former and projection learn, and the tower with layer-wise decay; a pretrained language model stays
     as it is, and one that has read nothing learns too, unless told otherwise. Goes on from the last whole checkpoint.
+    begin: is given the trainer and that checkpoint before it trains.
     """
     if train_language_model is None:
         train_language_model = bool(getattr(captioner.config, "fresh_language_model", False))
@@ -133,7 +135,10 @@ def train_captioner(
         optimizers=(layerwise_optimizer(captioner, training, layer_decay), None),
         callbacks=list(callbacks),
     )
-    trainer.train(resume_from_checkpoint=last_good_checkpoint(training.output_dir))
+    resumed = last_good_checkpoint(training.output_dir)
+    if begin is not None:
+        begin(trainer, resumed)
+    trainer.train(resume_from_checkpoint=resumed)
     return trainer
 
 

@@ -1,9 +1,6 @@
 """From arguments to a saved, measured model: the one path that tiny and giant, synthetic and real data take."""
 
-import json
 import logging
-import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,8 @@ from configuration_mf2.facs_mf2 import resolve_label_set
 from dataset_mf2.baselines_mf2 import BASELINES, baseline_scores
 from dataset_mf2.caption_columns_mf2 import check_captions
 from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import LABELS, MF2Examples
+from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.scores_mf2 import tune_thresholds
-from dataset_mf2.synthetic_faces import CORPUS
 from modeling_mf2.convert_mf2 import load_bert_weights, load_blip2_weights, load_vision_weights
 from modeling_mf2.dfn_store import collate_stored
 from modeling_mf2.modeling_exp_blip import ExpBlipForFaceAnalysis
@@ -35,6 +31,7 @@ from .arguments_mf2 import MF2Arguments
 from .card_mf2 import kind_of, run_facts, write_card
 from .card_tables_mf2 import EMOTION_FOUR, UNIT_TWO
 from .checkpoints_mf2 import check_same_run
+from .cost_mf2 import Cost, images_seen, inference_seconds
 from .evaluation_mf2 import (
     draw_curves,
     draw_scores,
@@ -52,7 +49,7 @@ from .language_mf2 import FIGURES, WORD_FIGURES, language_scores, word_scores
 from .options_mf2 import read_options
 from .publish_mf2 import check_base, publish
 from .sole_user_mf2 import as_sole_user
-from .splits_mf2 import build_examples, load_splits
+from .splits_mf2 import build_examples, load_splits, name_data
 from .systems_mf2 import SYSTEMS, build_system, captions_of, with_captions
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint, loss_names
 
@@ -66,12 +63,6 @@ RELEASED = Path(__file__).resolve().parents[1] / "model_cards" / "mf2-tiny-synth
 _OF_NO_MATTER = ("store_vision", "no_store", "store_dtype", "rebuild_store")
 
 TASK_MODELS = {"pretrain": MF2ForPreTraining, "tower": MF2ForTowerTraining}  # any other: MF2ForFaceAnalysis
-
-
-def cpu_seconds() -> float:
-    """Of this process and of those that it waited for."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def kinds_of(checkpoint: str) -> list[str]:
@@ -162,12 +153,11 @@ def pretrained_tower(arguments: MF2Arguments) -> str | None:
 
 @as_sole_user
 def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float]:
-    start = cpu_seconds()
-    wall = time.perf_counter()
+    cost = Cost()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
     if arguments.model == "exp_blip" and is_about_captions(arguments):
-        return run_captions(arguments, training, pretrained_tower(arguments), lambda: _spent(start, wall))
+        return run_captions(arguments, training, pretrained_tower(arguments), cost)
     # Once, when all is measured: the Trainer would push half-trained weights and its own card.
     wants_push, training.push_to_hub = training.push_to_hub, False
     if arguments.task == "tower" and not arguments.use_labels:
@@ -208,10 +198,9 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
     figures: dict[str, float] = {}
     if arguments.task != "evaluate":
-        begun, epochs = cpu_seconds(), _epochs_of(resumed)
+        cost.begin_training(trainer, resumed)
         trainer.train(resume_from_checkpoint=resumed)
-        if trainer.state.epoch - epochs >= 1:  # else it was resumed at its end
-            figures["epoch_cpu_seconds"] = (cpu_seconds() - begun) / (trainer.state.epoch - epochs)
+        figures["epoch_cpu_seconds"] = cost.training_cpu_seconds() / trainer.state.epoch
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)
@@ -219,9 +208,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     scores = measure(trainer, examples, splits, tune=arguments.task != "evaluate") | before
     if isinstance(model, VLFAUForFaceAnalysis) and examples["test"].captions:
         scores |= word_scores(model, processor, examples["test"])  # on all processes: its losses ask all of them
-    corpora = set(splits["test"]["corpus"][:]) if "corpus" in splits["test"].column_names else set()
-    synthetic = arguments.dataset == "synthetic" or corpora == {CORPUS}
-    data = f"{'synthetic faces' if synthetic else arguments.dataset}, {len(splits['test'])} test images"
+    synthetic, data = name_data(arguments.dataset, splits["test"])
     figures |= {
         "inference_cpu_seconds": inference_seconds(trainer, splits["test"], processor),
         "train_images": images_seen(training) if arguments.streaming else len(splits["train"]),
@@ -235,7 +222,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         scores |= {f"baseline/{name}": value for name, value in baselines.items()}
         if isinstance(model, MF2ForPreTraining) and examples["test"].captions:
             scores |= language_scores(model, processor, examples["test"], examples["validation"])
-        figures |= _spent(start, wall)
+        figures |= cost.figures()
         save(folder, arguments, model, processor)
         write_scores(folder, scores, figures)
         draw_scores(folder, scores, model.config, data)
@@ -248,7 +235,6 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
                     training,
                     figures,
                     synthetic=synthetic,
-                    resumed=resumed is not None,
                     captions=captions_of(model) if arguments.model in SYSTEMS else None,
                 ),
             )
@@ -260,31 +246,6 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         if wants_push:
             print(f"\npublished: {publish(folder, training)}")
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
-
-
-def _spent(start: float, wall: float) -> dict[str, float]:
-    return {"cpu_seconds": cpu_seconds() - start, "wall_seconds": time.perf_counter() - wall}
-
-
-def _epochs_of(checkpoint: str | None) -> float:
-    """Those that an interrupted run had done."""
-    if checkpoint is None:
-        return 0.0
-    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
-
-
-def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processor, most: int = 256) -> float:
-    """CPU-seconds from all test images to answers, nothing stored; measured on the first ones, where there are many."""
-    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, told={*LABELS})
-    collator, trainer.data_collator = trainer.data_collator, MF2Collator(processor.tokenizer.pad_token_id)
-    begun = cpu_seconds()
-    trainer.predict(timed)
-    trainer.data_collator = collator
-    return (cpu_seconds() - begun) * len(rows) / len(timed)
-
-
-def images_seen(training: TrainingArguments) -> int:
-    return training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 
 def comparison(scores: Mapping[str, float]) -> str:
@@ -342,4 +303,4 @@ def save(folder: Path, arguments: MF2Arguments, model: PreTrainedModel, processo
     processor.save_pretrained(folder)
 
 
-__all__ = ["cpu_seconds", "run"]
+__all__ = ["run"]

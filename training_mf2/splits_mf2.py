@@ -11,7 +11,7 @@ from dataset_mf2.builder_mf2 import SPLITS, check_leaks
 from dataset_mf2.caption_columns_mf2 import CAPTIONS
 from dataset_mf2.examples_mf2 import LABELS, MF2Examples
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
-from dataset_mf2.synthetic_faces import MFASynthetic
+from dataset_mf2.synthetic_faces import CORPUS, MFASynthetic
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from processing_mf2.augmentation_mf2 import SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
@@ -53,6 +53,13 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     splits.setdefault("validation", splits.get("test"))
     splits.setdefault("test", splits["validation"])
     return splits
+
+
+def name_data(dataset: str, rows: Dataset) -> tuple[bool, str]:
+    """Whether the faces are drawn, and what figures on these test rows are to be called."""
+    corpora = set(rows["corpus"][:]) if "corpus" in rows.column_names else set()
+    synthetic = dataset == "synthetic" or corpora == {CORPUS}
+    return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images"
 
 
 def build_examples(

@@ -1,7 +1,7 @@
 """The Trainer: transformers' own, which also names each part of the loss, stops at a NaN, trusts no half checkpoint,
 and makes of several micro-batches exactly the step of one large batch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class MF2Trainer(Trainer):
             training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
         self.by_layer = False  # rates that fall towards the image, as Exp-BLIP's
+        self.write_beside_checkpoint: Callable[[Path], None] | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
         self._micro_batches: list[dict[str, Any]] = []
@@ -173,6 +174,8 @@ class MF2Trainer(Trainer):
         try:
             with disk_may_be_full(folder):
                 super()._save_checkpoint(model, trial)
+                if self.write_beside_checkpoint is not None and self.is_world_process_zero():
+                    self.write_beside_checkpoint(folder)
                 seal(folder)
         finally:
             self.args.save_total_limit = limit

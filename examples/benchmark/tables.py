@@ -16,36 +16,24 @@ Figures: `<table>/<system>/<column>/mean` and `/sd`, scores as shares of 1 as me
 import argparse
 import os
 import shlex
-import shutil
 import signal
 import sys
 from pathlib import Path
 
-from datasets import DatasetDict, disable_progress_bars
+from datasets import disable_progress_bars
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from report import write_json
-from tables_cells import (
-    CELLS,
-    TRAIN,
-    Budget,
-    cells_of,
-    check_folders,
-    folder_of,
-    incomplete,
-    run_cell,
-    whole_command,
-)
+from tables_cells import TRAIN, Budget, cells_of, folder_of, lacking, stages, whole_command
 from tables_chart import draw
 from tables_report import TABLES, budget_text, figures_of, report
-
-from dataset_mf2.synthetic_faces import MFASynthetic
+from tables_run import backbone_of, check_folders, draw_test_rows, incomplete, run_all
 
 
 SEEDS, IMAGES, EPOCHS = (0, 1, 2), 3000, 8
 TEST_IMAGES = 1600  # a tenth of so few images would leave the order of the systems to chance
-QUICK = {"seeds": [0], "num_images": 480, "epochs": 2, "test_images": 0}
+QUICK = {"seeds": [0], "num_images": 480, "epochs": 2, "test_images": 0, "jobs": 2}
 SYSTEMS = list(dict.fromkeys(row for table in TABLES.values() for row in table.rows))
 
 
@@ -73,6 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--learning_rate", type=float, help="one for all, in place of each system's own")
     parser.add_argument("--quick", action="store_true", help="a quarter of an hour on two cores; says that all works")
+    parser.add_argument("--jobs", type=int, help="runs side by side, which share the cores; default 1, --quick 2")
     parser.add_argument("--work_dir", type=Path, help="where the runs are kept; default outputs/tables")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
@@ -80,14 +69,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry_run", action="store_true", help="only print the commands")
     parser.add_argument("--train", type=Path, default=TRAIN, help=argparse.SUPPRESS)
     arguments, arguments.further = parser.parse_known_args(argv)  # the rest is train.py's
-    usual = {"seeds": list(SEEDS), "num_images": IMAGES, "epochs": EPOCHS, "test_images": TEST_IMAGES}
+    usual = {"seeds": list(SEEDS), "num_images": IMAGES, "epochs": EPOCHS, "test_images": TEST_IMAGES, "jobs": 1}
     for name, default in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, QUICK[name] if arguments.quick else default)
     arguments.work_dir = arguments.work_dir or Path("outputs/tables-quick" if arguments.quick else "outputs/tables")
     arguments.figure = arguments.figure or arguments.work_dir / "action_units.png"
-    if arguments.epochs < 1 or arguments.batch_size < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
-        parser.error("epochs, batch_size, seeds: expected 1 or more, and each seed once")
+    least = min(arguments.epochs, arguments.batch_size, arguments.jobs)
+    if least < 1 or len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error("epochs, batch_size, jobs, seeds: expected 1 or more, and each seed once")
     if arguments.dataset != "synthetic" and not Path(arguments.dataset).is_dir():
         parser.error(f"dataset: there is no folder {arguments.dataset!r}; build one by examples/build_dataset.py")
     return arguments
@@ -104,17 +94,10 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
 
 
 def test_rows(arguments: argparse.Namespace) -> Path:
-    """Faces drawn for the scores alone, in a folder for train.py, which asks for a train split and finds a stand-in."""
-    seed = arguments.people_seed + 1
-    folder = arguments.work_dir / f"faces-{arguments.test_images}-{seed}-{arguments.style}-{arguments.label_set}"
-    if not folder.is_dir() and not arguments.dry_run:
-        rows = MFASynthetic(arguments.test_images, arguments.style, seed=seed, label_set=arguments.label_set)
-        few = rows.select(range(min(64, len(rows))))
-        temporary = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        DatasetDict({"train": few, "validation": few, "test": rows}).save_to_disk(temporary)
-        temporary.rename(folder)
-    return folder
+    drawn = (arguments.test_images, arguments.style, arguments.people_seed + 1, arguments.label_set)
+    images, style, seed, label_set = drawn
+    folder = arguments.work_dir / f"faces-{images}-{seed}-{style}-{label_set}"
+    return folder if arguments.dry_run else draw_test_rows(folder, *drawn)
 
 
 def data_of(budget: Budget) -> str:
@@ -124,20 +107,6 @@ def data_of(budget: Budget) -> str:
     if budget.test_rows is not None:
         drawn += "; scored on further ones, of other people"
     return f"synthetic faces ({drawn})"
-
-
-def run_all(cells: list[str], seeds: list[int], budget: Budget, work_dir: Path, train: Path) -> dict[str, dict]:
-    runs: dict[str, dict] = {name: {} for name in cells}
-    for number, seed in enumerate(seeds):
-        for place, name in enumerate(cells, start=1 + number * len(cells)):
-            print(f"[{place}/{len(cells) * len(seeds)}] ", end="")
-            before = CELLS[name].after
-            if before and isinstance(runs[before][seed], str):
-                runs[name][seed] = f"{name}-{seed} was not run: it starts from {before}-{seed}, which failed"
-                print(runs[name][seed], flush=True)
-            else:
-                runs[name][seed] = run_cell(name, seed, budget, work_dir, train)
-    return runs
 
 
 def write_text(path: Path, text: str) -> None:
@@ -155,6 +124,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     systems = list(dict.fromkeys(systems))
     if not systems:
         raise ValueError(f"systems: got {arguments.systems}, expected some of those that {arguments.tables} have")
+    lacked = {name: found for name in systems if (found := lacking(name, arguments.label_set))}
+    systems = [name for name in systems if name not in lacked]
     cells, data = cells_of(systems), data_of(budget)
     print(budget_text(budget, data, seeds, systems, {}) + "\n")
     if arguments.dry_run:
@@ -163,17 +134,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 print(shlex.join(whole_command(name, seed, budget, work_dir, arguments.train)))
         return {}
     check_folders([(name, seed) for name in cells for seed in seeds], budget, work_dir)
-    runs = run_all(cells, seeds, budget, work_dir, arguments.train)
+    runs = run_all(cells, seeds, budget, work_dir, arguments.train, arguments.jobs)
     failed = [run for found in runs.values() for run in found.values() if isinstance(run, str)]
-    lacking = {f"{n}-{s}": incomplete(folder_of(work_dir, n, s)) for n in cells for s in seeds}
-    notes = failed + [f"{name}: {line}" for name, lines in lacking.items() for line in lines]
+    told = {f"{n}-{s}": incomplete(folder_of(work_dir, n, s)) for n in cells for s in seeds}
+    notes = failed + [f"{name}: {line}" for name, lines in told.items() for line in lines]
+    notes += [f"{n} was not run: label set {arguments.label_set} has no {' and no '.join(lacked[n])}" for n in lacked]
     shown = {name: runs[name] for name in systems}
     figures = {**figures_of(arguments.tables, shown), "failed_runs": float(len(failed))}
     drawn = draw(arguments.figure, arguments.tables, shown, data, len(seeds))
     place = arguments.markdown.parent if arguments.markdown else work_dir
     picture = os.path.relpath(arguments.figure, place) if drawn else None
-    told = budget_text(budget, data, seeds, systems, runs)
-    text = report(arguments.tables, shown, told, data, notes, picture)
+    tables = [name for name in arguments.tables if set(TABLES[name].rows) & set(shown)]
+    backbones = {name: backbone_of(folder_of(work_dir, stages(name)[0], seeds[0])) for name in systems}
+    budgeted = budget_text(budget, data, seeds, systems, runs, backbones)
+    text = report(tables, shown, budgeted, data, notes, picture)
     print(f"\n{text}")
     write_text(arguments.markdown or work_dir / "tables.md", text)
     if arguments.json:

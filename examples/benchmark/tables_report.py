@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tables_cells import CELLS, Budget, stages
+from tables_cells import CELLS, EXP_BLIP, Budget, exp_blip, stages
 from tables_paper import PAPER, PaperTable
 
 
@@ -66,6 +66,21 @@ TABLES: dict[str, Table] = {
         _rows("vl_fau_1", "vl_fau_2", "vl_fau_3", "vl_fau_4", "vl_fau", vl_fau="VL-FAU ⑤ MARL, LLGA, GLGA"),
         ("au", "au_tuned", "words"),
     ),
+    "expblip": Table(
+        "Exp-BLIP's Tables 2 and 6: what its features are worth",
+        {
+            exp_blip(captions, features, read_by): f"{place}({title}), {words}"
+            for read_by, words in (("probe", "linear probe"), ("tuned", "fine-tuned"))
+            for captions, title in EXP_BLIP.items()
+            for features, place in (("vision", "tower"), ("qformer", "Q-Former"))
+        },
+        ("both",),
+    ),
+    "captions": Table(
+        "What Exp-BLIP's variants write",
+        _rows(*(f"exp_blip_{captions}_stage2" for captions in EXP_BLIP)),
+        ("captions",),
+    ),
 }
 
 ALL = "all"  # of no paper
@@ -87,6 +102,9 @@ GROUPS = {
     "emotion_all": "Emotions, in %: one-vs-rest accuracy flatters, and is read beside the others",
     "cost": "Cost",
     "words": "Words that are among the five likeliest, in %",
+    "captions": "Captions written for images of the test split alone (five beams), against those of the same caption "
+    "set: BLEU and ROUGE-L in %, CIDEr-D from 0 to 10; and, read back from them, in %: macro F1 of the AUs called "
+    "active, emotions named right, texts that name an emotion, claims that the labels contradict",
 }
 
 
@@ -125,6 +143,15 @@ def columns_of(group: str, runs: Runs) -> list[Column]:
         "words": [
             Column("local_top5", "local descriptions", "local_top5"),
             Column("global_top5", "global descriptions", "global_top5"),
+        ],
+        "captions": [
+            Column("bleu_4", "BLEU-4", "bleu_4"),
+            Column("rouge_l", "ROUGE-L", "rouge_l"),
+            Column("cider", "CIDEr-D", "cider", "number"),
+            Column("au_facts", "AU facts, F1", "fact_au_f1_macro"),
+            Column("emotion_facts", "emotion facts", "fact_emotion_accuracy"),
+            Column("emotion_stated", "emotion stated", "fact_emotion_stated"),
+            Column("contradicted", "contradicted", "fact_contradicted"),
         ],
     }[group]
 
@@ -172,7 +199,7 @@ def _shown(value: Value, form: str, spread: bool) -> str:
     marks = "".join(FLAGS[flag][0] for flag in value.flags)
     if value.mean is None:
         return MISSING + marks
-    scale, digits = {"percent": (100, ".1f"), "seconds": (1, ".1f"), "count": (1, ",.0f")}[form]
+    scale, digits = {"percent": (100, ".1f"), "seconds": (1, ".1f"), "number": (1, ".2f"), "count": (1, ",.0f")}[form]
     text = format(scale * value.mean, digits)
     if spread and form != "count":
         text += f" ± {format(scale * value.sd, digits)}"
@@ -213,12 +240,19 @@ def _papers(paper: PaperTable, table: Table, runs: Runs) -> str:
 
 
 _BACKBONES = {
-    True: "the same backbone and its same pretrained weights",
+    True: "the same backbone and the same pretrained weights of it",
     False: "each system's published backbone, with random weights unless --vision_name_or_path names some",
 }
 
 
-def budget_text(budget: Budget, data: str, seeds: Sequence[int], systems: Sequence[str], runs: Runs) -> str:
+def budget_text(
+    budget: Budget,
+    data: str,
+    seeds: Sequence[int],
+    systems: Sequence[str],
+    runs: Runs,
+    backbones: Mapping[str, str | None] | None = None,
+) -> str:
     """What every system had: the same backbone, images and epochs; and what that cost."""
     longer = [CELLS[n].title for n in systems if sum(budget.epochs_of(CELLS[c]) for c in stages(n)) > budget.epochs]
     text = (
@@ -229,7 +263,7 @@ def budget_text(budget: Budget, data: str, seeds: Sequence[int], systems: Sequen
         "is kept at its best epoch on validation images."
     )
     if longer:
-        text += f" More epochs, since they start from a whole model: {', '.join(longer)}."
+        text += f" More epochs, since what learns from labels starts from what was trained before: {', '.join(longer)}."
     if budget.further:
         text += f" For all runs: `{' '.join(budget.further)}`."
     rows = []
@@ -239,7 +273,8 @@ def budget_text(budget: Budget, data: str, seeds: Sequence[int], systems: Sequen
         rates = [format(budget.rate_of(CELLS[stage]), "g") for stage in chain]
         costs = [value_of(Column("", "", "cpu_seconds"), runs.get(stage, {})) for stage in chain]
         known = [cost.mean for cost in costs if cost.mean is not None]
-        row = [CELLS[name].title, ", then ".join(f"`{stage}`" for stage in chain), " + ".join(map(str, epochs))]
+        row = [CELLS[name].title, ", then ".join(f"`{stage}`" for stage in chain)]
+        row += [(backbones or {}).get(name) or MISSING, " + ".join(map(str, epochs))]
         row.append(rates[0] if len(set(rates)) == 1 else ", ".join(rates))
         for key in ("train_images", "test_images", "trainable_parameters"):
             row.append(_shown(value_of(Column("", "", key), runs.get(name, {})), "count", False))
@@ -247,6 +282,7 @@ def budget_text(budget: Budget, data: str, seeds: Sequence[int], systems: Sequen
     titles = [
         "system",
         "runs",
+        "backbone",
         "epochs",
         "learning rate",
         "training images",
