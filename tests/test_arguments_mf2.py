@@ -1,5 +1,7 @@
 """The command line: sensible without a word, the paper's settings at the paper's size, everything to be overruled."""
 
+import re
+
 import pytest
 
 from training_mf2 import arguments_mf2
@@ -37,3 +39,21 @@ def test_mistakes_end_with_usage(argv, capsys):
     with pytest.raises((SystemExit, ValueError)) as error:
         parse_arguments(argv)
     assert argv[-1] in capsys.readouterr().err + str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ("--model vl_fau --views 3", "views: got 3, which --model vl_fau --task full does not use; expected 1"),
+        ("--model vl_fau --use_captions False", "use_captions: got False"),
+        ("--model hsemotion --landmarks template", "landmarks: got 'template'"),
+        ("--model hsemotion --caption_set au", "caption_set: got 'au'"),
+        ("--model exp_blip --task caption --augment True", "augment: got True, which --model exp_blip --task caption"),
+        ("--model me_graph_au --task dfn", "expected full or evaluate"),
+        ("--task caption", "expected exp_blip"),
+    ],
+)
+def test_what_a_model_would_not_heed_is_refused(argv, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        parse_arguments(argv.split())
+    assert parse_arguments(["--model", "vl_fau", "--task", "evaluate", "--use_captions", "False"])

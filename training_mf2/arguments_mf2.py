@@ -223,13 +223,18 @@ def check_model(ours: MF2Arguments) -> None:
         raise ValueError(
             f"streaming: got True with --model {ours.model}, expected False: its captions are looked at first"
         )
-    mf2_only: dict[str, Any] = {"branches": "both", "align": False, "views": 1}
+    ignored: dict[str, Any] = {"branches": "both", "align": False, "views": 1}
     if ours.model != "exp_blip":
-        mf2_only |= {"store_vision": None, "text_name_or_path": None, "qformer_name_or_path": None}
-    for name, default in mf2_only.items():
+        ignored |= {"store_vision": None, "text_name_or_path": None, "qformer_name_or_path": None, "caption_set": None}
+    if ours.task != "evaluate":
+        ignored |= {"use_captions": True, "landmarks": "dataset"}
+    if ours.task == "caption":
+        ignored |= {"augment": False, "vision_name_or_path": None, "store_vision": None}
+    for name, default in ignored.items():
         if getattr(ours, name) != default:
             raise ValueError(
-                f"{name}: got {getattr(ours, name)!r} with --model {ours.model}, expected it with mf2 alone"
+                f"{name}: got {getattr(ours, name)!r}, which --model {ours.model} --task {ours.task} does not use; "
+                f"expected {default!r}"
             )
 
 

@@ -172,6 +172,7 @@ class _StageTwo:
     def measure(self, folder: Path) -> dict[str, float]:
         """Of captions written with five beams from test images alone, which are kept beside the labels' own."""
         rows = self.splits["test"]
+        self.model.to(self.training.device).eval()
         written = write_captions(self.model, self.tokenizer, self.faces["test"])
         own = rows[caption_column(self.caption_set)][:]
         lines = [
@@ -196,7 +197,7 @@ def _captioned(
     columns = [caption_column(caption_set)]
     if arguments.captions_by_rule:
         splits = {n: with_rule_captions(rows, columns, label_set, seed=training.seed) for n, rows in splits.items()}
-    check_captions(splits["train"], columns, "Exp-BLIP")
+    check_captions(splits["test" if arguments.task == "evaluate" else "train"], columns, "Exp-BLIP")
     return splits
 
 
