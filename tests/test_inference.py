@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,16 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
     assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
     assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
     assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
+
+
+def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleType) -> None:
+    import inference_command
+
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    spent = inference_command.spent_by([sys.executable, "-S", "-c", "held = bytes(range(256)) * 200_000"])
+    assert 50 < spent["peak_mb"] < 100 < mine
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        inference_command.spent_by([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """The `mf2` command as a process of its own: what it costs, and what it holds. Used by inference.py."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,9 +15,18 @@ from torch import nn
 from dataset_mf2.synthetic_faces import draw_example
 
 
+_ROOT = Path(__file__).resolve().parents[2]
 _DRAWN = 64
 _SIDE = 256
 _FPS = 10
+# Between this process and the command: Linux counts what a process held before it became another one's memory, too.
+_SMALL_PARENT = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
 
 
 def write_faces(folder: Path, count: int) -> list[Path]:
@@ -53,23 +61,27 @@ def bare_seconds(model: nn.Module, batch: tuple[torch.Tensor, ...], passes: int)
     return {"wall": (time.perf_counter() - wall) / faces, "cpu": (time.process_time() - cpu) / faces}
 
 
+def spent_by(command: list[str]) -> dict[str, float]:
+    started = [sys.executable, "-S", "-c", _SMALL_PARENT, *command]
+    told = subprocess.run(started, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    code, wall, cpu, peak_mb = json.loads(told.splitlines()[-1])
+    if code:
+        raise RuntimeError(f"the command ended with {code}: {' '.join(command)}")
+    return {"wall": wall, "cpu": cpu, "peak_mb": peak_mb}
+
+
 def command_cost(inputs: Path, output: Path, *options: str) -> dict[str, float]:
     """Of the whole process; `peak_mb` is what it held at most."""
     command = [sys.executable, "-m", "analysis_mf2.command_mf2", str(inputs), "--aligned", "--device", "cpu"]
-    root = Path(__file__).resolve().parents[2]
-    start = time.perf_counter()
-    process = subprocess.Popen([*command, "--quiet", "-o", str(output), *options], cwd=root)
-    _, status, usage = os.wait4(process.pid, 0)
-    wall, process.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"the command ended with {process.returncode}: {' '.join(process.args)}")
+    whole = [*command, "--quiet", "-o", str(output), *options]
+    cost = spent_by(whole)
     about = json.loads(output.with_name(output.name + ".about.json").read_text())
-    cost = {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss / 1024}
     return {**cost, "batch_size": about["batch_size"], "faces": about["faces"]}
 
 
 def memory_ratios(images: int, minutes: float) -> dict[str, float]:
-    """With the embedded model, so that what is not its weights weighs most; the video at two frames a second."""
+    """With the embedded model, so that what is not its weights weighs most, and batches of 32, which a long run may find
+    and a short one not; the video at two frames a second."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -77,11 +89,11 @@ def memory_ratios(images: int, minutes: float) -> dict[str, float]:
             peaks = []
             for amount in (few, many):
                 made = folder / f"{name}-{amount}"
-                options: tuple[str, ...] = ()
+                options: tuple[str, ...] = ("--batch_size", "32")
                 if name == "folder":
                     write_faces(made, int(amount))
                 else:
-                    made, options = write_video(made.with_suffix(".mp4"), amount), ("--fps", "2")
+                    made, options = write_video(made.with_suffix(".mp4"), amount), (*options, "--fps", "2")
                 cost = command_cost(made, folder / f"{name}-{amount}.csv", *options)
                 peaks.append(cost["peak_mb"])
                 unit = "images" if name == "folder" else "minutes"
