@@ -100,6 +100,20 @@ def test_the_figures_of_fine_tuning_are_those_of_the_benchmark() -> None:
     assert re.findall(r"\d\.\d{3}", " ".join(said)) == [f"{value:.3f}" for value in few]
 
 
+def test_the_figures_of_inference_are_those_of_the_benchmark() -> None:
+    figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "inference_base.json").read_text())
+    shown = {"`mf2` over": "folder_over_bare", "action units and emotion of": "over_vit_pipeline"}
+    shown |= {"speed by ONNX": "onnx_over_eager", "speed by 8 bits": "int8_over_eager"}
+    shown |= {"macro AU F1 that 8 bits": "int8_f1_loss", "peak memory for ten": "memory_folder_ratio"}
+    shown |= {"peak memory for a video": "memory_video_ratio"}
+    for title, name in shown.items():
+        (line,) = re.findall(rf"^\| {title}.*\| ([\d.]+) \|$", README, flags=re.MULTILINE)
+        assert line == format(figures[name], ".4f" if name == "int8_f1_loss" else ".2f"), title
+    (said,) = re.findall(r"The curve says why(.*?)points", README, flags=re.DOTALL)
+    gained = f"{100 * (figures['f1_32'] - figures['f1_4']):.1f}"
+    assert re.findall(r"\d\.\d+", said) == [f"{figures['cost_4']:.2f}", f"{figures['cost_32']:.2f}", gained]
+
+
 def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> None:
     figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "tables_tiny.json").read_text())
     titles = {"mf2": r"MF² \(pre-train\)", "mf2_dfn": r"MF² \+ DFN", "vl_fau": "VL-FAU", "hsemotion": "HSEmotion"}

@@ -38,6 +38,7 @@ def _options(**options: object) -> tuple[str, ...]:
 # Whole backbones are trained: what is good for MF²'s parts above a frozen tower is too much for them.
 _BACKBONE_RATE = 1e-3
 _DFN_RATE = 3e-3
+_DFN_RATE_AT_HOME = 3e-4  # on the very images that its base has learned: a higher one learns them by heart
 _PROBE_RATE = 2e-2  # two linear layers on features that stay as they are
 _HALF = 0.5
 _JUDGED_BY_AUS = ("--metric_for_best_model", "au_f1_macro")
@@ -81,7 +82,7 @@ def _exp_blip_cells() -> dict[str, Cell]:
 # The table to change: what every system is trained by. Stages that no table shows have no title.
 CELLS: dict[str, Cell] = {
     "mf2": Cell("MF² (pre-train)", ("--task", "pretrain")),
-    "mf2_dfn": Cell("MF² + DFN", ("--task", "dfn"), after="mf2", learning_rate=_DFN_RATE),
+    "mf2_dfn": Cell("MF² + DFN", ("--task", "dfn"), after="mf2", learning_rate=_DFN_RATE_AT_HOME),
     "mf2_without_emo_vl": Cell("without Emo-VL", ("--task", "pretrain", "--branches", "au"), needs=_AUS),
     "mf2_without_au_vl": Cell("without AU-VL", ("--task", "pretrain", "--branches", "emo")),
     "me_graph_au_stage1": Cell(
