@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from huggingface_hub import ModelCard, constants
 from loopback_hub import LoopbackHub
 from PIL import Image
@@ -23,7 +22,8 @@ from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2.vision_mf2 import MF2VisionTower
 from processing_mf2 import MF2Processor
 from training_mf2.arguments_mf2 import parse_arguments
-from training_mf2.card_mf2 import TEMPLATE, card_data, eval_results, run_facts, write_card
+from training_mf2.card_facts_mf2 import run_facts
+from training_mf2.card_mf2 import TEMPLATE, card_data, eval_results, write_card
 from training_mf2.card_tables_mf2 import always_the_commonest, always_yes
 from training_mf2.evaluation_mf2 import score, write_scores
 from training_mf2.finetuning_mf2 import ADAPTERS, adapt
@@ -229,24 +229,6 @@ def test_what_is_not_known_is_left_out(card: Path, tmp_path: Path) -> None:
     assert "## Thresholds and calibration" in bare and "Energy was not measured." in bare
     blind = finish(tmp_path / "blind", "mfa", None, "--task", "tower", "--use_labels", "False")
     assert ModelCard.load(blind).data.eval_results is None and "## Results" not in blind.read_text()
-
-
-def test_facts_name_what_it_started_from_and_no_path_of_this_machine(tmp_path: Path) -> None:
-    (tmp_path / "tower").mkdir()
-    arguments, training = parse_arguments(
-        [
-            *("--output_dir", str(tmp_path / "out"), "--use_cpu", "True", "--vision_name_or_path"),
-            *(str(tmp_path / "tower"), "--text_name_or_path", "google-bert/bert-base-uncased", "--max_steps", "7"),
-            *("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "3"),
-        ]
-    )
-    facts = run_facts(arguments, training, FIGURES_OF_THE_RUN, synthetic=True)
-    assert str(tmp_path) not in json.dumps(facts) and facts["name"] == "out"
-    assert facts["started_from"] == {"vision tower": "tower", "text": "google-bert/bert-base-uncased"}
-    assert facts["base_models"] == ["google-bert/bert-base-uncased"]
-    assert facts["settings"]["batch size"] == 24 and facts["settings"]["steps"] == 7
-    assert "epochs, at most" not in facts["settings"] and facts["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert json.loads(json.dumps(facts)) == facts
 
 
 def test_settings_read_as_what_they_are(tmp_path: Path) -> None:

@@ -1,25 +1,21 @@
 """A checkpoint's model card, from the files that its run left: no number in it is typed by hand."""
 
 import json
-import os
-import platform
 import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
-from configuration_mf2.version_mf2 import VERSION
 from dataset_mf2.synthetic_faces import CORPUS
 from processing_mf2.processing_mf2 import MF2Processor
 
-from .arguments_mf2 import MF2Arguments
+from .card_facts_mf2 import HUB_NAME
 from .card_tables_mf2 import (
     EMOTION_FOUR,
     baseline_table,
@@ -33,7 +29,6 @@ from .card_tables_mf2 import (
     without_positives,
 )
 from .evaluation_mf2 import write_text
-from .finetuning_mf2 import ADAPTERS
 from .systems_mf2 import SYSTEMS
 
 
@@ -64,127 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """What a checkpoint can be."""
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_LIBRARIES = ("torch", "transformers", "peft", "timm", "accelerate", "datasets")
 _METHODS = {"dfn": "DFN", "lora": "LoRA", "ia3": "IA3"}
-
-
-def _warm_up(steps: float) -> float | str:
-    """transformers reads what is less than 1 as a share."""
-    return f"{steps:.0%} of all" if 0 < steps < 1 else steps
-
-
-def run_facts(
-    arguments: MF2Arguments,
-    training: TrainingArguments,
-    figures: Mapping[str, float],
-    *,
-    synthetic: bool,
-    energy_kwh: float | None = None,
-    captions: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """What `run.json` keeps of a run beside its scores: data, settings, cost, machine. No path of this machine.
-
-    captions: the columns of text that a compared system learned from.
-    """
-    drawn = arguments.dataset == "synthetic"
-    sources = {
-        "model": arguments.model_name_or_path,
-        "vision tower": arguments.vision_name_or_path,
-        "text": arguments.text_name_or_path,
-        "language model": arguments.language_model_name_or_path,
-        "Q-Former": arguments.qformer_name_or_path,
-    }
-    sources = {part: name for part, name in sources.items() if name not in (None, "", "none")}
-    settings = {
-        "system": SYSTEMS[arguments.model].title if arguments.model in SYSTEMS else None,
-        "task": arguments.task,
-        "label set": arguments.label_set,
-        "branches": arguments.branches if arguments.model == "mf2" else None,
-        "model options": ", ".join(arguments.model_options) or None,
-        "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[arguments.landmarks],
-        "labels used": arguments.use_labels if arguments.task == "tower" else None,
-        "features": arguments.features
-        if arguments.task in ("linear_probe", "full") and arguments.model == "exp_blip"
-        else None,
-        "captions used": ", ".join(captions) or False if captions is not None else learns_from_captions(arguments),
-        "views of an image": arguments.views if arguments.views > 1 else None,
-        "adapter options": ", ".join(arguments.adapter_options) or None,
-        "states stored as": None if arguments.no_store else arguments.store_dtype,
-        "augmentation": arguments.augment,
-        "seed": training.seed,
-        "epochs, at most": training.num_train_epochs if training.max_steps <= 0 else None,
-        "steps": training.max_steps if training.max_steps > 0 else None,
-        "learning rate": training.learning_rate,
-        "schedule": str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
-        "warm-up steps": _warm_up(training.warmup_steps),
-        "weight decay": training.weight_decay,
-        "batch size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
-        "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32",
-        "weights saved as": "fp16" if arguments.save_half else "fp32",
-    }
-    return {
-        "kind": "compared" if arguments.model in SYSTEMS else kind_of(arguments.task),
-        "system": arguments.model,
-        "name": training.hub_model_id or Path(training.output_dir).resolve().name,
-        "dataset": CORPUS if drawn else _public(arguments.dataset),
-        "synthetic": bool(synthetic),
-        "drawn": {name: getattr(arguments, name) for name in ("style", "people_seed", "num_images")} if drawn else {},
-        "started_from": {part: _public(name) for part, name in sources.items()},
-        "base_models": [name for name in sources.values() if _is_hub_name(name)],
-        "settings": {name: value for name, value in settings.items() if value is not None},
-        "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
-        "energy_kwh": energy_kwh,
-        "processes": training.world_size,
-        "hardware": hardware_words(training),
-        "versions": {"mf2": VERSION, "python": platform.python_version(), **_library_versions()},
-    }
-
-
-def learns_from_captions(arguments: MF2Arguments) -> bool | str:
-    return arguments.align or (arguments.use_captions and arguments.task == "pretrain")
-
-
-def kind_of(task: str) -> str:
-    """Of `KINDS`; a linear probe's heads are saved with the whole model."""
-    return "tower" if task == "tower" else "adapter" if task in ADAPTERS and task != "linear_probe" else "model"
-
-
-def _is_hub_name(name: str) -> bool:
-    return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists()
-
-
-def _public(name: str) -> str:
-    """Of a path the last part: where it lies is nobody's business."""
-    return name if _is_hub_name(name) else Path(name).name
-
-
-def hardware_words(training: TrainingArguments) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = f"{cores} CPU core{'' if cores == 1 else 's'} ({_cpu_name()})"
-    if training.device.type == "cuda":
-        import torch
-
-        words = f"{max(training.n_gpu, 1) * training.world_size} x {torch.cuda.get_device_name()}, {words}"
-    return words
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.machine()
-
-
-def _library_versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
@@ -237,14 +112,14 @@ def card_data(run: Mapping[str, Any], figures: Mapping[str, float]) -> ModelCard
     ]
     tags += ["synthetic"] * run["synthetic"]
     dataset = run["dataset"].lower() if run["dataset"] == CORPUS else run["dataset"]
-    is_public = run["dataset"] == CORPUS or _HUB_NAME.fullmatch(dataset)
+    is_public = run["dataset"] == CORPUS or HUB_NAME.fullmatch(dataset)
     results = eval_results(run, figures)
     adapter = run["kind"] == "adapter"
     tags += [run["settings"]["task"]] * adapter
     return ModelCardData(
         license="apache-2.0",
         library_name="peft" if adapter else "transformers",
-        pipeline_tag=KINDS[run["kind"]]["pipeline_tag"],
+        pipeline_tag=_pipeline_of(run),
         tags=tags,
         base_model=run["base_models"] or None,
         **({"base_model_relation": "adapter"} if adapter and run["base_models"] else {}),
@@ -253,6 +128,11 @@ def card_data(run: Mapping[str, Any], figures: Mapping[str, float]) -> ModelCard
         model_name=run["name"].split("/")[-1] if results else None,
         eval_results=results or None,
     )
+
+
+def _pipeline_of(run: Mapping[str, Any]) -> str:
+    unusual = {"pretrain": "image-feature-extraction", "caption": "image-to-text"} if run["kind"] == "compared" else {}
+    return unusual.get(run["settings"]["task"], KINDS[run["kind"]]["pipeline_tag"])
 
 
 def eval_results(run: Mapping[str, Any], figures: Mapping[str, float]) -> list[EvalResult]:
@@ -355,4 +235,4 @@ def _render(fields: Mapping[str, Any], metadata: ModelCardData) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-__all__ = ["KINDS", "card_data", "eval_results", "run_facts", "write_card"]
+__all__ = ["KINDS", "card_data", "eval_results", "write_card"]

@@ -16,7 +16,8 @@ from dataset_mf2.examples_mf2 import MF2Examples
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
-from .card_mf2 import run_facts, write_card
+from .card_facts_mf2 import run_facts
+from .card_mf2 import write_card
 from .checkpoints_mf2 import check_same_run
 from .cost_mf2 import Cost
 from .evaluation_mf2 import draw_curves, write_text

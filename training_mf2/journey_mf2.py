@@ -28,7 +28,8 @@ from modeling_mf2.tower_mf2 import MF2ForTowerTraining
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .arguments_mf2 import MF2Arguments
-from .card_mf2 import kind_of, run_facts, write_card
+from .card_facts_mf2 import kind_of, run_facts
+from .card_mf2 import write_card
 from .card_tables_mf2 import EMOTION_FOUR, UNIT_TWO
 from .checkpoints_mf2 import check_same_run
 from .cost_mf2 import Cost, images_seen, inference_seconds

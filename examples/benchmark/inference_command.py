@@ -80,8 +80,8 @@ def command_cost(inputs: Path, output: Path, *options: str) -> dict[str, float]:
 
 
 def memory_ratios(images: int, minutes: float) -> dict[str, float]:
-    """With the embedded model, so that what is not its weights weighs most, and batches of 32, which a long run may find
-    and a short one not; the video at two frames a second."""
+    """With the embedded model, so that what is not its weights weighs most, and batches of 32, which a long run may
+    find and a short one not; the video at two frames a second."""
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
