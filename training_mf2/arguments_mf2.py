@@ -1,7 +1,9 @@
 """The command line of train.py: what is trained, on what, and transformers' own TrainingArguments."""
 
 import argparse
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -170,6 +172,11 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     parser.set_defaults(**defaults)
     ours, training = parser.parse_args_into_dataclasses(argv)
     check_model(ours)
+    source = ours.model_name_or_path
+    if source and not Path(source).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise ValueError(
+            f"model_name_or_path: there is no folder {source}; expected that of a checkpoint, or a name on the Hub"
+        )
     if ours.captions_by_rule is None:
         ours.captions_by_rule = ours.dataset == "synthetic"
     if ours.store_vision is None:
@@ -231,7 +238,7 @@ def check_model(ours: MF2Arguments) -> None:
     if ours.task == "caption":
         ignored |= {"augment": False, "vision_name_or_path": None, "store_vision": None}
     for name, default in ignored.items():
-        if getattr(ours, name) != default:
+        if getattr(ours, name) not in (default, "none"):
             raise ValueError(
                 f"{name}: got {getattr(ours, name)!r}, which --model {ours.model} --task {ours.task} does not use; "
                 f"expected {default!r}"
