@@ -51,6 +51,10 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     accepts_loss_kwargs = False
     vision: FeatureMaps
 
+    def get_input_embeddings(self) -> None:
+        """There is no text that goes in; FSDP asks."""
+        return None
+
     @property
     def loss_names(self) -> tuple[str, ...]:
         """The parts of the loss, as fields of the output."""

@@ -196,6 +196,13 @@ def test_compared_systems_learn_the_same_when_sharded(job, tmp_path: Path, argum
         done = job([*steps, "--output_dir", str(tmp_path / name)], more=more)
         assert done.returncode == 0, done.stderr[-3000:]
     assert_same_weights(tmp_path / "ddp", tmp_path / "fsdp", tolerance=2e-5)
+    if "exp_blip" not in arguments:
+        return
+    then = [*steps, "--task", "caption", "--model_name_or_path", str(tmp_path / "ddp")]
+    for name, more in (("ddp2", ""), ("fsdp2", SHARDED)):
+        done = job([*then, "--output_dir", str(tmp_path / name)], more=more)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_weights(tmp_path / "ddp2", tmp_path / "fsdp2", tolerance=2e-4)  # the tower learns too, by Adam
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

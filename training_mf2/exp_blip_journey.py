@@ -25,6 +25,7 @@ from .exp_blip_mf2 import build_captioner, build_stage_one, load_captioner, save
 from .exp_blip_stage_two import CaptionedFaces, train_captioner, write_captions
 from .finetuning_mf2 import trainable_parameters
 from .language_mf2 import CAPTION_FIGURES
+from .layer_decay_mf2 import LAYER_DECAY
 from .options_mf2 import read_options
 from .publish_mf2 import publish
 from .splits_mf2 import build_examples, load_splits, name_data
@@ -129,10 +130,11 @@ class _StageOne:
             train_dataset=self.examples["train"],
             data_collator=MF2Collator(self.processor.tokenizer.pad_token_id),
         )
-        trainer.by_layer = True
+        trainer.layer_decay = LAYER_DECAY
         resumed = last_good_checkpoint(self.training.output_dir)
         cost.begin_training(trainer, resumed)
         trainer.train(resume_from_checkpoint=resumed)
+        self.model = trainer.model  # FSDP's parts, put together
         return trainer
 
     def measure(self, folder: Path) -> dict[str, float]:
@@ -167,7 +169,9 @@ class _StageTwo:
         self.training.metric_for_best_model, self.training.greater_is_better = "loss", False
         captioned = {name: CaptionedFaces.of(faces, self.caption_set) for name, faces in self.faces.items()}
         splits = captioned["train"], captioned["validation"]
-        return train_captioner(self.model, self.tokenizer, self.training, *splits, begin=cost.begin_training)
+        trainer = train_captioner(self.model, self.tokenizer, self.training, *splits, begin=cost.begin_training)
+        self.model = trainer.model
+        return trainer
 
     @torch.no_grad()
     def measure(self, folder: Path) -> dict[str, float]:

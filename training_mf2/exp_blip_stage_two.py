@@ -12,7 +12,7 @@ from dataset_mf2.caption_columns_mf2 import caption_column
 from dataset_mf2.examples_mf2 import MF2Examples
 from modeling_mf2.exp_blip_captioner import ExpBlipTowerCaptioner, generate_captions
 
-from .layer_decay_mf2 import LAYER_DECAY, layerwise_optimizer
+from .layer_decay_mf2 import LAYER_DECAY
 from .trainer_mf2 import MF2Trainer, last_good_checkpoint
 
 
@@ -132,9 +132,9 @@ def train_captioner(
         train_dataset=faces,
         eval_dataset=validation,
         data_collator=_Inputs(captioner, tokenizer),
-        optimizers=(layerwise_optimizer(captioner, training, layer_decay), None),
         callbacks=list(callbacks),
     )
+    trainer.layer_decay = layer_decay
     resumed = last_good_checkpoint(training.output_dir)
     if begin is not None:
         begin(trainer, resumed)

@@ -47,6 +47,7 @@ from .exp_blip_journey import is_about_captions, kind_of_checkpoint, run_caption
 from .exp_blip_mf2 import build_classifier
 from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, WORD_FIGURES, language_scores, word_scores
+from .layer_decay_mf2 import LAYER_DECAY
 from .options_mf2 import read_options
 from .publish_mf2 import check_base, publish
 from .sole_user_mf2 import as_sole_user
@@ -195,7 +196,8 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         compute_metrics=metrics_for_trainer(model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
     )
-    trainer.by_layer = arguments.model == "exp_blip" and arguments.task == "full"
+    if arguments.model == "exp_blip" and arguments.task == "full":
+        trainer.layer_decay = LAYER_DECAY
     resumed = None if arguments.task == "evaluate" else last_good_checkpoint(training.output_dir)
     figures: dict[str, float] = {}
     if arguments.task != "evaluate":

@@ -32,7 +32,7 @@ class MF2Trainer(Trainer):
         if training is not None and training.ddp_find_unused_parameters is None:
             training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
-        self.by_layer = False  # rates that fall towards the image, as Exp-BLIP's
+        self.layer_decay: float | None = None  # of rates that fall towards the image, as Exp-BLIP's
         self.write_beside_checkpoint: Callable[[Path], None] | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
@@ -42,8 +42,8 @@ class MF2Trainer(Trainer):
             self.add_callback(EpochOfStream())
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        if self.by_layer and self.optimizer is None:
-            self.optimizer = layerwise_optimizer(self.model, self.args)
+        if self.layer_decay is not None and self.optimizer is None:
+            self.optimizer = layerwise_optimizer(self.model, self.args, self.layer_decay)
         return super().create_optimizer(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
