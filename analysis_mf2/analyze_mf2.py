@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -90,8 +90,8 @@ class Analysis:
         self.trackers: dict[str, FaceTracker] = {}
         self.watch: Callable[[Frame, Face, int], None] | None = None
         """Told of every face that gets a row, with its number."""
-        self.continues: Callable[[Iterable[str]], None] | None = None
-        """Told of the inputs that have rows from before, in their order."""
+        self.meets: Callable[[str], None] | None = None
+        """Told of every input that has rows, in the order of the rows, those of runs before too."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -115,9 +115,13 @@ class Analysis:
         summary, done, start = self.summary, getattr(sink, "done", {}), time.monotonic()
         summary.resumed = len(done)
         self._remember_tracks(sink)
-        if self.continues is not None:
-            self.continues(done)
-        frames = read_frames(self.inputs, self.sampling, note=summary.skip, after=done.get)
+        if self.meets is not None:
+            for name in done:
+                self.meets(name)
+        places = {os.path.abspath(name): last for name, last in done.items()}
+        frames = read_frames(
+            self.inputs, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
+        )
         add = summary.rows.extend if sink is None else sink.add
         total = count_frames(self.inputs, self.sampling) if self.progress else None
         bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
@@ -147,6 +151,8 @@ class Analysis:
             if isinstance(of_frame, str):
                 self.summary.skip(frame.input, of_frame)
                 continue
+            if self.meets is not None:
+                self.meets(frame.input)
             good = [(face, answer) for face in of_frame if (answer := self._checked(frame, next(answers)))]
             numbers = self._numbers(frame, [face for face, _ in good])
             self.summary.faces += len(good)
@@ -304,14 +310,19 @@ def run_into_file(
     analysis: Analysis, output: str | os.PathLike, *, format: str | None = None, overwrite: bool = False
 ) -> Summary:
     """Whatever happens, the rows so far are in the file and the facts beside it."""
-    if any(isinstance(one, int) for one in analysis.inputs) and not overwrite and os.path.exists(output):
+    live = any(isinstance(one, int) for one in analysis.inputs)
+    if live and not overwrite and os.path.exists(output):
         raise OutputError(f"output: {output} is there, and a camera cannot be continued; name another or overwrite it")
     rows = RowFile(output, analysis.columns, analysis.about, format=format, overwrite=overwrite)
+    analysis.summary.opened, analysis.summary.continues = True, not live
     try:
         analysis.run(rows)
     except BaseException:
         with contextlib.suppress(OutputError):  # what stopped the run is told, not what followed from it
             rows.close(finished=False, **analysis.summary.facts())
+        if live and not analysis.summary.frames:  # no camera: an empty file would be in the way of the next try
+            rows.remove()
+            analysis.summary.opened = False
         raise
     rows.close(finished=True, **analysis.summary.facts())
     return analysis.summary

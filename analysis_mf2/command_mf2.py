@@ -144,6 +144,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     except BrokenPipeError:
         raise
     except OSError as error:  # a camera that is not there
+        if not analysis.summary.frames:
+            analysis.summary.stopped = None  # it is told once
         return _end(given, analysis, _fail(2 if not analysis.summary.frames else 1, error))
     except KeyboardInterrupt as stop:
         alone = all(isinstance(one, int) for one in found) and not isinstance(stop, _Terminated)

@@ -16,6 +16,7 @@ from processing_mf2.image_reading_mf2 import read_image
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp")
+DRAWN = ".mf2_pictures"  # a file that lists, a line each, what mf2 drew into its folder
 _LOST = 0.02
 """A container may announce a few frames more than it holds; more than this share missing, it was cut off."""
 
@@ -78,7 +79,8 @@ def find_inputs(given: Any) -> list[str | int]:
         if isinstance(one, int) and not isinstance(one, bool):
             found[one] = None
         elif isinstance(one, str | os.PathLike):
-            found |= dict.fromkeys(_read_list(Path(one)) if str(one).lower().endswith(".txt") else [os.fspath(one)])
+            paths = _read_list(Path(one)) if str(one).lower().endswith(".txt") else [os.fspath(one)]
+            found |= dict.fromkeys(map(os.path.normpath, paths))  # ./photos is photos
         else:
             raise TypeError(f"inputs: got {type(one).__name__}, expected paths, or a whole number for a camera")
     if not found:
@@ -98,20 +100,41 @@ def _read_list(path: Path) -> list[str]:
 
 
 def files_of(inputs: Iterable[str | int], note: Note = lambda name, why: None) -> Iterator[str | int]:
-    """Every image, video and camera, folders opened recursively in the order of names; links to folders are not."""
+    """Every image, video and camera once, folders opened recursively in the order of names; links to folders are not.
+    What mf2 drew itself is none."""
+    seen: set[str] = set()
+    for one in _all_of(inputs, note):
+        place = one if isinstance(one, int) else os.path.abspath(one)
+        if place not in seen:
+            seen.add(place)
+            yield one
+
+
+def _all_of(inputs: Iterable[str | int], note: Note) -> Iterator[str | int]:
     for one in inputs:
         if isinstance(one, int) or not os.path.isdir(one):
             yield one
             continue
-        empty = True
+        empty, drawn = True, set()
         for place, folders, names in os.walk(one, onerror=lambda error: note(error.filename, str(error.strerror))):
+            drawn |= {os.path.join(place, name) for name in drawn_pictures(place)}
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if name.lower().endswith(IMAGE_ENDINGS + VIDEO_ENDINGS) and not name.startswith("."):
+                path = os.path.join(place, name)
+                wanted = name.lower().endswith(IMAGE_ENDINGS + VIDEO_ENDINGS) and not name.startswith(".")
+                if wanted and path not in drawn:
                     empty = False
-                    yield os.path.join(place, name)
+                    yield path
         if empty:
             note(one, f"no image or video in this folder (endings: {' '.join(IMAGE_ENDINGS + VIDEO_ENDINGS)})")
+
+
+def drawn_pictures(folder: str | os.PathLike) -> set[str]:
+    """What mf2 drew into a folder, by paths within it: faces in it are no further faces."""
+    try:
+        return set((Path(folder) / DRAWN).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    except OSError:
+        return set()
 
 
 def count_frames(inputs: Iterable[str | int], sampling: Sampling) -> int | None:

@@ -2,12 +2,10 @@
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -76,9 +74,9 @@ class RowFile:
         self.last_frames: list[list[dict[str, Any]]] = []
         """Faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
         self.next_id = 0
-        self.lock = _lock(self.path)
+        self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0, thread_local=False)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._claim()
             if overwrite:
                 for old in (self.path, self.lines, self.about_file):
                     old.unlink(missing_ok=True)
@@ -94,10 +92,41 @@ class RowFile:
                 self._append(",".join(self.names) + "\n")
             self._write_about(finished=False)
         except OSError as error:
-            self.lock.release()
+            self._release()
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"output: {self.path} cannot be written ({error.strerror or error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._release()
+            raise OutputError(
+                f"output: {self.path} or {self.about_file.name} is damaged, and cannot be continued ({error}); choose "
+                "another output, or overwrite it (--overwrite)"
+            ) from error
+
+    def _claim(self) -> None:
+        """For the time of a run: rows of two would stand in one another. The system releases a dead one's."""
+        if self.path.exists() and not self.path.is_file():
+            raise OutputError(
+                f"output: {self.path} is no file; expected one to write, or none and --format csv for a pipe"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"output: {self.path} is being written by another run; wait for it, or name another"
+            ) from None
+
+    def _release(self) -> None:
+        if self.lock.is_locked:
+            with contextlib.suppress(OSError):
+                os.unlink(self.lock.lock_file)
+        self.lock.release()
+
+    def remove(self) -> None:
+        """Of a run that wrote no row."""
+        for file in (self.path, self.lines, self.about_file):
+            file.unlink(missing_ok=True)
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """All rows of one or more frames; they are in the file when this returns, or none is."""
@@ -108,7 +137,7 @@ class RowFile:
         try:
             self._close(finished, told)
         finally:
-            self.lock.release()
+            self._release()
 
     def _close(self, finished: bool, told: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # what matters was flushed by `add`
@@ -188,10 +217,13 @@ class RowFile:
     def _unpack(self) -> int:
         """Parquet cannot grow: its rows go back to lines. -> their bytes; it holds whole frames only."""
         temporary = Path(f"{self.lines}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file, parquet.ParquetFile(self.path) as packed:
-            for batch in packed.iter_batches(_ROW_GROUP):
-                file.write(json_lines(batch.to_pylist(), self.names))
-        temporary.replace(self.lines)
+        try:
+            with parquet.ParquetFile(self.path) as packed, open(temporary, "w", encoding="utf-8") as file:
+                for batch in packed.iter_batches(_ROW_GROUP):
+                    file.write(json_lines(batch.to_pylist(), self.names))
+            temporary.replace(self.lines)
+        finally:
+            temporary.unlink(missing_ok=True)
         return self.lines.stat().st_size
 
     def _pack(self) -> None:
@@ -214,17 +246,6 @@ class RowFile:
 
     def _write_about(self, finished: bool) -> None:
         _write_json(self.about_file, {**self.about, "finished": finished, "bytes": self.size})
-
-
-def _lock(path: Path) -> FileLock:
-    """Of an output, for the time of a run: rows of two would stand in one another. The system releases a dead one's."""
-    key = hashlib.sha256(f"{os.path.realpath(path)}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    lock = FileLock(Path(tempfile.gettempdir()) / f"mf2-{key}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise OutputError(f"output: {path} is being written by another run; wait for it, or name another") from None
-    return lock
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

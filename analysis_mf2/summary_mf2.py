@@ -29,6 +29,10 @@ class Summary:
     stopped: str | None = None
     """By what, before the end."""
     batch_size: int = 0
+    opened: bool = False
+    """Whether the output is this run's."""
+    continues: bool = True
+    """Whether the same command goes on where it was stopped; a camera's does not."""
 
     def skip(self, name: str, why: str) -> None:
         self.left_out += 1
@@ -52,8 +56,10 @@ class Summary:
             lines.append(f"left out, {_count(self.left_out, 'time')}:")
             lines += self._reasons()
         if self.stopped:
-            lines.append(f"stopped before the end: {self.stopped}" + _go_on(output))
-        elif output:
+            kept = f"; the rows so far are in {output}" if output and self.opened else ""
+            goes_on = ", and the same command continues there" if kept and self.continues else ""
+            lines.append(f"stopped before the end: {self.stopped}{kept}{goes_on}")
+        elif output and self.opened:
             lines.append(f"rows: {output}")
         return "\n".join(lines)
 
@@ -66,10 +72,6 @@ class Summary:
             told = "; ".join(f"{count:,} times {why!r}" for why, count in causes if count > 1)
             lines.append(f"  and {more:,} more" + (f", such as {told}" if told else ""))
         return lines
-
-
-def _go_on(output: str | None) -> str:
-    return f"; the rows so far are in {output}, and the same command continues there" if output else ""
 
 
 def _count(number: int, noun: str) -> str:

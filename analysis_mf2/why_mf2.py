@@ -11,7 +11,7 @@ from .contact_html_mf2 import save_contact_html
 from .contact_sheet_mf2 import save_contact_sheet
 from .explanation_mf2 import Explainer
 from .face_sources_mf2 import Face
-from .media_mf2 import Frame
+from .media_mf2 import DRAWN, Frame, drawn_pictures
 from .picture_rows_mf2 import PictureRows, read_picture_rows
 from .row_files_mf2 import OutputError
 from .timeline_html_mf2 import save_timeline_html
@@ -30,12 +30,8 @@ class WhyFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        analysis.watch, analysis.continues = self.face, self.remember
-
-    def remember(self, inputs: Iterable[str]) -> None:
-        """Those that a run before explained keep the names of their pages."""
-        for name in inputs:
-            self.names.of(name)
+        self.drawn = _Drawn(self.folder)
+        analysis.watch, analysis.meets = self.face, self.names.of  # so that names follow the rows, and stay
 
     def face(self, frame: Frame, face: Face, number: int) -> None:
         """Of a video every frame is in the timeline; a page each would bury the folder."""
@@ -44,6 +40,7 @@ class WhyFolder:
         explained = self.explainer.explain(frame.input, frame.pixels, face, number)
         page = self._page(frame.input, number)
         try:
+            self.drawn.add((self.folder / page).with_suffix(".png"))
             explained.save_png((self.folder / page).with_suffix(".png"))
             explained.save_html(self.folder / page)
         except OSError as error:
@@ -63,7 +60,24 @@ class WhyFolder:
         there = {place: page for place in places if (self.folder / (page := self._page(*place))).is_file()}
         rows.pages = {**there, **self.pages}
         told = save_row_pictures(rows, self.folder, self.names)
-        return ", ".join([*([_count(len(self.pages), "face page")] if self.pages else []), *told]) or "none: no face"
+        told = [*([_count(len(self.pages), "face page")] if self.pages else []), *told]
+        if without := len(set(places) - set(rows.pages)):
+            told.append(f"no page of {_count(without, 'face')} whose rows were there before; --overwrite makes them")
+        return ", ".join(told) or "none: no face"
+
+
+class _Drawn:
+    """The list of what was drawn into a folder, so that it is not analysed with photographs that lie around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.names = folder, drawn_pictures(folder)
+
+    def add(self, *paths: Path) -> None:
+        new = [name for path in paths if (name := os.fspath(path.relative_to(self.folder))) not in self.names]
+        if new:
+            with open(self.folder / DRAWN, "a", encoding="utf-8", errors="surrogateescape") as file:
+                file.writelines(f"{name}\n" for name in new)
+            self.names.update(new)
 
 
 class _Beside:
@@ -102,14 +116,15 @@ class _Names:
 def save_row_pictures(rows: PictureRows, folder: str | os.PathLike, names: _Names | None = None) -> list[str]:
     """What rows alone suffice for: a contact sheet of several still faces, a timeline of each video."""
     folder, names, told = Path(folder), names or _Names([]), []
+    drawn = _Drawn(folder)
     try:
         if len(rows.stills) > 1 or (rows.stills and not rows.pages):
-            save_contact_sheet(rows, folder / "contact_sheet.png")
+            drawn.add(*save_contact_sheet(rows, folder / "contact_sheet.png"))
             save_contact_html(rows, folder / "contact_sheet.html")
             told.append("contact sheet")
         for name in rows.videos:
             path = folder / f"{names.of(name)}-timeline.png"
-            save_timeline(rows, name, path)
+            drawn.add(*save_timeline(rows, name, path))
             save_timeline_html(rows, name, path.with_suffix(".html"))
     except OSError as error:
         raise _unwritable(folder, error) from error

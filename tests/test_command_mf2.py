@@ -111,6 +111,22 @@ def test_ctrl_c_and_a_kill_keep_the_rows_and_end_with_their_number(tmp_path: Pat
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_a_camera_that_is_not_there_leaves_nothing_in_the_way(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "cam.csv"
+    assert main(["--camera", "97", "--aligned", "-o", str(out)], model=embedded()) == 2
+    told = capsys.readouterr().err
+    assert told.count("could not be opened") == 1 and "rows" not in told and not list(tmp_path.iterdir())
+
+
+def test_the_same_pictures_by_another_name_are_not_done_again(tmp_path: Path, capsys, monkeypatch) -> None:
+    write_faces(tmp_path / "in", 2)
+    monkeypatch.chdir(tmp_path)
+    for name in ("in", "./in/", str(tmp_path / "in")):
+        assert main([name, "--aligned", "-o", "rows.csv"], model=embedded()) == 0
+        assert len(Path("rows.csv").read_text().splitlines()) == 3
+    assert "2 inputs stood in rows.csv already" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_how_a_camera_s_run_ends(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", FakeCamera(10**6))
 

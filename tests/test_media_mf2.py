@@ -31,6 +31,13 @@ def test_a_folder_is_read_in_the_order_of_names_and_what_is_no_image_stays_out(t
     assert frames[0].pixels.shape == (3, 112, 112) and not notes
 
 
+def test_a_picture_that_is_named_twice_is_read_once(tmp_path: Path, monkeypatch) -> None:
+    (face,) = write_faces(tmp_path / "in", 1)
+    monkeypatch.chdir(tmp_path)
+    given = ["in", str(face), "in/", str(tmp_path / "in"), "./in/face-000.png"]
+    assert [frame.input for frame in read_frames(find_inputs(given))] == ["in/face-000.png"]
+
+
 def test_unreadable_files_and_empty_folders_are_named_and_the_others_read(tmp_path: Path) -> None:
     write_faces(tmp_path, 1)
     for name in ("zero.jpg", "zero.mp4"):
@@ -53,6 +60,7 @@ def test_a_list_holds_a_path_a_line_and_nothing_comes_twice(tmp_path: Path) -> N
     listed = tmp_path / "list.txt"
     listed.write_text("# mine\na.png\n\nb.png\na.png\n")
     assert find_inputs([str(listed), "b.png", 0]) == ["a.png", "b.png", 0]
+    assert find_inputs(["./a.png", "b/../a.png", "a.png"]) == ["a.png"]
     listed.write_text("\n")
     for wrong, said in (([], "got none"), (str(listed), "got no line"), (tmp_path / "no.txt", "could not be read")):
         with pytest.raises(ValueError, match=said):

@@ -148,6 +148,28 @@ def test_an_output_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
     write(path, frames(), overwrite=True)
 
 
+def test_what_is_no_file_or_damaged_is_said_and_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("pipe.csv", "folder.csv"):
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match=rf"{name} is no file; expected one to write"):
+                RowFile(tmp_path / name, COLUMNS, dict(ABOUT), overwrite=overwrite)
+    assert (tmp_path / "pipe.csv").is_fifo()
+    lines = ",".join(COLUMNS.names) + "\n" + ",".join(["face.png"] * len(COLUMNS.names)) + "\n"
+    for name, content in (("bad.parquet", b"PAR1 and no more"), ("bad.csv", lines.encode())):
+        write(tmp_path / name, frames())
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OutputError, match="damaged"):
+            RowFile(tmp_path / name, COLUMNS, dict(ABOUT))
+        (tmp_path / f"{name}.about.json").write_text("[]")
+        with pytest.raises(OutputError, match="damaged"):
+            RowFile(tmp_path / name, COLUMNS, dict(ABOUT))
+        write(tmp_path / name, frames(), overwrite=True)
+    bad = {f"bad.{ending}{more}" for ending in ("parquet", "csv") for more in ("", ".about.json")}
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe.csv", "folder.csv", *bad}
+
+
 def test_a_full_disk_leaves_whole_rows_and_says_how_to_go_on(tmp_path: Path) -> None:
     """The system's limit of a file's size stands for the disk's: writing fails half-way through a row in both."""
     path, whole = tmp_path / "out.csv", tmp_path / "whole.csv"

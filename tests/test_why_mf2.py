@@ -21,7 +21,7 @@ def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_
     assert main(arguments, model=embedded(), detector=detector) == 0
     told = capsys.readouterr().err
     assert "2 face pages, contact sheet, 1 timeline" in told
-    names = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("[!.]*") if path.is_file())
     stems = ["a/face-000-face0", "b/face-000-face0", "contact_sheet", "v-timeline"]
     assert names == sorted(f"{stem}.{ending}" for stem in stems for ending in ("png", "html"))
     sheet = Page((out / "contact_sheet.html").read_text())
@@ -31,7 +31,7 @@ def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_
     # The same from the rows alone, and beside them unless a folder is named.
     assert main(["--picture", str(rows)]) == 0
     again = tmp_path / "rows_pictures"
-    assert sorted(path.name for path in again.iterdir()) == sorted(
+    assert sorted(path.name for path in again.glob("[!.]*")) == sorted(
         f"{stem}.{ending}" for stem in ("contact_sheet", "v-timeline") for ending in ("png", "html")
     )
     assert (again / "v-timeline.html").read_bytes() == before
@@ -51,6 +51,43 @@ def test_a_run_that_goes_on_keeps_the_pages_that_are_there(tmp_path: Path, capsy
     assert (out / "face-000-face0.html").read_bytes() == before
     sheet = Page((out / "contact_sheet.html").read_text())
     assert len(sheet.outside) == 2 and "face-000-face0.html" in sheet.outside
+
+
+def test_pictures_among_the_photographs_are_not_analysed(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    write_faces(folder, 2)
+    arguments = [str(folder), "--aligned", "-o", str(folder / "rows.csv"), "--why", str(folder / "why")]
+    for told in ("2 images looked at", "2 inputs stood in"):
+        assert main(arguments, model=embedded()) == 0
+        assert told in capsys.readouterr().err and len((folder / "rows.csv").read_text().splitlines()) == 3
+    assert sorted(path.name for path in (folder / "why").glob("*.png")) == [
+        *("contact_sheet.png", "face-000-face0.png", "face-001-face0.png")
+    ]
+    write_faces(folder / "why", 1, first=7)  # a photograph that somebody put there is one
+    assert main([str(folder), "--aligned", "--format", "csv"], model=embedded()) == 0
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def test_rows_from_before_without_pages_are_told(tmp_path: Path, capsys) -> None:
+    write_faces(tmp_path / "in", 2)
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv")]
+    assert main(arguments, model=embedded()) == 0
+    assert main([*arguments, "--why", str(tmp_path / "why")], model=embedded()) == 0
+    assert "no page of 2 faces whose rows were there before; --overwrite makes them" in capsys.readouterr().err
+    assert main([*arguments, "--why", str(tmp_path / "why"), "--overwrite"], model=embedded()) == 0
+    assert "2 face pages" in capsys.readouterr().err
+
+
+def test_a_picture_without_a_face_takes_no_name_from_another(tmp_path: Path, capsys) -> None:
+    (first,) = write_faces(tmp_path / "in", 1)
+    cv2.imwrite(str(first.with_suffix(".jpg")), cv2.imread(str(first)))
+    arguments = [str(tmp_path / "in"), "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded(), detector=FakeDetector([[], [face_at(10, 10, 90)]])) == 0
+    write_faces(tmp_path / "in", 1, first=5)
+    assert main(arguments, model=embedded(), detector=FakeDetector([[face_at(10, 10, 90)]])) == 0
+    assert "no page of" not in capsys.readouterr().err
+    sheet = Page((tmp_path / "why" / "contact_sheet.html").read_text())
+    assert len(sheet.outside) == 2
 
 
 @pytest.mark.parametrize(
