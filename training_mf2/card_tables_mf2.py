@@ -29,12 +29,8 @@ UNIT_TWO = {"au_f1_macro": "AU F1 at 0.5, macro", "au_f1_tuned_macro": "AU F1 at
 
 LANGUAGE = FIGURES | WORD_FIGURES | CAPTION_FIGURES
 _LANGUAGE_KINDS = ("itm_", "caption_", "zero_shot_", "retrieval_")
-_COUNTS = (
-    "caption_pairs",
-    "caption_no_reference",
-    "caption_empty",
-    "caption_references",
-)  # behind the captions' scores
+# What captions' scores were made of.
+_COUNTS = ("caption_pairs", "caption_no_reference", "caption_empty", "caption_references")
 
 
 def names_of(figures: Figures, kind: str) -> list[str]:
