@@ -83,6 +83,12 @@ def _repeated(states: torch.Tensor, batch: int) -> torch.Tensor:
     return states if states.shape[0] == batch else states.repeat(batch // states.shape[0], *[1] * (states.ndim - 1))
 
 
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether its weight is all that it is: no adapter, no quantized or offloaded weight, nobody who listens."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked
+
+
 class MF2QFormerAttention(nn.Module):
     """Projections, attention, output projection; then dropout, residual and norm, as BERT orders them."""
 
@@ -111,10 +117,11 @@ class MF2QFormerAttention(nn.Module):
     def folds(self, states: torch.Tensor, tokens: torch.Tensor) -> bool:
         """Whether few queries read many tokens: carrying queries into the tokens' space is then cheaper than carrying
         tokens into the queries'. An adapter's layer does more than multiply, and only eager attention tells weights."""
-        plain = type(self.k_proj) is type(self.v_proj) is nn.Linear
+        plain = _is_plain(self.k_proj) and _is_plain(self.v_proj)
         inference = states.device.type == "cpu" and not torch.is_grad_enabled() and not self.training
-        share = states.shape[1] * (1 / tokens.shape[1] + 1 / self.head_dim)  # of the multiplications
-        return plain and inference and self.config._attn_implementation == "sdpa" and share < 0.5
+        # Of the multiplications less than half: queries / tokens + queries / head_dim.
+        cheaper = 2 * states.shape[1] * (tokens.shape[1] + self.head_dim) < tokens.shape[1] * self.head_dim
+        return cheaper and plain and inference and self.config._attn_implementation == "sdpa"
 
     def _fold(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The same attention, in another order of products. The keys' bias moves all scores of a query alike."""

@@ -327,6 +327,14 @@ def test_nothing_is_folded_that_learns_or_was_adapted(build):
         assert attention.folds(queries, image) and not build("eager").layers[0].cross_attention.folds(queries, image)
         read = model(queries=queries, image=image, output_key_values=True)
         assert len(read.image_key_values) == 2
+        heard = []
+        hook = attention.k_proj.register_forward_hook(lambda *_: heard.append(1))  # as offloading does, too
+        model(queries=queries, image=image)
+        assert heard and not attention.folds(queries, image)
+        hook.remove()
+        assert attention.folds(queries, image) and not attention.folds(queries, image[:, :0])
+        with torch.autocast("cpu", torch.bfloat16):
+            close(model(queries=queries, image=image).query_states.float(), read.query_states, 0.1)
         attention.v_proj = torch.nn.Sequential(attention.v_proj)  # as an adapter wraps it
         assert not attention.folds(queries, image)
         close(model(queries=queries, image=image).query_states, read.query_states, 1e-5)

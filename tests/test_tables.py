@@ -188,6 +188,20 @@ def test_what_is_undefined_is_flagged_and_nothing_is_nan(stage: Stage, tables) -
     assert "mf2-0: dataset has no au_caption" in stage.markdown
 
 
+def test_captions_that_say_nothing_are_flagged(stage: Stage, tables) -> None:
+    mute = {"caption_pairs": 9.0, "caption_references": 1.0, "fact_claims": 0.0, "fact_contradicted": 0.0}
+    stage.plan(metrics={"exp_blip_au_stage2-0": mute | {"caption_empty": 9.0}})
+    command = [*stage.command, "--seeds", "0", "--tables", "captions", "--systems", "exp_blip_au_stage2"]
+    figures, table = tables.main(command), "captions/exp_blip_au_stage2"
+    assert figures[f"{table}/contradicted/untold"] == figures[f"{table}/cider/untold"] == 1
+    assert f"{table}/bleu_4/untold" not in figures and figures[f"{table}/empty/mean"] == 9
+    assert (
+        "0.0§" in stage.markdown
+        and "§ not enough was said" in stage.markdown
+        and "±" not in stage.markdown.split("##")[-1]
+    )
+
+
 def test_what_a_label_set_cannot_ask_for_is_not_run_and_told(stage: Stage, tables) -> None:
     command = [*stage.command, "--seeds", "0", "--label_set", "disfa", "--tables", "II", "V", "expblip"]
     figures = tables.main(command)

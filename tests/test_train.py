@@ -144,6 +144,26 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
         assert torch.equal(tensor, resumed[name]), name
 
 
+def test_a_run_that_stopped_early_stops_there_however_often_it_is_killed(tower: Path, tmp_path: Path) -> None:
+    """Nothing gets better: the first pass is the best one, and five more are waited for."""
+    command = [
+        "--task",
+        "full",
+        "--vision_name_or_path",
+        str(tower),
+        "--num_train_epochs",
+        "12",
+        "--learning_rate",
+        "0",
+    ]
+    command += [*SMALL, "--output_dir", str(tmp_path)]
+    run_killed(4 * 8 + 3, command)  # of 8 steps a pass, in the fifth
+    for _ in ("continued", "killed while it was measured"):
+        train.main(command)
+        kept = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+        assert kept[-1] == 6 * 8
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tower: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step \d+, rows \[\d+"):
         train.main(

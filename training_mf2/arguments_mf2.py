@@ -161,6 +161,7 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
         system = SYSTEMS[known.model]
         defaults |= {"task": system.tasks[0], "output_dir": f"outputs/{known.model}"}
         defaults |= system.tiny if known.model_size == "tiny" else system.defaults
+    defaults["restore_callback_states_from_checkpoint"] = True  # how long early stopping has waited
     if known.task == "tower":
         defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
     if known.task in ADAPTERS and known.model == "mf2":

@@ -204,6 +204,7 @@ def _fields(folder: Path, run: Mapping, figures: Mapping[str, float], config: An
         "without_images": [name for name in names_of(figures, "emotion_n") if not figures[f"emotion_n/{name}"]],
         "with_intervals": any(name.endswith("/low") for name in figures),
         "picture": (folder / "metrics.png").is_file(),
+        "curves": (folder / "curves.png").is_file(),
         "plain": _plain,
         "hours": lambda seconds: f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes",
     }

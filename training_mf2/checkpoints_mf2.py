@@ -117,6 +117,18 @@ def last_good_checkpoint(output_dir: str | Path) -> str | None:
     return found or None
 
 
+def stopped_early(checkpoint: str | None) -> int | None:
+    """After how many steps a run had stopped for want of progress, if it had: there is nothing left to train."""
+    if checkpoint is None:
+        return None
+    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback")
+    if not isinstance(kept, dict):
+        return None
+    waited = kept.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return state["global_step"] if waited >= kept["args"]["early_stopping_patience"] else None
+
+
 @contextmanager
 def disk_may_be_full(folder: Path) -> Iterator[None]:
     """A checkpoint that finds no room is removed, and the error says what to do."""
@@ -152,4 +164,13 @@ def _is_disk_full(error: BaseException | None, folder: Path) -> bool:
     return False
 
 
-__all__ = ["damage", "disk_may_be_full", "from_first_process", "last_good_checkpoint", "parallel", "seal", "unseal"]
+__all__ = [
+    "damage",
+    "disk_may_be_full",
+    "from_first_process",
+    "last_good_checkpoint",
+    "parallel",
+    "seal",
+    "stopped_early",
+    "unseal",
+]

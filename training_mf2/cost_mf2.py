@@ -30,25 +30,31 @@ class Cost:
     def __init__(self) -> None:
         self._begun = _now()
         self._begun_training: float | None = None
+        self._knows = True
         self._before = {"cpu_seconds": 0.0, "wall_seconds": 0.0, "training_cpu_seconds": 0.0}
 
     def begin_training(self, trainer: MF2Trainer, checkpoint: str | None) -> None:
-        """checkpoint: from which an interrupted run goes on; one that tells no cost is counted as free."""
+        """checkpoint: from which an interrupted run goes on."""
         trainer.write_beside_checkpoint = self._save
         told = None if checkpoint is None else Path(checkpoint) / _FILE
-        if told is not None and told.is_file():
+        self._knows = told is None or told.is_file()
+        if told is not None and self._knows:
             self._before = json.loads(told.read_text(encoding="utf-8"))
         self._begun_training = cpu_seconds()
 
     def figures(self) -> dict[str, float]:
         return {name: now - self._begun[name] + self._before[name] for name, now in _now().items()}
 
-    def training_cpu_seconds(self) -> float:
+    def training_cpu_seconds(self) -> float | None:
+        """None where a checkpoint of before does not tell what it had cost. Stores are built before, and not in it."""
+        if not self._knows:
+            return None
         return cpu_seconds() - self._begun_training + self._before["training_cpu_seconds"]
 
     def _save(self, checkpoint: Path) -> None:
-        costs = {**self.figures(), "training_cpu_seconds": self.training_cpu_seconds()}
-        (checkpoint / _FILE).write_text(json.dumps(costs), encoding="utf-8")
+        if self._knows:
+            costs = {**self.figures(), "training_cpu_seconds": self.training_cpu_seconds()}
+            (checkpoint / _FILE).write_text(json.dumps(costs), encoding="utf-8")
 
 
 def _now() -> dict[str, float]:

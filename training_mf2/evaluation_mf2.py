@@ -1,6 +1,7 @@
 """What a model is worth on images alone: logits to scores, files, tables and pictures."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -157,23 +158,53 @@ def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     axis.set(xlabel="answered", ylabel="labelled", title=f"top-1 {scores['emotion_top1']:.3f}, shares of a row")
 
 
+# Okabe and Ito's colours, told apart by colour-blind eyes, without the yellow, which is no line on white. The counts of
+# colours, dashes and markers share no factor, so that no two of many lines look alike, not even in grey.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_MEASURED = {
+    "eval_au_f1_macro": "AU F1, macro, at threshold 0.5",
+    "eval_emotion_top1": "emotion top-1",
+    "eval_emotion_macro_f1": "emotion macro F1",
+}
+_TEST_IMAGES = re.compile(r",\s*[\d,.]+ test images?$")
+
+
 def draw_curves(folder: str | Path, history: Sequence[Mapping[str, float]], data: str, losses: Sequence[str]) -> None:
-    """`curves.png`: every part of the loss over the steps, and what validation said."""
-    parts = [name for name in ("loss", *losses) if any(name in entry for entry in history)]
-    measured = ("eval_au_f1_macro", "eval_emotion_top1", "eval_emotion_macro_f1")
-    measured = [name for name in measured if any(name in entry for entry in history)]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for axis, names in zip(axes, (parts, measured), strict=True):
-        for name in names:
-            points = [(entry["step"], entry[name]) for entry in history if name in entry]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else None, label=name)
-        axis.set_xlabel("step")
-        if names:
-            axis.legend(fontsize=7)
-    axes[0].set(title="training losses", yscale="log")
-    axes[1].set(title="validation", ylim=(0, 1))
-    figure.suptitle(data)
+    """`curves.png`: every part of the loss over the steps, and what validation said; none where neither was logged.
+
+    `data` may end in a number of test images, of which no curve tells: the title leaves it out.
+    """
+    panels = [
+        ({name: name for name in ("loss", *losses)}, {"title": "training", "ylabel": "loss", "yscale": "log"}),
+        (_MEASURED, {"title": "validation", "ylabel": "score", "ylim": (0, 1)}),
+    ]
+    logged = {name for entry in history for name in entry}
+    panels = [({name: lines[name] for name in lines if name in logged}, words) for lines, words in panels]
+    panels = [panel for panel in panels if panel[0]]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), squeeze=False, layout="constrained")
+    for axis, (lines, words) in zip(axes[0], panels, strict=True):
+        _draw_lines(axis, lines, history)
+        axis.set(xlabel="step", **words)
+    figure.suptitle(f"{_TEST_IMAGES.sub('', data)}: {' and '.join(words['title'] for _, words in panels)} by step")
     _save(figure, Path(folder) / "curves.png")
+
+
+def _draw_lines(axis: plt.Axes, lines: Mapping[str, str], history: Sequence[Mapping[str, float]]) -> None:
+    for number, (name, label) in enumerate(lines.items()):
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        apart = max(1, len(points) // 8)
+        first = number * apart // len(lines) if apart > 1 else 0  # markers of two lines seldom meet
+        axis.plot(
+            *zip(*points, strict=True),
+            **{"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]},
+            **{"marker": _MARKERS[number % len(_MARKERS)], "markevery": (first, apart), "markersize": 4.5},
+            **{"label": label, "linewidth": 2.0 if name == "loss" else 1.3},
+        )
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, handlelength=5)
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -82,10 +82,12 @@ def run_captions(
     synthetic, data = name_data(arguments.dataset, splits["test"])
     if not training.should_save:  # another process writes
         return {**scores, **figures}
+    if trainer is not None:
+        journey.save(folder)
+    # After the weights: who finds it takes the run for finished.
     write_text(folder / "metrics.json", json.dumps({**scores, **figures}, indent=2) + "\n")
     if trainer is not None:
         arguments.vision_name_or_path = journey.started_from
-        journey.save(folder)
         draw_curves(folder, trainer.state.log_history, data, journey.losses)
         learned = [caption_column(journey.caption_set)]
         facts = run_facts(arguments, training, figures, synthetic=synthetic, captions=learned)

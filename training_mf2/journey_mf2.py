@@ -31,7 +31,7 @@ from .arguments_mf2 import MF2Arguments
 from .card_facts_mf2 import kind_of, run_facts
 from .card_mf2 import write_card
 from .card_tables_mf2 import EMOTION_FOUR, UNIT_TWO
-from .checkpoints_mf2 import check_same_run
+from .checkpoints_mf2 import check_same_run, stopped_early
 from .cost_mf2 import Cost, images_seen, inference_seconds
 from .evaluation_mf2 import (
     draw_curves,
@@ -202,8 +202,11 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     figures: dict[str, float] = {}
     if arguments.task != "evaluate":
         cost.begin_training(trainer, resumed)
+        steps, training.max_steps = training.max_steps, stopped_early(resumed) or training.max_steps
         trainer.train(resume_from_checkpoint=resumed)
-        figures["epoch_cpu_seconds"] = cost.training_cpu_seconds() / trainer.state.epoch
+        training.max_steps = steps
+        if (seconds := cost.training_cpu_seconds()) is not None:
+            figures["epoch_cpu_seconds"] = seconds / trainer.state.epoch
         model = trainer.model  # FSDP's parts, put together
     if arguments.save_half:
         round_to_half(model)

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from tables_cells import CELLS, EXP_BLIP, Budget, exp_blip, stages
 from tables_paper import PAPER, PaperTable
@@ -14,7 +15,8 @@ Runs = Mapping[str, Mapping[int, Mapping[str, float] | str]]
 
 MISSING, FAILED = "–", "failed"
 FLAGS = {
-    "no_positive": ("*", "no test image shows it: F1 and recall are 0 by definition, and count in the average"),
+    "no_positive": ("*", "no test image shows it: its F1 or recall is 0 by definition, and counts in the average"),
+    "untold": ("§", "not enough was said, or is known, for a score: 0 by definition"),
     "not_finite": ("‡", "a value that was no finite number is left out"),
     "fewer_seeds": ("†", "mean of fewer seeds than asked for: the other runs have no such figure"),
 }
@@ -22,13 +24,16 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Column:
-    """name: in JSON. key: of metrics.json. count: the figure that is 0 where no image shows it."""
+    """name: in JSON. key: of metrics.json. count: the figure that is `none` or less where `flag` stands; by default the
+    flag says that no image shows it."""
 
     name: str
     title: str
     key: str
     form: str = "percent"
     count: str | None = None
+    none: int = 0
+    flag: str = "no_positive"
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ GROUPS = {
     "emotion": "Emotions, one-vs-rest accuracy in % (always no scores 87.5 on eight equally frequent emotions)",
     "both": "In %: macro AU F1 at 0.5 and at tuned thresholds, and the emotions",
     "emotion_all": "Emotions, in %: one-vs-rest accuracy flatters, and is read beside the others",
-    "cost": "Cost",
+    "cost": "Cost, on a CPU; what is stored once for all epochs (of DFN the frozen part's states) is not in an epoch",
     "words": "Words that are among the five likeliest, in %",
     "captions": "Captions written for images of the test split alone (five beams), against those of the same caption "
     "set: BLEU and ROUGE-L in %, CIDEr-D from 0 to 10; and, read back from them, in %: macro F1 of the AUs called "
@@ -111,6 +116,10 @@ GROUPS = {
 def _names(runs: Runs, kind: str) -> list[str]:
     found = (key for seeds in runs.values() for run in seeds.values() if isinstance(run, Mapping) for key in run)
     return list(dict.fromkeys(key.removeprefix(kind) for key in found if key.startswith(kind) and key.count("/") == 1))
+
+
+def _told(name: str, title: str, key: str, count: str, **more: Any) -> Column:
+    return Column(name, title, key, count=count, flag="untold", **more)
 
 
 def columns_of(group: str, runs: Runs) -> list[Column]:
@@ -145,23 +154,25 @@ def columns_of(group: str, runs: Runs) -> list[Column]:
             Column("global_top5", "global descriptions", "global_top5"),
         ],
         "captions": [
-            Column("bleu_4", "BLEU-4", "bleu_4"),
-            Column("rouge_l", "ROUGE-L", "rouge_l"),
-            Column("cider", "CIDEr-D", "cider", "number"),
-            Column("au_facts", "AU facts, F1", "fact_au_f1_macro"),
-            Column("emotion_facts", "emotion facts", "fact_emotion_accuracy"),
-            Column("emotion_stated", "emotion stated", "fact_emotion_stated"),
-            Column("contradicted", "contradicted", "fact_contradicted"),
+            _told("bleu_4", "BLEU-4", "bleu_4", "caption_pairs"),
+            _told("rouge_l", "ROUGE-L", "rouge_l", "caption_pairs"),
+            _told("cider", "CIDEr-D", "cider", "caption_references", form="number", none=1),
+            _told("au_facts", "AU facts, F1", "fact_au_f1_macro", "fact_au_labels"),
+            _told("emotion_facts", "emotion facts", "fact_emotion_accuracy", "fact_emotion_labels"),
+            _told("emotion_stated", "emotion stated", "fact_emotion_stated", "caption_pairs"),
+            _told("contradicted", "contradicted", "fact_contradicted", "fact_claims"),
+            Column("empty", "empty texts", "caption_empty", "count"),
         ],
     }[group]
 
 
 @dataclass(frozen=True)
 class Value:
-    """Mean and sample standard deviation over seeds; 0 for one seed. mean is None where no run has the figure."""
+    """Mean and sample standard deviation over seeds; of one seed 0, and not shown. mean is None where no run has it."""
 
     mean: float | None
     sd: float = 0.0
+    seeds: int = 0
     flags: tuple[str, ...] = field(default=())
 
 
@@ -169,13 +180,14 @@ def value_of(column: Column, seeds: Mapping[int, Mapping[str, float] | str]) -> 
     told = [run for run in seeds.values() if isinstance(run, Mapping) and column.key in run]
     values = [run[column.key] for run in told if _is_finite(run[column.key])]
     flags = ["not_finite"] if len(values) < len(told) else []
-    if column.count and any(run.get(column.count) == 0 for run in told):
-        flags.append("no_positive")
+    if column.count and any(run.get(column.count, math.inf) <= column.none for run in told):
+        flags.append(column.flag)
     if 0 < len(values) < len(seeds):
         flags.append("fewer_seeds")
     if not values:
         return Value(None, flags=tuple(flags))
-    return Value(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, tuple(flags))
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Value(statistics.fmean(values), spread, len(values), tuple(flags))
 
 
 def _is_finite(value: object) -> bool:
@@ -195,13 +207,13 @@ def figures_of(tables: Sequence[str], runs: Runs) -> dict[str, float]:
     return figures
 
 
-def _shown(value: Value, form: str, spread: bool) -> str:
+def _shown(value: Value, form: str) -> str:
     marks = "".join(FLAGS[flag][0] for flag in value.flags)
     if value.mean is None:
         return MISSING + marks
     scale, digits = {"percent": (100, ".1f"), "seconds": (1, ".1f"), "number": (1, ".2f"), "count": (1, ",.0f")}[form]
     text = format(scale * value.mean, digits)
-    if spread and form != "count":
+    if value.seeds > 1 and form != "count":
         text += f" ± {format(scale * value.sd, digits)}"
     return text + marks
 
@@ -222,7 +234,7 @@ def _ours(name: str, group: str, runs: Runs, data: str) -> str:
         if any(isinstance(run, Mapping) for run in runs[row].values()):
             values = [value_of(column, runs[row]) for column in columns]
             flags.update(flag for value in values for flag in value.flags)
-            line = [_shown(v, c.form, len(runs[row]) > 1) for v, c in zip(values, columns, strict=True)]
+            line = [_shown(v, c.form) for v, c in zip(values, columns, strict=True)]
         rows.append([title, *line, *([paper.shown(row).get(paper.mean, MISSING)] if beside else [])])
     kept = [i for i in range(len(columns) + 1) if not i or any(row[i] not in (MISSING, FAILED) for row in rows)]
     kept = kept if len(kept) > 1 else list(range(len(columns) + 1))
@@ -277,7 +289,7 @@ def budget_text(
         row += [(backbones or {}).get(name) or MISSING, " + ".join(map(str, epochs))]
         row.append(rates[0] if len(set(rates)) == 1 else ", ".join(rates))
         for key in ("train_images", "test_images", "trainable_parameters"):
-            row.append(_shown(value_of(Column("", "", key), runs.get(name, {})), "count", False))
+            row.append(_shown(value_of(Column("", "", key), runs.get(name, {})), "count"))
         rows.append([*row, f"{sum(known):,.0f}" if len(known) == len(chain) else MISSING])
     titles = [
         "system",

@@ -60,7 +60,7 @@ def run_all(
     finally:
         with _LOCK:
             _STOPPED.set()
-            for process in _RUNNING:
+            for process in list(_RUNNING):
                 process.terminate()
         pool.shutdown(cancel_futures=True)
     return {name: {seed: runs[name][seed] for seed in seeds} for name in cells}
@@ -106,7 +106,8 @@ def run_cell(
     tested = _run(folder / TESTED, test_command(name, folder, budget), train, environment)
     if isinstance(tested, str):
         return tested
-    return found | {k: v for k, v in tested.items() if k not in _OF_TRAINING and not k.startswith("baseline/")}
+    scores = {k: v for k, v in tested.items() if k not in _OF_TRAINING and not k.startswith("baseline/")}
+    return scores | {name: found[name] for name in _OF_TRAINING if name in found}
 
 
 def draw_test_rows(folder: Path, images: int, style: str, seed: int, label_set: str) -> Path:
@@ -137,10 +138,12 @@ def _run(folder: Path, command: list[str], train: Path, environment: Environment
         with _LOCK:
             if _STOPPED.is_set():
                 raise InterruptedError(f"{named}: stopped before it began")
-            process = subprocess.Popen(whole, env=environment, **streams)
+            # In a session of its own: a key at the terminal stops us, and we stop it.
+            process = subprocess.Popen(whole, env=environment, start_new_session=True, **streams)
             _RUNNING.add(process)
         code = process.wait()
-    _RUNNING.discard(process)
+    with _LOCK:
+        _RUNNING.discard(process)
     if _STOPPED.is_set():
         raise InterruptedError(f"{named}: stopped")
     found = read_json(folder / "metrics.json")
