@@ -1,6 +1,6 @@
 """What written captions are worth: likeness to reference texts, and whether the facts that they state are true.
 
-`caption_scores` needs `pip install "mf2[scores]"`; `fact_scores` needs nothing further. No score is ever NaN: what
+`caption_scores` needs `pip install -e ".[scores]"`; `fact_scores` needs nothing further. No score is ever NaN: what
 cannot be said is 0, and a count beside it, which is 0 too, tells so.
 """
 
@@ -66,7 +66,7 @@ def _libraries() -> tuple[type, type, type]:
     except ImportError as error:
         raise ImportError(
             f"caption_scores: {error.name} is missing; expected sacrebleu, rouge-score and pycocoevalcap. Run `pip "
-            'install "mf2[scores]"`'
+            'install -e ".[scores]"`'
         ) from error
     return BLEU, RougeScorer, Cider
 

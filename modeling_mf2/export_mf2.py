@@ -41,7 +41,8 @@ def need(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingPackageError(
-            f'{package.split(".")[0]} is not installed ({error}), which exported models need: pip install "mf2[export]"'
+            f"{package.split('.')[0]} is not installed ({error}), which exported models need: "
+            'pip install -e ".[export]"'
         ) from error
 
 

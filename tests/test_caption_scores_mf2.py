@@ -65,7 +65,7 @@ def test_wrong_lists_and_missing_libraries_are_told(monkeypatch: pytest.MonkeyPa
         caption_scores("a", "b")
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
-    with pytest.raises(ImportError, match=r'is missing; expected .* Run `pip install "mf2\[scores\]"`'):
+    with pytest.raises(ImportError, match=r'is missing; expected .* Run `pip install -e "\.\[scores\]"`'):
         caption_scores(["a"], ["a"])
 
 

@@ -224,11 +224,23 @@ def test_every_table_of_figures_from_drawn_faces_says_synthetic(card: Path, tmp_
 def test_what_is_not_known_is_left_out(card: Path, tmp_path: Path) -> None:
     assert {"## Language", "## By group"} <= set(body(card).splitlines())
     bare = body(finish(tmp_path / "bare", "bp4d", None, "--task", "full"))
-    for absent in ("## Language", "## By group", "### Emotions", "compared with", "top-1", "metrics.png"):
+    for absent in ("## Language", "## By group", "### Emotions", "compared with", "top-1", "metrics.png", "curves.png"):
         assert absent not in bare, absent
     assert "## Thresholds and calibration" in bare and "Energy was not measured." in bare
     blind = finish(tmp_path / "blind", "mfa", None, "--task", "tower", "--use_labels", "False")
     assert ModelCard.load(blind).data.eval_results is None and "## Results" not in blind.read_text()
+
+
+def test_the_curves_are_shown_where_they_are(card: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(card.parent, tmp_path / card.parent.name)
+    (copy / "curves.png").write_bytes(b"a picture")
+    text = write_card(copy).read_text()
+    (shown,) = [line for line in text.splitlines() if line.endswith("](curves.png)")]
+    assert "synthetic" in shown and "test images" not in shown
+    assert shown in text.partition("\n## Training\n")[2].partition("\n## ")[0]
+    assert not re.search(r"\n{3,}", text)
+    (copy / "curves.png").unlink()
+    assert write_card(copy).read_text() == card.read_text() == text.replace(f"{shown}\n\n", "")
 
 
 def test_settings_read_as_what_they_are(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from demo_parts import DEMO, face_bytes, load, write_adapters
 
 CHROMIUM = "/usr/bin/chromium"
 pytestmark = pytest.mark.slow
-pytest.importorskip("gradio", reason="gradio is not installed: pip install 'mf2[demo]'")
+pytest.importorskip("gradio", reason='gradio is not installed: pip install -e ".[demo]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if not os.path.exists(CHROMIUM):
     pytest.skip(f"no browser at {CHROMIUM}", allow_module_level=True)

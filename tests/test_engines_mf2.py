@@ -132,7 +132,7 @@ def test_a_missing_package_ends_the_command_with_a_sentence(place: Path, monkeyp
 
     monkeypatch.setattr(importlib, "import_module", without)
     assert main([str(place / "in"), "--aligned", "--engine", "onnx"]) == 2
-    assert "onnxruntime is not installed" in (told := capsys.readouterr().err) and 'pip install "mf2[export]"' in told
+    assert "onnxruntime is not installed" in (told := capsys.readouterr().err) and 'pip install -e ".[export]"' in told
 
 
 def test_a_changed_checkpoint_is_exported_anew(place: Path) -> None:

@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 
 from configuration_mf2 import MF2Config
 from dataset_mf2.scores_mf2 import action_unit_scores, emotion_scores
+from training_mf2 import evaluation_mf2
 from training_mf2.evaluation_mf2 import (
     draw_curves,
     draw_scores,
@@ -75,3 +78,62 @@ def test_each_group_is_scored_alone(answers):
     alone = score(config, [part[1::3] for part in predictions], [part[1::3] for part in labels], [0.4] * 12)
     for name in ("au_f1_macro", "au_f1_tuned_macro", "emotion_top1", "emotion_ovr_accuracy"):
         assert found[f"group/dark/{name}"] == alone[name]
+
+
+OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}  # its yellow is no line
+PARTS = tuple(f"part_{number}" for number in range(9))
+
+
+def curves(patch, folder, history, data="synthetic faces, 1,896 test images"):
+    """The figure itself, before it is a file; None if there is nothing to draw."""
+    drawn = []
+    patch.setattr(evaluation_mf2, "_save", lambda figure, path: drawn.append(figure))
+    draw_curves(folder, history, data, PARTS)
+    for figure in drawn:
+        figure.canvas.draw()
+        plt.close(figure)
+    return drawn[0] if drawn else None
+
+
+def history_of(parts=("loss", *PARTS), measured=("au_f1_macro", "emotion_top1", "emotion_macro_f1"), steps=40):
+    logged = [{"step": s, **{name: (i + 1) / s for i, name in enumerate(parts)}} for s in range(1, steps + 1)]
+    return logged + [{"step": s, **{f"eval_{name}": 0.5 for name in measured}} for s in range(10, steps, 10)]
+
+
+def in_grey(line):
+    figure = plt.figure(figsize=(2, 0.5))
+    copy = Line2D([0.1, 0.9], [0.5, 0.5])
+    copy.update_from(line)
+    copy.set(transform=figure.transFigure, clip_on=False, linewidth=1.5)
+    copy.set(color="black", markeredgecolor="black", markerfacecolor="black")
+    figure.add_artist(copy)
+    figure.canvas.draw()
+    seen = bytes(figure.canvas.buffer_rgba())
+    plt.close(figure)
+    return seen
+
+
+def test_every_curve_is_told_from_the_others_without_colours(tmp_path, monkeypatch):
+    for axis in curves(monkeypatch, tmp_path, history_of()).axes:
+        lines = axis.get_lines()
+        assert len({in_grey(line) for line in lines}) == len(lines) in (10, 3)
+        assert {line.get_color().upper() for line in lines} <= OKABE_ITO
+        assert all(line.get_marker() not in ("None", "") for line in lines), "a single point has to be seen"
+
+
+def test_the_legend_of_the_curves_hides_nothing(tmp_path, monkeypatch):
+    figure = curves(monkeypatch, tmp_path, history_of())
+    for axis in figure.axes:
+        legend = axis.get_legend().get_window_extent()
+        assert not any(legend.overlaps(other.get_window_extent()) for other in figure.axes)
+        assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
+
+
+def test_curves_are_called_what_they_are_of(tmp_path, monkeypatch):
+    title = curves(monkeypatch, tmp_path, history_of()).get_suptitle()
+    assert title.startswith("synthetic faces") and "test" not in title and "896" not in title
+    assert "validation" in title and "training" in title
+    only_training = curves(monkeypatch, tmp_path, history_of(measured=(), steps=1), data="my, faces")
+    assert [axis.get_title() for axis in only_training.axes] == ["training"]
+    assert only_training.get_suptitle().startswith("my, faces") and "validation" not in only_training.get_suptitle()
+    assert curves(monkeypatch, tmp_path, []) is None, "a model that was only scored has no curves"

@@ -136,6 +136,6 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path, monkeypatch: pytest
         return real(name, *rest)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    with pytest.raises(ImportError, match=r'onnxscript is not installed .*pip install "mf2\[export\]"'):
+    with pytest.raises(ImportError, match=r'onnxscript is not installed .*pip install -e "\.\[export\]"'):
         export.export_onnx(MF2ForFaceAnalysis(tiny_config()), tmp_path)
     assert builtins.__import__("modeling_mf2.export_mf2"), "the file itself needs none of them"

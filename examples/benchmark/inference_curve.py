@@ -115,6 +115,7 @@ def draw_curve(figures: dict[str, float], queries: Sequence[int], size: str, pic
     axis.errorbar(costs, scores, [figures[f"f1_{count}_sd"] for count in queries], marker="o", capsize=3)
     for count, cost, value in zip(queries, costs, scores, strict=True):
         axis.annotate(str(count), (cost, value), textcoords="offset points", xytext=(6, -12))
+    axis.margins(x=0.1)  # the numbers beside the points have no part in the limits
     axis.set_xlabel(f"time of the whole forward pass / time of the tower ({size})")
     axis.set_ylabel("macro AU F1, tiny size, synthetic faces")
     axis.set_title("Queries an action unit: accuracy (mean ± sd over seeds) against cost", loc="left", fontsize=11)

@@ -8,11 +8,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from demo_engine import Adapter
+
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2", "analysis_mf2")
 PAGE = ("*.py", "*.css", "*.js", "README.md", "requirements.txt")
+MODEL = Path("model_cards", "mf2-tiny-synthetic")
 WEIGHTS = ("*.json", "*.safetensors", "*.txt", "README.md")
 
 
@@ -20,20 +23,44 @@ def write_space(target: Path, adapters: Sequence[Path] = ()) -> Path:
     """Whole or not at all: it is put together beside its place, and moved there."""
     if target.exists():
         raise FileExistsError(f"target: {target} is there already; name another, or remove it")
+    chosen = _chosen(adapters)
     part = target.with_name(f"{target.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
-    _copy(HERE, part, PAGE)
-    (part / "demo_space.py").unlink()
-    for room in ROOMS:
-        _copy(ROOT / room, part / room, ("*.py",))
-    model = Path("model_cards", "mf2-tiny-synthetic")
-    _copy(ROOT / model, part / model, WEIGHTS)
-    for folder in adapters:
-        if not (folder / "adapter_config.json").is_file():
-            raise FileNotFoundError(f"adapters: {folder} has no adapter_config.json, expected an adapter's folder")
-        _copy(folder, part / "adapters" / folder.resolve().name, WEIGHTS)
-    part.rename(target)
+    try:
+        _copy(HERE, part, PAGE)
+        (part / "demo_space.py").unlink()
+        for room in ROOMS:
+            _copy(ROOT / room, part / room, ("*.py",))
+        _copy(ROOT / MODEL, part / MODEL, WEIGHTS)
+        for name, folder in chosen.items():
+            _copy(folder, part / "adapters" / name, WEIGHTS)
+        part.rename(target)
+    except BaseException:  # also when it is interrupted
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     return target
+
+
+def _chosen(places: Sequence[Path]) -> dict[str, Path]:
+    """Name -> folder, as the page finds them; each has to get a place of its own beside the others."""
+    chosen: dict[str, Path] = {}
+    for place in places:
+        found = Adapter.find([place])
+        if not found:
+            raise ValueError(f"adapters: {place} has only checkpoints of a run, expected an adapter's folder")
+        for adapter in found:
+            folder = adapter.folder
+            if adapter.base != MODEL.name:
+                raise ValueError(
+                    f"adapters: {folder} belongs to the model {adapter.base!r}, expected {MODEL.name!r}, the one "
+                    "that a Space has"
+                )
+            if chosen.setdefault(folder.name, folder) != folder:
+                raise ValueError(
+                    f"adapters: {chosen[folder.name]} and {folder} are both called {folder.name!r}, expected names "
+                    "that differ; rename one of the folders"
+                )
+    return chosen
 
 
 def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
@@ -45,7 +72,8 @@ def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
 def main(argv: list[str] | None = None) -> Path:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--adapters", nargs="+", type=Path, default=[], help="of the embedded model")
+    about = "folders of adapters of the embedded model, or folders that hold some"
+    parser.add_argument("--adapters", nargs="+", type=Path, default=[], help=about)
     given = parser.parse_args(argv)
     space = write_space(given.target, given.adapters)
     print(f"{space}: create a Space with the Gradio SDK, and push what is in this folder")
