@@ -117,7 +117,7 @@ def test_the_figures_of_inference_are_those_of_the_benchmark() -> None:
 def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> None:
     figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "tables_tiny.json").read_text())
     titles = {"mf2": r"MF² \(pre-train\)", "mf2_dfn": r"MF² \+ DFN", "vl_fau": "VL-FAU", "hsemotion": "HSEmotion"}
-    titles |= {"exp_blip": r"Exp-BLIP \(stage 1, fine-tuned\)", "me_graph_au": "ME-GraphAU"}
+    titles |= {"exp_blip": "Exp-BLIP", "me_graph_au": "ME-GraphAU"}
     titles |= {"mf2_without_emo_vl": "MF² without Emo-VL", "mf2_without_au_vl": "MF² without AU-VL"}
     assert figures["failed_runs"] == 0
     for name, title in titles.items():
@@ -125,6 +125,9 @@ def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> Non
         columns = ("au", "au_tuned", "top1", "macro_recall", "macro_f1", "avg")
         found = [tuple(100 * figures[f"all/{name}/{column}/{kind}"] for kind in ("mean", "sd")) for column in columns]
         assert [cell.strip() for cell in line.split("|")] == [f"{mean:.1f} ± {sd:.1f}" for mean, sd in found], name
+    parts = [f"{100 * figures[f'vlfau4/{name}/avg_tuned/mean']:.1f}" for name in ("vl_fau_1", "vl_fau")]
+    (said,) = re.findall(r"Of VL-FAU's parts.*?\)", README, flags=re.DOTALL)
+    assert re.findall(r"\d+\.\d", said) == parts
     longer = json.loads((ROOT / "examples" / "benchmark" / "results" / "hsemotion_20_epochs.json").read_text())
     (said,) = re.findall(r"HSEmotion with 20 epochs.*?\. MF²", README, flags=re.DOTALL)
     expected = [f"{100 * longer[name]:.1f}" for name in ("au_f1_tuned_macro", "emotion_top1")]
