@@ -132,3 +132,20 @@ def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> Non
     (said,) = re.findall(r"HSEmotion with 20 epochs.*?\. MF²", README, flags=re.DOTALL)
     expected = [f"{100 * longer[name]:.1f}" for name in ("au_f1_tuned_macro", "emotion_top1")]
     assert re.findall(r"\d+\.\d", said) == expected
+
+
+def test_the_figures_of_exp_blip_s_caption_sets_are_those_of_the_benchmark() -> None:
+    figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "exp_blip_tiny.json").read_text())
+    assert figures["failed_runs"] == 0
+    for name in ("emot", "au", "mix", "cat", "exp"):
+        (line,) = re.findall(
+            rf"^\| {'AU' if name == 'au' else name.title()} \|(.* / .*)\|$", README, flags=re.MULTILINE
+        )
+        expected = []
+        for read_by in ("probe", "tuned"):
+            for features in ("vision", "qformer"):
+                row = f"exp_blip_{name}_{features}_{read_by}".replace("exp_blip_exp_qformer_tuned", "exp_blip")
+                expected += [figures[f"expblip/{row}/{column}/mean"] for column in ("au_tuned", "top1")]
+        told = ("bleu_4", "au_facts", "emotion_facts")
+        expected += [figures[f"captions/exp_blip_{name}_stage2/{column}/mean"] for column in told]
+        assert re.findall(r"\d+\.\d", line) == [f"{100 * value:.1f}" for value in expected], name
