@@ -83,10 +83,13 @@ def _repeated(states: torch.Tensor, batch: int) -> torch.Tensor:
     return states if states.shape[0] == batch else states.repeat(batch // states.shape[0], *[1] * (states.ndim - 1))
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether its weight is all that it is: no adapter, no quantized or offloaded weight, nobody who listens."""
+def _plain(layer: nn.Module) -> nn.Linear | None:
+    """The layer, if its weight is all that it is: no active adapter, no quantized or offloaded weight, nobody who
+    listens."""
+    if getattr(layer, "disable_adapters", False) and not getattr(layer, "merged", True):
+        layer = layer.base_layer
     hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked
+    return layer if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked else None
 
 
 class MF2QFormerAttention(nn.Module):
@@ -117,8 +120,11 @@ class MF2QFormerAttention(nn.Module):
     def folds(self, states: torch.Tensor, tokens: torch.Tensor) -> bool:
         """Whether few queries read many tokens: carrying queries into the tokens' space is then cheaper than carrying
         tokens into the queries'. An adapter's layer does more than multiply, and only eager attention tells weights."""
-        plain = _is_plain(self.k_proj) and _is_plain(self.v_proj)
-        inference = states.device.type == "cpu" and not torch.is_grad_enabled() and not self.training
+        layers = _plain(self.k_proj), _plain(self.v_proj)
+        plain = all(layers) and states.device.type == "cpu"
+        learned = (states, tokens, *(layer.weight for layer in layers if layer))
+        learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned)
+        inference = not learns and not (self.training and self.config.attention_probs_dropout_prob)
         # Of the multiplications less than half: queries / tokens + queries / head_dim.
         cheaper = 2 * states.shape[1] * (tokens.shape[1] + self.head_dim) < tokens.shape[1] * self.head_dim
         return cheaper and plain and inference and self.config._attn_implementation == "sdpa"
@@ -127,12 +133,13 @@ class MF2QFormerAttention(nn.Module):
         """The same attention, in another order of products. The keys' bias moves all scores of a query alike."""
         heads, (rows, queries) = (self.num_heads, self.head_dim), states.shape[:2]
         asked = self._heads(self.q_proj(states) * self.scaling).transpose(0, 1).flatten(1, 2)
-        asked = (asked @ self.k_proj.weight.unflatten(0, heads)).unflatten(1, (rows, queries))
+        asked = (asked @ _plain(self.k_proj).weight.unflatten(0, heads)).unflatten(1, (rows, queries))
         scores = asked.transpose(0, 1).flatten(1, 2) @ tokens.transpose(1, 2)  # (rows, heads * queries, tokens)
         read = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(tokens.dtype) @ tokens
         read = read.unflatten(1, (self.num_heads, queries)).transpose(0, 1).flatten(1, 2)
-        attended = (read @ self.v_proj.weight.unflatten(0, heads).transpose(1, 2)).unflatten(1, (rows, queries))
-        return attended.permute(1, 2, 0, 3).flatten(2) + self.v_proj.bias
+        value = _plain(self.v_proj)
+        attended = (read @ value.weight.unflatten(0, heads).transpose(1, 2)).unflatten(1, (rows, queries))
+        return attended.permute(1, 2, 0, 3).flatten(2) + value.bias
 
     def forward(
         self, states: torch.Tensor, seen: KeyValue | torch.Tensor, mask: torch.Tensor | None

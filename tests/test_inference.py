@@ -30,9 +30,12 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
 ) -> None:
     for count in (1, 2):
         for seed in (0, 1):
-            (tmp_path / "runs" / f"{count}-{seed}").mkdir(parents=True)
+            tested = tmp_path / "runs" / f"{count}-{seed}" / "tested"
+            tested.mkdir(parents=True)
             scores = {"au_f1_tuned_macro": 0.1 * count + 0.02 * seed, "au_roc_auc_macro": 0.9, "emotion_top1": 0.5}
-            (tmp_path / "runs" / f"{count}-{seed}" / "metrics.json").write_text(json.dumps(scores))
+            for place in (tested, tested.parent):
+                (place / "metrics.json").write_text(json.dumps(scores if place == tested else {}))
+    (tmp_path / "runs" / "faces-1600").mkdir()
     command = ["--size", "tiny", "--only", "vit", "curve", "--rounds", "1", "--batch_size", "1", "--vit_images", "2"]
     command += ["--queries", "1", "2", "--accuracy", str(tmp_path / "runs"), "--picture", str(tmp_path / "curve.png")]
     figures = inference.main([*command, "--json", str(tmp_path / "figures.json")])

@@ -91,8 +91,8 @@ def test_a_dataset_without_the_captions_is_told_which_it_lacks(tmp_path: Path) -
     [
         (["--task", "dfn"], "task: got 'dfn' with --model vl_fau, expected full or evaluate"),
         (["--model_size", "giant"], r"model_size: got 'giant', expected one of \['tiny', 'base'\]"),
-        (["--branches", "au"], "branches: got 'au' with --model vl_fau"),
-        (["--store_vision", "True"], "store_vision: got True with --model vl_fau"),
+        (["--branches", "au"], "branches: got 'au', which --model vl_fau"),
+        (["--store_vision", "True"], "store_vision: got True, which --model vl_fau"),
         (["--model_options", "use_lga=False"], "model_options: got 'use_lga=False'"),
     ],
 )
