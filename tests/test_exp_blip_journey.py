@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import train
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import ExpBlipForFaceAnalysis, ExpBlipForPreTraining
+from training_mf2 import exp_blip_journey
 from training_mf2.exp_blip_journey import WRITTEN, kind_of_checkpoint
 from training_mf2.language_mf2 import CAPTION_FIGURES
 
@@ -42,6 +43,19 @@ def test_stage_one_learns_from_its_own_captions_alone(stage_one: Path) -> None:
         run(stage_one.parent / "no", "evaluate", "--model_name_or_path", str(stage_one))
     with pytest.raises(ValueError, match=r"caption_set: got 'au', but .* was trained with 'cat'"):
         run(stage_one.parent / "no", "caption", "--model_name_or_path", str(stage_one), "--caption_set", "au")
+
+
+def test_a_run_that_could_not_save_its_weights_does_not_look_finished(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(exp_blip_journey._StageOne, "save", full)  # of the end; its checkpoints are whole
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path, "pretrain")
+    assert not (tmp_path / "metrics.json").exists()
+    run(tmp_path, "pretrain")
+    assert (tmp_path / "metrics.json").is_file() and (tmp_path / "model.safetensors").is_file()
 
 
 def test_stage_two_writes_captions_that_are_kept_and_scored(stage_one: Path, tmp_path: Path) -> None:
