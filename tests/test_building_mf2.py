@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 
 import cv2
 import datasets
@@ -148,6 +149,57 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, drawn, tmp_path, monkey
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_kill_at_the_very_end_doubles_nothing_under_other_options(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+
+    def die(*told):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building.Path, "rename", die)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    other = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=5)
+    with pytest.raises(ValueError, match=r"unfinished build of other options .*shard_rows: 12"):
+        build_mfa(frames, split, tmp_path / "mfa", other)
+    (tmp_path / ".mfa.building" / "plan.json").unlink()  # its shards are of an unknown plan
+    report = build_mfa(frames, split, tmp_path / "mfa", other)
+    rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "mfa" / "data").iterdir())
+    assert rows == sum(counts["images"] for counts in report["counts"].values()) == 48
+
+
+def test_a_build_that_was_killed_after_its_end_is_cleaned_up(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+
+    def die(*told):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building, "_remove", die)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert (tmp_path / ".mfa.building").is_dir()
+    assert build_mfa(frames, split, tmp_path / "mfa", OPTIONS)["counts"]["train"]["images"] == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["mfa"]
+    with pytest.raises(FileExistsError, match="is there already"):
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+
+
+def test_a_damaged_plan_is_named(built, tmp_path):
+    _, frames, split, _ = built
+    (tmp_path / ".mfa.building").mkdir()
+    (tmp_path / ".mfa.building" / "plan.json").write_text("{")
+    with pytest.raises(CorpusError, match=r"plan.json: got .*, expected the plan of a build. Remove .*\.mfa\.building"):
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "Anger").mkdir()
+    cv2.imwrite(str(tmp_path / "Anger" / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "Anger" / "a.jpg").rename(tmp_path / "Anger" / os.fsdecode(b"caf\xe9.jpg"))
+    frames = read_corpus("own", tmp_path)
+    with pytest.raises(CorpusError, match=r"image: got 'Anger/caf.*\.jpg', expected a name in UTF-8. Rename it"):
+        build_mfa(frames, ["train"], tmp_path / "mfa", BuildOptions(landmarks="template"))
+
+
 def test_another_plan_does_not_mix_with_an_unfinished_one(built, tmp_path, monkeypatch):
     _, frames, split, _ = built
     monkeypatch.setattr(building, "_finish", lambda *told: 1 / 0)
@@ -186,7 +238,10 @@ def test_unreadable_images_are_listed_and_skipped_only_when_asked(own, tmp_path)
     assert [line.split("\t")[:2] for line in sorted(listed)] == [["0.jpg", "unreadable"], ["17.jpg", "unreadable"]]
     skipping = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=12, skip_unreadable=True)
     report = build_mfa(frames, split, tmp_path / "mfa", skipping)
-    assert report["left_out"] == 2 and sum(counts["images"] for counts in report["counts"].values()) == 46
+    assert (
+        report["left_out"] == 2 == report["left_out_because"]["cannot be read (--skip_unreadable)"]
+        and sum(counts["images"] for counts in report["counts"].values()) == 46
+    )
     assert (tmp_path / "mfa" / "left_out.txt").is_file()
 
 
