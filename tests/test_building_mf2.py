@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import dataset_mf2.building_mf2 as building
 import train
@@ -23,6 +24,7 @@ from dataset_mf2.splitting_mf2 import plan_mfa
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Processor
+from processing_mf2.image_reading_mf2 import read_image
 from training_mf2.arguments_mf2 import MF2Arguments
 from training_mf2.splits_mf2 import load_splits
 
@@ -286,14 +288,37 @@ def test_people_in_two_splits_are_refused(built, tmp_path):
     assert report["in_two_splits"]
 
 
-def test_aligned_pictures_keep_their_bytes(own, tmp_path):
+def test_aligned_pictures_keep_their_pixels_and_nothing_else(own, tmp_path):
+    secret, exif = b"secret-of-the-owner", Image.Exif()
+    exif[0x010E] = secret.decode()
+    for number, file in enumerate(sorted(own.glob("*.jpg"))):
+        picture = Image.open(file)
+        exif[0x0112] = 6 if number % 3 == 0 else 1
+        picture.save(file, "PNG" if number % 3 == 1 else "JPEG", exif=exif, comment=secret)
+        file.write_bytes(file.read_bytes() + secret)
     frames, split = plan(own)
-    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64))
-    row = datasets.load_dataset(str(tmp_path / "mfa"), streaming=True)["test"].cast_column(
-        "image", datasets.Image(decode=False)
-    )
-    row = next(iter(row))
-    assert row["image"]["bytes"] == (own / f"{row['video']}.jpg").read_bytes() and row["landmark_source"] == "template"
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64, near="tell"))
+    rows = datasets.load_dataset(str(tmp_path / "mfa"), streaming=True)
+    rows = [row for name in rows for row in rows[name].cast_column("image", datasets.Image(decode=False))]
+    assert len(rows) == 48
+    for row in rows:
+        there, file = row["image"]["bytes"], own / f"{row['video']}.jpg"
+        assert secret in file.read_bytes() and secret not in there and row["landmark_source"] == "template"
+        assert b"Exif" not in there and b"eXIf" not in there and row["image"]["path"] is None
+        seen, kept = (read_image(one).permute(1, 2, 0).numpy() for one in (file, there))
+        if Image.open(file).getexif().get(0x0112) != 6:
+            assert (seen == kept).all()
+        else:  # written anew, upright
+            upright, lying = (cv2.resize(one, (64, 64)).astype(float) for one in (seen, np.rot90(seen)))
+            assert np.abs(upright - kept).mean() < 5 < np.abs(lying - kept).mean()
+
+
+def test_what_is_listed_as_unreadable_names_no_folder_of_the_builder(own, tmp_path):
+    frames, split = plan(own)
+    (own / "0.jpg").write_bytes(b"no image")
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", skip_unreadable=True))
+    for file in ("left_out.txt", "build.json", "README.md", "dataset_infos.json"):
+        assert str(own) not in (tmp_path / "mfa" / file).read_text()
 
 
 def test_shards_are_random_parts_of_their_split(built):
