@@ -14,6 +14,7 @@ safetensors, SQLite) and the bytes between two operations are not seen: that is 
 """
 
 import contextlib
+import gc
 import importlib
 import itertools
 import json
@@ -135,6 +136,7 @@ def _serve() -> None:
     os.dup2(2, 1)
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()  # a child that collects garbage would copy all pages
     for line in sys.stdin:
         asked, start = json.loads(line), time.monotonic()
         child = os.fork()
