@@ -176,7 +176,7 @@ def test_memory_does_not_grow_with_a_video_in_which_nobody_is_seen(tmp_path: Pat
 
 
 def test_decoded_frames_are_held_in_bounds_however_large_the_batch(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(analyze_mf2, "_MOST_PIXELS", 3 * 96 * 64 * 3)
+    monkeypatch.setattr(analyze_mf2, "_MOST_BYTES", 3 * 96 * 64 * 3)
     sizes = []
 
     class Seen(FakeDetector):
