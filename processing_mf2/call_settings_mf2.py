@@ -44,7 +44,7 @@ def split_call(given: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[dict
 def _check_text(text: Mapping[str, Any]) -> None:
     if text["padding"] not in (True, "longest", "max_length"):
         raise ValueError(
-            f"padding: got {text['padding']!r}, expected True, 'longest' or 'max_length': rows of a batch are equally long"
+            f"padding: got {text['padding']!r}, expected True, 'longest' or 'max_length': a batch is one tensor"
         )
     if text["truncation"] not in (True, "longest_first"):
         raise ValueError(

@@ -32,6 +32,7 @@ from .landmarks_mf2 import (
     landmarks_per_image,
     template_landmarks,
 )
+from .processor_files_mf2 import named_error
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +43,7 @@ _SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "
 _OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
 
 
-class _AlignedCrops:
+class _AlignedCrops(SelfContainedMixin):
     """What both image processors share: all but the resampling.
 
     `image_processor(images, landmarks)` -> `pixel_values` (batch, 3, height, width) and `landmarks` (batch, 68, 2).
@@ -80,6 +81,15 @@ class _AlignedCrops:
         usual = {name: getattr(self, name, None) for name in known}
         check_settings({**usual, **{name: value for name, value in kwargs.items() if value is not None}})
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise named_error(pretrained_model_name_or_path, error, kwargs) from error
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -285,14 +295,14 @@ class _AlignedCrops:
         return BatchFeature(data)
 
 
-class MF2ImageProcessor(SelfContainedMixin, _AlignedCrops, TorchvisionBackend):
+class MF2ImageProcessor(_AlignedCrops, TorchvisionBackend):
     __doc__ = _AlignedCrops.__doc__
 
     warp = staticmethod(warp)
     warp_bytes = staticmethod(warp_bytes)
 
 
-class MF2ImageProcessorPil(SelfContainedMixin, _AlignedCrops, PilBackend):
+class MF2ImageProcessorPil(_AlignedCrops, PilBackend):
     """As [`MF2ImageProcessor`], by PIL alone: where there is neither torchvision nor OpenCV. Crops differ by 0.01."""
 
     warp = staticmethod(warp_by_pil)

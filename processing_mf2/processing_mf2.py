@@ -17,6 +17,7 @@ from .call_settings_mf2 import split_call
 from .captions_mf2 import KEY_AU_PROMPT, split_au_caption
 from .image_processing_mf2 import MF2ImageProcessor
 from .image_reading_mf2 import flatten_images
+from .processor_files_mf2 import named_error
 from .results_mf2 import named_results, resolve_thresholds
 from .tokenizer_mf2 import (
     SHORTEST_SENTENCE,
@@ -56,7 +57,9 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             raise ValueError(f"chat_template: got {type(chat_template).__name__}, expected text")
         self.action_units = list(check_action_units(labels.action_units if action_units is None else action_units))
         self.emotions = list(labels.emotions if emotions is None else emotions)
-        self.au_thresholds = None if au_thresholds is None else resolve_thresholds(au_thresholds, self.action_units)
+        if au_thresholds is not None:
+            au_thresholds = resolve_thresholds(au_thresholds, self.action_units, name="au_thresholds")
+        self.au_thresholds = au_thresholds
         self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
         shortest = {"emotion_max_length": SHORTEST_SENTENCE}
         shortest["au_max_length"] = SHORTEST_SENTENCE * max(1, len(self.action_units))
@@ -65,6 +68,15 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least} tokens, a whole number")
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         check_tokenizer(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers and transformers raise whatever a file's content leads to
+            raise named_error(pretrained_model_name_or_path, error, kwargs) from error
 
     @classmethod
     def for_model(
@@ -106,15 +118,16 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
     ) -> BatchFeature:
         r"""
         Everything is one an image. An empty caption or sentence, or one of which the tokenizer knows no word, becomes a
-        row of padding with attention mask 0, which every loss leaves out. Texts are always padded, and cut to their limit.
+        row of padding with attention mask 0, which every loss leaves out. Texts are padded, and cut to their limit.
 
         text: emotion captions -> `input_ids`, `attention_mask` (batch, length).
         au_sentences: for each image a sentence an AU, "" if unknown -> `au_input_ids`, `au_attention_mask` (batch, AU,
             length); or au_captions: numbered AU captions, split into such sentences by the help of `au_labels`.
         key_au_captions -> `key_au_input_ids`, `key_au_attention_mask` (batch, length).
         padding: to the longest, or "max_length"; max_length: of emotion and key-AU captions, if less than their limit.
-        landmarks, other keywords (or `images_kwargs`): see [`MF2ImageProcessor.preprocess`]. Of an image that `on_no_face="skip"` leaves out,
-            texts and labels are left out too; `on_many_faces="all"` refuses texts and labels of an image of many faces.
+        landmarks, other keywords (or `images_kwargs`): see [`MF2ImageProcessor.preprocess`]. Of an
+            image that `on_no_face="skip"` leaves out, texts and labels are left out too; `on_many_faces="all"` refuses
+            texts and labels of an image of many faces.
         au_labels (batch, AU): 1, 0 or -1; emotion_labels (batch,): index or -1. Passed on as int64.
         """
         of_text, images_kwargs = split_call(kwargs, self.tokenizer.init_kwargs)
@@ -237,7 +250,7 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
 
 
 def _are_names(given: Sequence[Any]) -> bool:
-    return len(given) > 0 and all(isinstance(name, str) and name for name in given) and len(set(given)) == len(given)
+    return all(isinstance(name, str) and name for name in given) and len(set(given)) == len(given)
 
 
 def _strings(texts: Any, name: str) -> list[str] | None:

@@ -12,6 +12,7 @@ def resolve_thresholds(
     thresholds: float | Sequence[float] | dict[str, float] | None,
     action_units: Sequence[str],
     usual: Sequence[float] | None = None,
+    name: str = "thresholds",
 ) -> list[float]:
     """One threshold an AU, from one for all, one each, or some by name; what is not given is as `usual`, or 0.5."""
     usual = [0.5] * len(action_units) if usual is None else list(usual)
@@ -20,8 +21,8 @@ def resolve_thresholds(
     elif isinstance(thresholds, dict):
         unknown = sorted(set(thresholds) - set(action_units))
         if unknown:
-            raise ValueError(f"thresholds: got {unknown}, expected names among {list(action_units)}")
-        values = [thresholds.get(name, value) for name, value in zip(action_units, usual, strict=True)]
+            raise ValueError(f"{name}: got {unknown}, expected names among {list(action_units)}")
+        values = [thresholds.get(unit, value) for unit, value in zip(action_units, usual, strict=True)]
     elif isinstance(thresholds, int | float):
         values = [thresholds] * len(action_units)
     else:
@@ -32,8 +33,8 @@ def resolve_thresholds(
         values = [repr(value)[:40] for value in values]
     if len(values) != len(action_units) or not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
         raise ValueError(
-            f"thresholds: got {values}, expected {len(action_units)} numbers from 0 to 1, one for each of "
-            f"{list(action_units)}"
+            f"{name}: got {values}, expected {len(action_units)} numbers from 0 to 1, one for each of "
+            f"action_units {list(action_units)}"
         )
     return values
 
