@@ -76,7 +76,7 @@ def test_a_public_address_may_not_redirect_into_the_own_network(address: str, mo
 
 def test_the_time_is_limited_in_all(address: str) -> None:
     start = time.monotonic()
-    with pytest.raises(ValueError, match="longer than 0.5 s"):
+    with pytest.raises(ValueError, match=r"longer than 0\.5 s"):
         download(f"{address}/slow", "images", timeout=0.5)
     assert time.monotonic() - start < 3
     with pytest.raises(ValueError, match="timeout: got -1"):
