@@ -194,6 +194,7 @@ def test_a_killed_job_ends_as_if_it_had_not_been_killed(name, server, folder, ch
                 break
         found = job.finish(server)
         assert found == expected, f"killed after {run.seconds} s: {differences(found, expected)}"
+    assert not list((folder / "hf").rglob("*.incomplete"))
     print(f"\n{name}: {kills} kills at {len(undisturbed.operations)} operations, {at_random} at random times")
     assert at_random >= RANDOM_KILLS // 2
 
