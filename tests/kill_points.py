@@ -13,6 +13,7 @@ rename, remove, mkdir, rmdir, truncate, link, symlink, sqlite3.connect. What com
 safetensors, SQLite) and the bytes between two operations are not seen: that is what `kill_after` is for.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -81,6 +82,8 @@ class KillServer:
         """Runs a script (a path below the repository, then its arguments) to its end, or until it is killed."""
         with tempfile.TemporaryDirectory() as scratch:
             files = {"log": f"{scratch}/log", "output": f"{scratch}/output"}
+            for file in files.values():  # a kill may come before the child makes them
+                Path(file).touch()
             asked = {"argv": list(argv), "kill_at": kill_at, "under": self.under, "timeout": kill_after or timeout}
             self.process.stdin.write(json.dumps(asked | files) + "\n")
             self.process.stdin.flush()
@@ -167,13 +170,21 @@ def _run(asked: dict[str, Any]) -> None:
     sys.argv = asked["argv"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     install(asked["under"], asked["log"], asked["kill_at"])
+    code: Any = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit:
-        raise
+    except SystemExit as end:
+        code = end.code
     except BaseException:
         traceback.print_exc()
-        raise SystemExit(1) from None
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking all modules down takes seconds, in which nothing of the script is left to kill.
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":
