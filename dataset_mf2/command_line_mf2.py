@@ -1,26 +1,55 @@
-"""Command lines that end in a sentence and an exit code where the user can mend what is wrong."""
+"""Entry of every script: a user's mistake ends in one sentence and an exit code, not in a traceback."""
 
 import argparse
 import ast
+import os
+import pickle
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 
-def run_command(main: Callable[[], Any]) -> int:
-    """The exit code of a script: 0, 2 with the reason on the standard error, 130 after Ctrl-C.
+# What is given wrongly, and what goes wrong on the way. Any other exception is a defect of the code: it is not caught.
+_FILE_MISTAKES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_MISTAKES = (ValueError, TypeError, ImportError, StrictDataclassError, *_FILE_MISTAKES)
+_FAILURES = (OSError, RuntimeError, ArithmeticError, DatasetsError, SafetensorError, pickle.UnpicklingError)
+TRACEBACK = "MF2_TRACEBACK"
 
-    Called from Python, `main` raises its errors as usual.
-    """
+
+def run_as_command(main: Callable[[], Any]) -> NoReturn:
+    """Runs `main` and exits: 0, 2 for wrong options or input, 1 for other failures, 130 for Ctrl-C.
+
+    MF2_TRACEBACK=1 in the environment shows where an error comes from."""
     try:
         main()
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+        _exit(130, "stopped by Ctrl-C")
+    except (*_MISTAKES, *_FAILURES) as error:
+        if os.environ.get(TRACEBACK, "0") != "0":
+            raise
+        sentence = " ".join(str(error).split()) or "no reason is given"
+        if type(error).__module__ == "builtins" and isinstance(error, TypeError | RuntimeError):
+            sentence += f" ({type(error).__name__}; {TRACEBACK}=1 shows where)"
+        _exit(2 if isinstance(error, _MISTAKES) else 1, sentence)
+    sys.exit(0)
+
+
+def _exit(code: int, sentence: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def positive(text: str) -> int:
+    """For `type=` of an argparse argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number above 0")
+    return int(text)
 
 
 def named(option: str, expected: str, read: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
@@ -46,4 +75,4 @@ def python_value(text: str) -> Any:
         return text
 
 
-__all__ = ["named", "python_value", "run_command"]
+__all__ = ["named", "positive", "python_value", "run_as_command"]

@@ -9,7 +9,6 @@ The key is read from OPENAI_API_KEY. After a kill, run the same line again: what
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from dataset_mf2.builder_mf2 import described_labels
@@ -18,7 +17,6 @@ from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_capti
 from dataset_mf2.caption_prices_mf2 import Price
 from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
 from dataset_mf2.captioner_mf2 import ChatWriter
-from dataset_mf2.command_line_mf2 import run_command
 from dataset_mf2.dataset_cache import load_folder, save_whole
 from dataset_mf2.synthetic_faces import MFASynthetic
 
@@ -66,4 +64,4 @@ def main(argv: list[str] | None = None) -> Path | None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    run_as_command(main)
