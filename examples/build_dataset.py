@@ -11,7 +11,7 @@ Reader options behind --reader: --reader threshold=1 images=original.
 import argparse
 
 from dataset_mf2.building_mf2 import BuildOptions, build_mfa
-from dataset_mf2.command_line_mf2 import named, python_value
+from dataset_mf2.command_line_mf2 import named, python_value, run_as_command
 from dataset_mf2.frames_mf2 import REQUIRED
 from dataset_mf2.landmark_cache_mf2 import LandmarkCache
 from dataset_mf2.mfa_card_mf2 import summary

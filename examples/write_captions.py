@@ -17,6 +17,7 @@ from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_capti
 from dataset_mf2.caption_prices_mf2 import Price
 from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
 from dataset_mf2.captioner_mf2 import ChatWriter
+from dataset_mf2.command_line_mf2 import run_as_command
 from dataset_mf2.dataset_cache import load_folder, save_whole
 from dataset_mf2.synthetic_faces import MFASynthetic
 
