@@ -18,7 +18,7 @@ from configuration_mf2.hub_mf2 import SelfContainedMixin
 
 from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp, warp_bytes
 from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
-from .image_reading_mf2 import flatten_images, read_image
+from .image_reading_mf2 import MOST_PIXELS, flatten_images, read_image
 from .landmarks_mf2 import (
     DetectedFace,
     FaceAlignmentDetector,
@@ -103,7 +103,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
     on_no_face: NoFacePolicy = "raise"
     on_many_faces: ManyFacesPolicy = "largest"
     face_alignment_kwargs = None
-    max_pixels = 100_000_000
+    max_pixels = MOST_PIXELS
     allow_url = False
     return_landmark_source = False
     return_faces = False
