@@ -9,9 +9,11 @@ The key is read from OPENAI_API_KEY. After a kill, run the same line again: what
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 
 from dataset_mf2.builder_mf2 import described_labels
 from dataset_mf2.caption_batch_mf2 import write_by_batch
@@ -19,6 +21,8 @@ from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_capti
 from dataset_mf2.caption_prices_mf2 import Price
 from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
 from dataset_mf2.captioner_mf2 import ChatWriter
+from dataset_mf2.command_line_mf2 import run_command
+from dataset_mf2.dataset_cache import save_whole
 from dataset_mf2.synthetic_faces import MFASynthetic
 
 
@@ -28,7 +32,11 @@ def load(dataset: str) -> Dataset:
     if not Path(dataset).is_dir():
         raise FileNotFoundError(f"dataset: there is no folder {dataset!r}; build one by examples/build_dataset.py")
     saved = any((Path(dataset) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    found = load_from_disk(dataset) if saved else load_dataset(dataset)
+    try:
+        found = load_from_disk(dataset) if saved else load_dataset(dataset)
+    except (DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+        told = f"dataset: {dataset} cannot be read ({error.__cause__ or error}), expected what build_dataset wrote"
+        raise ValueError(f"{told}; build it again") from error
     return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
 
 
@@ -68,10 +76,10 @@ def main(argv: list[str] | None = None) -> Path | None:
         captions = list(writer.read(rows, journal))
     arguments.out.mkdir(parents=True, exist_ok=True)
     count = save_captions(arguments.out / "captions.jsonl", captions)
-    join_captions(dataset, captions, keep_missing=True).save_to_disk(arguments.out / "dataset")
+    save_whole(join_captions(dataset, captions, keep_missing=True), arguments.out / "dataset")
     print(f"{count} rows in {arguments.out / 'captions.jsonl'}; the data set with them: {arguments.out / 'dataset'}")
     return arguments.out
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))
