@@ -90,9 +90,9 @@ def _chosen(adapter: str | None) -> str | None:
 
 
 def _name(sent: Any) -> str:
-    """For showing and for a column of the CSV: no path, and nothing that a spreadsheet would take for a formula."""
+    """Without folders."""
     name = str(sent.get("name") or sent.get("example") or "picture") if isinstance(sent, dict) else "picture"
-    return name.replace("\\", "/").rpartition("/")[2].lstrip("=+-@\t\r")[:120] or "picture"
+    return name.replace("\\", "/").rpartition("/")[2][:120] or "picture"
 
 
 def _told(error: Exception) -> str:
