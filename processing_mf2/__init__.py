@@ -6,7 +6,7 @@ from configuration_mf2.configuration_mf2 import MF2Config
 
 from .augmentation_mf2 import MF2Augmentation
 from .captions_mf2 import RuleCaptioner
-from .image_processing_mf2 import MF2ImageProcessor
+from .image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil
 from .landmarks_mf2 import FaceAlignmentDetector, template_landmarks
 from .pipeline_mf2 import (
     MF2FaceAnalysisPipeline,
@@ -19,7 +19,8 @@ from .processing_mf2 import MF2Processor
 from .tokenizer_mf2 import build_tokenizer, load_bert_tokenizer
 
 
-AutoImageProcessor.register(MF2Config, image_processor_classes={"torchvision": MF2ImageProcessor}, exist_ok=True)
+_BACKENDS = {"torchvision": MF2ImageProcessor, "pil": MF2ImageProcessorPil}
+AutoImageProcessor.register(MF2Config, image_processor_classes=_BACKENDS, exist_ok=True)
 AutoProcessor.register(MF2Config, MF2Processor, exist_ok=True)
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MF2FaceAnalysisPipeline",
     "MF2ImageClassificationPipeline",
     "MF2ImageProcessor",
+    "MF2ImageProcessorPil",
     "MF2ImageToTextPipeline",
     "MF2Processor",
     "MF2ZeroShotImageClassificationPipeline",

@@ -32,7 +32,10 @@ def download(url: str, name: str, timeout: float | None = None) -> bytes:
         try:
             opener = urllib.request.build_opener(_Redirects(may_be_private=_is_private(urlsplit(url).hostname)))
             with opener.open(url, timeout=seconds) as response:
-                found["content"] = response.read(MOST_BYTES + 1)
+                content, said = response.read(MOST_BYTES + 1), response.headers.get("Content-Length", "")
+            if said.isdigit() and len(content) < min(int(said), MOST_BYTES + 1):
+                raise URLError(f"it broke off after {len(content)} of {said} bytes")
+            found["content"] = content
         except (OSError, HTTPException, ValueError) as error:
             found["error"] = error
 

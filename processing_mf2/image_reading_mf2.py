@@ -39,7 +39,17 @@ MOST_PIXELS = 51_000_000
 """Of an image whose decoding needs `_USUAL_BYTES` a pixel, or less; of others as many fewer as they need more."""
 
 _USUAL_BYTES = 10  # measured: a progressive JPEG, in memory of its decoder, of PIL and of the result
-_DECODED_BYTES = {"CMYK": 12, "WEBP": 20, "TIFF": 16, "I": 20, "F": 20, "I;16": 16, "I;16B": 16, "I;16L": 16, "float": 24}
+_DECODED_BYTES = {
+    "CMYK": 12,
+    "WEBP": 20,
+    "TIFF": 16,
+    "I": 20,
+    "F": 20,
+    "I;16": 16,
+    "I;16B": 16,
+    "I;16L": 16,
+    "float": 24,
+}
 _STRIP = 2**20  # pixels that are converted at once
 
 _ORIENTATION = 0x0112  # in EXIF
