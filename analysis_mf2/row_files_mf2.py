@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -225,7 +226,7 @@ class RowFile:
             open(part, "w", encoding="utf-8") as file,
         ):
             for batch in packed.iter_batches(_ROW_GROUP):
-                file.write(json_lines(batch.to_pylist(), self.names))
+                file.write(json_lines(map(_from_parquet, batch.to_pylist()), self.names))
         return self.lines.stat().st_size
 
     def _pack(self) -> None:
@@ -254,10 +255,12 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Missing numbers are NaN; names that are not UTF-8 (the file system allows them) lose what is not."""
+    """Missing numbers are NaN. Parquet holds UTF-8 only: of a file name, a byte that is none is written as `\\xff`, and
+    where these characters stand in a name themselves their backslash is, as `\\x5cxff`."""
 
     def text(value: str | None) -> str | None:
-        return value and value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        escaped = value and value.replace("\\x", "\\x5cx")
+        return escaped and escaped.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
     return {
         name: text(value)
@@ -267,6 +270,14 @@ def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
         else math.nan
         for name, value in row.items()
     }
+
+
+def _from_parquet(row: dict[str, Any]) -> dict[str, Any]:
+    def raw(byte: re.Match[str]) -> str:
+        return os.fsdecode(bytes([int(byte[1], 16)]))
+
+    pattern = r"\\x([0-9a-f]{2})"
+    return {name: re.sub(pattern, raw, value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
 from filelock import FileLock, Timeout
 
 
@@ -84,6 +85,22 @@ def _remove_scratch(folder: Path) -> None:
     """Of processes that were killed: whoever holds the lock is the only one that builds."""
     for scratch in _scratch_folders(folder):
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_folder(folder: str | Path) -> Dataset:
+    """All splits of a folder that `build_mfa` or `save_to_disk` wrote, as one."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset: there is no folder {str(folder)!r}; build one by examples/build_dataset.py")
+    saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    try:
+        found = load_from_disk(folder) if saved else load_dataset(str(folder))
+    except (DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"dataset: {folder} cannot be read ({error.__cause__ or error}), expected what build_dataset.py or "
+            "save_to_disk wrote. Build it again"
+        ) from error
+    return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
 
 
 def save_whole(rows: Dataset, folder: Path) -> None:

@@ -127,7 +127,7 @@ class LandmarkCache:
     def _known(self, image: str, stamp: str) -> tuple[CachedFace | None] | None:
         query = f"SELECT {', '.join(_COLUMNS[2:])} FROM faces WHERE image = ? AND detector = ?"
         try:
-            row = self.store.execute(query, (image, self.name)).fetchone()
+            row = self.store.execute(query, (_as_key(image), self.name)).fetchone()
         except sqlite3.DatabaseError as error:
             told = _REMOVE if _is_damage(error) else "Another process may write it: wait for it, or end it"
             raise CorpusError(self.file, str(error), "a file of landmarks", told) from error
@@ -149,7 +149,7 @@ class LandmarkCache:
         rows = []
         for (image, stamp), face in zip(images, found, strict=True):
             entry = (stamp, *(_blobs(face) if face else (None,) * 4))
-            rows.append((image, self.name, *entry, _checksum(image, *entry)))
+            rows.append((_as_key(image), self.name, *entry, _checksum(image, *entry)))
         try:
             with self.store:  # all of a batch or nothing, and on the disk
                 self.store.executemany("INSERT OR REPLACE INTO faces VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -165,6 +165,11 @@ class LandmarkCache:
 def _is_damage(error: Exception) -> bool:
     """Not a full disk, a lock or a lack of rights, which are operational errors of SQLite."""
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+
+
+def _as_key(image: str) -> str:
+    """A file name may hold bytes that are no UTF-8; the file of landmarks may not."""
+    return image.encode("utf-8", "backslashreplace").decode()
 
 
 def _checksum(*entry: Any) -> int:

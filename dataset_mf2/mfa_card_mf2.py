@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
+
 from .builder_mf2 import SPLITS
 from .frames_mf2 import Frames
 
 
 def counts_of(frames: Frames, rows: Mapping[str, Sequence[int]]) -> dict[str, dict[str, int]]:
-    """Split -> images, videos, people, and images of each emotion and of each active AU."""
-    counts = {}
+    """Split -> images, videos, people, and images of each emotion and of each active AU that are labelled at all."""
+    counts, is_known = {}, (frames.au_labels != UNKNOWN_LABEL).any(0)
+    emotions = frames.label_set.emotions if (frames.emotion != UNKNOWN_LABEL).any() else ()
     for name in SPLITS:
         chosen = np.asarray(rows[name], int)
         if not len(chosen):
@@ -24,10 +27,11 @@ def counts_of(frames: Frames, rows: Mapping[str, Sequence[int]]) -> dict[str, di
             "images": len(chosen),
             "videos": len(videos),
             "people or videos": len({frames.videos[place].subject for place in videos}),
-            **{e: int((frames.emotion[chosen] == code).sum()) for code, e in enumerate(frames.label_set.emotions)},
+            **{e: int((frames.emotion[chosen] == code).sum()) for code, e in enumerate(emotions)},
             **{
                 f"{unit} active": int((frames.au_labels[chosen, column] == 1).sum())
                 for column, unit in enumerate(frames.label_set.action_units)
+                if is_known[column]
             },
         }
     return counts

@@ -45,7 +45,7 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> list[dict[str, Any]]:
     data, adapter = out / "dataset", out / "adapter"
-    whole = ["--no-balance", "--require", "any", "--near", "tell", "--sizes", "train=0.6", "validation=0.2", "test=0.2"]
+    whole = ["--near", "tell", "--sizes", "train=0.6", "validation=0.2", "test=0.2"]
     build_dataset.main(["own", str(pictures), str(data), "--landmarks", landmarks, *whole])
     scores = train.main(["--task", "dfn", "--dataset", str(data), "--output_dir", str(adapter), *options])
     told = {name: f"{scores[name]:.3f}" for name in ("au_f1_macro", "emotion_top1") if name in scores}

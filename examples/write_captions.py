@@ -12,9 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
-
 from dataset_mf2.builder_mf2 import described_labels
 from dataset_mf2.caption_batch_mf2 import write_by_batch
 from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_captions
@@ -22,22 +19,8 @@ from dataset_mf2.caption_prices_mf2 import Price
 from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
 from dataset_mf2.captioner_mf2 import ChatWriter
 from dataset_mf2.command_line_mf2 import run_command
-from dataset_mf2.dataset_cache import save_whole
+from dataset_mf2.dataset_cache import load_folder, save_whole
 from dataset_mf2.synthetic_faces import MFASynthetic
-
-
-def load(dataset: str) -> Dataset:
-    if dataset == "synthetic":
-        return MFASynthetic(64, size=64)
-    if not Path(dataset).is_dir():
-        raise FileNotFoundError(f"dataset: there is no folder {dataset!r}; build one by examples/build_dataset.py")
-    saved = any((Path(dataset) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    try:
-        found = load_from_disk(dataset) if saved else load_dataset(dataset)
-    except (DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
-        told = f"dataset: {dataset} cannot be read ({error.__cause__ or error}), expected what build_dataset wrote"
-        raise ValueError(f"{told}; build it again") from error
-    return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
 
 
 def main(argv: list[str] | None = None) -> Path | None:
@@ -56,7 +39,8 @@ def main(argv: list[str] | None = None) -> Path | None:
     parser.add_argument("--batch", action="store_true", help="the Batch API: half the price, within a day")
     parser.add_argument("--estimate", action="store_true", help="only say what it would cost")
     arguments = parser.parse_args(argv)
-    dataset = load(arguments.dataset)
+    synthetic = arguments.dataset == "synthetic"
+    dataset = MFASynthetic(64, size=64) if synthetic else load_folder(arguments.dataset)
     labels = described_labels(dataset) or "mfa"
     rows = caption_rows(dataset, images=arguments.send_images)
     if arguments.writer == "rule":

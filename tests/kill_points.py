@@ -13,7 +13,9 @@ rename, remove, mkdir, rmdir, truncate, link, symlink, sqlite3.connect. What com
 safetensors, SQLite) and the bytes between two operations are not seen: that is what `kill_after` is for.
 """
 
+import atexit
 import contextlib
+import gc
 import importlib
 import itertools
 import json
@@ -135,6 +137,7 @@ def _serve() -> None:
     os.dup2(2, 1)
     for name in sys.argv[1:]:
         importlib.import_module(name)
+    gc.freeze()  # a child that collects garbage would copy all pages
     for line in sys.stdin:
         asked, start = json.loads(line), time.monotonic()
         child = os.fork()
@@ -165,13 +168,21 @@ def _run(asked: dict[str, Any]) -> None:
     sys.argv = asked["argv"]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     install(asked["under"], asked["log"], asked["kill_at"])
+    code: Any = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit:
-        raise
+    except SystemExit as end:
+        code = end.code
     except BaseException:
         traceback.print_exc()
-        raise SystemExit(1) from None
+        code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking all modules down takes seconds, in which nothing of the script is left to kill.
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__":

@@ -1206,7 +1206,7 @@ def main() -> int:
     for name in given.kind or KINDS:
         tell = lambda one: (one.is_bad or given.all) and print(report([one]), flush=True)
         results += fuzz(name, given.seed, given.case, tell)
-    print(table(results))
+        print(table(results), flush=True)
     return any(result.is_bad for result in results)
 
 

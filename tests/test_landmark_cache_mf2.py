@@ -215,6 +215,14 @@ def test_a_damaged_cache_file_is_named(folder):
         LandmarkCache(folder, Template())
 
 
+def test_images_whose_names_are_not_utf8_have_landmarks_too(folder):
+    (folder / "a" / "0.png").rename(folder / "a" / os.fsdecode(b"caf\xe9.png"))
+    for batches in ([7], []):
+        with LandmarkCache(folder, Template(), batch_size=32) as cache:
+            assert find_in_folder(cache) == {"images": 7, "faces": 6, "unreadable": 0}
+            assert cache.detector.batches == batches
+
+
 def test_a_flipped_bit_never_becomes_another_face(folder):
     file, names, rng = folder / CACHE_NAME, names_in(folder), np.random.default_rng(0)
     with LandmarkCache(folder, Template()) as cache:

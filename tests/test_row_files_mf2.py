@@ -105,6 +105,18 @@ def test_a_finished_output_is_not_done_again_and_takes_more(tmp_path: Path, endi
         assert not Path(f"{path}.partial").exists()
 
 
+def test_parquet_keeps_names_that_are_not_utf8_and_continues_them_once(tmp_path: Path) -> None:
+    path, names = (
+        tmp_path / "out.parquet",
+        [os.fsdecode(b"\xff.png"), "\\xff.png", "\\x5cxff.png", "\ufffd.png", "a\\b"],
+    )
+    write(path, [[row(name, 0)] for name in names])
+    kept = pyarrow.parquet.read_table(path)["input"].to_pylist()
+    assert len(set(kept)) == len(names) and kept[0] == "\\xff.png" and kept[3:] == names[3:]
+    assert list(write(path, [[row(name, 0)] for name in names]).done) == names
+    assert pyarrow.parquet.read_table(path)["input"].to_pylist() == kept
+
+
 def test_parquet_s_rows_outlive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     out = RowFile(path, COLUMNS, dict(ABOUT))
