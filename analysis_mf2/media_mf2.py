@@ -18,11 +18,14 @@ from processing_mf2.image_reading_mf2 import read_image
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp")
 DRAWN = ".mf2_pictures"  # a file that lists, a line each, what mf2 drew into its folder
-MOST_VIDEO_PIXELS = 36_000_000
-"""Of a frame: 8K. A video of a few kilobytes may unpack to frames of gigabytes."""
+MOST_VIDEO_PIXELS = 17_000_000
+"""Of a frame: 4096 x 4096, or 5.3K. A decoder may hold ten of them, and a file of kilobytes may announce any size."""
 
 _DECODERS = 2
 """Threads; each of them holds frames of its own."""
+
+_STRIP = 256
+"""Rows of a frame whose colours are converted at once."""
 
 _LOST = 0.02
 """A container may announce a few frames more than it holds; more than this share missing, it was cut off."""
@@ -238,7 +241,12 @@ class _Capture:
             read, frame = self.reader.retrieve()
             if not read or frame is None:
                 return None
-            frame = cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB if frame.ndim == 2 else cv2.COLOR_BGR2RGB)
+            if frame.ndim == 2:
+                frame = cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
+            else:
+                for top in range(0, len(frame), _STRIP):  # in place, to hold a frame once
+                    rows = frame[top : top + _STRIP]
+                    rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
         except cv2.error:
             return None
         return torch.from_numpy(frame).permute(2, 0, 1)

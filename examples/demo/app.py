@@ -105,7 +105,7 @@ def _told(error: Exception) -> str:
 def build_app(engine: Engine) -> gr.Blocks:
     page, models = Page(engine), list(engine.models)
     settings = {"show_progress": "minimal", "trigger_mode": "always_last", "api_visibility": "private"}
-    settings["concurrency_limit"] = 4
+    settings |= {"concurrency_id": "pictures", "concurrency_limit": engine.limits.at_once}  # of all events together
     plain = {"padding": False, "apply_default_css": False}
     with gr.Blocks(title="MF² · reads a face", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(view.header(), **plain)
@@ -137,7 +137,7 @@ def build_app(engine: Engine) -> gr.Blocks:
         gr.on([app.load, sent.submit, adapter.input, aligned.input, words.input], **ask)
         model.input(page.adapters, model, adapter, api_visibility="private").then(**ask)
         files.submit(page.many, [files, model, adapter, all_aligned], rows, **settings)
-    return app.queue(max_size=64)
+    return app.queue(max_size=engine.limits.waiting)
 
 
 def launch_settings(limits: Limits) -> dict[str, Any]:
