@@ -1,7 +1,6 @@
 """A label set of your own: which action units and emotions a model answers with is configuration, never code.
 
 python examples/add_label_set.py [--steps 30]
-
 1. `label_set="disfa"` (or bp4d, gft, raf_au, ...) takes a corpus's names; `action_units=` and `emotions=` take yours.
 2. Each action unit is looked at in a region; one without a rule is refused, with what to do. `REGION_RULES` has them.
 3. `from_pretrained(checkpoint, config=..., ignore_mismatched_sizes=True)` keeps the towers; what is a label's is new.
@@ -22,6 +21,7 @@ from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
+from training_mf2.command_line_mf2 import run_as_command
 
 
 OWN = LabelSet(("AU4", "AU9", "AU12", "AU17", "AU25"), EMOTIONS)
@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import build_dataset
 
 import train
+from training_mf2.command_line_mf2 import run_as_command
 
 
 def draw_pictures(folder: Path, count: int) -> None:
@@ -63,7 +64,7 @@ def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> l
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="your pictures and labels.csv; drawn unless given")
-    parser.add_argument("--landmarks", default="template", help="template: each picture is one face; else detector")
+    parser.add_argument("--landmarks", default="template", choices=("template", "detector"), help="of one face each")
     parser.add_argument("--out", help="keep data set and adapter there; they are removed unless given")
     parser.add_argument("--pictures", type=int, default=160, help="how many are drawn")
     given, options = parser.parse_known_args(argv)
@@ -76,4 +77,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

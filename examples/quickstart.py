@@ -12,6 +12,7 @@ from configuration_mf2 import MF2Config
 from dataset_mf2.synthetic_faces import draw_example
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
+from training_mf2.command_line_mf2 import run_as_command
 
 
 RELEASED = Path(__file__).resolve().parent.parent / "model_cards" / "mf2-tiny-synthetic"
@@ -60,4 +61,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

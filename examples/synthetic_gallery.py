@@ -13,6 +13,7 @@ from dataset_mf2.face_drawing import STYLES, draw_face
 from dataset_mf2.face_geometry import DRAWABLE_AUS
 from dataset_mf2.synthetic_faces import draw_example
 from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, FRAMES_PER_VIDEO, scene, subject
+from training_mf2.command_line_mf2 import run_as_command
 
 
 def write_sheet(path: Path, rows: list[list[np.ndarray]]) -> Path:
@@ -70,4 +71,4 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

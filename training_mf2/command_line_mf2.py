@@ -1,0 +1,45 @@
+"""Entry of every script: a user's mistake ends in one sentence and an exit code, not in a traceback."""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from datasets.exceptions import DatasetsError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
+
+# What is given wrongly, and what goes wrong on the way. Any other exception is a defect of the code: it is not caught.
+_MISTAKES = (ValueError, TypeError, ImportError, FileNotFoundError, NotADirectoryError, StrictDataclassError)
+_FAILURES = (OSError, RuntimeError, ArithmeticError, DatasetsError, SafetensorError, pickle.UnpicklingError)
+TRACEBACK = "MF2_TRACEBACK"
+
+
+def run_as_command(main: Callable[[], Any]) -> NoReturn:
+    """Runs `main` and exits: 0, 2 for wrong options or input, 1 for other failures, 130 for Ctrl-C.
+
+    MF2_TRACEBACK=1 in the environment shows where an error comes from."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        _exit(130, "stopped by Ctrl-C")
+    except (*_MISTAKES, *_FAILURES) as error:
+        if os.environ.get(TRACEBACK, "0") != "0":
+            raise
+        sentence = " ".join(str(error).split()) or "no reason is given"
+        if type(error).__module__ == "builtins" and isinstance(error, TypeError | RuntimeError):
+            sentence += f" ({type(error).__name__}; {TRACEBACK}=1 shows where)"
+        _exit(2 if isinstance(error, _MISTAKES) else 1, sentence)
+    sys.exit(0)
+
+
+def _exit(code: int, sentence: str) -> NoReturn:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+__all__ = ["run_as_command"]
