@@ -834,8 +834,8 @@ class Journals(Kind):
                 new = lines[:number] + [json.dumps(changed).encode() + b"\n"] + lines[number + 1 :]
                 spoil = lambda _, new=b"".join(new): new
                 yield self.spoiled_file(self.file, f"line {number + 1}, {label}", "same", spoil, "journal")
-        for label, spoil in TEXT_DAMAGES.items():
-            yield self.spoiled_file(self.file, label, "same", spoil, "journal")
+        for label, spoil in TEXT_DAMAGES.items():  # an empty file is a new journal
+            yield self.spoiled_file(self.file, label, "finite" if label == "empty" else "same", spoil, "journal")
         yield self.replaced(self.file, "folder", lambda path: path.mkdir())
         yield self.replaced(self.file, "link to nothing", lambda path: path.symlink_to("/nothing/there"))
 
