@@ -78,7 +78,7 @@ class Kind:
             (copy / source.name).write_bytes(spoil(source.read_bytes()))
             return copy
 
-        return Case(f"{source.name}: {label}", make, rule, (source.name, *names))
+        return Case(f"{source.name}: {label}", make, rule, (source.name, "case/copy", *names))
 
     def spoiled_json(self, source: Path, each: int) -> Iterator[Case]:
         content = json.loads(source.read_text())
@@ -103,7 +103,7 @@ class Kind:
             put(copy / source.name)
             return copy
 
-        return Case(f"{source.name}: {label}", make, rule, (source.name,))
+        return Case(f"{source.name}: {label}", make, rule, (source.name, "case/copy"))
 
 
 def rows_of(summary: Any) -> Answer:
