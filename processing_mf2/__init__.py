@@ -1,6 +1,7 @@
 """Importing this package registers the processors of MF² with the Auto classes."""
 
 from transformers import AutoImageProcessor, AutoProcessor
+from transformers.utils import is_torchvision_available
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
@@ -19,7 +20,7 @@ from .processing_mf2 import MF2Processor
 from .tokenizer_mf2 import build_tokenizer, load_bert_tokenizer
 
 
-_BACKENDS = {"torchvision": MF2ImageProcessor, "pil": MF2ImageProcessorPil}
+_BACKENDS = {"pil": MF2ImageProcessorPil, **({"torchvision": MF2ImageProcessor} if is_torchvision_available() else {})}
 AutoImageProcessor.register(MF2Config, image_processor_classes=_BACKENDS, exist_ok=True)
 AutoProcessor.register(MF2Config, MF2Processor, exist_ok=True)
 

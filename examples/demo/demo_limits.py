@@ -84,7 +84,7 @@ def read_picture(content: bytes, limits: Limits) -> torch.Tensor:
         )
     try:
         with _DECODING:
-            return _shrunk(read_image(content, max_pixels=int(limits.megapixels * 1e6)), limits.side)
+            return _shrunk(read_image(content), limits.side)
     except ValueError as error:
         raise Refused(f"The picture could not be read: {str(error).removeprefix('image: ')}.") from None
 
