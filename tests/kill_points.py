@@ -82,6 +82,8 @@ class KillServer:
         """Runs a script (a path below the repository, then its arguments) to its end, or until it is killed."""
         with tempfile.TemporaryDirectory() as scratch:
             files = {"log": f"{scratch}/log", "output": f"{scratch}/output"}
+            for file in files.values():  # a kill may come before the child makes them
+                Path(file).touch()
             asked = {"argv": list(argv), "kill_at": kill_at, "under": self.under, "timeout": kill_after or timeout}
             self.process.stdin.write(json.dumps(asked | files) + "\n")
             self.process.stdin.flush()
