@@ -14,7 +14,8 @@ from peft import PeftConfig, PeftModel
 from transformers.utils import cached_file
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from modeling_mf2.loading_mf2 import check_adapter_file
+from configuration_mf2.loading_check_mf2 import check_finite
+from modeling_mf2.loading_mf2 import check_adapter_file, load_to_answer
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
 from processing_mf2.pipeline_mf2 import MF2FaceAnalysisPipeline, face_pipeline
 from processing_mf2.processing_mf2 import MF2Processor
@@ -109,8 +110,12 @@ def _load(
 
 
 def _in_torch(name: str, adapter: str | None) -> Any:
-    loaded = MF2ForPreTraining.from_pretrained(name)
-    return loaded if adapter is None else PeftModel.from_pretrained(loaded, adapter)
+    loaded = load_to_answer(MF2ForPreTraining, name)
+    if adapter is None:
+        return loaded
+    adapted = PeftModel.from_pretrained(loaded, adapter)
+    check_finite(adapted, adapter)
+    return adapted
 
 
 def _file(place: str, name: str) -> str | None:

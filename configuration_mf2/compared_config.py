@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_mf2 import KnownFieldsMixin
-from .facs_mf2 import check_action_units, resolve_label_set
+from .configuration_mf2 import KnownFieldsMixin, check_backbone_kwargs, check_normalisation
+from .facs_mf2 import check_action_units, fields_of_label_names, resolve_label_set
 from .hub_mf2 import SelfContainedMixin
 
 
@@ -55,6 +55,8 @@ class ComparedConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     au_thresholds: list[float] | tuple[float, ...] | None = None
     loss_weights: dict[str, float | int] = dataclasses.field(default_factory=dict)
 
+    bounds = {"image_size": 4096}
+
     def __post_init__(self, **kwargs: Any) -> None:
         labels = resolve_label_set(self.label_set)
         self.action_units = list(labels.action_units if self.action_units is None else self.action_units)
@@ -69,6 +71,8 @@ class ComparedConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         """Fields given to `from_pretrained` replace saved ones before anything is derived from them."""
         fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
         given = {name: kwargs.pop(name) for name in fields & set(kwargs)}
+        given |= fields_of_label_names(given, kwargs.pop("num_labels", None), config_dict)
+        given.pop("classification_target", None)  # there are heads for both
         dropped = _OF_LABELS if "label_set" in given else ()
         saved = {name: value for name, value in config_dict.items() if name not in dropped}
         return super().from_dict({**saved, **given}, **kwargs)
@@ -124,6 +128,8 @@ class ComparedConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         unknown = sorted(set(self.loss_weights) - set(self.losses))
         if unknown:
             raise ValueError(f"loss_weights: got {unknown}, expected names among {list(self.losses)}")
+        check_backbone_kwargs(self.backbone_kwargs)
+        check_normalisation(self)
         if self.image_size < 1:
             raise ValueError(f"image_size: got {self.image_size}, expected at least 1 pixel")
 

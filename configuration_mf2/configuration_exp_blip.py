@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import Blip2Config, PreTrainedConfig
 
-from .configuration_mf2 import SIZES, MF2Config, MF2VisionConfig
+from .configuration_mf2 import SIZES, KnownFieldsMixin, MF2Config, MF2VisionConfig
 from .hub_mf2 import SelfContainedMixin
 
 
@@ -54,7 +54,7 @@ class ExpBlipConfig(MF2Config):
 
 
 @strict
-class ExpBlipCaptionerConfig(SelfContainedMixin, Blip2Config):
+class ExpBlipCaptionerConfig(KnownFieldsMixin, SelfContainedMixin, Blip2Config):
     r"""
     Stage 2 with a tower that is no `Blip2VisionModel`, such as the small convolutional one.
 
@@ -70,6 +70,7 @@ class ExpBlipCaptionerConfig(SelfContainedMixin, Blip2Config):
 
     tower_config: dict | PreTrainedConfig | None = None
     exp_blip: dict | None = None
+    use_decoder_only_language_model: bool = True  # which Blip2Config writes without declaring it
 
 
 __all__ = ["CAPTION_SETS", "ExpBlipCaptionerConfig", "ExpBlipConfig"]

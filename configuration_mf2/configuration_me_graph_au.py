@@ -28,6 +28,8 @@ class MEGraphAUConfig(ComparedConfig):
     use_edges: bool = True
     num_edge_layers: int = 2
 
+    bounds = {**ComparedConfig.bounds, "hidden_size": 16384, "num_edge_layers": 256}
+
     def __post_init__(self, **kwargs: Any) -> None:
         self.loss_weights = {"edge": 0.05, **self.loss_weights}
         super().__post_init__(**kwargs)

@@ -4,18 +4,28 @@ import copy
 import dataclasses
 import difflib
 import math
-from typing import Any, Literal
+import re
+import warnings
+from collections.abc import Iterable
+from contextvars import ContextVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
-from .facs_mf2 import check_action_units, resolve_label_set
+from .facs_mf2 import check_action_units, fields_of_label_names, resolve_label_set
 from .hub_mf2 import AUTO_CLASSES, SelfContainedMixin
 from .version_mf2 import FIELD, VERSION, check_version
 
 
-# What transformers itself may hand to a config besides its fields.
+class UnknownFieldWarning(UserWarning):
+    """A config.json has a field that its class does not know."""
+
+
+# What transformers itself may hand to a config besides its fields; its Trainer writes a tokenizer's ids.
 _TRANSFORMERS_FIELDS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
     *("_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal"),
     *("_name_or_path", "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"),
     *(
@@ -34,23 +44,88 @@ _TRANSFORMERS_FIELDS = {
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 
 
+# Where a configuration is being read from; None while a caller builds one.
+_READING: ContextVar[str | None] = ContextVar("reading", default=None)
+
+
+def check_field_names(kind: type, names: Iterable[str]) -> None:
+    """A caller's misspelt field would have no effect; one that belongs to a part neither."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for name in sorted(set(names) - fields - _TRANSFORMERS_FIELDS):
+        near = difflib.get_close_matches(name, fields, n=1)
+        parts = [part for part, of in kind.sub_configs.items() if name in of.__dataclass_fields__]
+        if near or parts:
+            hint = f"did you mean {near[0]!r}? " if near else f"it is a field of {' and '.join(parts)}. "
+            raise ValueError(f"{kind.__name__}: got an unknown field {name!r}; {hint}Valid fields: {sorted(fields)}")
+
+
+def _explained(kind: type, content: dict[str, Any], error: BaseException) -> str:
+    """What is wrong with the content of a config.json: field, got, expected."""
+    for part, of in kind.sub_configs.items():
+        if isinstance(content.get(part), dict) and isinstance(error, StrictDataclassError):
+            try:
+                of(**content[part])
+            except StrictDataclassError as inner:
+                return f"{part}.{_sentence(inner)}"
+    return _sentence(error)
+
+
+def _sentence(error: BaseException) -> str:
+    if not isinstance(error, StrictDataclassError):
+        return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    cause = error.__cause__ or error
+    if not isinstance(error, StrictDataclassFieldValidationError):
+        return str(cause)
+    return re.sub(r"^Field '(\w+)' (with value )?", r"\1: ", " ".join(str(cause).split()))
+
+
 class KnownFieldsMixin:
-    """A field that nobody declared is an error, in code and in a config.json alike. Files carry the code's version."""
+    """Fields of configurations: a misspelt one is an error, a loaded one that is not known is kept with a warning, and
+    what is wrong in a config.json is a `ValueError` that names it. Files carry the code's version."""
+
+    # Largest value of a field: a damaged config.json must not build a model that fills the memory.
+    bounds: ClassVar[dict[str, int]] = {}
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop(FIELD, None)
-        fields = {field.name for field in dataclasses.fields(self)}
-        for name in sorted(set(kwargs) - fields - _TRANSFORMERS_FIELDS):
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"{type(self).__name__}: got an unknown field {name!r}; {hint}Valid fields: {sorted(fields)}"
-            )
+        source = _READING.get()
+        if source is None:
+            check_field_names(type(self), kwargs)
+        else:
+            known = {field.name for field in dataclasses.fields(self)} | _TRANSFORMERS_FIELDS
+            unknown = sorted(set(kwargs) - known)
+            taken = [name for name in unknown if hasattr(type(self), name)]
+            for name in taken:
+                kwargs.pop(name)
+            if unknown:
+                dropped = f", but {taken} are dropped: the class uses these names" if taken else ""
+                warnings.warn(
+                    f"{source}: config.json has fields that {type(self).__name__} does not know: {unknown}; they are "
+                    f"kept and have no effect{dropped}",
+                    UnknownFieldWarning,
+                    stacklevel=2,
+                )
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        reading = _READING.set(str(pretrained_model_name_or_path))
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        finally:
+            _READING.reset(reading)
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        try:
+            content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            if not isinstance(content, dict):
+                raise TypeError(f"got {content!r}")
+        except (TypeError, AttributeError) as error:  # transformers takes an object for granted
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: config.json cannot be read ({error}); expected one JSON object, as "
+                "save_pretrained writes it"
+            ) from error
         check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
         found = content.get("model_type", cls.model_type)
         if found != cls.model_type and not cls.base_config_key:
@@ -63,14 +138,43 @@ class KnownFieldsMixin:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # AutoConfig reads the file itself, and hands over its name.
-        check_version(config_dict.get(FIELD), str(kwargs.get("name_or_path", cls.__name__)))
-        return super().from_dict(config_dict, **kwargs)
+        source = _READING.get() or str(kwargs.get("name_or_path", cls.__name__))
+        check_version(config_dict.get(FIELD), source)
+        reading = _READING.set(source)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, TypeError, AttributeError, KeyError, ValueError) as error:
+            told = _explained(cls, config_dict, error)
+            raise ValueError(f"{source}: config.json of {cls.model_type!r} cannot be used: {told}") from error
+        finally:
+            _READING.reset(reading)
 
     def to_dict(self) -> dict[str, Any]:
         content = super().to_dict()
         for name in self.sub_configs:
-            content[name].pop(FIELD, None)
+            if isinstance(content.get(name), dict):
+                content[name].pop(FIELD, None)
         return {**content, FIELD: VERSION}
+
+    def validate_bounds(self) -> None:
+        for field, most in self.bounds.items():
+            value = getattr(self, field)
+            if value is not None and not value <= most:
+                raise ValueError(f"{field}: got {value}, expected at most {most}")
+
+
+def check_backbone_kwargs(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        most = 1000 if name in ("depth", "num_blocks") else 100_000
+        if isinstance(value, int) and value > most:
+            raise ValueError(f"backbone_kwargs[{name!r}]: got {value}, expected at most {most}")
+
+
+def check_normalisation(config: Any) -> None:
+    for field, least in (("image_mean", -math.inf), ("image_std", 0)):
+        values = getattr(config, field)
+        if len(values) != 3 or not all(least < value < math.inf for value in values):
+            raise ValueError(f"{field}: got {values}, expected three finite numbers{' above 0' if least == 0 else ''}")
 
 
 @strict
@@ -95,6 +199,14 @@ class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     frozen: bool = True
+
+    bounds = {"image_size": 4096, "patch_size": 4096, "hidden_size": 16384, "num_prefix_tokens": 1024}
+
+    def validate_backbone_kwargs(self) -> None:
+        check_backbone_kwargs(self.backbone_kwargs)
+
+    def validate_normalisation(self) -> None:
+        check_normalisation(self)
 
     def validate_grid(self) -> None:
         if self.patch_size < 1 or self.image_size < 1 or self.image_size % self.patch_size:
@@ -139,7 +251,15 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     bos_token_id: int = 30522
     eos_token_id: int = 102
 
+    bounds = {
+        **{"vocab_size": 1_000_000, "hidden_size": 16384, "num_hidden_layers": 256, "num_attention_heads": 1024},
+        **{"intermediate_size": 65536, "max_position_embeddings": 65536, "encoder_hidden_size": 16384},
+        **{"num_query_tokens": 4096, "projection_dim": 16384},
+    }
+
     def validate_counts(self) -> None:
+        if not 0 <= self.layer_norm_eps < 1:
+            raise ValueError(f"layer_norm_eps: got {self.layer_norm_eps}, expected 0 or more, less than 1")
         for field in ("num_query_tokens", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
@@ -262,6 +382,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
+    bounds = {"region_grid": 64, "region_window": 1000}
+
     def __post_init__(self, **kwargs: Any) -> None:
         labels = resolve_label_set(self.label_set)
         self.action_units = list(labels.action_units if self.action_units is None else self.action_units)
@@ -296,11 +418,13 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
         given = {name: kwargs.pop(name) for name in fields & set(kwargs)}
         saved = dict(config_dict)
+        given |= fields_of_label_names(given, kwargs.pop("num_labels", None), saved)
         if "label_set" in given:
             for name in ("action_units", "emotions", "au_class_weights", "au_thresholds", "classification_target"):
                 saved.pop(name, None)
         for name in set(cls.sub_configs_defaults) & set(given):
             if isinstance(given[name], dict):
+                check_field_names(cls.sub_configs[name], given[name])
                 given[name] = {**saved.get(name, {}), **given[name]}
         return super().from_dict({**saved, **given}, **kwargs)
 
@@ -361,7 +485,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
             )
 
     def validate_regions(self) -> None:
-        if self.region_grid < 1 or self.region_window <= 0:
+        if self.region_grid < 1 or not self.region_window > 0:
             raise ValueError(
                 f"region_grid, region_window: got {self.region_grid} and {self.region_window}, expected at least 1 "
                 "point a side and a window larger than 0"
@@ -376,7 +500,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         unknown = sorted(set(self.loss_weights) - set(LOSSES))
         if unknown:
             raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")
-        if self.initial_temperature <= 0:
+        if not 0 < self.initial_temperature < math.inf:
             raise ValueError(f"initial_temperature: got {self.initial_temperature}, expected a number above 0")
 
     def validate_ranges(self) -> None:

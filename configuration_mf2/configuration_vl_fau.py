@@ -59,6 +59,12 @@ class VLFAUConfig(ComparedConfig):
     global_max_length: int = 120
     num_beams: int = 3
 
+    bounds = {
+        **ComparedConfig.bounds,
+        **{"hidden_size": 16384, "scale_channels": 16384, "word_size": 16384, "vocab_size": 1_000_000},
+        **{"local_max_length": 65536, "global_max_length": 65536, "num_beams": 1024},
+    }
+
     def adopt_tokenizer(self, tokenizer: Any) -> None:
         """Takes over the ids of the tokens that start, end and pad a description."""
         if len(tokenizer) > self.vocab_size:

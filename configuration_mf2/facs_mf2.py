@@ -197,3 +197,45 @@ def check_action_units(names: list[str] | tuple[str, ...], *, need_region: bool 
             f"{list(REGION_RULES)}. Leave them out, or switch the AU branch off (use_au_branch=False)"
         )
     return tuple(names)
+
+
+LABEL_ARGUMENTS = ("label_set", "action_units", "emotions", "id2label", "label2id", "num_labels", "problem_type")
+"""By which a caller of `from_pretrained` chooses labels: our own fields and those of transformers."""
+
+
+def fields_of_label_names(given: dict, num_labels: int | None, saved: dict) -> dict:
+    """The label fields that transformers' `id2label`, `label2id` or `num_labels` ask for; they leave `given`.
+
+    Names that all are action units ask for independent labels, others for one of several classes.
+    """
+    id2label, label2id = given.pop("id2label", None), given.pop("label2id", None)
+    problem = given.pop("problem_type", None)
+    if id2label is None and label2id is not None:
+        id2label = {index: name for name, index in label2id.items()}
+    if id2label is None:
+        if num_labels is None:
+            return {}
+        counts = {len(saved.get(name) or ()) for name in ("emotions", "action_units")}
+        if num_labels not in counts:
+            raise ValueError(
+                f"num_labels: got {num_labels}, but the checkpoint has {sorted(counts)} labels; name the new ones: "
+                "id2label={0: 'first', ...}, or emotions=[...], or action_units=[...]"
+            )
+        return {}
+    places = sorted(int(place) for place in id2label)
+    if places != list(range(len(places))) or num_labels not in (None, len(places)):
+        raise ValueError(
+            f"id2label: got {id2label}, expected a name for each of 0 to {(num_labels or len(places)) - 1}"
+        )
+    names = [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    units = all(name in ACTION_UNITS for name in names)
+    if problem == "regression" or (problem == "multi_label_classification" and not units):
+        raise ValueError(
+            f"problem_type: got {problem!r} with id2label {names}, expected 'single_label_classification', or "
+            "independent labels that are action units, such as 'AU12'"
+        )
+    field = "action_units" if units and problem != "single_label_classification" else "emotions"
+    target = "action_units" if field == "action_units" else "emotion"
+    same = list(saved.get(field) or ()) == names
+    unlearned = {} if same or field == "emotions" else {"au_thresholds": None, "au_class_weights": None}
+    return {field: names, "classification_target": target, **unlearned}

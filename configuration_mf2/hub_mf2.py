@@ -167,6 +167,9 @@ def _broken_connection(error: BaseException | None) -> HTTPError | None:
     return None if isinstance(error, OSError) else error  # huggingface_hub's own errors are both
 
 
+_PUSH_ARGUMENTS = {
+    *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags"),
+}
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
 
 
@@ -209,7 +212,8 @@ class SelfContainedMixin:
         write an `auto_map` of its own, past the entry module."""
 
     @classmethod
-    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        source = pretrained_model_name_or_path
         try:
             return super().from_pretrained(source, *args, **kwargs)
         except (HTTPError, OSError) as error:
@@ -234,11 +238,12 @@ class SelfContainedMixin:
             content["custom_pipelines"] = custom_pipelines()
         return content
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> Any:
+        hub = {name: kwargs.pop(name) for name in _PUSH_ARGUMENTS & set(kwargs)} if push_to_hub else {}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         write_code(save_directory, self.hub_system)
+        if push_to_hub:  # which saves once more, and uploads the code too
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
         return saved
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        write_code(working_dir, self.hub_system)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)

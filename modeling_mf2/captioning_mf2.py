@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config
 
 from .losses_mf2 import itg_loss
-from .modeling_mf2 import Branch, MF2Model, MF2PreTrainedModel, check_unused
+from .modeling_mf2 import Branch, MF2Model, MF2PreTrainedModel, check_unused, kept_states
 
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in `generate` and in its outputs. Ours take either name.
@@ -66,6 +66,8 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
         r"""
@@ -81,16 +83,23 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         if use_cache and cache is None:
             cache = DynamicCache()
         module = self.mf2.branch(branch)
-        states = module.qformer(
+        read = module.qformer(
             input_ids=input_ids,
             text_mask=attention_mask,
             query_key_values=tuple((layer[:, 0], layer[:, 1]) for layer in query_key_values.unbind(1)),
             mode="causal",
             past_key_values=cache,
-        ).text_states
-        logits = module.language_logits(states)
+            **kept_states(self.config, output_hidden_states, output_attentions),
+        )
+        logits = module.language_logits(read.text_states)
         loss = None if labels is None else itg_loss(logits, labels.clamp_min(0), labels != -100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE_NAME: cache})
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=read.text_hidden_states,
+            attentions=read.text_attentions,
+            **{CACHE_NAME: cache},
+        )
 
     def prepare_inputs_for_generation(
         self,

@@ -12,12 +12,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from configuration_mf2.compared_config import ComparedConfig
-from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
+from configuration_mf2.facs_mf2 import LABEL_ARGUMENTS, UNKNOWN_LABEL
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
 from .accumulation_mf2 import BatchShare, count_of
 from .feature_maps import FeatureMaps
 from .losses_mf2 import au_loss, emotion_loss
+from .vision_mf2 import init_conv_tower
 
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
@@ -61,7 +62,8 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
         return self.config.losses
 
     @classmethod
-    def from_pretrained(cls, source: object, *args: object, **kwargs: object) -> object:
+    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
+        source = pretrained_model_name_or_path
         cls._check_labels(source, kwargs)
         try:
             return super().from_pretrained(source, *args, **kwargs)
@@ -72,8 +74,10 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
 
     @classmethod
     def _check_labels(cls, source: object, kwargs: dict[str, object]) -> None:
-        named = {name: kwargs[name] for name in ("label_set", "action_units", "emotions") if name in kwargs}
+        named = {name: kwargs[name] for name in LABEL_ARGUMENTS if name in kwargs}
         given = kwargs.get("config")
+        if source is None or not (named or given):
+            return
         if given is not None and not isinstance(given, cls.config_class):
             return
         where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -92,6 +96,8 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
         if hasattr(module, "init_non_persistent_buffers"):
             # Built on the meta device, timm's tables come back empty.
             module.init_non_persistent_buffers()
+        if init_conv_tower(module):
+            return
         if isinstance(module, nn.Linear | nn.Conv2d):
             # Signals keep their size whatever the width.
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

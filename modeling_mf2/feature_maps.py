@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from configuration_mf2.compared_config import ComparedConfig
 
 from .source_names_mf2 import VISION_PREFIX, no_place_in_tower, vision_name
-from .vision_mf2 import MF2ConvTower, timm_model
+from .vision_mf2 import MF2ConvTower, no_graph_if, timm_model
 from .weight_files_mf2 import read_weights
 
 
@@ -65,7 +65,7 @@ class FeatureMaps(nn.Module):
     def stages(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Four maps (batch, channels, height, width), the finest first."""
         pixel_values = self._checked(pixel_values)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with no_graph_if(self.frozen):
             if isinstance(self.backbone, MF2ConvTower):
                 return self._conv_stages(pixel_values)
             return self.backbone.forward_intermediates(pixel_values, indices=STAGES, norm=True, intermediates_only=True)
@@ -73,8 +73,9 @@ class FeatureMaps(nn.Module):
     def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, places, width) of the last stage, row by row; class and register tokens are left out."""
         pixel_values = self._checked(pixel_values)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features = self.backbone.forward_features(pixel_values)
+        with no_graph_if(self.frozen):
+            conv = isinstance(self.backbone, MF2ConvTower)
+            features = self.backbone(pixel_values) if conv else self.backbone.forward_features(pixel_values)
         if features.ndim == 3:
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         if getattr(self.backbone, "output_fmt", None) == "NHWC":
@@ -82,15 +83,10 @@ class FeatureMaps(nn.Module):
         return features.flatten(2).transpose(1, 2)
 
     def _conv_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
-        tower, maps = self.backbone, []
-        for index, layer in enumerate(tower.convolutions):
-            images = layer(images)
-            if index + 1 in [_LAYERS_A_CONVOLUTION * (end + 1) for end in _CONV_STAGES]:
-                maps.append(images)
-        tokens = images.flatten(2).transpose(1, 2) + tower.positions
-        for block in tower.blocks:
-            tokens = block(tokens)
-        return [*maps, tower.norm(tokens).transpose(1, 2).unflatten(2, images.shape[-2:])]
+        outputs: list[torch.Tensor] = []
+        tokens = self.backbone(images, outputs)
+        maps = [outputs[_LAYERS_A_CONVOLUTION * (end + 1) - 1] for end in _CONV_STAGES]
+        return [*maps, tokens.transpose(1, 2).unflatten(2, outputs[-1].shape[-2:])]
 
     def _checked(self, pixel_values: torch.Tensor) -> torch.Tensor:
         size = self.image_size

@@ -12,6 +12,7 @@ from .accumulation_mf2 import BatchShare
 from .compared_model import FaceAnalysisOutput
 from .modeling_mf2 import MF2Model, MF2PreTrainedModel, check_unused, classification_losses, weighted_sum
 from .pretraining_mf2 import MF2ForPreTraining, MF2ForPreTrainingOutput
+from .vision_mf2 import no_graph_if
 
 
 class _NoClassifiers(nn.Module):
@@ -115,7 +116,8 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         return self.config.losses
 
     @classmethod
-    def from_pretrained(cls, source: object, *args: object, **kwargs: object) -> object:
+    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
+        source = pretrained_model_name_or_path
         if source is not None:
             cls._check_features(source, kwargs)
         return super().from_pretrained(source, *args, **kwargs)
@@ -177,7 +179,7 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, image_tokens: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(batch, config.feature_size): the mean of the patch tokens, or the queries."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen_features):
+        with no_graph_if(self.config.frozen_features):
             tokens = self.mf2.look(pixel_values, image_tokens)
             if self.config.features == "vision":
                 return tokens[:, self.config.vision_config.num_prefix_tokens :].mean(dim=1)

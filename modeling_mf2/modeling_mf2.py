@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,20 +12,20 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
+from configuration_mf2.facs_mf2 import LABEL_ARGUMENTS
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
 from .accumulation_mf2 import BatchShare, count_of
 from .dfn_port import DFNPort, PathwayShape
-from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers
-from .loading_mf2 import check_adapter_file, load_in_place
+from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers, MF2LanguageHead
+from .loading_mf2 import check_adapter_file
 from .losses_mf2 import au_loss, emotion_loss
 from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
 from .regions_mf2 import MF2Regions
-from .vision_mf2 import MF2VisionTower
+from .vision_mf2 import MF2VisionTower, no_graph_if
 
 
 Branch = Literal["emo", "au"]
@@ -46,6 +47,22 @@ def check_unused(model: nn.Module, unused: dict[str, object]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise TypeError(f"{type(model).__name__}: got an unknown input {name!r}; {hint}Inputs: {known}")
+
+
+def kept_states(config: MF2Config, hidden_states: bool | None, attentions: bool | None) -> dict[str, bool]:
+    """What a Q-Former is asked to return besides its last states, as a call or else the config says."""
+    hidden_states = config.output_hidden_states if hidden_states is None else hidden_states
+    attentions = config.output_attentions if attentions is None else attentions
+    if attentions and config._attn_implementation != "eager":
+        raise ValueError(
+            f"output_attentions: {config._attn_implementation!r} attention keeps no weights; load the model with "
+            "attn_implementation='eager', or call model.set_attn_implementation('eager')"
+        )
+    return {"output_hidden_states": bool(hidden_states), "output_attentions": bool(attentions)}
+
+
+def by_unit(states: tuple[torch.Tensor, ...] | None, count: int) -> tuple[torch.Tensor, ...] | None:
+    return None if states is None else tuple(state.unflatten(0, (-1, count)) for state in states)
 
 
 @dataclass
@@ -81,6 +98,20 @@ class MF2FaceAnalysisOutput(MF2ModelOutput):
     emotion: torch.Tensor | None = None
 
 
+@dataclass
+class MF2ImageClassifierOutput(ModelOutput):
+    r"""
+    loss, logits: as [`~transformers.modeling_outputs.ImageClassifierOutput`] has them; the rest as [`MF2ModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
+    au_hidden_states: tuple[torch.Tensor, ...] | None = None
+    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
+    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
 class MF2Branch(nn.Module):
     """A Q-Former with its queries and the heads that align it with language: Emo-VL, and AU-VL for all AUs together."""
 
@@ -107,7 +138,7 @@ class MF2Branch(nn.Module):
     ) -> MF2QFormerOutput:
         """A pass through the Q-Former. An adapter that reads its states makes new ones of the last, and its weights get
         the only gradients."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.port.frozen):
+        with no_graph_if(self.port.frozen):
             read = self.qformer(**inputs, keep_hidden_states=self.port.reads(kind))
         if kind == "visual":
             read.query_states = self.port(read.query_states, visual=read.hidden_states, vision=vision)
@@ -159,14 +190,6 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
                 "download the checkpoint again"
             ) from error
 
-    @staticmethod
-    def _load_pretrained_model(*source: object, **named: object) -> tuple[object, object]:
-        try:
-            info = None if named else load_in_place(*source)  # by name an adapter's are asked for
-        except (AttributeError, TypeError):  # another version's private call: its own way is slower, and right
-            info = None
-        return (info, None) if info is not None else PreTrainedModel._load_pretrained_model(*source, **named)
-
     def enable_adapters(self) -> None:
         """transformers' own switches the layers on again, and leaves the heads that were trained beside them off."""
         super().enable_adapters()
@@ -181,7 +204,7 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     @classmethod
     def _relabelled(cls, source: object, kwargs: dict[str, object]) -> str | None:
         """How the wanted labels differ from the checkpoint's; None if they do not, or none were named."""
-        named = {name: kwargs[name] for name in ("label_set", "action_units", "emotions") if name in kwargs}
+        named = {name: kwargs[name] for name in LABEL_ARGUMENTS if name in kwargs}
         if source is None or (not named and not isinstance(kwargs.get("config"), cls.config_class)):
             return None
         where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -201,6 +224,19 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
                     parameter._is_hf_initialized = False
                 self._init_weights(module)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Of both branches, with the bias that their language heads have for each token."""
+        model = self.base_model
+        for name in model.branch_names:
+            branch = model.branch(name)
+            rows = branch.qformer.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+            old, count = branch.heads.language.bias, rows.num_embeddings
+            bias = torch.cat([old.detach()[:count], old.new_zeros(max(0, count - len(old)))])
+            branch.heads.language.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+        return model.get_input_embeddings()
+
     def captioner(self) -> "MF2PreTrainedModel":
         """The same weights (not a copy) in the class that writes captions."""
         from .captioning_mf2 import MF2ForCaptioning  # which is built on this file
@@ -216,10 +252,12 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
         self, activation_checkpointing_kwargs: dict[str, object] | None = None, **kwargs: object
     ) -> None:
         if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise ValueError(
-                "use_reentrant: got True, expected False: reentrant checkpointing loses the gradients of the keys and "
-                "values that the passes of this model share"
+            warnings.warn(
+                "use_reentrant: got True, taken as False: reentrant checkpointing loses the gradients of the keys and "
+                "values that the passes of this model share",
+                stacklevel=2,
             )
+            activation_checkpointing_kwargs = {**activation_checkpointing_kwargs, "use_reentrant": False}
         super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     @torch.no_grad()
@@ -229,8 +267,8 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
         if isinstance(module, MF2Branch):
             init.normal_(module.queries, std=std)
             init.constant_(module.temperature, self.config.initial_temperature)
-        elif isinstance(module, MF2AlignmentHeads):
-            init.zeros_(module.language.bias)
+        elif isinstance(module, MF2LanguageHead):
+            init.zeros_(module.bias)
         elif isinstance(module, MF2Regions):
             init.normal_(module.positions, std=std)
         elif isinstance(module, MF2Classifiers):
@@ -264,6 +302,9 @@ class MF2Model(MF2PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Embedding:
         return (self.emo_vl or self.au_vl).qformer.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        (self.emo_vl or self.au_vl).qformer.word_embeddings = value
 
     def branch(self, name: Branch) -> MF2Branch:
         found = {"emo": self.emo_vl, "au": self.au_vl}
@@ -301,7 +342,7 @@ class MF2Model(MF2PreTrainedModel):
         """The tower's output, and for the branches whose adapter reads the tower's blocks what it reads of each."""
         ports = {name: self.branch(name).port for name in self.branch_names}
         readers = [name for name, port in ports.items() if port.reads("vision")]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen()):
+        with no_graph_if(self._frozen()):
             if not readers:
                 return self.look(pixel_values, image_tokens), {}
             if pixel_values is None or image_tokens is not None:
@@ -365,34 +406,20 @@ class MF2Model(MF2PreTrainedModel):
         check_unused(self, kwargs)
         if states is not None:
             return self.from_states(states)
-        hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"output_attentions: {self.config._attn_implementation!r} attention keeps no weights; load the model "
-                "with attn_implementation='eager', or call model.set_attn_implementation('eager')"
-            )
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
         image_tokens, vision = self.look_for_adapters(pixel_values, image_tokens, landmarks)
         output = MF2ModelOutput(image_tokens=image_tokens)
         if self.emo_vl is not None:
-            kept = {"output_hidden_states": hidden, "output_attentions": attentions}
             read = self.read("emo", image_tokens, vision.get("emo"), **kept)
             output.emo_states = read.query_states
             output.emo_hidden_states, output.emo_cross_attentions = read.hidden_states, read.cross_attentions
         if self.au_vl is not None:
             image = self.branch_image("au", image_tokens, landmarks)
-            kept = {"output_hidden_states": hidden, "output_attentions": attentions}
             read = self.read("au", image, vision.get("au"), **kept)
-
-            def by_unit(states: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...] | None:
-                count = len(self.config.action_units)
-                return None if states is None else tuple(state.unflatten(0, (-1, count)) for state in states)
-
-            (output.au_states,) = by_unit((read.query_states,))
-            output.au_hidden_states, output.au_cross_attentions = (
-                by_unit(read.hidden_states),
-                by_unit(read.cross_attentions),
-            )
+            count = len(self.config.action_units)
+            output.au_states = read.query_states.unflatten(0, (-1, count))
+            output.au_hidden_states = by_unit(read.hidden_states, count)
+            output.au_cross_attentions = by_unit(read.cross_attentions, count)
         return output
 
     def get_image_features(
@@ -478,23 +505,40 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         landmarks: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         states: dict[str, torch.Tensor] | None = None,
         **kwargs: object,
-    ) -> ImageClassifierOutput:
+    ) -> MF2ImageClassifierOutput:
         r"""
         labels: `(batch,)` emotions or `(batch, AU)`, as `config.classification_target` says; -1 where unknown.
         """
         check_unused(self, kwargs)
         if labels is None:  # a batch of ours has both, by name
             labels = kwargs.get("emotion_labels" if self.config.classification_target == "emotion" else "au_labels")
-        read = self.mf2(pixel_values, landmarks, image_tokens, states=states, return_dict=True)
+        read = self.mf2(
+            pixel_values,
+            landmarks,
+            image_tokens,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            states=states,
+            return_dict=True,
+        )
         emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
-        loss = None
-        if self.config.classification_target == "emotion":
-            loss = None if labels is None else emotion_loss(emotion_logits, labels)
-            return ImageClassifierOutput(loss=loss, logits=emotion_logits)
-        loss = None if labels is None else au_loss(au_logits, labels, self.config.au_class_weights)
-        return ImageClassifierOutput(loss=loss, logits=au_logits)
+        loss, logits = None, emotion_logits if self.config.classification_target == "emotion" else au_logits
+        if labels is not None and self.config.classification_target == "emotion":
+            loss = emotion_loss(logits, labels)
+        elif labels is not None:
+            loss = au_loss(logits, labels, self.config.au_class_weights)
+        return MF2ImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            emo_hidden_states=read.emo_hidden_states,
+            au_hidden_states=read.au_hidden_states,
+            emo_cross_attentions=read.emo_cross_attentions,
+            au_cross_attentions=read.au_cross_attentions,
+        )
 
 
 def label_losses(

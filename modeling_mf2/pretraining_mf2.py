@@ -31,7 +31,9 @@ from .modeling_mf2 import (
     MF2Branch,
     MF2Model,
     MF2PreTrainedModel,
+    by_unit,
     check_unused,
+    kept_states,
     label_losses,
     weighted_sum,
 )
@@ -57,6 +59,10 @@ class MF2ForPreTrainingOutput(ModelOutput):
     emotion: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
+    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
+    au_hidden_states: tuple[torch.Tensor, ...] | None = None
+    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
+    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 _COLDEST = 1e-3
@@ -258,6 +264,8 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         share: BatchShare | None = None,
         features_only: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
@@ -276,14 +284,16 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             "key_au": (key_au_input_ids, key_au_attention_mask),
             "au": (au_input_ids, au_attention_mask),
         }
-        texts = self._texts(len(image_tokens), given, au_labels, emotion_labels)
+        texts = self._texts(image_tokens.shape[0], given, au_labels, emotion_labels)
         if features_only:
             return self._first_pass(image_tokens, landmarks, texts, draws)
         parts: dict[str, torch.Tensor] = {}
         emo_states = au_states = None
+        kept, told = kept_states(self.config, output_hidden_states, output_attentions), {}
         if self.config.use_emo_branch:
-            read = self._read("emo", image_tokens, share, vision.get("emo"))
+            read = self._read("emo", image_tokens, share, vision.get("emo"), **kept)
             emo_states = read.query_states
+            told |= {"emo_hidden_states": read.hidden_states, "emo_cross_attentions": read.cross_attentions}
             if "emo" in texts:
                 parts |= self._align("emo", read, image_tokens, *texts["emo"], share)
             if "key_au" in texts:
@@ -294,14 +304,17 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, ids, mask, rows, count, length)
         if self.config.use_au_branch:
             regions = self.mf2.branch_image("au", image_tokens, landmarks)
-            read = self._read("au", regions, share, vision.get("au"))
-            au_states = read.query_states.unflatten(0, (-1, len(self.config.action_units)))
+            read = self._read("au", regions, share, vision.get("au"), **kept)
+            count = len(self.config.action_units)
+            au_states = read.query_states.unflatten(0, (-1, count))
+            told["au_hidden_states"] = by_unit(read.hidden_states, count)
+            told["au_cross_attentions"] = by_unit(read.cross_attentions, count)
             if "au" in texts:
                 parts |= self._align("au", read, regions, *texts["au"], share)
         logits = self.classifiers(emo_states, au_states)
         parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels), share)
         return MF2ForPreTrainingOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=logits[0], au_logits=logits[1], **parts
+            loss=weighted_sum(self.config, parts), emotion_logits=logits[0], au_logits=logits[1], **parts, **told
         )
 
     def _read(
@@ -310,10 +323,11 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image: torch.Tensor,
         share: BatchShare | None,
         vision: tuple[torch.Tensor, ...] | None = None,
+        **kept: bool,
     ) -> MF2QFormerOutput:
         part = None if share is None else share.branches.get(name)
         with same_draws(None if part is None else part.draws[0], self.device):
-            return self.mf2.read(name, image, vision, output_key_values=True)
+            return self.mf2.read(name, image, vision, output_key_values=True, **kept)
 
     def _texts(
         self,
@@ -333,7 +347,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                     f"au_input_ids: got {tuple(ids.shape)}, expected (batch, AU, length) with {(images, units)} "
                     "images and AUs"
                 )
-            if len(ids) != images:
+            if ids.shape[0] != images:
                 field = "input_ids" if name == "emo" else "key_au_input_ids"
                 raise ValueError(f"{field}: got {len(ids)} captions, expected {images}, one for each image")
             mask = torch.ones_like(ids) if mask is None else mask

@@ -279,7 +279,7 @@ class MF2QFormer(PreTrainedModel):
                 f"input_ids: got {stop} tokens, expected at most {self.config.max_position_embeddings} "
                 "(max_position_embeddings); let the checkpoint's own processor prepare the text"
             )
-        positions = self.position_embeddings.weight[start:stop]
+        positions = self.position_embeddings(torch.arange(start, stop, device=input_ids.device))
         return self.dropout(self.norm(self.word_embeddings(input_ids) + positions))
 
     def embed_queries(self, queries: torch.Tensor) -> torch.Tensor:

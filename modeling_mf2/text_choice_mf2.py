@@ -7,7 +7,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
-from .modeling_mf2 import MF2Model, MF2PreTrainedModel, check_unused
+from .modeling_mf2 import MF2Model, MF2PreTrainedModel, check_unused, kept_states
 
 
 @dataclass
@@ -22,6 +22,8 @@ class MF2TextChoiceOutput(ModelOutput):
     logits_per_text: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
+    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
+    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
@@ -30,6 +32,7 @@ class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
     Action units need a sentence for their state at rest as well: `MF2ZeroShotImageClassificationPipeline` has them.
     """
 
+    main_input_name = "input_ids"
     _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
 
     def __init__(self, config: MF2Config) -> None:
@@ -51,6 +54,8 @@ class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
         landmarks: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: object,
     ) -> MF2TextChoiceOutput:
         r"""
@@ -58,12 +63,21 @@ class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
         token_type_ids: what BERT's tokenizer gives besides; there is one kind of text here, and it says nothing.
         """
         check_unused(self, kwargs)
-        seen = self.mf2.get_image_features(pixel_values, landmarks, image_tokens)
+        image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
+        image = self.mf2.branch_image("emo", image_tokens, landmarks)
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
+        read = self.mf2.read("emo", image, vision.get("emo"), **kept)
+        seen = self.mf2.branch("emo").heads.image_features(read.query_states)
         told = self.mf2.get_text_features(input_ids, attention_mask)
         near = torch.einsum("bqd,ld->blq", seen, told).amax(dim=-1)
         logits = near / self.mf2.branch("emo").temperature.clamp_min(1e-3)
         return MF2TextChoiceOutput(
-            logits_per_image=logits, logits_per_text=logits.T, image_embeds=seen, text_embeds=told
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            image_embeds=seen,
+            text_embeds=told,
+            emo_hidden_states=read.hidden_states,
+            emo_cross_attentions=read.cross_attentions,
         )
 
 

@@ -1,6 +1,8 @@
 """The vision tower: images to patch tokens. Frozen by default, and frozen only here."""
 
 import difflib
+import math
+from contextlib import AbstractContextManager, nullcontext
 
 import timm
 import torch
@@ -9,6 +11,31 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from configuration_mf2.configuration_mf2 import MF2VisionConfig
+
+
+def no_graph_if(frozen: bool) -> AbstractContextManager:
+    """Not while a graph is captured: what is frozen needs no gradient anyway, and an exported program cannot be loaded
+    again if a switch of the gradient stands in it."""
+    if not frozen or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.no_grad()
+
+
+def init_conv_tower(module: nn.Module) -> bool:
+    """What a layer of `MF2ConvTower` starts as: PyTorch's own rule, and zeros where a block's outputs are."""
+    if isinstance(module, MF2ConvTower):
+        init.normal_(module.positions, std=0.02)
+    elif not getattr(module, "in_conv_tower", False) or not isinstance(module, nn.Linear | nn.Conv2d):
+        return False
+    elif getattr(module, "starts_at_zero", False):
+        init.zeros_(module.weight)
+        init.zeros_(module.bias)
+    else:
+        init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+        if module.bias is not None:
+            bound = module.weight[0].numel() ** -0.5
+            init.uniform_(module.bias, -bound, bound)
+    return True
 
 
 class MF2TowerBlock(nn.Module):
@@ -26,6 +53,7 @@ class MF2TowerBlock(nn.Module):
         for layer in (self.attention_out, self.mlp_out):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+            layer.starts_at_zero = True
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         batch, length, width = tokens.shape
@@ -66,6 +94,8 @@ class MF2ConvTower(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2, width))
         self.blocks = nn.ModuleList(MF2TowerBlock(width) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width)
+        for layer in self.modules():
+            layer.in_conv_tower = True
 
     @property
     def map_layers(self) -> list[nn.Module]:
@@ -73,8 +103,13 @@ class MF2ConvTower(nn.Module):
         what the blocks are given."""
         return [layer for layer in self.convolutions if isinstance(layer, nn.ReLU)][2:-1]
 
-    def forward_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.convolutions(pixel_values).flatten(2).transpose(1, 2)  # (batch, grid * grid, width)
+    def forward(self, pixel_values: torch.Tensor, maps: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """maps: filled with the output of each layer of the convolutions."""
+        for layer in self.convolutions:
+            pixel_values = layer(pixel_values)
+            if maps is not None:
+                maps.append(pixel_values)
+        tokens = pixel_values.flatten(2).transpose(1, 2)  # (batch, grid * grid, width)
         tokens = tokens + self.positions
         for block in self.blocks:
             tokens = block(tokens)
@@ -147,9 +182,8 @@ class MF2VisionTower(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, MF2ConvTower):
-            init.normal_(module.positions, std=0.02)
+        if not init_conv_tower(module):
+            super()._init_weights(module)
         # Built on the meta device, timm's rotary and window tables come back empty.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
@@ -196,5 +230,6 @@ class MF2VisionTower(PreTrainedModel):
                 f"pixel_values: got {tuple(pixel_values.shape)}, expected (batch, 3, {size}, {size}); let the "
                 "checkpoint's own processor prepare the images"
             )
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            return self.backbone.forward_features(pixel_values.to(self.dtype))
+        with no_graph_if(self.config.frozen):
+            # Called as a module, so that offloaded weights are there; without classes and pooling it is the features.
+            return self.backbone(pixel_values.to(self.dtype))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import transformers
 from transformers import (
     AutoModelForPreTraining,
     Pipeline,
@@ -14,6 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file, find_adapter_config_file
 
 from configuration_mf2.facs_mf2 import ACTION_UNITS
+from configuration_mf2.hub_mf2 import PIPELINES as HUB_PIPELINES
+from configuration_mf2.loading_check_mf2 import check_finite, check_loading_info
 
 from .pipeline_items_mf2 import MF2Pipeline
 from .processing_mf2 import MF2Processor
@@ -302,6 +305,22 @@ def _adapter_s_processor(name: str, settings: Mapping[str, Any]) -> MF2Processor
     return MF2Processor.from_pretrained(name, **where)
 
 
+_LOADING = ("dtype", "torch_dtype", "device_map", "trust_remote_code", "revision", "token", "local_files_only")
+
+
+def _checked_model(task: str, name: str, settings: dict[str, Any]) -> Any:
+    """The model that transformers would load, refused if weights are missing or NaN; an adapter's name as it is."""
+    where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
+    if find_adapter_config_file(name, **where) is not None:
+        return name
+    given = {key: settings.pop(key) for key in _LOADING if key in settings} | settings.pop("model_kwargs", {})
+    auto = getattr(transformers, HUB_PIPELINES[task][1])
+    model, info = auto.from_pretrained(name, output_loading_info=True, **given)
+    check_loading_info(info, name)
+    check_finite(model, name)
+    return model
+
+
 def face_pipeline(task: str, model: Any, processor: Any = None, **kwargs: Any) -> Pipeline:
     """`transformers.pipeline` with the classes of this file, also for a model object; its processor is found if the
     model was loaded from somewhere. An adapter's folder or name will do for a model: it says which base it adapts.
@@ -309,9 +328,10 @@ def face_pipeline(task: str, model: Any, processor: Any = None, **kwargs: Any) -
     _one_of("task", task, list(PIPELINES))
     if hasattr(model, "__fspath__"):
         model = str(model)
-    if processor is None and isinstance(model, str):
-        processor = _adapter_s_processor(model, kwargs)
-    elif processor is None:
+    if isinstance(model, str):
+        processor = processor or _adapter_s_processor(model, kwargs)
+        model = _checked_model(task, model, kwargs)
+    if processor is None and not isinstance(model, str):
         if not model.name_or_path:
             raise ValueError(
                 "processor: got none, and the model was not loaded from a checkpoint that has one; expected its "

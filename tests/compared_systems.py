@@ -118,8 +118,8 @@ def check_saved_and_loaded(model: PreTrainedModel, folder: Path, other: type[Pre
         other.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"action_units: got .* but the checkpoint"):
         kind.from_pretrained(folder, action_units=["AU1", "AU2", "AU25"])
-    with pytest.raises(ValueError, match="unknown field 'hidden'"):
-        kind.from_pretrained(folder, config=kind.config_class(**SMALL, hidden=3))
+    with pytest.raises(ValueError, match="unknown field 'hiden_size'"):
+        kind.from_pretrained(folder, config=kind.config_class(**SMALL, hiden_size=3))
     shards = folder / "model.safetensors"
     shards.write_bytes(shards.read_bytes()[:-100])
     with pytest.raises(OSError, match="damaged or cut short"):

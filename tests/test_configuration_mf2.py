@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from configuration_mf2 import MF2Config, MF2QFormerConfig, MF2VisionConfig
-from configuration_mf2.configuration_mf2 import LOSSES, SIZES
+from configuration_mf2.configuration_mf2 import LOSSES, SIZES, UnknownFieldWarning
 from configuration_mf2.facs_mf2 import ACTION_UNITS, LABEL_SETS, REGION_RULES
 
 
@@ -116,16 +116,82 @@ def test_overrides_while_loading(tmp_path):
         MF2Config.from_pretrained(tmp_path, au_config={"num_query_token": 1})
 
 
-def test_an_unknown_field_in_a_file_is_an_error(tmp_path):
+def test_an_unknown_field_in_a_file_is_kept_with_a_warning(tmp_path):
+    config = MF2Config.from_size("tiny")
+    config.note = "mine"
+    config.vision_config.froze = 1
+    config.bos_token_id = 5  # as transformers' Trainer writes it
+    config.save_pretrained(tmp_path)
+    with pytest.warns(UnknownFieldWarning, match="MF2Config does not know: \\['note'\\]") as caught:
+        again = MF2Config.from_pretrained(tmp_path)
+    assert "MF2VisionConfig does not know: ['froze']" in "".join(str(warning.message) for warning in caught)
+    assert again.note == "mine" and again.vision_config.froze == 1 and again.bos_token_id == 5
+    assert content(again) == content(config)
+
+
+def test_a_field_in_a_file_does_not_replace_what_the_class_calls_so(tmp_path):
     MF2Config.from_size("tiny").save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    saved = json.loads(file.read_text())
-    file.write_text(json.dumps({**saved, "use_emobranch": True}))
-    with pytest.raises(ValueError, match="'use_emobranch'; did you mean 'use_emo_branch'"):
+    edit(tmp_path, {"to_dict": 3, "thresholds": [1]})
+    with pytest.warns(UnknownFieldWarning, match="dropped"):
+        config = MF2Config.from_pretrained(tmp_path)
+    assert config.to_dict()["region_grid"] == 3 and len(config.thresholds) == 12
+
+
+def edit(folder, fields):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"region_grid": "3"}, ["region_grid", "int", "str", "'3'"]),
+        ({"region_grid": 100_000}, ["region_grid", "100000", "64"]),
+        ({"region_window": float("nan")}, ["region_window", "nan"]),
+        ({"initial_temperature": float("nan")}, ["initial_temperature", "nan"]),
+        ({"emo_config": {"num_hidden_layers": 100_000}}, ["emo_config.num_hidden_layers", "100000", "256"]),
+        ({"au_config": {"layer_norm_eps": -1.0}}, ["au_config.layer_norm_eps", "-1.0"]),
+        (
+            {"vision_config": {"backbone_kwargs": {"num_blocks": 10**6}}},
+            ["vision_config.backbone_kwargs", "num_blocks"],
+        ),
+        ({"vision_config": {"image_std": [0, 0, 0]}}, ["vision_config.image_std", "[0, 0, 0]"]),
+        ({"vision_config": "conv"}, ["vision_config", "dict", "conv"]),
+        ({"emotions": 5}, ["emotions", "5"]),
+        ({"label_set": "mffa"}, ["label_set", "'mffa'"]),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_file_is_a_sentence(fields, said, tmp_path):
+    MF2Config.from_size("tiny").save_pretrained(tmp_path)
+    edit(tmp_path, fields)
+    with pytest.raises(ValueError, match=every([tmp_path.name, "config.json", *said])):
         MF2Config.from_pretrained(tmp_path)
-    file.write_text(json.dumps({**saved, "vision_config": {**saved["vision_config"], "froze": True}}))
-    with pytest.raises(ValueError, match="MF2VisionConfig: got an unknown field 'froze'"):
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{"])
+def test_a_file_that_holds_no_configuration_is_a_sentence(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ValueError, OSError), match=every([tmp_path.name])):
         MF2Config.from_pretrained(tmp_path)
+
+
+def test_label_names_of_transformers_become_the_labels(tmp_path):
+    MF2Config.from_size("tiny", au_thresholds=[0.25] * 12).save_pretrained(tmp_path)
+    names = {0: "calm", 1: "tense", 2: "gone"}
+    inverted = {name: index for index, name in names.items()}
+    for given in ({"id2label": names, "label2id": inverted, "num_labels": 3}, {"label2id": inverted}):
+        config = MF2Config.from_pretrained(tmp_path, **given)
+        assert config.emotions == list(names.values()) and config.id2label == names and config.num_labels == 3
+        assert config.classification_target == "emotion" and config.au_thresholds == [0.25] * 12
+    units = MF2Config.from_pretrained(tmp_path, id2label={"0": "AU1", "1": "AU12"})
+    assert units.action_units == ["AU1", "AU12"] and units.classification_target == "action_units"
+    assert units.problem_type == "multi_label_classification" and units.au_thresholds is None
+    assert MF2Config.from_pretrained(tmp_path, num_labels=8).num_labels == 8
+    with pytest.raises(ValueError, match="num_labels: got 3.*id2label"):
+        MF2Config.from_pretrained(tmp_path, num_labels=3)
+    with pytest.raises(ValueError, match="id2label: got"):
+        MF2Config.from_pretrained(tmp_path, id2label={0: "a", 2: "b"})
 
 
 @pytest.mark.parametrize("make", [MF2Config, *(lambda size=size: MF2Config.from_size(size) for size in SIZES)])

@@ -9,6 +9,7 @@ from modeling_mf2 import (
     MF2ForFaceAnalysis,
     MF2ForImageClassification,
     MF2ForPreTraining,
+    MF2ForZeroShotImageClassification,
     MF2Model,
 )
 
@@ -489,9 +490,69 @@ def test_a_misspelt_input_is_an_error_and_not_taken_for_a_missing_one(build, mak
     model(**batch)  # texts are no business of this model, and do no harm
 
 
-def test_reentrant_checkpointing_is_refused(build):
-    with pytest.raises(ValueError, match="use_reentrant: got True"):
-        build(MF2Model).activation_checkpointing_enable({"use_reentrant": True})
+def test_reentrant_checkpointing_becomes_the_other_with_a_warning(build, make_batch):
+    model = build(MF2ForPreTraining).train()
+    with pytest.warns(UserWarning, match="use_reentrant"):
+        model.activation_checkpointing_enable({"use_reentrant": True})
+    batch = make_batch(model.config)
+    torch.manual_seed(1)  # wrong pairs are drawn
+    model(**batch).loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.gradient_checkpointing_disable()
+    model.zero_grad()
+    torch.manual_seed(1)
+    model(**batch).loss.backward()
+    for name, gradient in found.items():
+        assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5), name
+
+
+INPUTS = {
+    MF2Model: ("pixel_values", "landmarks"),
+    MF2ForFaceAnalysis: ("pixel_values", "landmarks"),
+    MF2ForImageClassification: ("pixel_values", "landmarks"),
+    MF2ForPreTraining: (
+        "pixel_values",
+        "landmarks",
+        "input_ids",
+        "attention_mask",
+        "au_input_ids",
+        "au_attention_mask",
+    ),
+    MF2ForZeroShotImageClassification: ("input_ids", "pixel_values", "attention_mask"),
+    MF2ForCaptioning: ("input_ids", "pixel_values", "attention_mask"),
+}
+
+
+@pytest.mark.parametrize("cls", INPUTS)
+def test_every_class_tells_its_hidden_states_and_attentions(build, make_batch, cls):
+    model = build(cls).eval()
+    model.set_attn_implementation("eager")
+    batch = {name: value for name, value in make_batch(model.config).items() if name in INPUTS[cls]}
+    plain = model(**batch)
+    told = model(**batch, output_hidden_states=True, output_attentions=True)
+    names = [name for name in told if "hidden_states" in name or "attentions" in name]
+    assert names and not any("hidden_states" in name or "attentions" in name for name in plain)
+    assert all(isinstance(state, torch.Tensor) for name in names for state in told[name])
+    assert torch.allclose(next(iter(plain.values())), next(iter(told.values())), atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", INPUTS)
+def test_every_class_is_exported_saved_and_loaded(build, make_batch, cls, tmp_path):
+    model = build(cls).eval()
+    batch = {name: value for name, value in make_batch(model.config).items() if name in INPUTS[cls]}
+    if cls is MF2ForPreTraining:  # which captions are negatives depends on their content
+        batch = {name: value for name, value in batch.items() if name in IMAGE}
+    rows = {name: {0: torch.export.Dim.AUTO} for name in batch} if "input_ids" not in batch else None
+    program = torch.export.export(model, (), batch, dynamic_shapes=rows, strict=False)
+    torch.export.save(program, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    expected, found = model(**batch), again(**batch)
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(found[name], value, atol=1e-5), name
+    if rows:
+        fewer = {name: value[:3] for name, value in batch.items()}
+        assert torch.allclose(next(iter(again(**fewer).values())), next(iter(model(**fewer).values())), atol=1e-5)
 
 
 def test_a_share_of_the_label_losses_is_that_of_the_aus_alone() -> None:
