@@ -21,7 +21,7 @@ from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
-from training_mf2.command_line_mf2 import run_as_command
+from training_mf2.command_line_mf2 import positive, run_as_command
 
 
 OWN = LabelSet(("AU4", "AU9", "AU12", "AU17", "AU25"), EMOTIONS)
@@ -48,7 +48,7 @@ def train(model: MF2ForFaceAnalysis, batch: dict[str, torch.Tensor], steps: int)
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, usual in {"--steps": 30, "--faces": 32}.items():
-        parser.add_argument(name, type=int, default=usual)
+        parser.add_argument(name, type=positive, default=usual)
     given = parser.parse_args(argv)
     torch.manual_seed(0)
     disfa = MF2Config.from_size("tiny", label_set="disfa")

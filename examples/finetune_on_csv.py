@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import build_dataset
 
 import train
-from training_mf2.command_line_mf2 import run_as_command
+from training_mf2.command_line_mf2 import positive, run_as_command
 
 
 def draw_pictures(folder: Path, count: int) -> None:
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--folder", help="your pictures and labels.csv; drawn unless given")
     parser.add_argument("--landmarks", default="template", choices=("template", "detector"), help="of one face each")
     parser.add_argument("--out", help="keep data set and adapter there; they are removed unless given")
-    parser.add_argument("--pictures", type=int, default=160, help="how many are drawn")
+    parser.add_argument("--pictures", type=positive, default=160, help="how many are drawn")
     given, options = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         pictures = Path(given.folder or Path(scratch) / "pictures")

@@ -13,7 +13,7 @@ from dataset_mf2.face_drawing import STYLES, draw_face
 from dataset_mf2.face_geometry import DRAWABLE_AUS
 from dataset_mf2.synthetic_faces import draw_example
 from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, FRAMES_PER_VIDEO, scene, subject
-from training_mf2.command_line_mf2 import run_as_command
+from training_mf2.command_line_mf2 import positive, run_as_command
 
 
 def write_sheet(path: Path, rows: list[list[np.ndarray]]) -> Path:
@@ -51,8 +51,8 @@ def action_unit_rows(subjects: int, size: int, strength: float) -> list[list[np.
 def main(argv: list[str] | None = None) -> list[Path]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/gallery"))
-    parser.add_argument("--size", type=int, default=160, help="pixels a face")
-    parser.add_argument("--subjects", type=int, default=6)
+    parser.add_argument("--size", type=positive, default=160, help="pixels a face")
+    parser.add_argument("--subjects", type=positive, default=6)
     arguments = parser.parse_args(argv)
     size, people = arguments.size, range(arguments.subjects)
     starts = [number * FRAMES_PER_SUBJECT + 4 for number in people]

@@ -19,7 +19,7 @@ from analysis_mf2.analysis_model_mf2 import EMBEDDED
 from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
 from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
-from training_mf2.command_line_mf2 import run_as_command
+from training_mf2.command_line_mf2 import positive, run_as_command
 
 
 CONFIGS = {  # for DFN: which hidden states its towers read, and how wide they are
@@ -50,8 +50,8 @@ def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, usual in {"--method": "dfn", "--steps": 20, "--faces": 16, "--out": ""}.items():
-        parser.add_argument(name, type=type(usual), default=usual, choices=CONFIGS if name == "--method" else None)
+    parser.add_argument("--method", default="dfn", choices=CONFIGS), parser.add_argument("--out")
+    parser.add_argument("--steps", type=positive, default=20), parser.add_argument("--faces", type=positive, default=16)
     given = parser.parse_args(argv)
     torch.manual_seed(0)
     processor, losses, answers = MF2Processor.from_pretrained(EMBEDDED), {}, {}

@@ -1,5 +1,6 @@
 """Entry of every script: a user's mistake ends in one sentence and an exit code, not in a traceback."""
 
+import argparse
 import os
 import pickle
 import sys
@@ -42,4 +43,11 @@ def _exit(code: int, sentence: str) -> NoReturn:
     sys.exit(code)
 
 
-__all__ = ["run_as_command"]
+def positive(text: str) -> int:
+    """For `type=` of an argparse argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number above 0")
+    return int(text)
+
+
+__all__ = ["positive", "run_as_command"]
