@@ -200,9 +200,11 @@ class CaptionJournal:
                 _check_line(found)
                 if number == 1 and found["event"] == "journal":
                     self._check_version(found.get("version"))
+                elif found["event"] == "journal":
+                    raise ValueError("the first line of a journal again")
                 _check_sum(line, required=self._version > 1)
                 self._take(found, place)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, RecursionError) as error:
                 logger.warning(
                     "journal: %s, line %d: got %s, expected a line as it was written. It is passed over; captions that "
                     "it held are asked for again",
@@ -222,12 +224,20 @@ class CaptionJournal:
         with open(self.path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):  # a kill in the middle of a write
+                    if self._size == 0 and not line.startswith(_FIRST[: len(line)]):
+                        raise CaptionError(
+                            f"journal: {self.path} starts with {line[:40]!r}, expected a journal of captions, or an "
+                            "empty file; choose another file"
+                        )
                     os.ftruncate(self._file, self._size)
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError):
                         if isinstance(json.loads(line), dict):
                             line += b"\n"
                             os.write(self._file, line)
                     if not line.endswith(b"\n"):
+                        logger.warning(
+                            "journal: the last line of %s was cut off; what it held is asked for again", self.path
+                        )
                         return
                 place, self._size = self._size, self._size + len(line)
                 yield place, line
@@ -259,6 +269,7 @@ class CaptionJournal:
                 self.answers.pop(line["key"], None)
 
 
+_FIRST = b'{"event":"journal",'
 _NUMBER, _TEXT = (int, float), (str,)
 # Event -> its fields and their kinds. A field that is None may be so where `None` stands among them.
 _FIELDS: Mapping[str, Mapping[str, tuple]] = {
@@ -272,9 +283,11 @@ _FIELDS: Mapping[str, Mapping[str, tuple]] = {
 
 
 def _check_line(line: Any) -> None:
-    if not isinstance(line, dict) or line.get("event") not in _FIELDS:
-        raise ValueError(f"the event {line.get('event')!r}" if isinstance(line, dict) else "no JSON object")
-    for name, kinds in _FIELDS[line["event"]].items():
+    if not isinstance(line, dict):
+        raise ValueError("no JSON object")
+    if not isinstance(event := line.get("event"), str) or event not in _FIELDS:
+        raise ValueError(f"the event {event!r}")
+    for name, kinds in _FIELDS[event].items():
         value = line.get(name)
         if not isinstance(value, kinds) or (kinds is _NUMBER and not 0 <= value < float("inf")):
             raise ValueError(f"{name}: {value!r}")

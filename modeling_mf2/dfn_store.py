@@ -150,7 +150,7 @@ def checksum(path: Path) -> int:
 def read_json(path: Path, missing_ok: bool = False) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if missing_ok:
             return None
         raise OSError(f"{path}: no store of frozen states, or a damaged one ({error}); {_REBUILD}") from error

@@ -139,6 +139,9 @@ def test_every_flipped_bit_is_found(tmp_path, caplog):
     [
         ("[]", "line 2: got no JSON object"),
         ('{"event": "paid"}', "line 2: got the event 'paid'"),
+        ('{"event": []}', r"line 2: got the event []"),
+        ('{"event": "journal", "version": 1, "id": "y"}', "line 2: got the first line of a journal again"),
+        ("[" * 100_000, "line 2: got maximum recursion depth"),
         ('{"event": "captions", "key": "k", "id": 3, "usd": 0, "texts": {}, "writer": "m"}', "line 2: got id: 3"),
         ('{"event": "captions", "key": "k", "id": "i", "usd": 0, "texts": "", "writer": "m"}', "got texts: ''"),
         ('{"event": "asked", "n": "1", "usd": 0.5}', "got n: '1'"),
@@ -154,3 +157,19 @@ def test_a_line_of_an_older_journal_is_checked_by_its_fields(tmp_path, caplog, l
         book.add_captions(None, "new", Captions("n", {}, "m"), 0.0)
     with CaptionJournal(tmp_path / "j") as book:
         assert "new" in book
+
+
+@pytest.mark.parametrize("text", ["null", "[1, 2]", "my notes", '{"a": 1'])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
+    (tmp_path / "j").write_text(text)
+    with pytest.raises(CaptionError, match="expected a journal of captions"):
+        CaptionJournal(tmp_path / "j").__enter__()
+    assert (tmp_path / "j").read_text() == text
+
+
+def test_a_last_line_that_was_cut_off_is_told(tmp_path, caplog):
+    path = tmp_path / "j"
+    fill(path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with CaptionJournal(path):
+        assert "the last line of" in caplog.text and str(path) in caplog.text
