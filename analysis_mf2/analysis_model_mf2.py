@@ -101,6 +101,13 @@ def _load(
         loaded, usual = engine_model(engine, name, None if adapter is None else str(adapter), config, in_torch), "cpu"
     device = usual if device in (None, "auto") else device
     processor = MF2Processor.from_pretrained(with_processor)
+    for field in ("action_units", "emotions"):
+        got, expected = (list(getattr(one, field)) for one in (processor, loaded.config))
+        if got != expected:
+            raise ValueError(
+                f"{with_processor}: processor_config.json has {field} {got}, but config.json of {name} has {expected}; "
+                "answers would bear wrong names: copy both files from one checkpoint"
+            )
     pipeline = face_pipeline("face-analysis", loaded, processor, device=device)
     told = [is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])]
     # An adapter on real faces over a base on drawn ones still stands on drawn ones: both are asked.

@@ -293,12 +293,19 @@ def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Fra
         note(path, f"{damaged:,} frames could not be decoded; the others are there")
     if read == 0:
         note(path, "no frame could be read; the video is damaged, or OpenCV lacks its codec: convert it to mp4")
-    elif is_damaged or announced - read > max(2, _LOST * announced):
+    elif is_damaged or announced - read > max(2, _LOST * announced) or _is_cut_avi(path):
         note(
             path,
             f"ends after {read:,} of {announced:,} frames ({before:.1f} s): {'damaged' if is_damaged else 'cut off'}; "
             "the frames before are there",
         )
+
+
+def _is_cut_avi(path: str) -> bool:
+    """Shorter than its header says: its last frames are missing, or half there."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    return start[:4] == b"RIFF" and os.path.getsize(path) < 8 + int.from_bytes(start[4:], "little")
 
 
 def _no_video(path: str) -> str | None:

@@ -173,10 +173,12 @@ class RowFile:
         advice = "choose another output, or overwrite it (--overwrite)"
         try:
             known = json.loads(self.about_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not isinstance(known, dict) or not isinstance(known.get("settings", {}), dict):
+                raise ValueError("got no JSON object of settings")
+        except (OSError, ValueError, RecursionError) as error:
             raise OutputError(
-                f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is not or "
-                f"cannot be read; {advice}"
+                f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is "
+                f"missing or damaged; {advice}"
             ) from error
         before, now = known.get("settings", {}), self.about["settings"]
         differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -59,6 +59,9 @@ def check_field_names(kind: type, names: Iterable[str]) -> None:
             raise ValueError(f"{kind.__name__}: got an unknown field {name!r}; {hint}Valid fields: {sorted(fields)}")
 
 
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
 def _explained(kind: type, content: dict[str, Any], error: BaseException) -> str:
     """What is wrong with the content of a config.json: field, got, expected."""
     for part, of in kind.sub_configs.items():
@@ -68,6 +71,13 @@ def _explained(kind: type, content: dict[str, Any], error: BaseException) -> str
             except StrictDataclassError as inner:
                 return f"{part}.{_sentence(inner)}"
     return _sentence(error)
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Of a file; transformers takes any other value for an attribute of torch."""
+    is_name = isinstance(dtype, str) and dtype.removeprefix("torch.") in _DTYPES
+    if isinstance(dtype, bool | int | float | str | list | dict) and not is_name:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(_DTYPES)}, or null")
 
 
 def _sentence(error: BaseException) -> str:
@@ -142,6 +152,7 @@ class KnownFieldsMixin:
         check_version(config_dict.get(FIELD), source)
         reading = _READING.set(source)
         try:
+            _check_dtype(config_dict.get("dtype"))
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, TypeError, AttributeError, KeyError, ValueError) as error:
             told = _explained(cls, config_dict, error)

@@ -126,7 +126,7 @@ def _load(folder: Path) -> Dataset | None:
         written = json.loads((folder / _COMPLETE).read_text())
         if written == _checksums(folder, written):
             return load_from_disk(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:  # also of a list of checksums that is none
         logger.debug("%s is not read: %s", folder, error)
     return None
 

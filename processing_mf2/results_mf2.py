@@ -20,7 +20,7 @@ def resolve_thresholds(
         values = usual
     elif isinstance(thresholds, dict):
         unknown = sorted(set(thresholds) - set(action_units))
-        if unknown:
+        if unknown or not thresholds:
             raise ValueError(f"{name}: got {unknown}, expected names among {list(action_units)}")
         values = [thresholds.get(unit, value) for unit, value in zip(action_units, usual, strict=True)]
     elif isinstance(thresholds, int | float):

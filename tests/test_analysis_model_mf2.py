@@ -127,3 +127,15 @@ def test_a_damaged_adapter_ends_the_command_with_a_sentence(
     for model in (["--model", str(base)], []):
         assert main([str(face), "--aligned", *model, "--adapter", str(tmp_path / "adapter")]) == 2
         assert "Traceback" not in capsys.readouterr().err
+
+
+def test_labels_of_the_processor_are_the_model_s(tmp_path: Path) -> None:
+    shutil.copytree(EMBEDDED, tmp_path / "model")
+    for name in ("processor_config.json", "config.json"):
+        file = tmp_path / "model" / name
+        whole = file.read_text()
+        file.write_text(json.dumps({**json.loads(whole), "emotions": ["1", *json.loads(whole)["emotions"][1:]]}))
+        with pytest.raises(ValueError, match=r"processor_config.json has emotions .* config.json"):
+            load_model(tmp_path / "model")
+        file.write_text(whole)
+    load_model(tmp_path / "model")

@@ -158,6 +158,8 @@ def edit(folder, fields):
         ({"vision_config": {"image_std": [0, 0, 0]}}, ["vision_config.image_std", "[0, 0, 0]"]),
         ({"vision_config": "conv"}, ["vision_config", "dict", "conv"]),
         ({"emotions": 5}, ["emotions", "5"]),
+        ({"dtype": 100_000}, ["dtype", "100000", "float32"]),
+        ({"dtype": "x"}, ["dtype", "'x'", "float32"]),
         ({"label_set": "mffa"}, ["label_set", "'mffa'"]),
     ],
     ids=str,

@@ -26,7 +26,7 @@ def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
     assert len(kept(tmp_path)) == 1  # nothing half-written is left
 
 
-@pytest.mark.parametrize("damage", ["cut", "swap a byte", "no checksums", "no data"])
+@pytest.mark.parametrize("damage", ["cut", "swap a byte", "no checksums", "no data", "3", "[[1]]", "[" * 100_000])
 def test_a_damaged_cache_is_drawn_again(tmp_path, caplog, damage):
     expected = MFASynthetic(4, cache_dir=tmp_path)[:]
     (folder,) = kept(tmp_path)
@@ -36,8 +36,10 @@ def test_a_damaged_cache_is_drawn_again(tmp_path, caplog, damage):
         data.write_bytes(content[: len(content) // 2])
     elif damage == "swap a byte":
         data.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
-    else:
+    elif damage.startswith("no"):
         (data if damage == "no data" else folder / "complete.json").unlink()
+    else:
+        (folder / "complete.json").write_text(damage)
     assert MFASynthetic(4, cache_dir=tmp_path)[:] == expected
     assert "is damaged" in caplog.text and kept(tmp_path) == [folder]
 

@@ -109,6 +109,9 @@ def test_a_video_that_was_cut_off_gives_its_frames_and_says_so(tmp_path: Path) -
         frames, notes = read(tmp_path / f"cut{ending}")
         assert 5 < len(frames) < 35
         assert f"ends after {len(frames)} of 40 frames" in notes[0][1]
+    content = (tmp_path / "v.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[:-1000])  # of its index, and of one frame at most
+    assert "cut off" in read(tmp_path / "cut.avi")[1][0][1]
     content = write_video(tmp_path / "v.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])  # its index stood at the end
     frames, notes = read(tmp_path / "cut.mp4")

@@ -38,6 +38,8 @@ def test_thresholds():
     assert resolve_thresholds(None, AUS) == [0.5, 0.5]
     assert resolve_thresholds(0.3, AUS, [0.1, 0.2]) == [0.3, 0.3]
     assert resolve_thresholds({"AU12": 0.9}, AUS, [0.1, 0.2]) == [0.1, 0.9]
+    with pytest.raises(ValueError, match="thresholds: got"):
+        resolve_thresholds({}, AUS)
     assert resolve_thresholds(np.array([0, 1]), AUS) == [0.0, 1.0]
 
 

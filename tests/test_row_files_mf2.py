@@ -260,3 +260,12 @@ def test_a_row_with_a_wrong_number_is_a_damaged_output(tmp_path: Path, wrong: st
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(OutputError, match="damaged"):
         RowFile(path, COLUMNS, json.loads(json.dumps(ABOUT)))
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '{"settings": 3}', "[" * 100_000])
+def test_facts_that_are_none_are_named(tmp_path: Path, text: str) -> None:
+    out = tmp_path / "rows.csv"
+    write(out, frames())
+    Path(f"{out}.about.json").write_text(text)
+    with pytest.raises(OutputError, match=r"rows.csv.about.json, .* damaged"):
+        write(out, frames())

@@ -71,7 +71,16 @@ def test_a_damaged_store_is_refused_and_names_its_file(examples, tower, tmp_path
     if harm == "flipped":
         content[-9] ^= 1
     path.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b""}[harm])
-    with pytest.raises(OSError, match=r"\.npy: .*damaged .*remove"):
+    named = r"\.npy" if harm == "flipped" else name
+    with pytest.raises(OSError, match=rf"{named}: .*damaged .*remove"):
+        load_or_store_vision(tower, examples, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", '{"checksums": []}', '{"checksums": 3}', "[" * 100_000])
+def test_checksums_that_are_none_are_named(examples, tower, tmp_path, text):
+    load_or_store_vision(tower, examples, tmp_path)
+    (tmp_path / store_fingerprint(tower, examples) / "complete.json").write_text(text)
+    with pytest.raises(OSError, match=r"complete\.json: .*damaged"):
         load_or_store_vision(tower, examples, tmp_path)
 
 

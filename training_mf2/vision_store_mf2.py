@@ -31,7 +31,8 @@ class VisionStore:
     """Row by row `image_tokens` (float16) and `landmarks`, memory-mapped; a file that has changed is refused."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokens, self.landmarks = (_open(folder, name) for name in (_TOKENS, _LANDMARKS))
+        written = _read_checksums(folder)
+        self.tokens, self.landmarks = (_open(folder, name, written[name]) for name in (_TOKENS, _LANDMARKS))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -83,18 +84,29 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _open(folder: Path, name: str) -> np.ndarray:
+def _read_checksums(folder: Path) -> dict[str, str]:
     try:
-        written = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))["checksums"][name]
+        written = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))["checksums"]
+        return {name: written[name] for name in (_TOKENS, _LANDMARKS)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _damaged(folder / _COMPLETE, "no checksums, expected one of each file") from error
+
+
+def _open(folder: Path, name: str, written: str) -> np.ndarray:
+    try:
         found = checksum(folder / name)
         if found != written:
             raise ValueError(f"checksum: got {found}, expected {written}")
         return np.load(folder / name, mmap_mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OSError(
-            f"{folder / name}: the stored output of the vision tower is damaged ({error}); remove {folder}, and it is "
-            "computed anew"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(folder / name, error) from error
+
+
+def _damaged(file: Path, what: object) -> OSError:
+    return OSError(
+        f"{file}: the stored output of the vision tower is damaged ({what}); remove {file.parent}, and it is computed "
+        "anew"
+    )
 
 
 def _build(folder: Path, tower: MF2VisionTower, examples: MF2Examples, batch_size: int) -> None:
