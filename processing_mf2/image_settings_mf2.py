@@ -97,14 +97,20 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         wrong = not (
             _is_number(values) or (isinstance(values, tuple) and len(values) == 3 and all(map(_is_number, values)))
         )
-        if name == "image_std" and not wrong:
-            wrong = min(values if isinstance(values, tuple) else (values,)) <= 0
+        if not wrong:
+            levels = values if isinstance(values, tuple) else (values,)
+            low = 1e-6 if name == "image_std" else -_MOST_LEVEL
+            wrong = not low <= min(levels) <= max(levels) <= _MOST_LEVEL
         if wrong and (settings.get("do_normalize") or values is not None):
             above = " above 0" if name == "image_std" else ""
             raise ValueError(
-                f"{name}: got {values!r:.80}, expected a finite number{above}, or three of red, green, blue"
+                f"{name}: got {values!r:.80}, expected a number{above} up to {_MOST_LEVEL:g}, or three of red, green, "
+                "blue"
             )
     return resolved
+
+
+_MOST_LEVEL = 1e6
 
 
 def _is_number(value: Any) -> bool:

@@ -48,7 +48,7 @@ def _wrong_fields(source: Any, where: dict[str, Any]) -> Iterator[str]:
         try:
             with open(path, encoding="utf-8") as opened:
                 content = json.load(opened)
-        except ValueError as error:  # of JSON or of UTF-8
+        except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
             yield f"{file}: got {error}, expected JSON"
             continue
         for field, kinds in fields.items():

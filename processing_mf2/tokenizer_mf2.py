@@ -78,6 +78,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"tokenizer: {type(tokenizer).__name__} has no {', '.join(f'{name}_token' for name in missing)}, expected "
             "a BERT-type tokenizer with [DEC] as bos_token; use build_tokenizer() or load_bert_tokenizer(name_or_path)"
         )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes where tokenizer.json is missing
+        raise ValueError(
+            "tokenizer: got a vocabulary without a word; is there a tokenizer.json beside the other files?"
+        )
+    most = tokenizer.model_max_length
+    if isinstance(most, bool) or not isinstance(most, int | float) or not most > 0:
+        raise ValueError(f"tokenizer: got model_max_length {most!r:.80}, expected a number of tokens above 0")
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int, name: str) -> list[list[int]]:

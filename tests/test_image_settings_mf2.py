@@ -16,9 +16,9 @@ IMAGE = np.zeros((40, 40, 3), np.uint8)
 BAD = [
     *(
         ("image_std", value)
-        for value in ([0, 0, 0], 0, [0.5, 0.5, -1], [0.5, math.nan, 1], [0.5, 0.5], "0.5", [[1]], {})
+        for value in ([0, 0, 0], 0, [0.5, 0.5, -1], [0.5, math.nan, 1], [0.5, 0.5], "0.5", [[1]], {}, 10**30, 1e-30)
     ),
-    *(("image_mean", value) for value in ([math.nan] * 3, math.inf, [0.5] * 4, "grey", [None] * 3, True)),
+    *(("image_mean", value) for value in ([math.nan] * 3, [0, 0, 1e30], math.inf, [0.5] * 4, "grey", [None] * 3, True)),
     *(("rescale_factor", value) for value in (0, math.nan, math.inf, "1/255", [1])),
     *(("size", value) for value in (0, -3, 2.5, "224", {"height": 5}, {"width": True, "height": 5}, [1, 2, 3], 10**6)),
     *(("max_pixels", value) for value in (0, -1, 2.5, "many", True)),

@@ -1,6 +1,7 @@
 """A damaged processor_config.json or tokenizer file: the processor loads, or an error says what is wrong with it."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,30 @@ def test_a_value_of_another_type_loads_or_is_named(checkpoint: Path, file: str) 
     finally:
         (checkpoint / file).write_text(original)
     assert tried > 100 and not unnamed, f"{len(unnamed)} of {tried}: " + "\n".join(map(str, unnamed[:200]))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        ("processor_config.json", "[" * 100_000, "processor_config.json"),
+        ("tokenizer_config.json", '{"model_max_length": "1", ', "model_max_length"),
+        ("tokenizer_config.json", '{"model_max_length": [null], ', "model_max_length"),
+        ("tokenizer_config.json", '{"model_max_length": -1, ', "model_max_length"),
+    ],
+)
+def test_what_would_fail_only_later_is_named(checkpoint: Path, file: str, text: str, named: str) -> None:
+    original = (checkpoint / file).read_text()
+    try:
+        rest = original.replace('"model_max_length"', '"other"').removeprefix("{")
+        (checkpoint / file).write_text(text + rest if text.endswith(", ") else text)
+        with pytest.raises(ValueError, match=named):
+            MF2Processor.from_pretrained(checkpoint)
+    finally:
+        (checkpoint / file).write_text(original)
+
+
+def test_a_missing_vocabulary_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises((ValueError, OSError), match=r"tokenizer\.json"):
+        MF2Processor.from_pretrained(folder)
