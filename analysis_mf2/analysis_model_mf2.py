@@ -1,7 +1,6 @@
 """The model that a user named, ready to answer, and what must be said with every answer: what it was trained on."""
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from peft import PeftConfig, PeftModel
 from transformers.utils import cached_file
 
 from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.json_mf2 import read_json
 from configuration_mf2.loading_check_mf2 import check_finite
 from modeling_mf2.loading_mf2 import check_adapter_file, load_to_answer
 from modeling_mf2.pretraining_mf2 import MF2ForPreTraining
@@ -137,7 +137,7 @@ def is_synthetic(place: str) -> bool | None:
     run = _file(place, "run.json")
     if run is not None:
         try:
-            return bool(json.loads(Path(run).read_text(encoding="utf-8"))["synthetic"])
+            return bool(read_json(run)["synthetic"])
         except (OSError, ValueError, LookupError, TypeError):
             pass
     card = _file(place, "README.md")

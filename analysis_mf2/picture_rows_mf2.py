@@ -1,7 +1,6 @@
 """Rows, from a file or a run, as pictures need them: stills apart from videos, and each followed face as a series."""
 
 import csv
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from configuration_mf2.facs_mf2 import ACTION_UNITS, LABEL_SETS
+from configuration_mf2.json_mf2 import parse_json, read_json
 from processing_mf2.image_reading_mf2 import read_image
 
 from .row_files_mf2 import format_of
@@ -91,7 +91,7 @@ def read_picture_rows(path: str | os.PathLike) -> PictureRows:
     try:
         if path.exists() and not path.is_file():
             raise OSError("it is no file")  # a pipe would be waited for
-        about = json.loads(about_file.read_text(encoding="utf-8")) if about_file.is_file() else {}
+        about = read_json(about_file) if about_file.is_file() else {}
         batches = _csv(path) if format == "csv" else _lines(path) if format == "jsonl" else _parquet(path)
         names = next(batches)
         rows = PictureRows.of_columns(list(names), about)
@@ -118,7 +118,7 @@ def _csv(path: Path) -> Iterator[Any]:
 def _lines(path: Path) -> Iterator[Any]:
     with open(path, encoding="utf-8") as file:
         for place, line in enumerate(file):
-            row = json.loads(line)
+            row = parse_json(line, f"line {place + 1}")
             if place == 0:
                 yield list(row)
             yield [row]

@@ -15,6 +15,8 @@ import pyarrow
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
+from configuration_mf2.json_mf2 import read_json
+
 from .rows_mf2 import Columns, csv_lines, has_face, unescape_cell
 from .tracking_mf2 import PATIENCE
 from .whole_files_mf2 import private, whole_file
@@ -172,10 +174,10 @@ class RowFile:
             return {}
         advice = "choose another output, or overwrite it (--overwrite)"
         try:
-            known = json.loads(self.about_file.read_text(encoding="utf-8"))
+            known = read_json(self.about_file)
             if not isinstance(known, dict) or not isinstance(known.get("settings", {}), dict):
                 raise ValueError("got no JSON object of settings")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise OutputError(
                 f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is "
                 f"missing or damaged; {advice}"
@@ -313,7 +315,7 @@ def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[in
     for line in whole_lines():
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OutputError(f"{wrong}; a line is no JSON ({error})") from error
         if list(row) != list(names):
             raise OutputError(wrong)

@@ -131,11 +131,16 @@ class KnownFieldsMixin:
             content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
             if not isinstance(content, dict):
                 raise TypeError(f"got {content!r}")
-        except (TypeError, AttributeError) as error:  # transformers takes an object for granted
+        except (TypeError, AttributeError, ValueError, RecursionError) as error:  # not an object, or too long or deep
             raise ValueError(
                 f"{pretrained_model_name_or_path}: config.json cannot be read ({error}); expected one JSON object, as "
                 "save_pretrained writes it"
             ) from error
+        if not content:  # as transformers answers for a missing file; a model of default size would be built
+            raise FileNotFoundError(
+                f"{pretrained_model_name_or_path}: config.json is missing or empty; expected a folder, or a name on "
+                "the Hub, of a model as save_pretrained writes it"
+            )
         check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
         found = content.get("model_type", cls.model_type)
         if found != cls.model_type and not cls.base_config_key:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from configuration_mf2.json_mf2 import read_json
+
 from .label_files_mf2 import CorpusError
 from .mfa_rows_mf2 import Problem
 
@@ -33,7 +35,7 @@ class Shard:
 
 def plan_before(work: Path) -> str | None:
     try:
-        return json.loads((work / "plan.json").read_text(encoding="utf-8"))["plan"]
+        return read_json(work / "plan.json")["plan"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -50,7 +52,7 @@ def same_plan(work: Path, plan: dict[str, Any]) -> None:
         (work / "near.json").unlink(missing_ok=True)
         write_whole(file, json.dumps(plan))
     elif before != plan["plan"]:
-        options = json.loads(file.read_text(encoding="utf-8")).get("options", {})
+        options = read_json(file).get("options", {})
         changed = [f"{k}: {v!r}" for k, v in options.items() if v != plan["options"].get(k)]
         raise ValueError(
             f"out: {work} holds an unfinished build of other options or labels ({', '.join(changed) or 'other rows'}). "
@@ -100,7 +102,7 @@ def write_notes(work: Path, shard: Shard, hashes: np.ndarray, kept: np.ndarray, 
 def read_notes(work: Path, shard: Shard) -> dict[str, Any] | None:
     """Of a finished shard whose file is whole."""
     try:
-        notes = json.loads((work / "notes" / f"{shard.file}.json").read_text())
+        notes = read_json(work / "notes" / f"{shard.file}.json")
         return notes if pq.read_metadata(work / "result" / "data" / shard.file).num_rows == len(notes["rows"]) else None
     except (OSError, ValueError):  # absent, or cut off
         return None

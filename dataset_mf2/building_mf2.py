@@ -16,6 +16,8 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from configuration_mf2.json_mf2 import read_json
+
 from .build_folder_mf2 import (
     Shard,
     plan_before,
@@ -153,7 +155,7 @@ def _built_before(out: Path, work: Path, plan: dict[str, Any]) -> dict[str, Any]
     remove_work(work)
     if not same:
         raise _is_there(out)
-    return json.loads((out / "build.json").read_text(encoding="utf-8"))
+    return read_json(out / "build.json")
 
 
 def _check_names(frames: Frames) -> None:
@@ -278,7 +280,7 @@ def _near_ones(
         drop.setdefault(places[one][0], set()).add(places[one][1])
     before = work / "near.json"  # what an interrupted end of the build has left out already
     if options.near == "drop":
-        told = list(dict.fromkeys([*(json.loads(before.read_text()) if before.exists() else []), *told]))
+        told = list(dict.fromkeys([*(read_json(before) if before.exists() else []), *told]))
         write_whole(before, json.dumps(told))
     if told and options.near == "raise":
         raise ValueError(

@@ -36,7 +36,7 @@ def read_answer(content: str, asked: Sequence[str]) -> dict[str, str]:
     start, end = content.find("{"), content.rfind("}")
     try:
         found = json.loads(content[start : end + 1], strict=False) if 0 <= start < end else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UnreadableAnswerError(f"got {content[:80]!r}, expected a JSON object")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from datasets import Dataset, Image
 
+from configuration_mf2.json_mf2 import parse_json
+
 from .caption_styles_mf2 import CaptionRow, Captions
 
 
@@ -114,7 +116,7 @@ def load_captions(path: str | os.PathLike) -> Iterator[Captions]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                found = json.loads(line)
+                found = parse_json(line, path)
                 name, writer = found.pop("id"), found.pop("caption_writer")
             except (ValueError, KeyError, AttributeError):
                 raise ValueError(f"{path}: line {number} is no caption; expected what save_captions writes") from None

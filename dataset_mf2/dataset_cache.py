@@ -15,6 +15,8 @@ from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from filelock import FileLock, Timeout
 
+from configuration_mf2.json_mf2 import read_json
+
 
 logger = logging.getLogger(__name__)
 
@@ -123,10 +125,10 @@ def save_whole(rows: Dataset, folder: Path) -> None:
 def _load(folder: Path) -> Dataset | None:
     try:
         # `datasets` may have put files of its own beside them since.
-        written = json.loads((folder / _COMPLETE).read_text())
+        written = read_json(folder / _COMPLETE)
         if written == _checksums(folder, written):
             return load_from_disk(folder)
-    except (OSError, ValueError, TypeError, RecursionError) as error:  # also of a list of checksums that is none
+    except (OSError, ValueError, TypeError) as error:  # also of a list of checksums that is none
         logger.debug("%s is not read: %s", folder, error)
     return None
 

@@ -155,7 +155,7 @@ class OwnTable(_Own):
                 continue
             try:
                 row = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(file, str(error), "one JSON object a line", "Correct the line", line=line) from error
             if not isinstance(row, dict):
                 raise CorpusError(file, type(row).__name__, "one JSON object a line", "Correct the line", line=line)

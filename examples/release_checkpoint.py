@@ -11,6 +11,7 @@ import json
 import shutil
 from pathlib import Path
 
+from configuration_mf2.json_mf2 import read_json
 from dataset_mf2.command_line_mf2 import run_as_command
 from training_mf2.evaluation_mf2 import write_text
 
@@ -44,7 +45,7 @@ def main(source: Path, target: Path) -> None:
         if not path.is_file() or path.suffix in LEFT_OUT or path.name.startswith("."):
             continue
         if path.suffix == ".json" and any(name in path.read_text(encoding="utf-8") for name in NAME_CODE):
-            content = without_code(json.loads(path.read_text(encoding="utf-8")))
+            content = without_code(read_json(path))
             write_text(target / path.name, json.dumps(content, indent=2) + "\n")
         else:
             temporary = target / f".{path.name}.tmp"

@@ -22,7 +22,7 @@ from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from .dfn_layer import DFNLayer
-from .dfn_store import MANIFEST, SHARED, StateStore, checksum, read_json, shard_name, write_file
+from .dfn_store import MANIFEST, SHARED, StateStore, checksum, read_manifest, shard_name, write_file
 
 
 try:
@@ -214,7 +214,7 @@ def _build(
     collate: Callable,
 ) -> None:
     plan = {"identity": identity, "shard_rows": shard_rows, "batch_size": batch_size}
-    if partial.exists() and read_json(partial / _IDENTITY, missing_ok=True) != plan:
+    if partial.exists() and read_manifest(partial / _IDENTITY, missing_ok=True) != plan:
         shutil.rmtree(partial)  # begun for something else
     partial.mkdir(exist_ok=True)
     device = next(model.parameters()).device

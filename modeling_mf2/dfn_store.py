@@ -1,6 +1,5 @@
 """Reading a store of frozen states: safetensors shards, memory-mapped, and `store.json`, which says what of."""
 
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import Dataset
+
+from configuration_mf2.json_mf2 import read_json
 
 
 MANIFEST, SHARED = "store.json", "shared.safetensors"
@@ -24,7 +25,7 @@ class StateStore:
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = read_json(self.folder / MANIFEST)
+        self.manifest = read_manifest(self.folder / MANIFEST)
         saved = self._field(self.manifest, "identity", dict)
         if identity is not None:
             self._check(identity)
@@ -147,10 +148,10 @@ def checksum(path: Path) -> int:
     return found
 
 
-def read_json(path: Path, missing_ok: bool = False) -> Any:
+def read_manifest(path: Path, missing_ok: bool = False) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(path)
+    except (OSError, ValueError) as error:
         if missing_ok:
             return None
         raise OSError(f"{path}: no store of frozen states, or a damaged one ({error}); {_REBUILD}") from error
@@ -171,7 +172,7 @@ __all__ = [
     "checksum",
     "collate_stored",
     "load_shard",
-    "read_json",
+    "read_manifest",
     "shard_name",
     "write_file",
 ]

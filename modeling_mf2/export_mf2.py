@@ -23,6 +23,7 @@ from torch import nn
 
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import CANONICAL_FACE
+from configuration_mf2.json_mf2 import parse_json
 from configuration_mf2.version_mf2 import VERSION
 
 
@@ -111,7 +112,7 @@ def read_facts(run: Any) -> dict[str, Any]:
     if told is None:
         raise ValueError("the ONNX file does not say what it is of, expected one of export_onnx; export it again")
     try:
-        facts = json.loads(told)
+        facts = parse_json(told, _FACTS)
     except ValueError:
         facts = None
     if not isinstance(facts, dict) or not isinstance(facts.get("mf2_version"), str):

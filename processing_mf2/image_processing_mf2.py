@@ -1,7 +1,6 @@
 """Images to aligned, normalised crops; the landmarks follow every change of geometry."""
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TensorType, logging
 
 from configuration_mf2.hub_mf2 import SelfContainedMixin
+from configuration_mf2.json_mf2 import read_json
 
 from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp, warp_by_pil, warp_bytes
 from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
@@ -121,8 +121,7 @@ class _AlignedCrops(SelfContainedMixin):
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:
-        with open(json_file, encoding="utf-8") as file:
-            return cls.from_dict(json.load(file))
+        return cls.from_dict(read_json(json_file))
 
     def to_dict(self) -> dict[str, Any]:
         return {name: value for name, value in super().to_dict().items() if name not in CALLERS_OWN}

@@ -256,6 +256,11 @@ def _upright(pixels: torch.Tensor, orientation: Any) -> torch.Tensor:
 
 def _to_tensor(array: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
     if isinstance(array, torch.Tensor):
+        if array.layout != torch.strided or array.is_meta:
+            layout = str(array.layout).removeprefix("torch.")
+            raise TypeError(
+                f"{name}: got a {layout} tensor on {array.device}, expected one that holds every pixel (to_dense())"
+            )
         return array.detach()
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name}: got an array of {array.dtype}, expected bytes, integers or floats")

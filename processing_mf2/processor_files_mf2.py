@@ -1,11 +1,12 @@
 """What is wrong with a processor's files, by file and field, where the libraries that read them do not say it."""
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from transformers.utils import cached_file
+
+from configuration_mf2.json_mf2 import read_json
 
 
 _SETTINGS = {"": dict, "image_processor_type": str, "auto_map": dict}
@@ -46,10 +47,9 @@ def _wrong_fields(source: Any, where: dict[str, Any]) -> Iterator[str]:
         except OSError:  # there is none
             continue
         try:
-            with open(path, encoding="utf-8") as opened:
-                content = json.load(opened)
-        except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-            yield f"{file}: got {error}, expected JSON"
+            content = read_json(path)
+        except ValueError as error:
+            yield str(error).replace(path, file)
             continue
         for field, kinds in fields.items():
             value, missing = content, False

@@ -40,7 +40,7 @@ def test_an_answer_may_give_a_list_of_lines_and_lack_a_key():
     assert read_answer('{"au_caption": "1. a\n2. b"}', tuple(GOOD)) == {"au_caption": "1. a\n2. b"}, "a bare line break"
 
 
-@pytest.mark.parametrize("content", ["", "no", "{", '{"au_caption": "1. AU', "[1]", '{"a": 1}}'])
+@pytest.mark.parametrize("content", ["", "no", "{", '{"au_caption": "1. AU', "[1]", '{"a": 1}}', '{"a":' * 9999 + "}"])
 def test_what_is_no_object_is_unreadable(content):
     with pytest.raises(UnreadableAnswerError, match="expected a JSON object"):
         read_answer(content, tuple(GOOD))

@@ -171,10 +171,15 @@ def test_a_mistake_in_a_file_is_a_sentence(fields, said, tmp_path):
         MF2Config.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{"])
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{", "{}", '{"x": ' + "9" * 5000 + "}", "[" * 100_000])
 def test_a_file_that_holds_no_configuration_is_a_sentence(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises((ValueError, OSError), match=every([tmp_path.name])):
+    with pytest.raises((ValueError, OSError), match=every([tmp_path.name, "config.json"])):
+        MF2Config.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_refused_before_anything_is_built(tmp_path):
+    with pytest.raises(FileNotFoundError, match=every([tmp_path.name, "config.json"])):
         MF2Config.from_pretrained(tmp_path)
 
 

@@ -254,6 +254,8 @@ def _huge_png(side: int) -> bytes:
         (np.full((20, 20), "x", object), ValueError, "array of object"),
         (np.zeros((20, 20), complex), ValueError, "array of complex"),
         (torch.zeros(20, 20, dtype=torch.complex64), ValueError, "complex64"),
+        (torch.zeros(3, 20, 20).to_sparse(), TypeError, "got a sparse_coo tensor on cpu"),
+        (torch.zeros(3, 20, 20, device="meta"), TypeError, "got a strided tensor on meta"),
         ("nowhere.png", FileNotFoundError, "no file 'nowhere.png'"),
         ("https://example.invalid/face.png", ValueError, "pass allow_url=True"),
         (12, TypeError, "got int, expected a PIL image"),

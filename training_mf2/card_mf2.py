@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
+from configuration_mf2.json_mf2 import read_json
 from dataset_mf2.synthetic_faces import CORPUS
 from processing_mf2.processing_mf2 import MF2Processor
 
@@ -94,7 +95,7 @@ def _config(folder: Path, run: Mapping[str, Any]) -> PreTrainedConfig:
 def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}: not found, expected the output folder of a finished train.py, with its run.json and metrics.json"

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from configuration_mf2.json_mf2 import read_json
+
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ def check_same_run(folder: Path, begun: Mapping[str, Any]) -> None:
     path = folder / BEGUN
     begun = json.loads(json.dumps(begun, default=str))
     if path.is_file() and any(folder.glob("checkpoint-*")):
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
         other = [name for name in begun if name in before and before[name] != begun[name]]
         if other:
             differences = ", ".join(f"{name} {before[name]!r}, now {begun[name]!r}" for name in other)
@@ -83,7 +85,7 @@ def unseal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if nothing is."""
     try:
-        sizes = json.loads((folder / _COMPLETE).read_text())
+        sizes = read_json(folder / _COMPLETE)
     except (OSError, ValueError):
         return f"{_COMPLETE} is missing: it was not written to its end"
     for name, size in sizes.items():
@@ -121,7 +123,7 @@ def stopped_early(checkpoint: str | None) -> int | None:
     """After how many steps a run had stopped for want of progress, if it had: there is nothing left to train."""
     if checkpoint is None:
         return None
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    state = read_json(Path(checkpoint) / "trainer_state.json")
     kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback")
     if not isinstance(kept, dict):
         return None
@@ -143,7 +145,7 @@ def disk_may_be_full(written: Callable[[], Path]) -> Iterator[None]:
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         shutil.rmtree(folder, ignore_errors=True)
         others = list(whole_checkpoints(folder.parent))
-        sizes = [sum(json.loads((other / _COMPLETE).read_text()).values()) for other in others]
+        sizes = [sum(read_json(other / _COMPLETE).values()) for other in others]
         needed = f"about {sizes[0] / 1e6:.0f} MB" if sizes else f"more than {size / 1e6:.0f} MB"
         further = f"continues from {others[0].name}" if others else "starts anew, for there is no whole checkpoint yet"
         raise OSError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from configuration_mf2.json_mf2 import read_json
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import LABELS, MF2Examples
 from processing_mf2.processing_mf2 import MF2Processor
@@ -39,7 +40,7 @@ class Cost:
         told = None if checkpoint is None else Path(checkpoint) / _FILE
         self._knows = told is None or told.is_file()
         if told is not None and self._knows:
-            self._before = json.loads(told.read_text(encoding="utf-8"))
+            self._before = read_json(told)
         self._begun_training = cpu_seconds()
 
     def figures(self) -> dict[str, float]:

@@ -12,6 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import TrainingArguments
 
+from configuration_mf2.json_mf2 import read_json
+
 from .checkpoints_mf2 import from_first_process
 
 
@@ -41,7 +43,7 @@ def sole_user(training: TrainingArguments) -> Iterator[None]:
 
 def _owner(folder: Path) -> str:
     try:
-        owner = json.loads((folder / _LOCK).read_text())
+        owner = read_json(folder / _LOCK)
         return f"process {owner['process']} on {owner['host']}"
     except (OSError, ValueError, KeyError):
         return "another job"

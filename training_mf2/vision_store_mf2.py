@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from configuration_mf2.json_mf2 import read_json
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import MF2Examples
 from modeling_mf2.dfn_store import checksum
@@ -86,9 +87,9 @@ def remove_leftovers(root: Path) -> None:
 
 def _read_checksums(folder: Path) -> dict[str, str]:
     try:
-        written = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))["checksums"]
+        written = read_json(folder / _COMPLETE)["checksums"]
         return {name: written[name] for name in (_TOKENS, _LANDMARKS)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder / _COMPLETE, "no checksums, expected one of each file") from error
 
 
