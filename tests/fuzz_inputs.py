@@ -49,7 +49,9 @@ def byte_damages(
         bits = [1 << rng.randrange(8) for _ in places]
         yield f"flip {places[:3]}", "flip", lambda content, p=places, b=bits: flipped(content, p, b)
     for _ in range(cuts):
-        length = rng.choice((rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 40))))
+        length = rng.choice(
+            (rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 40)))
+        )
         yield f"cut to {length} of {size}", "cut", lambda content, n=length: content[:n]
     for _ in range(zeros):
         start, length = rng.randrange(size), rng.choice((4, 64, 512))
@@ -97,7 +99,9 @@ VALUES: tuple[Any, ...] = (
 
 def fields_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths of every value of a JSON document; of a list its first value alone."""
-    children = content.items() if isinstance(content, dict) else enumerate(content[:1] if isinstance(content, list) else ())
+    children = (
+        content.items() if isinstance(content, dict) else enumerate(content[:1] if isinstance(content, list) else ())
+    )
     for name, value in children:
         yield (*path, name)
         yield from fields_of(value, (*path, name))
@@ -192,8 +196,21 @@ def foreign_images() -> dict[str, bytes]:
     """What Pillow may read and people do not mean, called as if it were an image of theirs."""
     plain = face()
     found = {"postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 96\nshowpage\n%%EOF\n"}
-    for kind, mode in {"ICO": "RGB", "PPM": "RGB", "TGA": "RGB", "PCX": "RGB", "SGI": "RGB", "PDF": "RGB", "DDS": "RGB",
-                       "JPEG2000": "RGB", "AVIF": "RGB", "ICNS": "RGBA", "XBM": "1", "MSP": "1", "IM": "RGB"}.items():
+    for kind, mode in {
+        "ICO": "RGB",
+        "PPM": "RGB",
+        "TGA": "RGB",
+        "PCX": "RGB",
+        "SGI": "RGB",
+        "PDF": "RGB",
+        "DDS": "RGB",
+        "JPEG2000": "RGB",
+        "AVIF": "RGB",
+        "ICNS": "RGBA",
+        "XBM": "1",
+        "MSP": "1",
+        "IM": "RGB",
+    }.items():
         with contextlib.suppress(OSError, KeyError):  # not every Pillow writes them all
             found[f"{kind.lower()}.png"] = encoded(plain.convert(mode), kind)
     return {**found, "page.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='96' height='96'/>", "text.jpg": b"no"}

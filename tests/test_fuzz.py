@@ -41,7 +41,13 @@ from fuzz_inputs import TEXT_DAMAGES, Case, byte_damages, json_damages
 MOST_SECONDS, MOST_MEGABYTES, LEAST_INPUTS = 30, 600, 1500
 ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2", "training_mf2", "analysis_mf2")
 ROOT = Path(__file__).resolve().parent.parent
-HEAVY = ("analysis_mf2", "analysis_mf2.analyze_mf2", "analysis_media", "dataset_mf2.building_mf2", "training_mf2.vision_store_mf2")
+HEAVY = (
+    "analysis_mf2",
+    "analysis_mf2.analyze_mf2",
+    "analysis_media",
+    "dataset_mf2.building_mf2",
+    "training_mf2.vision_store_mf2",
+)
 """Imported once, by the server from which workers are forked."""
 
 
@@ -141,7 +147,9 @@ class Images(Kind):
     def __init__(self, folder: Path, rng: random.Random) -> None:
         super().__init__(folder, rng)
         self.files = inputs.image_files()
-        self.good = {name: self.answer(self._write(folder, name, content)).value for name, content in self.files.items()}
+        self.good = {
+            name: self.answer(self._write(folder, name, content)).value for name, content in self.files.items()
+        }
         assert all(self.good.values())
 
     @staticmethod
@@ -212,7 +220,9 @@ class Arrays(Kind):
     def cases(self) -> Iterator[Case]:
         pixels, points, rng = self.pixels, self.points, self.rng
         odd = [np.nan, np.inf, -np.inf, -1, 256, 1e38, -1e-3]
-        kinds = "uint8 int8 uint16 int16 int32 int64 uint64 float16 float32 float64 bool complex64 object U8 >f4".split()
+        kinds = (
+            "uint8 int8 uint16 int16 int32 int64 uint64 float16 float32 float64 bool complex64 object U8 >f4".split()
+        )
         shapes = [(96, 96), (96, 96, 3), (3, 96, 96), (96, 96, 4), (96, 96, 2), (1, 96, 96), (96, 96, 5), (0, 96, 3)]
         shapes += [(96,), (), (2, 96, 96, 3), (96, 0, 3), (16, 16, 3), (15, 40, 3), (4, 4, 4), (1, 1, 1)]
         for kind in kinds:
@@ -225,7 +235,18 @@ class Arrays(Kind):
                     spoiled[rng.randrange(96), rng.randrange(96), rng.randrange(3)] = value
                 yield self._image(f"one {value} of {kind}", spoiled)
             yield self._image(f"tensor of {value}", torch.full((3, 96, 96), float(value)))
-        for one in (None, 3, "", "nothing.png", b"", b"\x89PNG\r\n\x1a\n", {}, {"bytes": None, "path": None}, [], object):
+        for one in (
+            None,
+            3,
+            "",
+            "nothing.png",
+            b"",
+            b"\x89PNG\r\n\x1a\n",
+            {},
+            {"bytes": None, "path": None},
+            [],
+            object,
+        ):
             yield self._image(f"{one!r}"[:30], one)
         for sparse in (torch.zeros(3, 96, 96).to_sparse(), torch.zeros(3, 96, 96, device="meta")):
             yield self._image(f"{sparse.layout} {sparse.device}", sparse)
@@ -237,7 +258,12 @@ class Arrays(Kind):
             spoiled[rng.randrange(68), rng.randrange(2)] = value
             yield self._points(f"one {value}", spoiled)
         for label, wrong in {
-            **{"short": points[:60], "turned": points.T, "flat": points.ravel(), "3D": np.pad(points, ((0, 0), (0, 1)))},
+            **{
+                "short": points[:60],
+                "turned": points.T,
+                "flat": points.ravel(),
+                "3D": np.pad(points, ((0, 0), (0, 1))),
+            },
             **{"zeros": points * 0, "huge": points * 1e9, "tiny": points * 1e-9, "far": points + 1e6, "text": "points"},
             **{"strings": points.astype(str), "objects": points.astype(object), "complex": points + 1j, "number": 5},
             **{"integers": points.astype(int), "list": points.tolist(), "ragged": [[1.0, 2.0], [3.0]], "empty": []},
@@ -281,10 +307,10 @@ class Videos(Kind):
             header = len(content) - 700 if name.endswith("mp4") else 0
             for _ in range(12):
                 place = header + self.rng.randrange(650)
-                number = self.rng.choice((b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\x00\x00\x80\x00", b"\xff\x7f\0\0"))
-                yield self._case(
-                    name, f"number at {place}", "finite", inputs.flipped_header(content, place, number)
+                number = self.rng.choice(
+                    (b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"\x00\x00\x80\x00", b"\xff\x7f\0\0")
                 )
+                yield self._case(name, f"number at {place}", "finite", inputs.flipped_header(content, place, number))
             for side in (60_000, 16_000):
                 sized = content.replace((96).to_bytes(4, "little"), side.to_bytes(4, "little"))
                 yield self._case(name, f"sides of {side}", "finite", sized)
@@ -330,7 +356,23 @@ class LandmarkTables(Kind):
     def cases(self) -> Iterator[Case]:
         rng, columns, rows, good = self.rng, self.columns, self.rows, self.good
         yield self._case("undamaged", "accept", good)
-        for text in ("nan", "inf", "-inf", "", "abc", "1e400", "0x10", "None", "1,5", '"', "1;5", "NaN", "--5", "1e", " "):
+        for text in (
+            "nan",
+            "inf",
+            "-inf",
+            "",
+            "abc",
+            "1e400",
+            "0x10",
+            "None",
+            "1,5",
+            '"',
+            "1;5",
+            "NaN",
+            "--5",
+            "1e",
+            " ",
+        ):
             for _ in range(2):
                 yield self._cell(text, rng.randrange(2, 138), "same")
         for text in ("-5", "1e9", "1e38", "0", "5.", "١٢", "1_0"):
@@ -350,7 +392,11 @@ class LandmarkTables(Kind):
             yield self._table(f"{columns[place]} twice", "same", [*range(138), place])
             other = ["other" if n == place else name for n, name in enumerate(columns)]
             yield self._case(f"{columns[place]} renamed", "same", self.text(other, rows))
-            yield self._case(f"{columns[place]} named twice", "same", self.text([*columns[:place], columns[place - 1], *columns[place + 1 :]], rows))
+            yield self._case(
+                f"{columns[place]} named twice",
+                "same",
+                self.text([*columns[:place], columns[place - 1], *columns[place + 1 :]], rows),
+            )
         yield self._table("another order", "same", rng.sample(range(138), 138))
         yield self._table("no frame", "same", [0, *range(2, 138)])
         yield self._table("no input", "same", list(range(1, 138)))
@@ -377,7 +423,9 @@ class LandmarkTables(Kind):
         line = self.rng.randrange(3)
         changed = [[*row] for row in self.rows]
         changed[line][place] = text.encode("utf-8", "surrogateescape").decode("latin-1") if "\udcff" in text else text
-        return self._case(f"line {line + 2}, {self.columns[place]} = {text[:20]!r}", rule, self.text(self.columns, changed))
+        return self._case(
+            f"line {line + 2}, {self.columns[place]} = {text[:20]!r}", rule, self.text(self.columns, changed)
+        )
 
     def _table(self, label: str, rule: str, keep: list[int]) -> Case:
         text = self.text([self.columns[n] for n in keep], [[row[n] for n in keep] for row in self.rows])
@@ -435,7 +483,13 @@ class OwnTables(Kind):
         found = {}
         for file in sorted((out / "data").iterdir()):
             for row in pq.read_table(file).to_pylist():
-                found[row["video"]] = [row["emotion"], row["au_labels"][0], row["au_labels"][6], row["subject"], row["split"]]
+                found[row["video"]] = [
+                    row["emotion"],
+                    row["au_labels"][0],
+                    row["au_labels"][6],
+                    row["subject"],
+                    row["split"],
+                ]
         told = [line for line in said.getvalue().splitlines() if re.match(r"[1-9]\d* images were left out", line)]
         return Answer(found, [f"labels.csv: {line}" for line in told])
 
@@ -465,7 +519,25 @@ class OwnTables(Kind):
         rng, good = self.rng, self.good
         self.read: dict[str, Any] = {}
         yield self._case("undamaged", good)
-        texts = ("", "-1", "2", "0.5", "nan", "Joy", "happy", "Contempt", "x", "true", "1e9", '"', "a,b", "\0", "é", "test", "0.png")
+        texts = (
+            "",
+            "-1",
+            "2",
+            "0.5",
+            "nan",
+            "Joy",
+            "happy",
+            "Contempt",
+            "x",
+            "true",
+            "1e9",
+            '"',
+            "a,b",
+            "\0",
+            "é",
+            "test",
+            "0.png",
+        )
         for place, name in enumerate(self.columns):
             for text in rng.sample(texts, 9):
                 rows = [[*row] for row in self.rows]
@@ -475,7 +547,9 @@ class OwnTables(Kind):
             keep = [n for n in range(6) if n != place]
             without = self.text([self.columns[n] for n in keep], [[row[n] for n in keep] for row in self.rows])
             yield self._case(f"without {name}", without)
-            yield self._case(f"{name} twice", self.text([*self.columns, name], [[*row, row[place]] for row in self.rows]))
+            yield self._case(
+                f"{name} twice", self.text([*self.columns, name], [[*row, row[place]] for row in self.rows])
+            )
         for _ in range(14):
             end = rng.randrange(len(good))
             yield self._case(f"cut to {end}", good[:end])
@@ -509,7 +583,9 @@ class OwnTables(Kind):
             return copy
 
         self.read[label] = self.plain_reading(content)
-        return Case(label, make, "accept" if label == "undamaged" else "same", ("labels.csv", "3.png", "split", "case/own"))
+        return Case(
+            label, make, "accept" if label == "undamaged" else "same", ("labels.csv", "3.png", "split", "case/own")
+        )
 
 
 class Checkpoints(Kind):
@@ -729,7 +805,9 @@ class States(Kind):
 
         super().__init__(folder, rng)
         torch.manual_seed(0)
-        model = get_peft_model(shake(MF2ForFaceAnalysis(tiny_config())), DFNConfig(bottleneck=4, layers=3, pathways=["visual"]))
+        model = get_peft_model(
+            shake(MF2ForFaceAnalysis(tiny_config())), DFNConfig(bottleneck=4, layers=3, pathways=["visual"])
+        )
         pixels = torch.randn(6, 3, 64, 64)
         points = torch.tensor(inputs.draw_example(0, seed=2, size=64)[1]).float()
         self.examples = [{"pixel_values": one, "landmarks": points} for one in pixels]
@@ -921,8 +999,12 @@ class Caches(Kind):
 
     def cases(self) -> Iterator[Case]:
         for source in sorted(self.store.iterdir()):
-            found = [self.spoiled_file(source, label, "same", spoil) for label, spoil in TEXT_DAMAGES.items()
-                     if label in ("empty", "null", "half", "binary", "deep", "list", "number", "latin-1") and source.suffix != ".arrow"]
+            found = [
+                self.spoiled_file(source, label, "same", spoil)
+                for label, spoil in TEXT_DAMAGES.items()
+                if label in ("empty", "null", "half", "binary", "deep", "list", "number", "latin-1")
+                and source.suffix != ".arrow"
+            ]
             size = source.stat().st_size
             for label, _, spoil in byte_damages(self.rng, size, flips=6, cuts=4, zeros=1):
                 found.append(self.spoiled_file(source, label, "same", spoil))
@@ -991,7 +1073,7 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
-class heard(logging.Handler):  # noqa: N801
+class heard(logging.Handler):
     """Warnings while it lasts."""
 
     def __init__(self) -> None:
@@ -1051,7 +1133,9 @@ def judge(kind: Kind, case: Case, given: Any) -> tuple[str, str]:
     if not is_finite(found.value):
         return "silent", f"not finite: {str(found.value)[:200]}"
     if case.rule == "refuse":
-        return ("refused", told) if told and not found.value else ("silent", f"accepted {str(found.value)[:200]} {told}")
+        return (
+            ("refused", told) if told and not found.value else ("silent", f"accepted {str(found.value)[:200]} {told}")
+        )
     if case.rule == "finite":
         return ("accepted" if not told else "refused" if found.told else "silent"), told
     expected = kind.expected(case)
@@ -1179,7 +1263,18 @@ def fuzz(name: str, seed: int, only: str = "", tell: Callable[[Result], Any] | N
 
 
 def table(results: list[Result]) -> str:
-    heads = ("inputs", "accepted", "refused", "silent", "unnamed", "hang", "over 600 MB", "peak MB", "slowest s", "sum s")
+    heads = (
+        "inputs",
+        "accepted",
+        "refused",
+        "silent",
+        "unnamed",
+        "hang",
+        "over 600 MB",
+        "peak MB",
+        "slowest s",
+        "sum s",
+    )
     lines = [f"{'kind':<22}" + "".join(f"{head:>12}" for head in heads)]
     for name in [*dict.fromkeys(result.kind for result in results), "all"]:
         of = [result for result in results if name in ("all", result.kind)]
@@ -1193,7 +1288,8 @@ def table(results: list[Result]) -> str:
 
 def report(results: list[Result]) -> str:
     return "\n".join(
-        f"{one.verdict} {one.kind} [{one.label}] {one.megabytes:.0f} MB, {one.seconds:.1f} s: {one.told[:400]}" for one in results
+        f"{one.verdict} {one.kind} [{one.label}] {one.megabytes:.0f} MB, {one.seconds:.1f} s: {one.told[:400]}"
+        for one in results
     )
 
 

@@ -133,11 +133,15 @@ class Trial:
         left = "\n".join(sorted(self.found().keys() - self.expected.keys()))
         again = self.server.run([__file__, self.name, str(self.folder)], timeout=900)
         if again.returncode:
-            return [f"{kill} {at.operations[-1:]}: the repeated run ended with {again.returncode}: {again.output[-600:]}"]
+            return [
+                f"{kill} {at.operations[-1:]}: the repeated run ended with {again.returncode}: {again.output[-600:]}"
+            ]
         found = self.found()
         wrong = [f"lost {name}" for name in self.expected.keys() - found.keys()]
         wrong += [f"left behind {name}" for name in found.keys() - self.expected.keys()]
-        wrong += [f"changed {name}" for name in found.keys() & self.expected.keys() if found[name] != self.expected[name]]
+        wrong += [
+            f"changed {name}" for name in found.keys() & self.expected.keys() if found[name] != self.expected[name]
+        ]
         return [f"{kill} after {at.operations[-1:]}: {each} (after the kill there was {left!r})" for each in wrong]
 
 
