@@ -188,7 +188,7 @@ def test_label_names_of_transformers_become_the_labels(tmp_path):
     assert units.action_units == ["AU1", "AU12"] and units.classification_target == "action_units"
     assert units.problem_type == "multi_label_classification" and units.au_thresholds is None
     assert MF2Config.from_pretrained(tmp_path, num_labels=8).num_labels == 8
-    with pytest.raises(ValueError, match="num_labels: got 3.*id2label"):
+    with pytest.raises(ValueError, match=r"num_labels: got 3.*id2label"):
         MF2Config.from_pretrained(tmp_path, num_labels=3)
     with pytest.raises(ValueError, match="id2label: got"):
         MF2Config.from_pretrained(tmp_path, id2label={0: "a", 2: "b"})
