@@ -1,7 +1,9 @@
 PYTHON ?= python
+# Outside the repository.
+ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mf2
 ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 analysis_mf2 train.py tests examples docs
 
-.PHONY: quality style test test-slow demo docs checkpoint
+.PHONY: quality style test test-slow test-oldest test-newest demo docs checkpoint
 
 quality:
 	$(PYTHON) -m ruff check $(ROOMS)
@@ -16,6 +18,21 @@ test:
 
 test-slow:
 	$(PYTHON) -m pytest -m slow --timeout 3600
+
+# Both ends of setup.cfg, each in a fresh environment (about 7 GB with the CUDA libraries): its lower bounds, and the newest
+# versions on the index, whatever its upper bounds say: what passes there may be the next bound.
+test-oldest:
+	rm -rf $(ENVIRONMENTS)/oldest && $(PYTHON) -m venv $(ENVIRONMENTS)/oldest
+	sed -nE 's/^ +([A-Za-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(ENVIRONMENTS)/oldest/bounds.txt
+	$(ENVIRONMENTS)/oldest/bin/python -m pip install -c $(ENVIRONMENTS)/oldest/bounds.txt -e ".[dev]"
+	$(ENVIRONMENTS)/oldest/bin/python -m pytest
+
+test-newest:
+	rm -rf $(ENVIRONMENTS)/newest && $(PYTHON) -m venv $(ENVIRONMENTS)/newest
+	sed -nE '/^install_requires/,/^$$/s/>=.*//p; /^dev =/,/^demo =/s/>=.*//p' setup.cfg > $(ENVIRONMENTS)/newest/names.txt
+	$(ENVIRONMENTS)/newest/bin/python -m pip install -r $(ENVIRONMENTS)/newest/names.txt
+	$(ENVIRONMENTS)/newest/bin/python -m pip install --no-deps -e .
+	$(ENVIRONMENTS)/newest/bin/python -m pytest
 
 demo:
 	$(PYTHON) examples/demo/app.py

@@ -8,6 +8,7 @@ The same command continues a run that was interrupted.
 
 import sys
 
+from dataset_mf2.command_line_mf2 import run_as_command
 from training_mf2.arguments_mf2 import parse_arguments
 from training_mf2.journey_mf2 import run
 
@@ -17,4 +18,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

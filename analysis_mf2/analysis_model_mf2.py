@@ -22,6 +22,7 @@ from processing_mf2.processing_mf2 import MF2Processor
 
 from .engines_mf2 import check_engine, engine_model
 from .rows_mf2 import Columns
+from .summary_mf2 import first_line
 
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "model_cards" / "mf2-tiny-synthetic"
@@ -66,6 +67,22 @@ def load_model(
     """model: a folder or a name on the Hub, the embedded one unless given. An adapter names its base by itself.
     engine: `torch`, or on a CPU `onnx` or `int8`, see `engines_mf2`."""
     check_engine(engine, device)
+    try:
+        return _load(model, adapter, device, engine)
+    except (OSError, ValueError, ImportError):
+        raise
+    except Exception as error:  # whatever a damaged file leads the libraries to
+        named = " with ".join(str(one) for one in (model, adapter) if one is not None) or EMBEDDED
+        raise ValueError(
+            f"model: {named} could not be loaded ({type(error).__name__}: {first_line(error)}); expected a checkpoint "
+            "of MF² (or an adapter and its base) whose files are whole: config.json, model.safetensors, "
+            "processor_config.json, tokenizer.json"
+        ) from error
+
+
+def _load(
+    model: str | os.PathLike | None, adapter: str | os.PathLike | None, device: str | None, engine: str
+) -> AnalysisModel:
     if adapter is not None:
         check_adapter_file(adapter)
         if model is None:
@@ -114,7 +131,7 @@ def is_synthetic(place: str) -> bool | None:
     if run is not None:
         try:
             return bool(json.loads(Path(run).read_text(encoding="utf-8"))["synthetic"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError):
             pass
     card = _file(place, "README.md")
     try:

@@ -19,13 +19,13 @@ from .analysis_model_mf2 import AnalysisModel, load_model
 from .face_sources_mf2 import AlignedCrops, DetectedFaces, Detector, Face, FaceSource, GivenLandmarks
 from .media_mf2 import Frame, Sampling, count_frames, find_inputs, read_frames
 from .row_files_mf2 import OutputError, RowFile, format_of
-from .rows_mf2 import box_of
-from .summary_mf2 import Summary
+from .rows_mf2 import box_of, not_finite
+from .summary_mf2 import Summary, first_line
 from .tracking_mf2 import FaceTracker
 
 
-_MOST_PIXELS = 96 * 2**20
-"""Bytes of decoded frames that are held at once, twice: a chunk is read ahead while another is judged."""
+_MOST_BYTES = 96 * 2**20
+"""Of decoded frames in a chunk, unless a single one is larger. Two are held: one is read while another is judged."""
 
 
 class RowSink(Protocol):
@@ -128,7 +128,6 @@ class Analysis:
         try:
             for chunk in _ahead(frames, lambda: self.batch.size):
                 add(self.rows_of(chunk))
-                summary.frames += len(chunk)
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
                 bar.update(len(chunk))
                 bar.set_postfix(faces=summary.faces, refresh=False)
@@ -145,6 +144,7 @@ class Analysis:
     def rows_of(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
         faces = self.source.faces(chunk)
         seen = [(frame, of) for frame, of in zip(chunk, faces, strict=True) if not isinstance(of, str)]
+        self.summary.frames += len(seen)
         answers = iter(self._answers([(frame, face) for frame, of in seen for face in of]))
         rows: list[dict[str, Any]] = []
         for frame, of_frame in zip(chunk, faces, strict=True):
@@ -153,16 +153,16 @@ class Analysis:
                 continue
             if self.meets is not None:
                 self.meets(frame.input)
-            good = [(face, answer) for face in of_frame if (answer := self._checked(frame, next(answers)))]
+            good = [(face, answer) for face in of_frame if (answer := self._checked(frame, next(answers))) is not None]
             numbers = self._numbers(frame, [face for face, _ in good])
             self.summary.faces += len(good)
             if not good:
-                self.summary.without_face += 1
+                self.summary.without_face += not of_frame
                 rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
             for (face, answer), number in zip(good, numbers, strict=True):
                 place = (frame.input, frame.number, frame.time_s, number)
                 rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer))
-                if self.watch is not None:
+                if self.watch is not None and answer:
                     self.watch(frame, face, number)
         return rows
 
@@ -185,14 +185,22 @@ class Analysis:
                     raise
                 torch.cuda.empty_cache()
                 continue
+            except Exception as error:  # of an item, or of a damaged engine: the others go on
+                if len(items) > 1:
+                    return [answer for item in items for answer in self._answers([item])]
+                return [{"error": {"message": f"the model fails ({type(error).__name__}: {first_line(error)})"}}]
             self.batch.learn(len(items), clock() - start)
             return answers
 
     def _checked(self, frame: Frame, answer: Any) -> dict[str, Any] | None:
+        """None: the face is left out; empty: its row has its place and NaN, for the model gave no number."""
+        name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
         if isinstance(answer, Mapping):
-            name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
             self.summary.skip(name, re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
             return None
+        if unknown := not_finite(answer[0]):
+            self.summary.skip(name, f"the model's answer is not a finite number ({unknown[0]}); its row holds NaN")
+            return {}
         return answer[0]
 
     def _numbers(self, frame: Frame, faces: Sequence[Face]) -> list[int]:
@@ -222,7 +230,7 @@ def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Fr
             for frame in frames:
                 chunk.append(frame)
                 held += frame.pixels.nelement() * frame.pixels.element_size()
-                if len(chunk) >= size() or held >= _MOST_PIXELS or stop.is_set():
+                if len(chunk) >= size() or held * (len(chunk) + 1) / len(chunk) > _MOST_BYTES or stop.is_set():
                     break
         except Exception as error:
             failed.append(error)

@@ -174,15 +174,18 @@ def _picture(given: argparse.Namespace) -> int:
     from .row_files_mf2 import OutputError
     from .why_mf2 import picture
 
+    left_out: list[tuple[str, str]] = []
     try:
-        folder, told = picture(given.picture, given.why)
+        folder, told = picture(given.picture, given.why, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:
         return _fail(2, error)
     if not given.quiet:
         _tell(f"pictures: {folder} ({told})")
-    return 0
+    for name, why in left_out:
+        _tell(f"left out: {name}: {why}")
+    return 1 if left_out else 0
 
 
 _SOURCES = {
@@ -206,11 +209,12 @@ class _Lines:
     """CSV or JSON lines on the standard output."""
 
     def __init__(self, out: TextIO, format: str, names: list[str]) -> None:
-        from .row_files_mf2 import csv_lines, json_lines
+        from .row_files_mf2 import csv_rows, json_lines
+        from .rows_mf2 import csv_lines
 
-        self.out, self.names, self.lines = out, names, csv_lines if format == "csv" else json_lines
+        self.out, self.names, self.lines = out, names, csv_rows if format == "csv" else json_lines
         if format == "csv":
-            out.write(",".join(names) + "\n")
+            out.write(csv_lines([names]))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         self.out.write(self.lines(rows, self.names))
@@ -234,6 +238,8 @@ class _AroundBar:
 
 
 def _screen(analysis: Any, format: str) -> Any:
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
+        sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
         return _AroundBar(_Lines(sys.stdout, format, analysis.columns.names))
     from .media_mf2 import is_video

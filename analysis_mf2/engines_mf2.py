@@ -19,6 +19,7 @@ from modeling_mf2.export_mf2 import (
     FILE,
     INPUTS,
     INT8_FILE,
+    check_content,
     differences,
     export_onnx,
     need,
@@ -41,6 +42,13 @@ class EngineModel(MF2PreTrainedModel):
     def __init__(self, config: MF2Config, run: Any) -> None:
         super().__init__(config)
         self.run, self.names = run, output_names(config)
+        for kind, there, expected in (
+            ("inputs", run.get_inputs(), INPUTS),
+            ("outputs", run.get_outputs(), self.names),
+        ):
+            names = [one.name for one in there]
+            if sorted(names) != sorted(expected):
+                raise ValueError(f"engine: the ONNX file has the {kind} {names}, expected {list(expected)}")
         self.register_buffer("place", torch.empty(0), persistent=False)  # says that inputs belong on the CPU, in float
 
     @property
@@ -102,8 +110,9 @@ def _agreeing(file: Path, expected: dict[str, Any]) -> Any:
     run = session(file)
     try:
         facts = read_facts(run)
+        check_content(file, facts)
     except ValueError as error:
-        raise ValueError(f"{file}: {error}, or remove it") from error
+        raise ValueError(f"{file}: {str(error).removeprefix(f'{file} ')}, or remove it") from error
     check_version(facts.get("mf2_version"), os.fspath(file))
     wrong = differences(facts, expected)
     if wrong:
@@ -136,7 +145,11 @@ def _of_source(file: Path, source: str) -> Any:
         return None
     try:
         run = session(file)
-        return run if read_facts(run).get("source") == source else None
+        facts = read_facts(run)
+        if facts.get("source") != source:
+            return None
+        check_content(file, facts)
+        return run
     except ValueError:  # cut short, say by a full disk: made anew
         return None
 

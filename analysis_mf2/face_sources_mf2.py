@@ -4,7 +4,7 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,12 @@ import torch
 from processing_mf2.landmarks_mf2 import DetectedFace, FaceAlignmentDetector, face_in_image
 
 from .media_mf2 import Frame
+from .rows_mf2 import unescape_cell
+from .summary_mf2 import first_line
+
+
+_MOST_PIXELS = 1e7
+"""Of a coordinate, far beyond any image."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,14 @@ class DetectedFaces:
         self.detector = detector
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        found = self.detector.detect([frame.pixels for frame in frames])
+        try:
+            found = self.detector.detect([frame.pixels for frame in frames])
+        except (OSError, ImportError):  # its weights or its package, which every frame needs
+            raise
+        except Exception as error:  # a network, which raises whatever stopped it
+            if len(frames) > 1:
+                return [answer for frame in frames for answer in self.faces([frame])]
+            return [f"the face detector fails ({type(error).__name__}: {first_line(error)})"]
         return [
             [
                 Face(tuple(map(float, face.box)), float(face.score), np.asarray(face.landmarks), self.name)
@@ -86,8 +99,10 @@ class GivenLandmarks:
         self.path = Path(path)
         self.points: dict[tuple[str, int], list[np.ndarray]] = {}
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise OSError("it is no file")  # a pipe would be waited for
             with open(self.path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-                self._read(csv.DictReader(file, skipinitialspace=True), only)
+                self._read(csv.reader(file, skipinitialspace=True), only)
         except (OSError, csv.Error) as error:
             raise ValueError(f"landmarks: {self.path} could not be read ({error})") from error
         if not self.points:
@@ -98,30 +113,41 @@ class GivenLandmarks:
         counts = Counter(map(os.path.basename, self.inputs))
         self.by_file_name = {base: name for name in self.inputs if counts[base := os.path.basename(name)] == 1}
 
-    def _read(self, reader: csv.DictReader, only: str | None) -> None:
-        fields = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = fields
+    def _read(self, reader: Iterator[list[str]], only: str | None) -> None:
+        fields = [name.strip() for name in next(reader, [])]
         wanted = [f"{axis}_{point}" for axis in "xy" for point in range(68)]
         missing = [name for name in wanted if name not in fields]
         if missing:
             raise ValueError(
                 f"landmarks: {self.path} has no column {missing[0]}, expected x_0 to x_67 and y_0 to y_67, in pixels"
             )
+        twice = [name for name in (*wanted, "input", "frame", "success") if fields.count(name) > 1]
+        if twice:
+            raise ValueError(f"landmarks: {self.path} has the column {twice[0]} more than once, expected it once")
         if "input" not in fields and only is None:
             raise ValueError(f"landmarks: {self.path} has no column input, which several images need; name each row's")
         # OpenFace counts a video's frames from 1, and says of each whether its face was found.
         first = 1 if "input" not in fields and "success" in fields else 0
-        for line, row in enumerate(reader, 2):
-            try:
-                values = [float(row[name] or "nan") for name in wanted]
-                frame = int(float(row.get("frame") or first)) - first
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"landmarks: {self.path}, line {line}: {error}, expected numbers") from error
-            if not np.isfinite(values).all() or row.get("success") in ("0", "0.0"):
+        for cells in reader:
+            if not cells:  # an empty line
                 continue
-            name = os.path.normpath(row["input"]) if "input" in fields else os.path.normpath(only)
-            points = np.array(values, np.float32).reshape(2, 68).T
-            self.points.setdefault((name, frame), []).append(points)
+            try:
+                if len(cells) != len(fields):
+                    raise ValueError(
+                        f"got {len(cells)} cells, expected {len(fields)}, as many as columns; is it cut off?"
+                    )
+                row = dict(zip(fields, cells, strict=True))
+                if row.get("success") in ("0", "0.0"):
+                    continue
+                name = unescape_cell(row["input"]) if "input" in fields else only
+                points = _points([row[column] for column in wanted])
+                frame = _frame_number(row.get("frame"), first)
+                if not name:
+                    raise ValueError("input: got an empty cell, expected the name of an image or video")
+            except ValueError as error:
+                raise ValueError(f"landmarks: {self.path}, line {reader.line_num}: {error}") from error
+            if points is not None:
+                self.points.setdefault((os.path.normpath(name), frame), []).append(points)
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
         return [self._of(frame) for frame in frames]
@@ -133,6 +159,35 @@ class GivenLandmarks:
         if name not in self.inputs:
             return f"{self.path} has no landmarks of it"
         return [_face(frame, points) for points in self.points.get((name, frame.number), [])]
+
+
+def _points(cells: Sequence[str]) -> np.ndarray | None:
+    """(68, 2) of a row's cells; None if all of them are empty or NaN: no face was found."""
+    try:
+        values = np.array([float(cell or "nan") for cell in cells])
+    except ValueError as error:
+        raise ValueError(f"{error}, expected numbers") from error
+    if np.isnan(values).all():
+        return None
+    wrong = np.flatnonzero(~(np.abs(values) < _MOST_PIXELS))
+    if len(wrong):
+        axis, point = divmod(int(wrong[0]), 68)
+        raise ValueError(
+            f"{'xy'[axis]}_{point}: got {cells[wrong[0]]!r}, expected a number of pixels, or NaN in all cells of a row "
+            "without a face"
+        )
+    return values.astype(np.float32).reshape(2, 68).T
+
+
+def _frame_number(cell: str | None, first: int) -> int:
+    """Counted from 0, whatever `first` is."""
+    try:
+        number = float(cell) - first if cell else 0.0
+    except ValueError:
+        number = -1.0
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"frame: got {cell!r}, expected a whole number from {first}")
+    return int(number)
 
 
 def _face(frame: Frame, points: np.ndarray | None) -> Face:

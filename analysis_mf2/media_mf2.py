@@ -1,6 +1,7 @@
 """Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept."""
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,15 @@ from processing_mf2.image_reading_mf2 import read_image
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp")
 DRAWN = ".mf2_pictures"  # a file that lists, a line each, what mf2 drew into its folder
+MOST_VIDEO_PIXELS = 17_000_000
+"""Of a frame: 4096 x 4096, or 5.3K. A decoder may hold ten of them, and a file of kilobytes may announce any size."""
+
+_DECODERS = 2
+"""Threads; each of them holds frames of its own."""
+
+_STRIP = 256
+"""Rows of a frame whose colours are converted at once."""
+
 _LOST = 0.02
 """A container may announce a few frames more than it holds; more than this share missing, it was cut off."""
 
@@ -90,6 +100,8 @@ def find_inputs(given: Any) -> list[str | int]:
 
 def _read_list(path: Path) -> list[str]:
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # a pipe would be waited for
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: could not be read as a list of paths, one a line ({error})") from error
@@ -146,6 +158,8 @@ def count_frames(inputs: Iterable[str | int], sampling: Sampling) -> int | None:
         if not is_video(one):
             total += 1
             continue
+        if _no_video(one):
+            continue
         with _Capture(one) as capture:
             frames, fps = capture.announced, capture.fps
         if sampling.seconds is not None and fps > 0:
@@ -180,8 +194,9 @@ def read_frames(
         elif done is None:
             try:
                 pixels = read_image(one, name="image")
-            except (ValueError, OSError) as error:
-                note(one, str(error).removeprefix("image: ").removeprefix(f"{one!r} "))
+            except Exception as error:  # decoders raise whatever stopped them
+                why = str(error).removeprefix("image: ").removeprefix(f"{one!r} ")
+                note(one, why if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {why}")
             else:
                 yield Frame(one, 0, float("nan"), pixels)
 
@@ -194,10 +209,16 @@ class _Capture:
         level = cv2.utils.logging.getLogLevel()
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         try:
-            self.reader = cv2.VideoCapture(source)
+            if isinstance(source, int):
+                self.reader = cv2.VideoCapture(source)
+            else:  # other backends would take a name with digits for one of a series of images
+                settings = [cv2.CAP_PROP_N_THREADS, min(_DECODERS, os.cpu_count() or 1)]
+                self.reader = cv2.VideoCapture(source, cv2.CAP_FFMPEG, settings)
         finally:
             cv2.utils.logging.setLogLevel(level)
-        self.opened = self.reader.isOpened()
+        self.opened, self.is_damaged = self.reader.isOpened(), False
+        sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+        self.width, self.height = (int(self.reader.get(side)) for side in sides) if self.opened else (0, 0)
         self.announced = max(0, int(self.reader.get(cv2.CAP_PROP_FRAME_COUNT))) if self.opened else 0
         fps = self.reader.get(cv2.CAP_PROP_FPS) if self.opened else 0.0
         self.fps = fps if 0 < fps < 1000 else 0.0
@@ -209,13 +230,25 @@ class _Capture:
         self.reader.release()
 
     def grab(self) -> bool:
-        return self.opened and self.reader.grab()
+        try:
+            return self.opened and self.reader.grab()
+        except cv2.error:  # the rest of the file cannot be read
+            self.is_damaged = True
+            return False
 
     def pixels(self) -> torch.Tensor | None:
-        read, frame = self.reader.retrieve()
-        if not read or frame is None:
+        try:
+            read, frame = self.reader.retrieve()
+            if not read or frame is None:
+                return None
+            if frame.ndim == 2:
+                frame = cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)
+            else:
+                for top in range(0, len(frame), _STRIP):  # in place, to hold a frame once
+                    rows = frame[top : top + _STRIP]
+                    rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
+        except cv2.error:
             return None
-        frame = cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB if frame.ndim == 2 else cv2.COLOR_BGR2RGB)
         return torch.from_numpy(frame).permute(2, 0, 1)
 
     def seconds(self) -> float:
@@ -223,7 +256,7 @@ class _Capture:
 
 
 def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Frame]:
-    problem = _no_file(path)
+    problem = _no_video(path)
     if problem:
         note(path, problem)
         return
@@ -232,6 +265,13 @@ def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Fra
         if not capture.opened:
             note(
                 path, "not a video that OpenCV can read; it may be cut off (a recording that was not closed) or damaged"
+            )
+            return
+        if capture.width * capture.height > MOST_VIDEO_PIXELS:
+            note(
+                path,
+                f"has frames of {capture.width} x {capture.height} pixels, expected at most {MOST_VIDEO_PIXELS:,}; "
+                "convert it to smaller ones",
             )
             return
         while capture.grab():
@@ -248,25 +288,30 @@ def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Fra
                 damaged += 1
             else:
                 yield Frame(path, number, time_s, pixels, is_moving=True)
-        read, announced = number + 1, capture.announced
+        read, announced, is_damaged = number + 1, capture.announced, capture.is_damaged
     if damaged:
         note(path, f"{damaged:,} frames could not be decoded; the others are there")
     if read == 0:
         note(path, "no frame could be read; the video is damaged, or OpenCV lacks its codec: convert it to mp4")
-    elif announced - read > max(2, _LOST * announced):
+    elif is_damaged or announced - read > max(2, _LOST * announced):
         note(
-            path, f"ends after {read:,} of {announced:,} frames ({before:.1f} s): cut off; the frames before are there"
+            path,
+            f"ends after {read:,} of {announced:,} frames ({before:.1f} s): {'damaged' if is_damaged else 'cut off'}; "
+            "the frames before are there",
         )
 
 
-def _no_file(path: str) -> str | None:
+def _no_video(path: str) -> str | None:
+    """Why a path cannot be one, before OpenCV opens it: it would wait for a pipe for ever."""
     try:
-        size = os.stat(path).st_size
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return "is no file (but a pipe or a device), expected a video"
         with open(path, "rb"):
             pass
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    return None if size else "holds zero bytes, expected a video"
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {getattr(error, 'strerror', error)}"
+    return None if status.st_size else "holds zero bytes, expected a video"
 
 
 def _camera(index: int, sampling: Sampling) -> Iterator[Frame]:

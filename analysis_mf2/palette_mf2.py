@@ -12,6 +12,8 @@ import numpy as np
 
 from configuration_mf2.version_mf2 import VERSION
 
+from .whole_files_mf2 import whole_file
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,12 +106,8 @@ def write_whole(path: str | os.PathLike, content: bytes) -> Path:
     """Under another name first: whoever opens the file finds all of it, or the one before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{path}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        part.write_bytes(content)
     return path
 
 

@@ -18,7 +18,7 @@ from configuration_mf2.facs_mf2 import ACTION_UNITS, LABEL_SETS
 from processing_mf2.image_reading_mf2 import read_image
 
 from .row_files_mf2 import format_of
-from .rows_mf2 import box_of, has_face, unit_column
+from .rows_mf2 import box_of, has_face, unescape_cell, unit_column
 
 
 _BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
@@ -56,8 +56,11 @@ class PictureRows:
         for row in rows:
             kept = {name: row.get(name) or None for name in ("input", "top_emotion", "caption")}
             numbers = ["frame", "time_s", "face_id", *_BOX, *self.units.values(), *self.emotions]
-            kept |= {name: _number(row.get(name)) for name in numbers}
-            kept |= {f"{column}_c": _number(row.get(f"{column}_c")) == 1 for column in self.units.values()}
+            kept |= {name: _number(name, row.get(name)) for name in numbers}
+            needed = ["frame", *(_BOX if has_face(kept) else ())]
+            if missing := [name for name in needed if math.isnan(kept[name])]:
+                raise ValueError(f"{missing[0]}: got {row.get(missing[0])!r} for {row['input']}, expected a number")
+            kept |= {f"{name}_c": _number(name, row.get(f"{name}_c")) == 1 for name in self.units.values()}
             kept["input"] = str(row["input"])
             if math.isnan(kept["time_s"]):
                 self.stills.append(kept)
@@ -70,8 +73,15 @@ class PictureRows:
         return sorted(found, key=lambda code: -row[self.units[code]])
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value in (None, "") else float(value)
+_MOST = 1e9
+"""Of any number in a row, pixels and seconds alike."""
+
+
+def _number(name: str, value: Any) -> float:
+    number = float("nan") if value in (None, "") else float(value)
+    if abs(number) > _MOST:
+        raise ValueError(f"{name}: got {value}, expected a number below {_MOST:g}")
+    return number
 
 
 def read_picture_rows(path: str | os.PathLike) -> PictureRows:
@@ -79,6 +89,8 @@ def read_picture_rows(path: str | os.PathLike) -> PictureRows:
     path = Path(path)
     format, about_file = format_of(path), Path(f"{path}.about.json")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")  # a pipe would be waited for
         about = json.loads(about_file.read_text(encoding="utf-8")) if about_file.is_file() else {}
         batches = _csv(path) if format == "csv" else _lines(path) if format == "jsonl" else _parquet(path)
         names = next(batches)
@@ -87,7 +99,7 @@ def read_picture_rows(path: str | os.PathLike) -> PictureRows:
             rows.add(batch)
     except StopIteration:
         raise ValueError(f"rows: {path} is empty, expected rows as mf2 writes them (-o faces.csv)") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         told = str(error).removeprefix("rows: ")
         raise ValueError(f"rows: {path} could not be read as rows of faces ({told})") from error
     return rows
@@ -97,8 +109,10 @@ def _csv(path: Path) -> Iterator[Any]:
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames:
+            reader.fieldnames = [unescape_cell(name) for name in reader.fieldnames]
             yield reader.fieldnames
-            yield reader
+            for row in reader:
+                yield [{name: cell and unescape_cell(cell) for name, cell in row.items() if name is not None}]
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -195,7 +209,7 @@ def thumbnails(rows: Sequence[Mapping[str, Any]], side: int = 200) -> Iterator[n
             name = row["input"]
             try:
                 pixels = read_image(name, name="image")
-            except (OSError, ValueError):
+            except Exception:  # decoders raise whatever stopped them
                 pixels = None
         yield None if pixels is None else _thumbnail(pixels, row, side)
 
@@ -209,10 +223,17 @@ def _thumbnail(pixels: torch.Tensor, row: Mapping[str, Any], side: int) -> np.nd
     low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
     inside = pixels[:, max(low[1], 0) : max(high[1], 1), max(low[0], 0) : max(high[0], 1)]
     image = np.ascontiguousarray(inside.to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy())
-    over = [max(-low[1], 0), max(high[1] - height, 0), max(-low[0], 0), max(high[0] - width, 0)]
-    image = cv2.copyMakeBorder(image, *map(int, over), cv2.BORDER_CONSTANT, value=(236, 238, 240))
-    shrinks = max(image.shape[:2]) > side
-    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    # Beyond the image's border there is grey; it is added to what is small already.
+    scale = side / np.maximum(high - low, 1)
+    start = np.round(np.maximum(-low, 0) * scale).astype(int)
+    stop = np.round((np.minimum(high, (width, height)) - low) * scale).astype(int)
+    thumbnail = np.full((side, side, 3), (236, 238, 240), np.uint8)
+    if image.size and (stop > start).all():
+        shrinks = scale.max() < 1
+        size = tuple((stop - start).tolist())
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        thumbnail[start[1] : stop[1], start[0] : stop[0]] = resized
+    return thumbnail
 
 
 __all__ = ["PictureRows", "Track", "read_picture_rows", "thumbnails", "tracks_of"]

@@ -2,10 +2,10 @@
 
 import contextlib
 import csv
-import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
@@ -15,8 +15,9 @@ import pyarrow
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from .rows_mf2 import Columns, has_face
+from .rows_mf2 import Columns, csv_lines, has_face, unescape_cell
 from .tracking_mf2 import PATIENCE
+from .whole_files_mf2 import private, whole_file
 
 
 FORMATS: dict[str, str] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -34,12 +35,8 @@ def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
     return wanted or FORMATS[ending]
 
 
-def csv_lines(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        writer.writerow(["NaN" if value != value else value for value in map(row.__getitem__, names)])
-    return text.getvalue()
+def csv_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    return csv_lines([row[name] for name in names] for row in rows)
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -68,7 +65,7 @@ class RowFile:
         self.format = format_of(path, format)
         self.about, self.about_file = about, Path(f"{self.path}.about.json")
         self.lines = Path(f"{self.path}.partial") if self.format == "parquet" else self.path
-        self.write = csv_lines if self.format == "csv" else json_lines
+        self.write = csv_rows if self.format == "csv" else json_lines
         self.done: dict[str, int] = {}
         self.last_input: str | None = None
         self.last_frames: list[list[dict[str, Any]]] = []
@@ -81,22 +78,24 @@ class RowFile:
                 for old in (self.path, self.lines, self.about_file):
                     old.unlink(missing_ok=True)
             known = self._check_same_run()
-            if self.format == "parquet" and self.path.exists() and not self.lines.exists():
+            if self.format == "parquet" and not self.lines.exists() and known:
                 known["bytes"] = self._unpack()
             self.size = self._read(known.get("bytes")) if self.lines.exists() else 0
+            self._write_about(finished=False)  # before the rows, which could not be continued without it
             # Without a buffer: what could not be written is not tried once more by whoever closes the file.
-            self.file: FileIO = open(self.lines, "r+b" if self.lines.exists() else "w+b", buffering=0)
+            mode = "r+b" if self.lines.exists() else "w+b"
+            self.file: FileIO = open(self.lines, mode, buffering=0, opener=private)
             self.file.truncate(self.size)
             self.file.seek(self.size)
             if self.size == 0 and self.format == "csv":
-                self._append(",".join(self.names) + "\n")
-            self._write_about(finished=False)
+                self._append(csv_lines([self.names]))
         except OSError as error:
             self._release()
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"output: {self.path} cannot be written ({error.strerror or error})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # What pyarrow, csv and numbers in a damaged file raise besides.
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, csv.Error) as error:
             self._release()
             raise OutputError(
                 f"output: {self.path} or {self.about_file.name} is damaged, and cannot be continued ({error}); choose "
@@ -168,7 +167,7 @@ class RowFile:
         self.size += len(content)
 
     def _check_same_run(self) -> dict[str, Any]:
-        there = [file for file in (self.path, self.lines) if file.exists() and file.stat().st_size]
+        there = [file for file in (self.path, self.lines) if file.exists() and not self._holds_no_row(file)]
         if not there:
             return {}
         advice = "choose another output, or overwrite it (--overwrite)"
@@ -185,6 +184,11 @@ class RowFile:
             was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in differ)
             raise OutputError(f"output: {there[0]} was made with {was}; {advice}")
         return known
+
+    def _holds_no_row(self, file: Path) -> bool:
+        """Killed while it was begun: empty, or a part of the first line."""
+        header = csv_lines([self.names]).encode("utf-8", "surrogateescape") if self.format == "csv" else b""
+        return file.stat().st_size <= len(header) and header.startswith(file.read_bytes())
 
     def _read(self, complete: int | None) -> int:
         """Fills `done`; -> how many bytes stay. A cut last line goes, and the last frame with it: a kill may have come
@@ -216,14 +220,13 @@ class RowFile:
 
     def _unpack(self) -> int:
         """Parquet cannot grow: its rows go back to lines. -> their bytes; it holds whole frames only."""
-        temporary = Path(f"{self.lines}.tmp")
-        try:
-            with parquet.ParquetFile(self.path) as packed, open(temporary, "w", encoding="utf-8") as file:
-                for batch in packed.iter_batches(_ROW_GROUP):
-                    file.write(json_lines(batch.to_pylist(), self.names))
-            temporary.replace(self.lines)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with (
+            whole_file(self.lines) as part,
+            parquet.ParquetFile(self.path) as packed,
+            open(part, "w", encoding="utf-8") as file,
+        ):
+            for batch in packed.iter_batches(_ROW_GROUP):
+                file.write(json_lines(map(_from_parquet, batch.to_pylist()), self.names))
         return self.lines.stat().st_size
 
     def _pack(self) -> None:
@@ -231,8 +234,7 @@ class RowFile:
         kinds |= {name: pyarrow.string() for name in self.names if self.columns.is_text(name)}
         kinds |= {name: pyarrow.int64() for name in self.names if self.columns.is_whole(name)}
         schema = pyarrow.schema(list(kinds.items()), {"mf2": json.dumps(self.about, default=str)})
-        temporary = Path(f"{self.path}.tmp")
-        with parquet.ParquetWriter(temporary, schema) as writer:
+        with whole_file(self.path) as part, parquet.ParquetWriter(part, schema) as writer:
             group: list[dict[str, Any]] = []
             for _, row in _rows_of(self.lines, self.format, self.names):
                 group.append(_for_parquet(row, self.columns))
@@ -241,7 +243,6 @@ class RowFile:
                     group = []
             if group:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
-        temporary.replace(self.path)
         self.lines.unlink()
 
     def _write_about(self, finished: bool) -> None:
@@ -249,16 +250,17 @@ class RowFile:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """Missing numbers are NaN; names that are not UTF-8 (the file system allows them) lose what is not."""
+    """Missing numbers are NaN. Parquet holds UTF-8 only: of a file name, a byte that is none is written as `\\xff`, and
+    where these characters stand in a name themselves their backslash is, as `\\x5cxff`."""
 
     def text(value: str | None) -> str | None:
-        return value and value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        escaped = value and value.replace("\\x", "\\x5cx")
+        return escaped and escaped.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
     return {
         name: text(value)
@@ -268,6 +270,14 @@ def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
         else math.nan
         for name, value in row.items()
     }
+
+
+def _from_parquet(row: dict[str, Any]) -> dict[str, Any]:
+    def raw(byte: re.Match[str]) -> str:
+        return os.fsdecode(bytes([int(byte[1], 16)]))
+
+    pattern = r"\\x([0-9a-f]{2})"
+    return {name: re.sub(pattern, raw, value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -285,7 +295,7 @@ def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[in
 
     wrong = f"output: {path} has not the columns of this run; choose another, or overwrite it (--overwrite)"
     if format == "csv":
-        reader = csv.reader(whole_lines())
+        reader = ([unescape_cell(cell) for cell in cells] for cells in csv.reader(whole_lines()))
         header = next(reader, None)
         if header is None:
             return
@@ -308,4 +318,4 @@ def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[in
         yield offset, row
 
 
-__all__ = ["FORMATS", "OutputError", "RowFile", "csv_lines", "format_of", "json_lines"]
+__all__ = ["FORMATS", "OutputError", "RowFile", "csv_rows", "format_of", "json_lines"]

@@ -1,7 +1,10 @@
 """The columns that users of py-feat and OpenFace know, and a face's answer as a row of them."""
 
+import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,28 @@ from typing import Any
 NAN = float("nan")
 TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source")
 _WHOLE = ("frame", "face_id")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def escape_cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def unescape_cell(cell: str) -> str:
+    """The text that `escape_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of csv; NaN is written as NaN, and no cell is a formula."""
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        # By default a line ends with both signs, so that a cell with either of them is quoted.
+        csv.writer(line).writerow(["NaN" if value != value else escape_cell(value) for value in row])
+        lines.append(line.getvalue()[:-2] + "\n")
+    return "".join(lines)
 
 
 def unit_column(code: str) -> str:
@@ -85,6 +110,13 @@ def _round(value: float, digits: int) -> float:
     return round(float(value), digits)
 
 
+def not_finite(answer: Mapping[str, Any]) -> list[str]:
+    """Names of the emotions and action units whose probability is NaN or infinite."""
+    shares = dict(answer.get("emotions", {}))
+    shares |= {code: unit["probability"] for code, unit in answer.get("action_units", {}).items()}
+    return [name for name, share in shares.items() if not math.isfinite(share)]
+
+
 def has_face(row: Mapping[str, Any]) -> bool:
     number = row.get("face_id")
     return number not in (None, "") and not math.isnan(float(number))
@@ -95,4 +127,4 @@ def box_of(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
     return left, top, left + width, top + height
 
 
-__all__ = ["Columns", "box_of", "has_face", "unit_column"]
+__all__ = ["Columns", "box_of", "csv_lines", "escape_cell", "has_face", "not_finite", "unescape_cell", "unit_column"]

@@ -78,4 +78,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-__all__ = ["Summary"]
+def first_line(error: BaseException) -> str:
+    """Of a library's message, which may be a page long."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+
+
+__all__ = ["Summary", "first_line"]

@@ -61,12 +61,17 @@ class FaceTable:
         if not has_face(row):
             return head + self._columns([*place, *[""] * 5, "no face found", "", ""])
         box = [_number(row[f"FaceRect{side}"], 0) for side in ("X", "Y", "Width", "Height")]
+        if not self._is_answered(row):
+            return head + self._columns([*place, row["face_id"], *box, "no answer", "", ""])
         active = [name for name in self.units if row[f"{name}_c"] == 1]
         self.named |= {name: ACTION_UNITS[self.units[name]].noun for name in active}
         emotion = row.get("top_emotion") or ""
         sure = _number(row[emotion], 2) if emotion else ""
         line = self._columns([*place, row["face_id"], *box, emotion, sure, active or ["none"]])
         return head + line + (f"\n    {row['caption']}" if row.get("caption") else "")
+
+    def _is_answered(self, row: Mapping[str, Any]) -> bool:
+        return all(row[name] == row[name] for name in (*self.units, *self.columns.emotions))
 
     def _columns(self, cells: Sequence[Any]) -> str:
         """The last may be a list, which is continued below where it is too long."""
@@ -89,6 +94,8 @@ class FaceTable:
             + (f", detector's score {score}" if score else "")
             + f"; landmarks: {row['landmark_source']}"
         ]
+        if not self._is_answered(row):
+            return lines[0] + "; the model gave no answer"
         if self.columns.emotions:
             lines += ["", f"{'emotion':<30}{'probability':<{_BAR + 7}}"]
             for name in sorted(self.columns.emotions, key=lambda name: -row[name]):

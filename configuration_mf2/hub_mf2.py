@@ -23,9 +23,9 @@ from huggingface_hub.errors import (
 ENTRY_MODULE = "mf2_hub_code"
 ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2")
 
-AUTO_CLASSES: dict[str, str] = {
+AUTO_CLASSES: dict[str, str | dict[str, str]] = {
     "AutoConfig": "MF2Config",
-    "AutoImageProcessor": "MF2ImageProcessor",
+    "AutoImageProcessor": {"torchvision": "MF2ImageProcessor", "pil": "MF2ImageProcessorPil"},
     "AutoProcessor": "MF2Processor",
     "AutoModel": "MF2Model",
     "AutoModelForPreTraining": "MF2ForPreTraining",
@@ -36,7 +36,7 @@ AUTO_CLASSES: dict[str, str] = {
 
 PUBLIC_CLASSES: dict[str, tuple[str, ...]] = {
     "configuration_mf2": ("MF2Config", "MF2QFormerConfig", "MF2VisionConfig"),
-    "image_processing_mf2": ("MF2ImageProcessor",),
+    "image_processing_mf2": ("MF2ImageProcessor", "MF2ImageProcessorPil"),
     "processing_mf2": ("MF2Processor",),
     "modeling_mf2": ("MF2ForFaceAnalysis", "MF2ForImageClassification", "MF2Model"),
     "pretraining_mf2": ("MF2ForPreTraining",),
@@ -91,13 +91,19 @@ _ACROSS_ROOMS = re.compile(r"^(\s*)from (?:configuration|processing|modeling)_mf
 _INSIDE_ROOM = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
 
 
-def auto_map(*auto_classes: str, system: str = "mf2") -> dict[str, str]:
+def auto_map(*auto_classes: str, system: str = "mf2") -> dict[str, str | dict[str, str]]:
     if system == "mf2":
-        return {name: f"{ENTRY_MODULE}.{AUTO_CLASSES[name]}" for name in auto_classes or AUTO_CLASSES}
+        return {name: _in_entry_module(AUTO_CLASSES[name]) for name in auto_classes or AUTO_CLASSES}
     (config,), models = COMPARED_CLASSES[system].values()
     # Where there are two, the last is the one that is pre-trained.
     found = {"AutoConfig": config, "AutoModelForPreTraining": models[-1]}
     return {name: f"{system}_hub_code.{found.get(name, models[0])}" for name in auto_classes}
+
+
+def _in_entry_module(found: str | dict[str, str]) -> str | dict[str, str]:
+    if isinstance(found, dict):  # a class for each backend
+        return {backend: f"{ENTRY_MODULE}.{name}" for backend, name in found.items()}
+    return f"{ENTRY_MODULE}.{found}"
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:

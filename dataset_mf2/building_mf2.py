@@ -5,8 +5,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,16 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from .build_folder_mf2 import (
+    Shard,
+    plan_before,
+    read_notes,
+    remove_work,
+    same_plan,
+    write_notes,
+    write_table,
+    write_whole,
+)
 from .builder_mf2 import SPLITS, describe_labels, mfa_features
 from .dataset_cache import disk_full
 from .frames_mf2 import Frames
@@ -29,8 +37,6 @@ from .near_images_mf2 import HASH_BYTES, near_pairs
 
 
 logger = logging.getLogger(__name__)
-
-_ROW_GROUP = 100
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,8 @@ class BuildOptions:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
         ranges = {"crop_size": (32, 1024), "shard_rows": (1, 10**6), "workers": (1, 256), "quality": (1, 100)}
-        for name, (low, high) in {**ranges, "margin": (0, 1)}.items():
+        ranges |= {"margin": (0, 1), "min_confidence": (0, 1), "seed": (0, 2**32 - 1)}
+        for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected {low} to {high}")
 
@@ -73,18 +80,6 @@ class BuildOptions:
         decided_later = ("workers", "near", "skip_unreadable")
         told = {name: value for name, value in dataclasses.asdict(self).items() if name not in decided_later}
         return told | {"on_no_face": "template" if self.on_no_face == "template" else ""}
-
-
-@dataclass(frozen=True)
-class Shard:
-    split: str
-    number: int
-    of: int
-    rows: np.ndarray
-
-    @property
-    def file(self) -> str:
-        return f"{self.split}-{self.number:05d}-of-{self.of:05d}.parquet"
 
 
 def shards_of(frames: Frames, split: Sequence[str], options: BuildOptions) -> list[Shard]:
@@ -110,13 +105,11 @@ def build_mfa(
     Until it is whole it lies in a hidden folder beside `out`, from which an interrupted build goes on.
     """
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"out: {out} is there already; name another folder, or remove it")
     if len(split) != len(frames) or set(split) - set(SPLITS):
         raise ValueError(f"split: got {len(split)} of {sorted(set(split))}, expected {len(frames)} of {SPLITS}")
     if options.landmarks == "detector" and cache is None:
         raise ValueError("cache: got none, expected a LandmarkCache, for landmarks='detector'")
-    work = out.parent / f".{out.name}.building"
+    _check_names(frames)
     shards = shards_of(frames, split, options)
     told_before = _leaks_by_name(frames, split)
     if told_before and options.near != "tell":
@@ -124,14 +117,20 @@ def build_mfa(
             *(frames.root, f"{len(told_before)} people or videos in two splits, such as {told_before[0]}"),
             "each in one split", "Split by people, or choose near='tell' to keep the corpus's own split as it is",
         )  # fmt: skip
+    plan = _plan(frames, split, options)
+    work = out.parent / f".{out.name}.building"
+    if out.exists() and not work.exists():
+        raise _is_there(out)
     try:
-        (work / "data").mkdir(parents=True, exist_ok=True)
-        (work / "notes").mkdir(exist_ok=True)
-        with FileLock(f"{work}.lock", timeout=0):
-            _same_plan(work, frames, split, options)
+        work.mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "lock", timeout=0):
+            if out.exists():
+                return _built_before(out, work, plan)
+            same_plan(work, plan)
             _write_shards(work, shards, frames, split, options, cache)
             report = _finish(work, shards, frames, options, told_before)
-            work.rename(out)
+            (work / "result").rename(out)
+            remove_work(work)
     except Timeout as error:
         raise RuntimeError(f"out: another process builds {out} at this moment; wait for it, or end it") from error
     except Exception as error:
@@ -139,8 +138,33 @@ def build_mfa(
             told = f"out: the disk of {work} is full; finished shards are kept. Make room and start again"
             raise OSError(full.errno, told) from error
         raise
-    Path(f"{work}.lock").unlink(missing_ok=True)
     return report
+
+
+def _is_there(out: Path) -> FileExistsError:
+    return FileExistsError(f"out: {out} is there already; name another folder, or remove it")
+
+
+def _built_before(out: Path, work: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The report of a build that a kill ended after `out` was there and before `work` was removed."""
+    if (work / "result").exists():  # an unfinished build, and something else in the place of its result
+        raise _is_there(out)
+    same = plan_before(work) == plan["plan"]
+    remove_work(work)
+    if not same:
+        raise _is_there(out)
+    return json.loads((out / "build.json").read_text(encoding="utf-8"))
+
+
+def _check_names(frames: Frames) -> None:
+    for video in frames.videos:
+        for field, text in (("image", video.folder), ("video", video.name), ("subject", video.subject)):
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # bytes of a file name that are no UTF-8
+                shown = repr(text.encode("utf-8", "backslashreplace").decode())
+                told = "Rename it: a data set has no place for other names"
+                raise CorpusError(frames.root, shown, "a name in UTF-8", told, field=field) from None
 
 
 def _leaks_by_name(frames: Frames, split: Sequence[str]) -> list[str]:
@@ -153,23 +177,13 @@ def _leaks_by_name(frames: Frames, split: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _same_plan(work: Path, frames: Frames, split: Sequence[str], options: BuildOptions) -> None:
+def _plan(frames: Frames, split: Sequence[str], options: BuildOptions) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(options.of_the_pixels(), sort_keys=True).encode())
     digest.update(repr((frames.corpus, frames.licence, frames.label_set, str(frames.root.resolve()))).encode())
     for columns in (frames.video, frames.frame, frames.au_labels, frames.emotion, frames.landmarks):
         digest.update(b"" if columns is None else np.ascontiguousarray(columns).tobytes())
     digest.update("\n".join(video.image(0) for video in frames.videos).encode() + " ".join(split).encode())
-    plan = {"plan": digest.hexdigest(), "options": dataclasses.asdict(options)}
-    file = work / "plan.json"
-    if not file.exists():
-        _write_whole(file, json.dumps(plan))
-    before = json.loads(file.read_text())
-    if before["plan"] != plan["plan"]:
-        changed = [f"{k}: {v!r}" for k, v in before["options"].items() if v != plan["options"].get(k)]
-        raise ValueError(
-            f"out: {work} holds an unfinished build of other options or labels ({', '.join(changed) or 'other rows'}). "
-            "Start with those to go on with it, or remove that folder to begin anew"
-        )
+    return {"plan": digest.hexdigest(), "options": dataclasses.asdict(options)}
 
 
 def _write_shards(
@@ -184,7 +198,7 @@ def _write_shards(
     total = sum(len(shard.rows) for shard in shards)
     with RowMaker(frames, split, options, cache) as maker, tqdm(total=total, desc="crops", unit="image") as bar:
         for shard in shards:
-            done = _notes(work, shard)
+            done = read_notes(work, shard)
             if done is None or (done["problems"] and not _let_pass(done["problems"], options)):
                 rows, hashes, kept, problems = maker.make(shard.rows, bar)
                 if not rows and problems:
@@ -194,8 +208,8 @@ def _write_shards(
                         frames.root / first.image, first.told, f"some good image among {len(shard.rows)}", told
                     )
                 table = Dataset.from_list(rows, features=features).data.table
-                _write_table(work / "data" / shard.file, table, features)
-                _write_notes(work, shard, hashes, kept, problems)
+                write_table(work / "result" / "data" / shard.file, table, features)
+                write_notes(work, shard, hashes, kept, problems)
             else:
                 bar.update(len(shard.rows))
 
@@ -205,49 +219,15 @@ def _let_pass(problems: Sequence[dict], options: BuildOptions) -> bool:
     return all(allowed.get(problem["kind"], False) for problem in problems)
 
 
-def _write_table(file: Path, table: Any, features: Any) -> None:
-    temporary = file.with_name(file.name + ".part")
-    with open(temporary, "wb") as stream:
-        whole = table.replace_schema_metadata(features.arrow_schema.metadata)
-        pq.write_table(whole, stream, row_group_size=_ROW_GROUP)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
-
-
-def _write_notes(work: Path, shard: Shard, hashes: np.ndarray, kept: np.ndarray, problems: Sequence[Problem]) -> None:
-    """What the end of the build has to know of a shard. It is written last: a shard without notes is built again."""
-    told = {
-        "rows": kept.tolist(),
-        "hashes": np.ascontiguousarray(hashes).tobytes().hex(),
-        "problems": [dataclasses.asdict(problem) for problem in problems],
-    }
-    _write_whole(work / "notes" / f"{shard.file}.json", json.dumps(told))
-
-
-def _notes(work: Path, shard: Shard) -> dict[str, Any] | None:
-    """Of a finished shard whose file is whole."""
-    try:
-        notes = json.loads((work / "notes" / f"{shard.file}.json").read_text())
-        return notes if pq.read_metadata(work / "data" / shard.file).num_rows == len(notes["rows"]) else None
-    except (OSError, ValueError):  # absent, or cut off
-        return None
-
-
 def _finish(
     work: Path, shards: Sequence[Shard], frames: Frames, options: BuildOptions, in_two_splits: Sequence[str]
 ) -> dict[str, Any]:
-    notes = [_notes(work, shard) for shard in shards]
+    notes = [read_notes(work, shard) for shard in shards]
     problems = [Problem(**problem) for note in notes for problem in note["problems"]]
     refused = [p for p in problems if not _let_pass([dataclasses.asdict(p)], options)]
-    _write_whole(work / "left_out.txt", "".join(f"{p.image}\t{p.kind}\t{p.told}\n" for p in problems))
+    listed = "".join(f"{p.image}\t{p.kind}\t{p.told}\n" for p in problems)
     if refused:
+        write_whole(work / "left_out.txt", listed)
         first, kinds = refused[0], {problem.kind for problem in refused}
         way = {
             "unreadable": "repair them, or pass skip_unreadable=True (--skip_unreadable)",
@@ -262,16 +242,16 @@ def _finish(
     dropped = _near_ones(work, shards, notes, frames, options)
     rows = {name: [] for name in SPLITS}
     for shard in shards:
-        rows[shard.split] += _notes(work, shard)["rows"]
+        rows[shard.split] += read_notes(work, shard)["rows"]
     leaks = {"near_identical": dropped, "in_two_splits": list(in_two_splits)}
-    report = write_mfa_card(work, frames, rows, dataclasses.asdict(options), leaks, problems)
-    shutil.rmtree(work / "notes")
-    for name in ("plan.json", "near.json"):
-        (work / name).unlink(missing_ok=True)
-    if not problems:
-        (work / "left_out.txt").unlink()
+    result = work / "result"
+    for part in result.rglob("*.part"):  # of a build that was killed
+        part.unlink()
+    report = write_mfa_card(result, frames, rows, dataclasses.asdict(options), leaks, problems)
+    if problems:
+        write_whole(result / "left_out.txt", listed)
     infos = {"default": {"description": describe_labels(Dataset.from_dict({}), frames.label_set).info.description}}
-    _write_whole(work / "dataset_infos.json", json.dumps(infos))
+    write_whole(result / "dataset_infos.json", json.dumps(infos))
     return report
 
 
@@ -299,7 +279,7 @@ def _near_ones(
     before = work / "near.json"  # what an interrupted end of the build has left out already
     if options.near == "drop":
         told = list(dict.fromkeys([*(json.loads(before.read_text()) if before.exists() else []), *told]))
-        _write_whole(before, json.dumps(told))
+        write_whole(before, json.dumps(told))
     if told and options.near == "raise":
         raise ValueError(
             f"near: {len(told)} images are all but identical to one in another split: {'; '.join(told[:3])}. Leave "
@@ -313,11 +293,11 @@ def _near_ones(
 
 def _leave_out(work: Path, shard: Shard, note: dict, rows: set[int], frames: Frames) -> None:
     kept = [place for place in range(len(note["rows"])) if place not in rows]
-    file = work / "data" / shard.file
-    _write_table(file, pq.read_table(file).take(kept), mfa_features(frames.label_set))
+    file = work / "result" / "data" / shard.file
+    write_table(file, pq.read_table(file).take(kept), mfa_features(frames.label_set))
     hashes = np.frombuffer(bytes.fromhex(note["hashes"]), np.uint8).reshape(-1, HASH_BYTES)[kept]
     problems = [Problem(**problem) for problem in note["problems"]]
-    _write_notes(work, shard, hashes, np.array(note["rows"])[kept], problems)
+    write_notes(work, shard, hashes, np.array(note["rows"])[kept], problems)
 
 
 __all__ = ["BuildOptions", "build_mfa", "shards_of"]

@@ -4,12 +4,14 @@ import asyncio
 import base64
 import datetime
 import io
+import ipaddress
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -95,6 +97,22 @@ def content_of(body: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
+def _scheme_and_place(address: str) -> tuple[str, bool]:
+    """(https or http, whether the server is this machine)."""
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname
+    except ValueError:
+        parts, host = None, None
+    if not host or parts.scheme not in ("https", "http"):
+        raise ValueError(f"base_url: got {address!r}, expected https://HOST/v1, or http://127.0.0.1:PORT/v1")
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    return parts.scheme, local
+
+
 class ChatClient:
     """The real `openai` client, asked once a time: retries are the caller's. No error text contains the key."""
 
@@ -122,6 +140,12 @@ class ChatClient:
             )
         if "@" in self.base_url.split("//")[-1].split("/")[0]:
             raise ValueError("base_url: got an address with a password in it, expected one without; use the API key")
+        scheme, self._is_local = _scheme_and_place(self.base_url)
+        if self._key and scheme != "https" and not self._is_local:
+            raise ValueError(
+                f"base_url: got {self.base_url!r}, expected https, or a server on this machine: the API key would "
+                "travel in the open. Use https or a tunnel to 127.0.0.1, or unset OPENAI_API_KEY if none is needed"
+            )
         self.temperature = temperature
         self._forms = list(_FORMS)
         self._token_field, self._proven = "max_tokens", False
@@ -132,9 +156,10 @@ class ChatClient:
         except ImportError:
             raise ImportError("captions by a chat model need the openai package: pip install openai") from None
         self._openai = openai
-        self.api = openai.AsyncOpenAI(
-            api_key=self._key or _NO_KEY, base_url=self.base_url, timeout=self.timeout, max_retries=0
-        )
+        # The question, and perhaps a face, goes to the address that was given, and on this machine past every proxy.
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not self._is_local)
+        options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, "http_client": http}
+        self.api = openai.AsyncOpenAI(api_key=self._key or _NO_KEY, **options)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -200,6 +225,10 @@ class ChatClient:
             return KeyRejectedError(
                 f"api key: {self.base_url} does not accept it ({text}). Set OPENAI_API_KEY to one that may use "
                 f"{self.model}"
+            )
+        if status is not None and 300 <= status < 400:
+            return ServerRefusesError(
+                f"base_url: {self.base_url} sends elsewhere ({status}), which is not followed; give that address"
             )
         if status == 404:
             return ServerRefusesError(

@@ -1,7 +1,8 @@
 """The journal of a caption run: what was asked, paid and written, one line each, so that a kill costs nothing.
 
 A line stands before a request is sent, and one after its answer came: what was asked and never answered may have been
-paid, and is counted so. Neither images nor keys are ever in it.
+paid, and is counted so. Neither images nor keys are ever in it. Each line ends in a checksum of itself: what the disk
+changed is asked again.
 """
 
 import asyncio
@@ -9,7 +10,9 @@ import contextlib
 import json
 import logging
 import os
+import re
 import uuid
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +29,10 @@ logger = logging.getLogger(__name__)
 MIN_FREE_BYTES = 8 * 2**20
 """With less room on the disk nothing is asked any more: what has been asked must still find a place."""
 
-_VERSION = 1
+_VERSION = 2
+"""1: lines without a checksum; such a journal is read, and goes on without."""
+
+_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}\s*')
 
 
 class CaptionError(RuntimeError):
@@ -52,7 +58,7 @@ class CaptionJournal:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.spent, self.answers, self.batches = 0.0, {}, {}
-        self.requests, self.identity = 0, uuid.uuid4().hex
+        self.requests, self.identity, self._version = 0, uuid.uuid4().hex, _VERSION
         self._places: dict[str, int] = {}
         self._kinds: Counter[tuple] = Counter()
         self._open: dict[int, float] = {}
@@ -159,7 +165,10 @@ class CaptionJournal:
 
     def _append(self, line: dict) -> None:
         place = self._size
-        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()
+        if self._version > 1:
+            data = data[:-1] + f',"crc32":"{zlib.crc32(data[:-1]):08x}"}}'.encode()
+        data += b"\n"
         try:
             rest = memoryview(data)
             while rest:
@@ -187,27 +196,48 @@ class CaptionJournal:
         for number, (place, line) in enumerate(self._lines(), start=1):
             try:
                 found = json.loads(line)
+                _check_sum(line, required=False)
+                _check_line(found)
+                if number == 1 and found["event"] == "journal":
+                    self._check_version(found.get("version"))
+                elif found["event"] == "journal":
+                    raise ValueError("the first line of a journal again")
+                _check_sum(line, required=self._version > 1)
                 self._take(found, place)
-            except (ValueError, KeyError, TypeError):
-                logger.warning("journal: line %d of %s cannot be read, it is passed over", number, self.path)
-                continue
-            if found["event"] == "journal" and found["version"] != _VERSION:
-                raise CaptionError(
-                    f"journal: {self.path} is of version {found['version']}, expected {_VERSION}; choose another file"
+            except (ValueError, KeyError, RecursionError) as error:
+                logger.warning(
+                    "journal: %s, line %d: got %s, expected a line as it was written. It is passed over; captions that "
+                    "it held are asked for again",
+                    *(self.path, number, error),
                 )
         if self._size == 0:
             self._append({"event": "journal", "version": _VERSION, "id": self.identity})
+
+    def _check_version(self, version: Any) -> None:
+        if version not in (1, _VERSION):
+            raise CaptionError(
+                f"journal: {self.path} is of version {version}, expected {_VERSION}; choose another file"
+            )
+        self._version = version
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         with open(self.path, "rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):  # a kill in the middle of a write
+                    if self._size == 0 and not line.startswith(_FIRST[: len(line)]):
+                        raise CaptionError(
+                            f"journal: {self.path} starts with {line[:40]!r}, expected a journal of captions, or an "
+                            "empty file; choose another file"
+                        )
                     os.ftruncate(self._file, self._size)
-                    with contextlib.suppress(ValueError):
+                    with contextlib.suppress(ValueError, RecursionError):
                         if isinstance(json.loads(line), dict):
                             line += b"\n"
                             os.write(self._file, line)
                     if not line.endswith(b"\n"):
+                        logger.warning(
+                            "journal: the last line of %s was cut off; what it held is asked for again", self.path
+                        )
                         return
                 place, self._size = self._size, self._size + len(line)
                 yield place, line
@@ -237,6 +267,39 @@ class CaptionJournal:
                 self._places[line["key"]] = place
                 self._kinds[line.get("style"), line.get("model"), line.get("prompt")] += 1
                 self.answers.pop(line["key"], None)
+
+
+_FIRST = b'{"event":"journal",'
+_NUMBER, _TEXT = (int, float), (str,)
+# Event -> its fields and their kinds. A field that is None may be so where `None` stands among them.
+_FIELDS: Mapping[str, Mapping[str, tuple]] = {
+    "journal": {"id": _TEXT},
+    "asked": {"n": (int,), "usd": _NUMBER},
+    "batch": {"n": (int,), "id": _TEXT},
+    "closed": {"usd": _NUMBER},
+    "answer": {"key": _TEXT, "content": (str, type(None)), "usd": _NUMBER},
+    "captions": {"key": _TEXT, "id": _TEXT, "usd": _NUMBER, "texts": (dict,), "writer": _TEXT},
+}
+
+
+def _check_line(line: Any) -> None:
+    if not isinstance(line, dict):
+        raise ValueError("no JSON object")
+    if not isinstance(event := line.get("event"), str) or event not in _FIELDS:
+        raise ValueError(f"the event {event!r}")
+    for name, kinds in _FIELDS[event].items():
+        value = line.get(name)
+        if not isinstance(value, kinds) or (kinds is _NUMBER and not 0 <= value < float("inf")):
+            raise ValueError(f"{name}: {value!r}")
+
+
+def _check_sum(line: bytes, required: bool) -> None:
+    if (found := _CHECKSUM.search(line, max(0, len(line) - 40))) is None or found.end() != len(line):
+        if required:
+            raise ValueError("no checksum")
+        return
+    if (actual := f"{zlib.crc32(line[: found.start()]):08x}") != found[1].decode():
+        raise ValueError(f"a line of the checksum {actual}, which says {found[1].decode()} of itself")
 
 
 __all__ = ["CaptionError", "CaptionJournal", "JournalFullError", "JournalInUseError"]

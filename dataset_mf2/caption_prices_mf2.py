@@ -22,6 +22,12 @@ class Price:
     image_tile: int = 170
     batch: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
+            raise ValueError(
+                f"price: got {self.input} and {self.output}, expected dollars for a million tokens, from 0"
+            )
+
     def usd(self, input_tokens: float, output_tokens: float, cached: float = 0, batch: bool = False) -> float:
         cached_price = self.input if self.cached_input is None else self.cached_input
         dollars = (input_tokens - cached) * self.input + cached * cached_price + output_tokens * self.output

@@ -1,16 +1,19 @@
 """A data set kept on disk: built once whoever asks first, checked when read, whole or absent."""
 
+import contextlib
 import errno
+import glob
 import json
 import logging
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from datasets import Dataset, load_from_disk
-from filelock import FileLock
+from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+from filelock import FileLock, Timeout
 
 
 logger = logging.getLogger(__name__)
@@ -23,7 +26,12 @@ def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: i
 
     Processes that ask at the same time wait for the first of them and then read what it built.
     """
-    if (cached := _load(folder)) is not None:
+    cached, lock = _load(folder), FileLock(folder.parent / f".{folder.name}.lock")
+    if cached is not None:
+        with contextlib.suppress(OSError, Timeout):  # whoever may only read leaves it as it is
+            if any(_scratch_folders(folder)):
+                with lock.acquire(timeout=0):
+                    _remove_scratch(folder)
         return cached
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +43,8 @@ def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: i
     if folder.exists() and not folder.is_dir():
         told = f"cache_dir: {folder} is a file, expected a folder or nothing. Remove it, or pass another cache_dir"
         raise NotADirectoryError(errno.ENOTDIR, told)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with lock:
+        _remove_scratch(folder)
         if (cached := _load(folder)) is None:
             if folder.is_dir():
                 logger.warning("%s is damaged and is built again", folder)
@@ -50,7 +59,7 @@ def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: i
 def _build(folder: Path, build: Callable[[str], Dataset], bytes_needed: int) -> None:
     if shutil.disk_usage(folder.parent).free < bytes_needed:
         raise _disk_full(folder.parent, bytes_needed)
-    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=_scratch_prefix(folder), dir=folder.parent))
     try:
         build(str(scratch / "built")).save_to_disk(scratch / "saved")
         (scratch / "saved" / _COMPLETE).write_text(json.dumps(_checksums(scratch / "saved")))
@@ -62,6 +71,53 @@ def _build(folder: Path, build: Callable[[str], Dataset], bytes_needed: int) -> 
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_prefix(folder: Path) -> str:
+    return f".part-{folder.name}-"
+
+
+def _scratch_folders(folder: Path) -> Iterator[Path]:
+    return folder.parent.glob(f"{glob.escape(_scratch_prefix(folder))}*")
+
+
+def _remove_scratch(folder: Path) -> None:
+    """Of processes that were killed: whoever holds the lock is the only one that builds."""
+    for scratch in _scratch_folders(folder):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_folder(folder: str | Path) -> Dataset:
+    """All splits of a folder that `build_mfa` or `save_to_disk` wrote, as one."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset: there is no folder {str(folder)!r}; build one by examples/build_dataset.py")
+    saved = any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    try:
+        found = load_from_disk(folder) if saved else load_dataset(str(folder))
+    except (DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"dataset: {folder} cannot be read ({error.__cause__ or error}), expected what build_dataset.py or "
+            "save_to_disk wrote. Build it again"
+        ) from error
+    return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
+
+
+def save_whole(rows: Dataset, folder: Path) -> None:
+    """`rows.save_to_disk(folder)`, but `folder` is the old data set or the whole new one, whenever a kill comes; what a
+    killed save left is removed by the next."""
+    part, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("part", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    if folder.exists() and not (folder / "dataset_info.json").is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"out: {folder} holds no data set, and is kept; name another folder, or remove it")
+    rows.save_to_disk(part)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _load(folder: Path) -> Dataset | None:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 from datasets import Dataset, Image
@@ -231,15 +232,17 @@ def _as_rows(table: Any) -> list[dict[str, Any]]:
         else:
             columns[name] = column.to_pylist()
         if name == "image":
-            columns[name] = [_as_image(value) for value in columns[name]]
+            columns[name] = [as_image(value) for value in columns[name]]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _as_image(value: Any) -> Any:
-    """Bytes, or a file, as they are; what `datasets` alone can fetch, or keeps as numbers, as it reads it."""
+def as_image(value: Any) -> Any:
+    """Bytes, or a file, as they are, and numbers as an array; of what lies elsewhere the bytes, not decoded: `datasets`
+    would open any format."""
     if isinstance(value, Mapping) and value.get("bytes") is None and "://" in (value.get("path") or ""):
-        return Image().decode_example(value)
+        with fsspec.open(value["path"], "rb") as file:
+            return file.read()
     return np.array(value) if isinstance(value, list) else value
 
 
-__all__ = ["HasReader", "MF2Examples", "RowReader"]
+__all__ = ["HasReader", "MF2Examples", "RowReader", "as_image"]

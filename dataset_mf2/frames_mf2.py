@@ -65,6 +65,8 @@ class Frames:
     missing: Sequence[str] = ()
     """The first of the listed images that are not on the disk."""
     protocol: str = ""
+    split_is_given: bool = False
+    """The owner of the pictures wrote a split, which is used unless another is asked for."""
 
     def __len__(self) -> int:
         return len(self.video)
@@ -97,9 +99,11 @@ def has_labels(frames: Frames, required: Required) -> np.ndarray:
 def keep_labelled(frames: Frames, required: Required = "both") -> Frames:
     kept = has_labels(frames, required)
     if not kept.any():
+        held = {"emotions": has_labels(frames, "emotion").sum(), "action units": has_labels(frames, "au").sum()}
+        there = ", ".join(f"{what} of {count}" for what, count in held.items())
         raise CorpusError(
             *(frames.root, f"no image of {len(frames)} with the labels asked for", f"some (require={required!r})"),
-            "Choose --require au, emotion or any, and a label set that the corpus labels",
+            f"It holds {there}. Choose --require any, au or emotion, and a label set that the corpus labels",
         )
     return frames.select(kept, **{f"without_{required}_labels": int((~kept).sum())})
 

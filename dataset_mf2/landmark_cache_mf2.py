@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 CACHE_NAME = "mf2_landmarks.sqlite"
 _TABLE = """CREATE TABLE IF NOT EXISTS faces (image TEXT, detector TEXT, stamp TEXT, landmarks BLOB, confidence BLOB,
-box BLOB, score REAL, PRIMARY KEY (image, detector)) WITHOUT ROWID"""
+box BLOB, score REAL, checksum INTEGER, PRIMARY KEY (image, detector)) WITHOUT ROWID"""
+_COLUMNS = ("image", "detector", "stamp", "landmarks", "confidence", "box", "score", "checksum")
+_REMOVE = "It is damaged, or another program's: remove it, and the landmarks are found anew"
 
 
 class Detector(Protocol):
@@ -49,8 +52,8 @@ class LandmarkCache:
     """What a detector found in the images below `root`; each batch is on the disk before the next begins.
 
     An image that changed since (its size or its date) is looked at anew, and so is every image when the detector's
-    name or settings differ. file: where it is kept, `mf2_landmarks.sqlite` in `root` unless given, for a corpus that
-    cannot be written to.
+    name or settings differ; an entry that the disk changed is found by its checksum. file: where it is kept,
+    `mf2_landmarks.sqlite` in `root` unless given, for a corpus that cannot be written to.
     """
 
     def __init__(
@@ -71,10 +74,21 @@ class LandmarkCache:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.store = sqlite3.connect(self.file, timeout=60)
-            self.store.execute(_TABLE)
+            self._open_table()
         except (sqlite3.Error, OSError) as error:
+            if _is_damage(error):
+                raise CorpusError(self.file, str(error), "a file of landmarks", _REMOVE) from error
             told = "Give another file for it (--landmark_cache), where there is room and the right to write"
             raise CorpusError(self.file, str(error), "a file of landmarks that can be written", told) from error
+
+    def _open_table(self) -> None:
+        self.store.execute(_TABLE)
+        columns = [row[1] for row in self.store.execute("PRAGMA table_info(faces)")]
+        if columns == list(_COLUMNS[:-1]):  # of a version without checksums, whose entries stay good
+            self.store.execute("ALTER TABLE faces ADD COLUMN checksum INTEGER")
+        elif columns != list(_COLUMNS):
+            expected = f"a table of faces with the columns {', '.join(_COLUMNS)}"
+            raise CorpusError(self.file, f"the columns {', '.join(columns)}", expected, _REMOVE)
 
     def __enter__(self) -> "LandmarkCache":
         return self
@@ -111,28 +125,63 @@ class LandmarkCache:
         return f"{status.st_size} {status.st_mtime_ns}"
 
     def _known(self, image: str, stamp: str) -> tuple[CachedFace | None] | None:
-        query = "SELECT stamp, landmarks, confidence, box, score FROM faces WHERE image = ? AND detector = ?"
-        row = self.store.execute(query, (image, self.name)).fetchone()
+        query = f"SELECT {', '.join(_COLUMNS[2:])} FROM faces WHERE image = ? AND detector = ?"
+        try:
+            row = self.store.execute(query, (_as_key(image), self.name)).fetchone()
+        except sqlite3.DatabaseError as error:
+            told = _REMOVE if _is_damage(error) else "Another process may write it: wait for it, or end it"
+            raise CorpusError(self.file, str(error), "a file of landmarks", told) from error
         if row is None or row[0] != stamp:
             return None
-        if row[1] is None:  # looked at, and nobody there
-            return (None,)
-        points, confidence, box = (np.frombuffer(blob, np.float32) for blob in row[1:4])
-        return (CachedFace(points.reshape(68, 2), confidence, box, row[4]),)
+        *found, checksum = row
+        try:
+            if checksum is not None and checksum != _checksum(image, *found):
+                raise ValueError("bytes of another checksum")
+            if found[1] is None:  # looked at, and nobody there
+                return (None,)
+            return (_as_face(*found[1:]),)
+        except (ValueError, TypeError) as error:
+            expected = f"the landmarks of {image} as they were written"
+            logger.warning("landmark cache: %s: got %s, expected %s; they are found anew", self.file, error, expected)
+            return None
 
     def _keep(self, images: Sequence[tuple[str, str]], found: Sequence[CachedFace | None]) -> None:
-        rows = [
-            (image, self.name, stamp, *(_blobs(face) if face else (None,) * 4))
-            for (image, stamp), face in zip(images, found, strict=True)
-        ]
+        rows = []
+        for (image, stamp), face in zip(images, found, strict=True):
+            entry = (stamp, *(_blobs(face) if face else (None,) * 4))
+            rows.append((_as_key(image), self.name, *entry, _checksum(image, *entry)))
         try:
             with self.store:  # all of a batch or nothing, and on the disk
-                self.store.executemany("INSERT OR REPLACE INTO faces VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        except sqlite3.OperationalError as error:
+                self.store.executemany("INSERT OR REPLACE INTO faces VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                raise CorpusError(self.file, str(error), "a file of landmarks", _REMOVE) from error
             told = (
                 f"landmark cache: {self.file} cannot be written ({error}); what was found before is kept. Make room, "
             )
             raise OSError(errno.ENOSPC, told + "and start again") from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Not a full disk, a lock or a lack of rights, which are operational errors of SQLite."""
+    return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+
+
+def _as_key(image: str) -> str:
+    """A file name may hold bytes that are no UTF-8; the file of landmarks may not."""
+    return image.encode("utf-8", "backslashreplace").decode()
+
+
+def _checksum(*entry: Any) -> int:
+    return zlib.crc32(repr(entry).encode("utf-8", "backslashreplace"))
+
+
+def _as_face(points: bytes, confidence: bytes, box: bytes, score: float) -> CachedFace:
+    numbers = [np.frombuffer(blob, np.float32) for blob in (points, confidence, box)]
+    for name, values, size in zip(("landmarks", "confidence", "box"), numbers, (136, 68, 4), strict=True):
+        if values.shape != (size,) or not np.isfinite(values).all():
+            raise ValueError(f"{name} of {values.size} numbers, some of them not finite or not {size}")
+    return CachedFace(numbers[0].reshape(68, 2), *numbers[1:], float(score))
 
 
 def _blobs(face: CachedFace) -> tuple[bytes, bytes, bytes, float]:

@@ -16,6 +16,7 @@ from processing_mf2.image_reading_mf2 import read_image
 from processing_mf2.landmarks_mf2 import check_landmarks, check_orientation, template_landmarks
 
 from .frames_mf2 import Frames
+from .image_metadata_mf2 import without_metadata
 from .landmark_cache_mf2 import CachedFace, LandmarkCache
 from .near_images_mf2 import HASH_BYTES, image_hash
 
@@ -93,7 +94,8 @@ class RowMaker:
         try:
             return read_image(self.frames.root / name, name=name)
         except (ValueError, OSError) as error:
-            return Problem(name, "unreadable", str(error))
+            told = str(error).replace(f"{self.frames.root}/", "")  # it is published with the data set
+            return Problem(name, "unreadable", told)
 
     def _crop(self, row: int, pixels: torch.Tensor | Problem, face: CachedFace | None) -> Crop | Problem:
         if isinstance(pixels, Problem):
@@ -122,13 +124,14 @@ class RowMaker:
         return self._encoded(crop, transform_points(matrix, points), source)
 
     def _ready(self, row: int, pixels: torch.Tensor) -> Crop:
-        """A picture that is aligned already: its file as it is, if it is small enough and needs no turning."""
+        """A picture that is aligned already: its compressed pixels as they are, if it is small enough and needs no
+        turning. Whatever its file says beside them is left behind."""
         height, width = pixels.shape[1:]
-        raw = (self.frames.root / self.frames.image(row)).read_bytes()
-        is_plain = raw[:3] == b"\xff\xd8\xff" or raw[:4] == b"\x89PNG"
-        if max(height, width) <= 2 * self.options.crop_size and is_plain and b"Exif" not in raw[:65536]:
-            whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
-            return Crop(raw, template_landmarks(height, width), "template", image_hash(whole))
+        if max(height, width) <= 2 * self.options.crop_size:
+            plain = without_metadata((self.frames.root / self.frames.image(row)).read_bytes())
+            if plain is not None and _shows(plain, pixels):
+                whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+                return Crop(plain, template_landmarks(height, width), "template", image_hash(whole))
         scale = self.options.crop_size / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale))) if scale < 1 else (height, width)
         crop = warp(pixels, resize_matrix(height, width, *size), *size)
@@ -172,6 +175,13 @@ class RowMaker:
             "corpus": frames.corpus,
             "licence": frames.licence,
         }
+
+
+def _shows(content: bytes, pixels: torch.Tensor) -> bool:
+    try:
+        return torch.equal(read_image(content), pixels)
+    except ValueError:
+        return False
 
 
 __all__ = ["Problem", "RowMaker"]

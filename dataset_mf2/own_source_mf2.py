@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +21,67 @@ SAID_AS: Mapping[str, str] = {
     **{"happy": "Happiness", "joy": "Happiness", "sad": "Sadness", "angry": "Anger", "fearful": "Fear"},
     **{"afraid": "Fear", "scared": "Fear", "disgusted": "Disgust", "surprised": "Surprise", "contemptuous": "Contempt"},
 }
+_UNKNOWN = "unknown"
 _SPLIT_SAID_AS = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
 _COLUMNS = ("image", "emotion", "subject", "video", "split", "landmarks")
 
 
 class _Own(ImageCorpus):
-    licence = "as its owner says"
+    """emotion_map: name in the file -> emotion of the label set, or "unknown"."""
 
     def __init__(
-        self, root: str | Path, *, name: str = "own", licence: str | None = None, label_set: Any = "mfa", **options
+        self,
+        root: str | Path,
+        *,
+        name: str = "own",
+        licence: str = "as its owner says",
+        label_set: Any = "mfa",
+        emotion_map: Mapping[str, str] | None = None,
+        **options,
     ) -> None:
         self.name = name
-        self.licence = licence or self.licence
+        self.licence = licence
         super().__init__(root, label_set=label_set, **options)
+        self.mapped = self._emotion_map(emotion_map or {})
+
+    def _emotion_map(self, given: Mapping[str, str]) -> dict[str, str]:
+        known = {name.lower(): name for name in (*self.label_set.emotions, _UNKNOWN)}
+        found = {}
+        for name, emotion in given.items():
+            if str(emotion).lower() not in known:
+                told = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
+                expected = f"one of {', '.join(known.values())}"
+                raise ValueError(f"map: got {name}={emotion}, expected {expected}. {told}")
+            found[str(name).strip().lower()] = known[str(emotion).lower()]
+        return found
 
     def emotion_code(self, text: str, file: Path, line: int | None = None) -> int:
         said, names = text.strip().lower(), self.label_set.emotions
-        if said in ("", "-1", "unknown"):
+        if said in ("", "-1", _UNKNOWN):
             return UNKNOWN_LABEL
-        said = SAID_AS.get(said, said).lower()
+        usual = SAID_AS.get(said, said).lower()
+        if (named := next((name for name in (said, usual) if name in self.mapped), None)) is not None:
+            count = f"{named}_taken_as_{self.mapped[named]}"
+            self.counts[count] = self.counts.get(count, 0) + 1
+            usual = self.mapped[named].lower()
+        if usual == _UNKNOWN:
+            return UNKNOWN_LABEL
         for place, name in enumerate(names):
-            if name.lower() == said:
+            if name.lower() == usual:
                 return place
-        told = f"{near_names(text, names)}Write one of these names, or nothing if it is unknown"
+        other = "Other" if "Other" in names else _UNKNOWN
+        way = f"Write one of these names, nothing if it is unknown, or map it: --map {text.strip()[:40]}={other}"
         expected = f"one of {', '.join(names)}" if names else "nothing: this label set has no emotions"
+        told = f"{near_names(text, names)}{way}"
         raise CorpusError(file, repr(text[:40]), expected, told, line=line, field="emotion")
+
+    def to_frames(self, names: Sequence[str], *, official: Sequence[str] = (), **columns: Any) -> Frames:
+        """A split that is written for some pictures is kept; the others are trained on."""
+        written = any(official)
+        if written and (blank := sum(not split for split in official)):
+            self.counts["blank_splits_taken_as_train"] = blank
+            official = [split or "train" for split in official]
+        return replace(super().to_frames(names, official=official, **columns), split_is_given=written)
 
 
 class OwnTable(_Own):
@@ -138,7 +175,7 @@ class OwnTable(_Own):
     def _split(row: Mapping[str, Any], file: Path, line: int) -> str:
         text = str(row.get("split") or "").strip().lower()
         if text and text not in _SPLIT_SAID_AS:
-            told = "Give a split to every picture, or to none"
+            told = "A blank one is train"
             raise CorpusError(file, repr(text[:40]), f"one of {', '.join(SPLITS)}", told, line=line, field="split")
         return _SPLIT_SAID_AS.get(text, "")
 

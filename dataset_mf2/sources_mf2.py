@@ -24,8 +24,15 @@ def read_corpus(corpus: str, root: str | Path, **options: Any) -> Frames:
     if corpus not in SOURCES:
         raise ValueError(f"corpus: got {corpus!r}, expected one of {', '.join(SOURCES)}")
     known = _options(corpus)
-    if unknown := sorted(set(options) - known):
+    if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"{corpus}: got the options {unknown}, expected some of {', '.join(sorted(known))}")
+    for name, value in options.items():
+        default = known[name].default
+        for kind, what in ((bool, "True or False"), (int, "a whole number"), (float, "a number"), (str, "a text")):
+            if isinstance(default, kind):
+                if not isinstance(value, (int, float) if kind is float else kind):
+                    raise ValueError(f"{name}: got {value!r}, expected {what}")
+                break
     return SOURCES[corpus](root, **options).read()
 
 
@@ -34,10 +41,11 @@ def protocol(corpus: str) -> str:
     return "\n".join(" ".join(reader.__doc__.split()) for reader in readers)
 
 
-def _options(corpus: str) -> set[str]:
+def _options(corpus: str) -> dict[str, inspect.Parameter]:
     classes = (OwnTable if corpus == "own" else SOURCES[corpus]).__mro__
-    found = {name for kind in classes if "__init__" in vars(kind) for name in inspect.signature(kind).parameters}
-    return found - {"self", "root", "options", "args", "kwargs"}
+    kinds = [kind for kind in reversed(classes) if "__init__" in vars(kind)]
+    found = {name: told for kind in kinds for name, told in inspect.signature(kind).parameters.items()}
+    return {name: told for name, told in found.items() if name not in ("self", "root", "options", "args", "kwargs")}
 
 
 __all__ = ["SOURCES", "protocol", "read_corpus"]

@@ -182,9 +182,9 @@ def balance_emotions(frames: Frames, split: Sequence[str], per_emotion: Mapping[
 def plan_mfa(
     frames: Frames,
     *,
-    require: Required = "both",
+    require: Required = "any",
     every: int = 1,
-    balance: bool = True,
+    balance: bool = False,
     sizes: Mapping[str, float] = SPLIT_SIZES,
     videos: Mapping[str, int] | None = None,
     per_emotion: Mapping[str, int] | None = None,
@@ -194,23 +194,23 @@ def plan_mfa(
 ) -> tuple[Frames, list[str]]:
     """What is used of a corpus, and each row's split.
 
-    require: which labels an image must have. every: above 1, every n-th frame and the changes of labels alone. balance:
-    as many images of each emotion in each split (per_emotion: how many). sizes, videos: shares of the splits, and how
-    many videos. official: the corpus's own split, or of its folds `fold` as test; None: where you wrote the
-    split beside pictures of your own.
+    All images that have a label, unless asked otherwise. require: which labels an image must have. every: above 1,
+    every n-th frame and the changes of labels alone. balance: as many images of each emotion in each split, as of its
+    rarest or as many as `per_emotion` says. sizes, videos: shares of the splits, and how many videos. official: the
+    corpus's own split, or of its folds `fold` as test; None: where you wrote the split beside pictures of your own.
     """
     frames = keep_labelled(frames, require)
-    if every > 1:
+    if every != 1:
         frames = every_and_changes(frames, every)
     if official is None:
-        official = frames.corpus == "own" and all(frames.videos[place].official for place in np.unique(frames.video))
+        official = frames.split_is_given
     if official or fold is not None:
         split = official_splits(frames, fold, seed=seed)
     else:
         units = units_of(frames)
         names = [name for name, share in sizes.items() if share]
         split = [names[side] for side in split_units(units, sizes, videos, seed)[units.of_row]]
-    if not balance:
+    if not (balance or per_emotion):
         return frames, split
     kept = balance_emotions(frames, split, per_emotion)
     return frames.select(kept, left_out_by_balancing=len(frames) - len(kept)), [split[row] for row in kept]
@@ -218,6 +218,7 @@ def plan_mfa(
 
 PAPER_PROTOCOL: Mapping[str, Any] = {
     "require": "both",
+    "balance": True,
     "sizes": {"train": 31_320, "validation": 3_376},
     "videos": {"train": 134, "validation": 17},
     "per_emotion": {"train": 3_915, "validation": 422},

@@ -13,7 +13,7 @@ from datasets.distributed import split_dataset_by_node
 from processing_mf2.processing_mf2 import MF2Processor
 
 from .builder_mf2 import SPLITS, described_labels
-from .examples_mf2 import HasReader, RowReader
+from .examples_mf2 import HasReader, RowReader, as_image
 from .synthetic_faces import MFASynthetic
 
 
@@ -64,7 +64,7 @@ class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
                     left -= 1
                     continue
                 if isinstance(row["image"], dict):
-                    row = {**row, "image": Image().decode_example(row["image"])}
+                    row = {**row, "image": as_image(row["image"])}
                 # A number that no other row of this pass has, on no process and in no worker.
                 yield self.read(row, (number * workers + place) * self.world_size + self.rank, epoch)
             if not found:

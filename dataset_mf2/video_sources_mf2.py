@@ -47,6 +47,15 @@ def emotion_codes(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     return np.array([*known, UNKNOWN_LABEL], np.int8)
 
 
+def check_order(file: Path, frames: np.ndarray, first_line: int) -> None:
+    """Each frame once, in order, from 0."""
+    wrong = np.flatnonzero(np.diff(frames, prepend=-1) <= 0)
+    if len(wrong):
+        told, line = "Each frame once, in order", first_line + int(wrong[0])
+        expected = "a later frame" if wrong[0] else "a frame number from 0"
+        raise CorpusError(file, frames[wrong[0]], expected, told, line=line, field="frame")
+
+
 class VideoCorpus:
     """What the readers of videos share.
 
@@ -257,10 +266,7 @@ class DISFA(VideoCorpus):
                 raise CorpusError(file, got, "0 to 5", "Fetch the file again", line=line, field="intensity")
             if frames is None:
                 frames = table[:, 0]
-                if (np.diff(frames) <= 0).any():
-                    line = int(np.flatnonzero(np.diff(frames) <= 0)[0]) + 2
-                    told = "Each frame once, in order"
-                    raise CorpusError(file, frames[line - 1], "a later frame", told, line=line, field="frame")
+                check_order(file, frames, first_line=1)
             elif not np.array_equal(frames, table[:, 0]):
                 expected = f"{len(frames)} lines of the same frames, as in the first file of {folder.name}"
                 raise CorpusError(file, f"{len(table)} lines", expected, "Fetch the file again")
@@ -280,6 +286,8 @@ class OccurrenceCorpus(VideoCorpus):
                 told = f"{self.advice}. The file's first line names its columns"
                 raise CorpusError(file, repr(name), "an AU's number", told, line=1, field=f"column {place}")
         names = [f"AU{name}" for name in names]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise CorpusError(file, f"{twice[0]} twice", "each AU in one column", self.advice, line=1)
         if not set(names) & set(self.label_set.action_units):
             got = ", ".join(names[:12]) or "no AU"
             expected = f"some of {', '.join(self.label_set.action_units)}"
@@ -293,10 +301,7 @@ class OccurrenceCorpus(VideoCorpus):
             told = f"{self.advice}. Occurrence codes are wanted, not intensities"
             raise CorpusError(file, coded[line, column], "0, 1, or 9 (unknown)", told, line=int(line) + 2, field=name)
         frames = table[:, 0]
-        if (np.diff(frames) <= 0).any():
-            line = int(np.flatnonzero(np.diff(frames) <= 0)[0]) + 3
-            told = "Each frame once, in order"
-            raise CorpusError(file, frames[line - 2], "a later frame", told, line=line, field="frame")
+        check_order(file, frames, first_line=2)
         return frames, np.where(coded == 9, UNKNOWN_LABEL, coded).astype(np.int8)
 
     def of_file(self, file: Path, subject: str, folder: str, official: str) -> Labelled:

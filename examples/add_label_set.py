@@ -1,7 +1,6 @@
 """A label set of your own: which action units and emotions a model answers with is configuration, never code.
 
 python examples/add_label_set.py [--steps 30]
-
 1. `label_set="disfa"` (or bp4d, gft, raf_au, ...) takes a corpus's names; `action_units=` and `emotions=` take yours.
 2. Each action unit is looked at in a region; one without a rule is refused, with what to do. `REGION_RULES` has them.
 3. `from_pretrained(checkpoint, config=..., ignore_mismatched_sizes=True)` keeps the towers; what is a label's is new.
@@ -18,6 +17,7 @@ from analysis_mf2.analysis_model_mf2 import EMBEDDED
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import EMOTIONS, LabelSet
 from dataset_mf2.collator_mf2 import MF2Collator
+from dataset_mf2.command_line_mf2 import positive, run_as_command
 from dataset_mf2.examples_mf2 import MF2Examples
 from dataset_mf2.synthetic_faces import MFASynthetic
 from modeling_mf2 import MF2ForFaceAnalysis
@@ -48,7 +48,7 @@ def train(model: MF2ForFaceAnalysis, batch: dict[str, torch.Tensor], steps: int)
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, usual in {"--steps": 30, "--faces": 32}.items():
-        parser.add_argument(name, type=int, default=usual)
+        parser.add_argument(name, type=positive, default=usual)
     given = parser.parse_args(argv)
     torch.manual_seed(0)
     disfa = MF2Config.from_size("tiny", label_set="disfa")
@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

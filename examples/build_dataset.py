@@ -1,30 +1,22 @@
 """A licensed corpus's folder, or your own, becomes a data set that train.py takes.
 
     python examples/build_dataset.py aff_wild2 ~/corpora/Aff-Wild2 datasets/mfa --landmarks template --paper
-    python examples/build_dataset.py own ~/pictures datasets/mine --require emotion --no-balance
+    python examples/build_dataset.py own ~/pictures datasets/mine --map Contempt=Other
     python train.py --dataset datasets/mfa [--streaming --max_steps 20000]
 
+Every image that has a label is kept unless you ask otherwise; the last line counts what was left out, and why.
 Reader options behind --reader: --reader threshold=1 images=original.
 """
 
 import argparse
-import ast
 
 from dataset_mf2.building_mf2 import BuildOptions, build_mfa
+from dataset_mf2.command_line_mf2 import named, python_value, run_as_command
+from dataset_mf2.frames_mf2 import REQUIRED
 from dataset_mf2.landmark_cache_mf2 import LandmarkCache
+from dataset_mf2.mfa_card_mf2 import summary
 from dataset_mf2.sources_mf2 import SOURCES, protocol, read_corpus
 from dataset_mf2.splitting_mf2 import PAPER_PROTOCOL, plan_mfa
-
-
-def pairs(words: list[str]) -> dict:
-    """name=value, where a value is Python's, or else a text."""
-    found = {}
-    for name, _, value in (word.partition("=") for word in words):
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name] = value
-    return found
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -34,14 +26,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("corpus", choices=SOURCES)
     parser.add_argument("folder")
     parser.add_argument("out")
-    parser.add_argument("--reader", nargs="+", default=[], metavar="NAME=VALUE", help="options of the corpus's reader")
+    for name, kind, read, example, told in (
+        ("reader", "VALUE", python_value, "NAME=VALUE", "options of the corpus's reader"),
+        ("map", "EMOTION", str, "Contempt=Other", "an emotion's name in your files, and what it counts as"),
+        ("per_emotion", "WHOLE NUMBER", int, "train=3915", "so many images of each emotion; the others are left out"),
+        ("sizes", "NUMBER", float, "train=0.8", "shares of the splits"),
+        ("videos", "WHOLE NUMBER", int, "train=134", "how many in each split"),
+    ):
+        parser.add_argument(f"--{name}", nargs="+", type=named(name, kind, read), metavar=example, help=told)
     parser.add_argument("--label_set", help="AUs and emotions by name; the corpus's own unless given")
-    parser.add_argument("--require", default="both", choices=("both", "au", "emotion", "any"))
+    parser.add_argument("--require", choices=REQUIRED, help="labels that an image must have; any of them unless given")
     parser.add_argument("--every", type=int, default=1, help="every n-th frame, and changes of labels")
-    parser.add_argument("--balance", action=argparse.BooleanOptionalAction, default=True, help="emotions alike")
-    parser.add_argument("--per_emotion", nargs="+", default=[], metavar="train=3915")
-    parser.add_argument("--sizes", nargs="+", default=["train=0.8", "validation=0.1", "test=0.1"])
-    parser.add_argument("--videos", nargs="+", default=[], metavar="train=134")
+    alike = "as many images of each emotion, and the others left out"
+    parser.add_argument("--balance", action=argparse.BooleanOptionalAction, help=alike)
     parser.add_argument("--official", action=argparse.BooleanOptionalAction, help="the corpus's own split")
     parser.add_argument("--fold", type=int, help="of the corpus's folds, the one to test on")
     parser.add_argument("--paper", action="store_true", help="the MFA paper's counts (for aff_wild2)")
@@ -55,26 +52,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     given = parse(argv)
-    reader = pairs(given.reader) | ({"label_set": given.label_set} if given.label_set else {})
-    frames = read_corpus(given.corpus, given.folder, **reader)
-    print(f"{given.corpus}: " + ", ".join(f"{value:,} {name}" for name, value in frames.counts.items()))
-    counts = {name: pairs(getattr(given, name)) or None for name in ("sizes", "videos", "per_emotion")}
-    frames, split = plan_mfa(
-        frames,
-        **(PAPER_PROTOCOL if given.paper else counts | {"require": given.require}),
-        **{name: getattr(given, name) for name in ("every", "balance", "official", "fold", "seed")},
-    )
     options = BuildOptions(**{name: getattr(given, name) for name in vars(BuildOptions())})
+    reader = {"label_set": given.label_set, "emotion_map": given.map and dict(given.map), **dict(given.reader or ())}
+    frames = read_corpus(given.corpus, given.folder, **{name: value for name, value in reader.items() if value})
+    print(f"{given.corpus}: " + ", ".join(f"{value:,} {name}" for name, value in frames.counts.items()))
+    plan = {name: getattr(given, name) for name in ("require", "every", "balance", "official", "fold", "seed")}
+    plan |= {name: dict(getattr(given, name) or ()) or None for name in ("sizes", "videos", "per_emotion")}
+    plan = {name: value for name, value in plan.items() if value is not None}
+    frames, split = plan_mfa(frames, **((PAPER_PROTOCOL if given.paper else {}) | plan))
     if options.landmarks == "detector":
         with LandmarkCache(given.folder, file=given.landmark_cache, device=given.device) as cache:
             report = build_mfa(frames, split, given.out, options, cache)
     else:
         report = build_mfa(frames, split, given.out, options)
-    for name, counts in report["counts"].items():
-        print(f"{name}: " + ", ".join(f"{value:,} {what}" for what, value in counts.items()))
-    print(f"{len(report['near_identical'])} all but identical across splits; see {given.out}/README.md")
+    print(summary(report, given.out))
     return report
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -1,7 +1,6 @@
 """A small service for one machine: an image in, named action units and emotions out, as JSON; nothing is kept.
 
 python examples/deploy.py [--check: asks itself once] [--model NAME] [--adapter NAME] [--engine int8] [--port 8765]
-
 1. `load_model` takes a checkpoint or an adapter, in torch, or exported (onnx, int8) where `mf2[export]` is installed.
 2. POST /analyse takes {"image": base64 of a PNG or JPEG, "landmarks": 68 pairs or nothing: an aligned face}.
 3. What is too large, no image or no JSON is refused before it is decoded; one question is answered at a time.
@@ -20,6 +19,7 @@ from importlib.util import find_spec
 from PIL import Image
 
 from analysis_mf2 import load_model
+from dataset_mf2.command_line_mf2 import run_as_command
 from dataset_mf2.synthetic_faces import draw_example
 
 
@@ -57,11 +57,11 @@ class Service(BaseHTTPRequestHandler):
 def main(argv: list[str] | None = None) -> dict | None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    for name, usual in {"--model": None, "--adapter": None, "--engine": ENGINE, "--port": "8765"}.items():
-        parser.add_argument(name, default=usual)
+    for name, usual in {"--model": None, "--adapter": None, "--engine": ENGINE, "--port": 8765}.items():
+        parser.add_argument(name, default=usual, type=type(usual or ""))
     given = parser.parse_args(argv)
     Service.analysis = load_model(given.model, given.adapter, engine=given.engine)
-    with ThreadingHTTPServer(("127.0.0.1", 0 if given.check else int(given.port)), Service) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0 if given.check else given.port), Service) as server:
         print(f"{Service.analysis.name} by {given.engine} answers at {server.server_address}", flush=True)
         if not given.check:
             return server.serve_forever()
@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None) -> dict | None:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

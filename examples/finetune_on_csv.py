@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import build_dataset
 
 import train
+from dataset_mf2.command_line_mf2 import positive, run_as_command
 
 
 def draw_pictures(folder: Path, count: int) -> None:
@@ -45,7 +46,7 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> list[dict[str, Any]]:
     data, adapter = out / "dataset", out / "adapter"
-    whole = ["--no-balance", "--require", "any", "--near", "tell", "--sizes", "train=0.6", "validation=0.2", "test=0.2"]
+    whole = ["--near", "tell", "--sizes", "train=0.6", "validation=0.2", "test=0.2"]
     build_dataset.main(["own", str(pictures), str(data), "--landmarks", landmarks, *whole])
     scores = train.main(["--task", "dfn", "--dataset", str(data), "--output_dir", str(adapter), *options])
     told = {name: f"{scores[name]:.3f}" for name in ("au_f1_macro", "emotion_top1") if name in scores}
@@ -63,9 +64,9 @@ def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> l
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="your pictures and labels.csv; drawn unless given")
-    parser.add_argument("--landmarks", default="template", help="template: each picture is one face; else detector")
+    parser.add_argument("--landmarks", default="template", choices=("template", "detector"), help="of one face each")
     parser.add_argument("--out", help="keep data set and adapter there; they are removed unless given")
-    parser.add_argument("--pictures", type=int, default=160, help="how many are drawn")
+    parser.add_argument("--pictures", type=positive, default=160, help="how many are drawn")
     given, options = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         pictures = Path(given.folder or Path(scratch) / "pictures")
@@ -76,4 +77,4 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

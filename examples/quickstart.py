@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from configuration_mf2 import MF2Config
+from dataset_mf2.command_line_mf2 import run_as_command
 from dataset_mf2.synthetic_faces import draw_example
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
@@ -60,4 +61,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -6,11 +6,12 @@ A checkpoint on the Hub carries the code that it needs. One that lies in this re
 that there is never a second, older copy: import `modeling_mf2` and `processing_mf2`, then load the folder.
 """
 
+import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 
+from dataset_mf2.command_line_mf2 import run_as_command
 from training_mf2.evaluation_mf2 import write_text
 
 
@@ -53,4 +54,8 @@ def main(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("run", type=Path, help="the folder that train.py wrote")
+    parser.add_argument("released", type=Path, help="where it goes")
+    run_as_command(lambda: main(*vars(parser.parse_args()).values()))

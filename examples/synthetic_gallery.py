@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dataset_mf2.command_line_mf2 import positive, run_as_command
 from dataset_mf2.face_drawing import STYLES, draw_face
 from dataset_mf2.face_geometry import DRAWABLE_AUS
 from dataset_mf2.synthetic_faces import draw_example
@@ -50,8 +51,8 @@ def action_unit_rows(subjects: int, size: int, strength: float) -> list[list[np.
 def main(argv: list[str] | None = None) -> list[Path]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/gallery"))
-    parser.add_argument("--size", type=int, default=160, help="pixels a face")
-    parser.add_argument("--subjects", type=int, default=6)
+    parser.add_argument("--size", type=positive, default=160, help="pixels a face")
+    parser.add_argument("--subjects", type=positive, default=6)
     arguments = parser.parse_args(argv)
     size, people = arguments.size, range(arguments.subjects)
     starts = [number * FRAMES_PER_SUBJECT + 4 for number in people]
@@ -70,4 +71,4 @@ def main(argv: list[str] | None = None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

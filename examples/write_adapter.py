@@ -1,7 +1,6 @@
 """An adapter of your own by peft: made, trained in a plain PyTorch loop, saved, loaded, switched, shared.
 
 python examples/write_adapter.py [--method dfn|lora] [--steps 20] [--out FOLDER]
-
 1. `get_peft_model(model, config)` freezes MF² and adds what is trained: DFN's towers beside it, LoRA's matrices in it.
 2. Any loop will do, or transformers' Trainer, or `train.py --task dfn`, which stores what the frozen model computes.
 3. `save_pretrained` writes the adapter alone; `PeftModel.from_pretrained(base, FOLDER)` puts it back.
@@ -17,6 +16,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from analysis_mf2.analysis_model_mf2 import EMBEDDED
+from dataset_mf2.command_line_mf2 import positive, run_as_command
 from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
 from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
@@ -50,8 +50,8 @@ def logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, usual in {"--method": "dfn", "--steps": 20, "--faces": 16, "--out": ""}.items():
-        parser.add_argument(name, type=type(usual), default=usual)
+    parser.add_argument("--method", default="dfn", choices=CONFIGS), parser.add_argument("--out")
+    parser.add_argument("--steps", type=positive, default=20), parser.add_argument("--faces", type=positive, default=16)
     given = parser.parse_args(argv)
     torch.manual_seed(0)
     processor, losses, answers = MF2Processor.from_pretrained(EMBEDDED), {}, {}
@@ -77,4 +77,4 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

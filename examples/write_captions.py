@@ -11,25 +11,15 @@ The key is read from OPENAI_API_KEY. After a kill, run the same line again: what
 import argparse
 from pathlib import Path
 
-from datasets import Dataset, concatenate_datasets, load_dataset, load_from_disk
-
 from dataset_mf2.builder_mf2 import described_labels
 from dataset_mf2.caption_batch_mf2 import write_by_batch
 from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_captions
 from dataset_mf2.caption_prices_mf2 import Price
 from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
 from dataset_mf2.captioner_mf2 import ChatWriter
+from dataset_mf2.command_line_mf2 import run_as_command
+from dataset_mf2.dataset_cache import load_folder, save_whole
 from dataset_mf2.synthetic_faces import MFASynthetic
-
-
-def load(dataset: str) -> Dataset:
-    if dataset == "synthetic":
-        return MFASynthetic(64, size=64)
-    if not Path(dataset).is_dir():
-        raise FileNotFoundError(f"dataset: there is no folder {dataset!r}; build one by examples/build_dataset.py")
-    saved = any((Path(dataset) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-    found = load_from_disk(dataset) if saved else load_dataset(dataset)
-    return found if isinstance(found, Dataset) else concatenate_datasets(list(found.values()))
 
 
 def main(argv: list[str] | None = None) -> Path | None:
@@ -48,7 +38,8 @@ def main(argv: list[str] | None = None) -> Path | None:
     parser.add_argument("--batch", action="store_true", help="the Batch API: half the price, within a day")
     parser.add_argument("--estimate", action="store_true", help="only say what it would cost")
     arguments = parser.parse_args(argv)
-    dataset = load(arguments.dataset)
+    synthetic = arguments.dataset == "synthetic"
+    dataset = MFASynthetic(64, size=64) if synthetic else load_folder(arguments.dataset)
     labels = described_labels(dataset) or "mfa"
     rows = caption_rows(dataset, images=arguments.send_images)
     if arguments.writer == "rule":
@@ -68,10 +59,10 @@ def main(argv: list[str] | None = None) -> Path | None:
         captions = list(writer.read(rows, journal))
     arguments.out.mkdir(parents=True, exist_ok=True)
     count = save_captions(arguments.out / "captions.jsonl", captions)
-    join_captions(dataset, captions, keep_missing=True).save_to_disk(arguments.out / "dataset")
+    save_whole(join_captions(dataset, captions, keep_missing=True), arguments.out / "dataset")
     print(f"{count} rows in {arguments.out / 'captions.jsonl'}; the data set with them: {arguments.out / 'dataset'}")
     return arguments.out
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

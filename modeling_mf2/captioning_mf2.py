@@ -1,5 +1,7 @@
 """Captioning: the text stream of a branch writes, token by token, what its queries have seen."""
 
+import dataclasses
+
 import torch
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -9,6 +11,11 @@ from configuration_mf2.configuration_mf2 import MF2Config
 
 from .losses_mf2 import itg_loss
 from .modeling_mf2 import Branch, MF2Model, MF2PreTrainedModel, check_unused, kept_states
+
+
+# transformers 5.24 renamed `past_key_values` to `cache`, in `generate` and in its outputs. Ours take either name.
+_output_fields = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+CACHE_NAME = "cache" if "cache" in _output_fields else "past_key_values"
 
 
 class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
@@ -58,6 +65,7 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         branch: Branch = "emo",
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: object,
@@ -66,19 +74,21 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         input_ids (`(rows, length)`): text so far, starting with `[DEC]`; a row an image, or an AU of an image.
         query_key_values: of `see`; computed here when an image is given in its place.
         labels (`(rows, length)`): the text itself for a loss; -100 where it does not count.
+        cache, past_key_values: one thing under transformers' new and its old name.
         """
         check_unused(self, kwargs)
         if query_key_values is None:
             query_key_values = self.see(pixel_values, landmarks, image_tokens, branch)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
         module = self.mf2.branch(branch)
         read = module.qformer(
             input_ids=input_ids,
             text_mask=attention_mask,
             query_key_values=tuple((layer[:, 0], layer[:, 1]) for layer in query_key_values.unbind(1)),
             mode="causal",
-            past_key_values=past_key_values,
+            past_key_values=cache,
             **kept_states(self.config, output_hidden_states, output_attentions),
         )
         logits = module.language_logits(read.text_states)
@@ -86,9 +96,9 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=past_key_values,
             hidden_states=read.text_hidden_states,
             attentions=read.text_attentions,
+            **{CACHE_NAME: cache},
         )
 
     def prepare_inputs_for_generation(
@@ -99,14 +109,16 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
         query_key_values: torch.Tensor | None = None,
         branch: Branch = "emo",
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs: object,
     ) -> dict[str, object]:
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = past_key_values if cache is None else cache
+        past = cache.get_seq_length() if cache is not None else 0
         return {
             "input_ids": input_ids[:, past:],
             "attention_mask": attention_mask,
             "query_key_values": query_key_values,
-            "past_key_values": past_key_values,
+            CACHE_NAME: cache,
             "branch": branch,
             "use_cache": use_cache,
         }
@@ -142,8 +154,9 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
             lengths = (given.max_new_tokens, kwargs.get("max_new_tokens")) if name == "max_length" else ()
             if getattr(given, name, None) is None and all(length is None for length in lengths):
                 kwargs.setdefault(name, value)
+        given = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
         if use_cache:
-            kwargs.setdefault("past_key_values", DynamicCache())
+            kwargs[CACHE_NAME] = next((cache for cache in given if cache is not None), DynamicCache())
         output = super().generate(
             input_ids=input_ids.expand(len(seen), -1),
             query_key_values=seen,

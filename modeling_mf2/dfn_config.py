@@ -1,6 +1,7 @@
 """Configuration of DFN, and the entry of its name in peft's list of methods."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from .loading_mf2 import check_adapter_file
 # In `try`, here and in the files that import this one: a checkpoint's own code has to load where peft is missing.
 try:
     from peft.config import PeftConfig
-    from peft.utils import PeftType
+    from peft.utils import PeftType, TaskType
 except ImportError as error:
     raise ImportError("DFN adapters need peft: pip install peft") from error
 
@@ -22,17 +23,30 @@ POOLINGS = ("mean", "all")
 READOUTS = ("add", "mix")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 HEADS = ("task", "all", "none")
+MOST = 65_536  # of a width: what is larger comes from a damaged file
 
 
-def extend_peft_types() -> None:
-    """peft's list of methods is an Enum without a door; transformers needs a real member in it, not a string."""
-    if "DFN" in PeftType.__members__:
+def extend_peft_types(types: type = PeftType) -> None:
+    """Adds DFN to peft's list of methods, which is an Enum without a public way to extend it.
+
+    transformers needs a real member, not a string. The only place of the package that uses private names of an Enum:
+    where a later peft or Python keeps its members otherwise, an error says which versions work.
+    """
+    if "DFN" in types.__members__:
         return
-    member = str.__new__(PeftType, "DFN")
-    member._name_, member._value_ = "DFN", "DFN"
-    PeftType._member_names_.append("DFN")
-    PeftType._member_map_["DFN"] = PeftType._value2member_map_["DFN"] = member
-    type.__setattr__(PeftType, "DFN", member)
+    try:
+        member = str.__new__(types, "DFN")
+        member._name_, member._value_ = "DFN", "DFN"
+        types._member_names_.append("DFN")
+        types._member_map_["DFN"] = types._value2member_map_["DFN"] = member
+        type.__setattr__(types, "DFN", member)
+        if types("DFN") is not member or "DFN" not in types.__members__:
+            raise TypeError("the new member is not found")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ImportError(
+            f"peft: got version {version('peft')}, in which PeftType cannot be extended by DFN ({error}); expected an "
+            "Enum of strings as in peft 0.21: install a version that setup.cfg names"
+        ) from error
 
 
 extend_peft_types()
@@ -49,6 +63,10 @@ def spread_layers(wanted: int | list[int], states: int, pathway: str) -> list[in
             f"layers: got {wrong[0]} for {pathway!r}, expected 0 (the embedding state) to {states - 1} (the last block)"
         )
     return sorted(set(wanted))
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, list | tuple | set | dict) and all(isinstance(value, str) for value in values)
 
 
 @dataclass
@@ -100,6 +118,7 @@ class DFNConfig(PeftConfig):
     base: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        self._check_names()
         super().__post_init__()
         self.peft_type = PeftType.DFN
         for name in ("target_modules", "exclude_modules"):
@@ -112,6 +131,17 @@ class DFNConfig(PeftConfig):
         for name in ("layers", "pooling"):
             if isinstance(getattr(self, name), dict):
                 self._by_name(getattr(self, name), name)
+
+    def _check_names(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str) or _are_names(value)):
+                raise TypeError(f"{name}: got {value!r}, expected null, a name or a list of names of modules")
+        if self.task_type is not None and self.task_type not in [kind.value for kind in TaskType]:
+            raise ValueError(f"task_type: got {self.task_type!r}, expected null, or one that peft knows")
+        base = self.base
+        if not (base is None or (isinstance(base, dict) and all(isinstance(value, list) for value in base.values()))):
+            raise TypeError(f"base: got {base!r}, expected null, or lists of shapes and labels by name")
 
     def _check_types(self) -> None:
         whole, number = (int,), (int, float)
@@ -136,8 +166,8 @@ class DFNConfig(PeftConfig):
 
     def _check_numbers(self) -> None:
         for name in ("bottleneck", "slots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1, at most {MOST}")
         if self.gate_temperature <= 0:
             raise ValueError(f"gate_temperature: got {self.gate_temperature}, expected a number above 0")
         if not 0 <= self.dropout < 1:
@@ -160,7 +190,7 @@ class DFNConfig(PeftConfig):
     def _by_name(names: Any, field_name: str) -> list[str]:
         """The pathways that are meant, in one order: `visual` stands for those of both branches."""
         known = {*PATHWAYS, *KINDS}
-        if not isinstance(names, str | list | tuple | set | dict):
+        if not (isinstance(names, str) or _are_names(names)):
             raise TypeError(f"{field_name}: got {names!r}, expected a list of pathways among {sorted(known)}")
         names = [names] if isinstance(names, str) else list(names)
         unknown = [name for name in names if name not in known]

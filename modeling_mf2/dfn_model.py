@@ -188,12 +188,16 @@ class DFNModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """peft would load what there is of a damaged file, and only warn."""
         mapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        expected = {key for key, _ in model.named_parameters() if f".{_TOWERS}.{adapter_name}." in key}
-        missing = sorted(expected - set(mapped))
-        if missing:
+        expected = {key: p.shape for key, p in model.named_parameters() if f".{_TOWERS}.{adapter_name}." in key}
+        missing = sorted(set(expected) - set(mapped))
+        other = [key for key, shape in expected.items() if key in mapped and mapped[key].shape != shape]
+        if missing or other:
+            wrong = f"{len(missing)} of {len(expected)} tensors are missing, the first {missing[0]}" if missing else ""
+            if other:
+                wrong = f"{other[0]}: got {list(mapped[other[0]].shape)}, expected {list(expected[other[0]])}"
             raise ValueError(
-                f"adapter weights: {len(missing)} of {len(expected)} tensors are missing, the first {missing[0]}; the "
-                "file is damaged, or its adapter_config.json is another adapter's: copy or download it again"
+                f"adapter weights: {wrong}; the file is damaged, or its adapter_config.json (bottleneck, layers, "
+                "output_layer, pathways, pooling, readout, slots) is another adapter's: copy or download it again"
             )
         return mapped
 

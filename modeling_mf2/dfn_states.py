@@ -22,18 +22,18 @@ from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from .dfn_layer import DFNLayer
-from .dfn_store import MANIFEST, SHARED, StateStore, read_json, shard_name, write_file
+from .dfn_store import MANIFEST, SHARED, StateStore, checksum, read_json, shard_name, write_file
 
 
 try:
-    from peft.utils.other import AuxiliaryTrainingWrapper
+    from peft.utils import AuxiliaryTrainingWrapper
 except ImportError:
     raise
 
 
 _IDENTITY = "identity.json"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_FORMAT = 2
+_FORMAT = 3
 _SAYS_NOTHING_OF_STATES = {"au_thresholds", "au_class_weights", "loss_weights", "classification_target", "auto_map"}
 _SAYS_NOTHING_OF_STATES |= {"architectures", "problem_type", "dtype", "id2label", "label2id", "_name_or_path"}
 _SAYS_NOTHING_OF_STATES |= {"mf2_version", "transformers_version"}
@@ -180,6 +180,8 @@ def frozen_states(
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if folder.exists() and not (folder / MANIFEST).is_file():
             raise FileExistsError(f"{folder}: is there and is no store; give another folder, or remove it")
+        if folder.exists():
+            shutil.rmtree(_replaced(folder), ignore_errors=True)  # of a process that was killed in `_replace`
         if folder.exists() and not rebuild:
             return StateStore(folder, identity)
         partial = folder.with_name(folder.name + ".partial")
@@ -188,8 +190,12 @@ def frozen_states(
     return StateStore(folder, identity)
 
 
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".old")
+
+
 def _replace(folder: Path, partial: Path) -> None:
-    old = folder.with_name(folder.name + ".old")
+    old = _replaced(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -228,7 +234,9 @@ def _build(
                 _write_shard(partial, number, parts, (total - start) / (stop - start))
             progress.update(stop - start)
         progress.close()
-        write_file(partial / MANIFEST, json.dumps(plan, indent=1).encode())
+        names = [SHARED, *map(shard_name, range(-(-total // shard_rows)))]
+        sums = {name: checksum(partial / name) for name in names}
+        write_file(partial / MANIFEST, json.dumps({**plan, "checksums": sums}, indent=1).encode())
     except OSError as error:
         if error.errno == errno.ENOSPC:
             shutil.rmtree(partial, ignore_errors=True)  # the disk is left as it was

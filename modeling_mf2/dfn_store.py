@@ -1,6 +1,7 @@
 """Reading a store of frozen states: safetensors shards, memory-mapped, and `store.json`, which says what of."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 
 MANIFEST, SHARED = "store.json", "shared.safetensors"
+_REBUILD = "build the store anew (rebuild=True; train.py: --rebuild_store True)"
 
 
 class StaleStoreError(ValueError):
@@ -23,13 +25,36 @@ class StateStore:
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = read_json(self.folder / MANIFEST)
+        saved = self._field(self.manifest, "identity", dict)
         if identity is not None:
             self._check(identity)
-        self.images, self.views = self.manifest["identity"]["images"], self.manifest["identity"]["views"]
-        self.shard_rows = self.manifest["shard_rows"]
+        self.images, self.views = (self._field(saved, f"identity.{name}", int) for name in ("images", "views"))
+        self.shard_rows = self._field(self.manifest, "shard_rows", int)
+        self.checksums = self._field(self.manifest, "checksums", dict)
+        self._verified: set[str] = set()
+        self._verify(SHARED)
         self.shared = load_shard(self.folder / SHARED)
         count = -(-self.images * self.views // self.shard_rows)
         self.shards = [load_shard(self.folder / shard_name(number)) for number in range(count)]
+
+    def _field(self, fields: Any, name: str, kind: type) -> Any:
+        value = fields.get(name.rpartition(".")[2]) if isinstance(fields, dict) else None
+        if type(value) is not kind or (kind is int and value < 1):
+            expected = {dict: "an object", int: "a whole number above 0"}[kind]
+            raise OSError(f"{self.folder / MANIFEST}: {name}: got {value!r}, expected {expected}; {_REBUILD}")
+        return value
+
+    def _verify(self, name: str) -> None:
+        """Compares a file with the checksum of what was written, once, before it is read."""
+        if name in self._verified:
+            return
+        found, written = checksum(self.folder / name), self.checksums.get(name)
+        if found != written:
+            raise OSError(
+                f"{self.folder / name}: checksum: got {found}, expected {written}; the file has changed since it was "
+                f"written: {_REBUILD}"
+            )
+        self._verified.add(name)
 
     def __len__(self) -> int:
         return self.images
@@ -60,6 +85,7 @@ class StateStore:
         for number in numbers.unique().tolist():
             here = (numbers == number).nonzero()[:, 0]
             inside = rows[here] - number * self.shard_rows
+            self._verify(shard_name(number))
             for name, tensor in self.shards[number].items():
                 states[name][here] = tensor[inside].to(dtype)
         return states | {name: tensor.to(dtype) for name, tensor in self.shared.items()}
@@ -109,13 +135,25 @@ def write_file(path: Path, content: bytes) -> None:
         raise
 
 
+def checksum(path: Path) -> int:
+    """CRC-32, in blocks."""
+    found = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                found = zlib.crc32(block, found)
+    except OSError as error:
+        raise OSError(f"{path}: missing or unreadable ({error}); {_REBUILD}") from error
+    return found
+
+
 def read_json(path: Path, missing_ok: bool = False) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         if missing_ok:
             return None
-        raise OSError(f"{path}: no store of frozen states, or a damaged one ({error}); build it anew") from error
+        raise OSError(f"{path}: no store of frozen states, or a damaged one ({error}); {_REBUILD}") from error
 
 
 def load_shard(path: Path) -> dict[str, torch.Tensor]:
@@ -123,16 +161,14 @@ def load_shard(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise OSError(
-            f"{path}: missing, damaged or cut short ({error}); build the store anew (rebuild=True; train.py: "
-            "--rebuild_store True)"
-        ) from error
+        raise OSError(f"{path}: missing, damaged or cut short ({error}); {_REBUILD}") from error
 
 
 __all__ = [
     "StaleStoreError",
     "StateStore",
     "StoredExamples",
+    "checksum",
     "collate_stored",
     "load_shard",
     "read_json",

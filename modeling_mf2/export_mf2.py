@@ -9,13 +9,16 @@ import hashlib
 import importlib
 import json
 import logging
+import mmap
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from configuration_mf2.configuration_mf2 import MF2Config
@@ -23,10 +26,14 @@ from configuration_mf2.facs_mf2 import CANONICAL_FACE
 from configuration_mf2.version_mf2 import VERSION
 
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported, by whomever
+
 INPUTS = ("pixel_values", "landmarks")
 FILE = "model.onnx"
 INT8_FILE = "model_int8.onnx"
 _FACTS = "mf2"
+_NO_DIGEST = "0" * 64
+"""Stands in a file where its digest will."""
 _CLOSE = 1e-4
 _MOST_IN_ONE_FILE = 1_900 * 2**20
 """Bytes; protobuf ends at 2 GiB, and what is larger gets a file of weights beside it."""
@@ -88,6 +95,7 @@ def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
         "precision": "float32",
         "weights": weights_mark(model.classifiers.state_dict()),
         "source": source,
+        "content": _NO_DIGEST,
     }
 
 
@@ -102,7 +110,13 @@ def read_facts(run: Any) -> dict[str, Any]:
     told = run.get_modelmeta().custom_metadata_map.get(_FACTS)
     if told is None:
         raise ValueError("the ONNX file does not say what it is of, expected one of export_onnx; export it again")
-    return json.loads(told)
+    try:
+        facts = json.loads(told)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not isinstance(facts.get("mf2_version"), str):
+        raise ValueError(f"the ONNX file says of itself {told[:80]!r}, expected facts by export_onnx; export it again")
+    return facts
 
 
 def export_onnx(model: nn.Module, target: str | os.PathLike, *, source: str | None = None) -> Path:
@@ -118,11 +132,11 @@ def export_onnx(model: nn.Module, target: str | os.PathLike, *, source: str | No
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
         value.shape[0] = "batch"
     exported.model.metadata_props[_FACTS] = json.dumps(facts)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        made = Path(folder) / target.name
+    with _scratch(target) as made:
         size = sum(tensor.nelement() * tensor.element_size() for tensor in program.state_dict.values())
         exported.save(made, external_data=size > _MOST_IN_ONE_FILE)
         check_equal(model, made)
+        _write_digest(made)
         _move(made, target)
     return target
 
@@ -172,13 +186,14 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = 
     onnx, quantization = need("onnx"), need("onnxruntime.quantization")
     source = Path(source)
     target = _file(source.parent if target is None else target, INT8_FILE)
-    facts = read_facts(session(source)) | {"precision": "int8"}
+    facts = read_facts(session(source))
+    check_content(source, facts)
+    facts |= {"precision": "int8", "content": _NO_DIGEST}
     content = onnx.load(os.fspath(source))
     del content.graph.value_info[:]  # shapes that the quantiser's rewriting would contradict
     kept = [node.name for node in content.graph.node if any("classifiers." in name for name in node.input)]
     weights = sum(len(tensor.raw_data) for tensor in content.graph.initializer)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder, _quiet_exporters():
-        made = Path(folder) / target.name
+    with _scratch(target) as made, _quiet_exporters():
         quantization.quantize_dynamic(
             content,
             made,
@@ -194,6 +209,7 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = 
         onnx.helper.set_model_props(smaller, {_FACTS: json.dumps(facts)})
         onnx.save(smaller, os.fspath(made))
         session(made)  # a file that does not load is not written
+        _write_digest(made)
         _move(made, target)
     return target
 
@@ -206,8 +222,7 @@ def export_program(model: nn.Module, target: str | os.PathLike, *, compiled: boo
         raise ValueError(f"target: got {target.name!r}, expected a folder or a name that ends in .pt2")
     if compiled:
         _check_compiler()
-    with _program(model) as program, tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-        made = Path(folder) / target.name
+    with _program(model) as program, _scratch(target) as made:
         if compiled:
             torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(made))
         else:
@@ -289,6 +304,55 @@ def _quiet_exporters() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def check_content(file: Path, facts: Mapping[str, Any]) -> None:
+    """Raises if a bit of the file, or of its weights beside it, is not as it was written."""
+    digest = facts.get("content")
+    if not isinstance(digest, str) or digest == _NO_DIGEST or _digest(file, digest) != digest:
+        raise ValueError(
+            f"{file} is damaged: its content does not have the sha256 {digest!r} that it names; export it again"
+        )
+
+
+def _write_digest(file: Path) -> None:
+    digest = _digest(file, _NO_DIGEST)
+    with open(file, "r+b") as content, mmap.mmap(content.fileno(), 0) as mapped:
+        place = mapped.find(_NO_DIGEST.encode())
+        mapped[place : place + len(digest)] = digest.encode()
+
+
+def _digest(file: Path, written: str) -> str | None:
+    """sha256 of the file and its external weights, with zeros in the place of the digest that is written in it."""
+    found = hashlib.sha256()
+    with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        place = mapped.find(written.encode())
+        if place < 0:
+            return None
+        for start in range(0, place, 2**20):
+            found.update(mapped[start : min(start + 2**20, place)])
+        found.update(_NO_DIGEST.encode())
+        for start in range(place + len(written), len(mapped), 2**20):
+            found.update(mapped[start : start + 2**20])
+    weights = Path(f"{file}.data")
+    if weights.is_file():
+        with open(weights, "rb") as content:
+            found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Yields a path of the target's name in a new folder beside it. One export writes into a folder at a time, so that
+    any other scratch folder there is of a process that was killed."""
+    lock = FileLock(target.parent / ".export.lock")
+    with lock:
+        for leftover in target.parent.glob(".export-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+            yield Path(folder) / target.name
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+
+
 def _move(made: Path, target: Path) -> None:
     """Weights beside the file first, so that a file that is there is whole."""
     for part in sorted(made.parent.iterdir(), key=lambda part: part == made):
@@ -300,6 +364,7 @@ __all__ = [
     "INPUTS",
     "INT8_FILE",
     "MissingPackageError",
+    "check_content",
     "differences",
     "export_onnx",
     "export_program",

@@ -1,12 +1,13 @@
 """Importing this package registers the processors of MF² with the Auto classes."""
 
 from transformers import AutoImageProcessor, AutoProcessor
+from transformers.utils import is_torchvision_available
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
 from .augmentation_mf2 import MF2Augmentation
 from .captions_mf2 import RuleCaptioner
-from .image_processing_mf2 import MF2ImageProcessor
+from .image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil
 from .landmarks_mf2 import FaceAlignmentDetector, template_landmarks
 from .pipeline_mf2 import (
     MF2FaceAnalysisPipeline,
@@ -19,7 +20,8 @@ from .processing_mf2 import MF2Processor
 from .tokenizer_mf2 import build_tokenizer, load_bert_tokenizer
 
 
-AutoImageProcessor.register(MF2Config, image_processor_classes={"torchvision": MF2ImageProcessor}, exist_ok=True)
+_BACKENDS = {"pil": MF2ImageProcessorPil, **({"torchvision": MF2ImageProcessor} if is_torchvision_available() else {})}
+AutoImageProcessor.register(MF2Config, image_processor_classes=_BACKENDS, exist_ok=True)
 AutoProcessor.register(MF2Config, MF2Processor, exist_ok=True)
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "MF2FaceAnalysisPipeline",
     "MF2ImageClassificationPipeline",
     "MF2ImageProcessor",
+    "MF2ImageProcessorPil",
     "MF2ImageToTextPipeline",
     "MF2Processor",
     "MF2ZeroShotImageClassificationPipeline",

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from configuration_mf2.facs_mf2 import CANONICAL_FACE
@@ -66,6 +67,12 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> to
     """
     inverse = np.linalg.inv(matrix)
     pool, many_y, many_x = _sampling(inverse)
+    bands = min(height, math.ceil(height * many_y * width * many_x / _MOST_SAMPLES))
+    if bands > 1:
+        edges = [height * band // bands for band in range(bands + 1)]
+        up = [np.array([[1, 0, 0], [0, 1, -top], [0, 0, 1.0]]) for top in edges]
+        parts = [warp(image, up[band] @ matrix, edges[band + 1] - edges[band], width) for band in range(bands)]
+        return torch.cat(parts, dim=1)
     image_height, image_width = image.shape[1:]
     if _cv2_can(image, pool, many_y * height, many_x * width):
         image, matrix, inverse = _around_crop(image, matrix, inverse, height, width)
@@ -81,9 +88,7 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> to
     top, bottom = np.clip([top, bottom], 0, image_height)
     if left >= right or top >= bottom:
         return torch.full((image.shape[0], height, width), BACKGROUND, device=image.device)
-    region = image[None, :, top:bottom, left:right].float()
-    if pool > 1:
-        region = F.avg_pool2d(region, pool, ceil_mode=True, count_include_pad=False)
+    region = pooled(image[:, top:bottom, left:right], pool)[None]
 
     # Crop pixels -> image pixels -> the region's normalised coordinates (-1 to 1 from edge to edge).
     span_x, span_y = region.shape[3] * pool, region.shape[2] * pool
@@ -114,7 +119,49 @@ def warp_bytes(image: torch.Tensor, matrix: np.ndarray, height: int, width: int)
     return _resample(source, matrix, inverse, (height, width), many_y, many_x)
 
 
+def warp_by_pil(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """What `warp` does, by PIL; equal to a few thousandths of a brightness step, but where an image ends."""
+    inverse = np.linalg.inv(matrix)
+    pool, many_y, many_x = _sampling(inverse)
+    bands = min(height, math.ceil(height * many_y * width * many_x / _MOST_SAMPLES))
+    image = image.detach().cpu()
+    source = pooled(image, pool)
+    # Samples -> crop -> image -> its means of pool x pool pixels.
+    to_source = np.diag([1 / pool, 1 / pool, 1]) @ inverse @ np.diag([1 / many_x, 1 / many_y, 1])
+    crop = torch.empty(image.shape[0], height, width)
+    for band in range(bands):
+        top, bottom = height * band // bands, height * (band + 1) // bands
+        down = np.array([[1, 0, 0], [0, 1, top * many_y], [0, 0, 1.0]])
+        size, data = (width * many_x, (bottom - top) * many_y), (to_source @ down)[:2].ravel().tolist()
+        for channel, colour in zip(source, crop, strict=True):
+            layer = Image.fromarray(channel.numpy())
+            layer = layer.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=BACKGROUND)
+            samples = torch.from_numpy(np.array(layer))
+            colour[top:bottom] = samples.reshape(bottom - top, many_y, width, many_x).mean(dim=(1, 3))
+    return crop
+
+
+def pooled(image: torch.Tensor, factor: int) -> torch.Tensor:
+    """Means of squares of factor x factor pixels, as float32; in strips, to need no copy of the whole image."""
+    if factor == 1:
+        return image.float()
+    rows = factor * max(1, _STRIP // (factor * image.shape[2]))
+    means = torch.empty(image.shape[0], -(-image.shape[1] // factor), -(-image.shape[2] // factor), device=image.device)
+    strip = torch.empty_like(
+        image[:, :rows], dtype=torch.float32
+    )  # used again and again: freed memory of this size is not found again
+    for top in range(0, image.shape[1], rows):
+        part = image[:, top : top + rows]
+        of_part = strip[:, : part.shape[1]].copy_(part)
+        means[:, top // factor : top // factor + rows // factor] = F.avg_pool2d(
+            of_part[None], factor, ceil_mode=True, count_include_pad=False
+        )[0]
+    return means
+
+
 _CV2_SIDE = 32767
+_MOST_SAMPLES = 2**22  # that are averaged to a crop at once; of more, the crop is made in bands
+_STRIP = 2**20  # pixels that are converted at once
 _SCRATCH = threading.local()
 
 

@@ -1,24 +1,24 @@
 """Images to aligned, normalised crops; the landmarks follow every change of geometry."""
 
 import difflib
-import inspect
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers import BatchFeature, PilBackend, TorchvisionBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.processing_utils import Unpack
 from transformers.utils import TensorType, logging
 
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
-from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp, warp_bytes
+from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp, warp_by_pil, warp_bytes
 from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
-from .image_reading_mf2 import flatten_images, read_image
+from .image_reading_mf2 import MOST_PIXELS, flatten_images, read_image
+from .image_settings_mf2 import CALLERS_OWN, MF2ImageProcessorKwargs, check_names, check_settings
 from .landmarks_mf2 import (
     DetectedFace,
     FaceAlignmentDetector,
@@ -32,63 +32,28 @@ from .landmarks_mf2 import (
     landmarks_per_image,
     template_landmarks,
 )
+from .processor_files_mf2 import named_error
 
 
 logger = logging.get_logger(__name__)
 
 
-class MF2ImagesKwargs(ImagesKwargs, total=False):
-    r"""
-    do_align (`bool`): bring the face to the canonical one by rotation, scale and shift; `False`: resize the image.
-    landmark_source (`str`): where the landmarks of an image come from if none are given. `"template"`: the image is a
-        ready-aligned crop, with the mean face's landmarks; `"face_alignment"`: they are found by the face-alignment
-        package, which fetches its weights at the first use; `"given"`: from nowhere, they are required.
-    on_no_face, on_many_faces (`str`): what follows when `"face_alignment"` finds none (`"raise"`, `"template"`,
-        `"skip"`) or several (`"largest"`, `"all"`).
-    face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
-    max_pixels (`int`): a larger image is refused before it is decoded.
-    allow_url (`bool`): fetch images whose address is given.
-    return_landmark_source (`bool`): also return `landmark_source` (`"given"`, `"face_alignment"` or `"template"`) and
-        `image_index` (which image it was cut from) of each row. Off by default: a model takes neither.
-    return_faces (`bool`): also return `faces`, a dict a row: where in its image, as seen, the face lies.
-    """
-
-    do_align: bool | None
-    landmark_source: LandmarkSource | None
-    on_no_face: NoFacePolicy | None
-    on_many_faces: ManyFacesPolicy | None
-    face_alignment_kwargs: dict | None
-    max_pixels: int | None
-    allow_url: bool | None
-    return_landmark_source: bool | None
-    return_faces: bool | None
-
-
-# The choices that transformers offers and this processor has only one answer to.
-_FIXED = {
-    **{"do_resize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False},
-    **{"resample": PILImageResampling.BILINEAR, "data_format": "channels_first"},
-}
-_CHOICES = {
-    "landmark_source": LandmarkSource.__args__,
-    "on_no_face": NoFacePolicy.__args__,
-    "on_many_faces": ManyFacesPolicy.__args__,
-}
-_DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
-_OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
+# Stands in a processor's file, but is none of its settings.
 _SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+_OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
 
 
-class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
-    """`image_processor(images, landmarks)` -> `pixel_values` (batch, 3, height, width) and `landmarks` (batch, 68, 2).
+class _AlignedCrops(SelfContainedMixin):
+    """What both image processors share: all but the resampling.
 
+    `image_processor(images, landmarks)` -> `pixel_values` (batch, 3, height, width) and `landmarks` (batch, 68, 2).
     Landmarks are always in pixels of the image they come with: given ones in those of the input (as seen, EXIF rotation
     applied), returned ones in those of the crop; x and y count from the image's upper left edge, so the first pixel's
     middle is at 0.5. Given landmarks win over `landmark_source`.
     """
 
     hub_auto_classes = ("AutoImageProcessor",)
-    valid_kwargs = MF2ImagesKwargs
+    valid_kwargs = MF2ImageProcessorKwargs
     model_input_names = ["pixel_values", "landmarks"]
 
     size = {"height": 224, "width": 224}
@@ -103,16 +68,64 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
     on_no_face: NoFacePolicy = "raise"
     on_many_faces: ManyFacesPolicy = "largest"
     face_alignment_kwargs = None
-    max_pixels = 100_000_000
+    max_pixels = MOST_PIXELS
     allow_url = False
+    timeout = None
     return_landmark_source = False
     return_faces = False
 
-    def __init__(self, **kwargs: Unpack[MF2ImagesKwargs]) -> None:
-        names = set(self.valid_kwargs.__annotations__)
-        _check_names(set(kwargs) - _SAVED_BESIDE, names, type(self).__name__)
+    def __init__(self, **kwargs: Unpack[MF2ImageProcessorKwargs]) -> None:
+        known = set(self.valid_kwargs.__annotations__)
+        check_names(set(kwargs) - _SAVED_BESIDE, known, type(self).__name__)
+        # Before transformers stumbles over them, and without a name.
+        usual = {name: getattr(self, name, None) for name in known}
+        check_settings({**usual, **{name: value for name, value in kwargs.items() if value is not None}})
         super().__init__(**kwargs)
-        self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise named_error(pretrained_model_name_or_path, error, kwargs) from error
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """From a file's content. Of what only the caller decides the file says nothing; what it holds besides settings
+        is kept, as transformers does it, unless it looks like a misspelt one."""
+        if not isinstance(image_processor_dict, dict):
+            raise ValueError(
+                f"image_processor: got {type(image_processor_dict).__name__}, expected an object of settings; save the "
+                "processor again, or delete the entry"
+            )
+        settings, known = {}, set(cls.valid_kwargs.__annotations__)
+        beside: dict[str, Any] = {}
+        for name, value in image_processor_dict.items():
+            if name in known | _SAVED_BESIDE:
+                if name not in CALLERS_OWN:
+                    settings[name] = value
+            elif difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                check_names([name], known, cls.__name__)
+            else:
+                beside[name] = value
+        if beside:
+            logger.warning_once(f"{cls.__name__}: {sorted(beside)} of its file are no settings; kept without effect.")
+        made = super().from_dict(settings, **kwargs)
+        processor = made[0] if isinstance(made, tuple) else made
+        for name, value in beside.items():
+            if not hasattr(processor, name):
+                setattr(processor, name, value)
+        return made
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        with open(json_file, encoding="utf-8") as file:
+            return cls.from_dict(json.load(file))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if name not in CALLERS_OWN}
 
     def preprocess(
         self,
@@ -122,7 +135,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         augment: MF2Augmentation | dict | bool | None = None,
         augment_seed: int = 0,
         sample_index: Sequence[int] | None = None,
-        **kwargs: Unpack[MF2ImagesKwargs],
+        **kwargs: Unpack[MF2ImageProcessorKwargs],
     ) -> BatchFeature:
         r"""
         images: one or many PIL images, paths, bytes, arrays or tensors (see `read_image`).
@@ -130,34 +143,20 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         augment: for training: `True`, ranges, or an [`MF2Augmentation`]. What it draws depends only on `augment_seed`
             and the image's `sample_index` (its place in the call unless given), so a new epoch wants a new seed.
         """
-        _check_names(kwargs, {*self.valid_kwargs.__annotations__, *_OF_A_CALL}, type(self).__name__)
-        check_choices({name: kwargs[name] for name in _CHOICES if kwargs.get(name) is not None})
-        call = {"landmarks": landmarks, "augmentation": resolve_augmentation(augment)}
-        call |= {"augment_seed": augment_seed, "sample_index": sample_index}
-        return super().preprocess(images, image_like_kwargs=call, **kwargs)
+        names = set(self.valid_kwargs.__annotations__)
+        check_names(kwargs, names | _OF_A_CALL, type(self).__name__)
+        usual = {name: getattr(self, name, None) for name in names}
+        settings = check_settings({**usual, **{name: value for name, value in kwargs.items() if value is not None}})
+        return self._crops(
+            images,
+            landmarks=landmarks,
+            augmentation=resolve_augmentation(augment),
+            augment_seed=augment_seed,
+            sample_index=sample_index,
+            **settings,
+        )
 
-    def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Unchanged: `read_image` opens files, and checks them before it decodes them."""
-        return image_url_or_urls
-
-    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
-        for name, only in _FIXED.items():
-            if kwargs.get(name) not in (None, only):
-                raise ValueError(
-                    f"{name}: got {kwargs[name]!r}, expected {only!r}: the processor always cuts RGB crops of `size`"
-                )
-        check_choices({name: kwargs.get(name) for name in _CHOICES})
-        size = kwargs.get("size")
-        height, width = (size.height, size.width) if size else (None, None)
-        if not all(type(side) is int and side > 0 for side in (height, width)):
-            raise ValueError(
-                f"size: got height {height} and width {width}, expected whole numbers from 1: "
-                "{'height': 224, 'width': 224}, or 224 for both"
-            )
-        _check_names(kwargs.get("face_alignment_kwargs") or (), _DETECTOR_SETTINGS, "face_alignment_kwargs")
-        super()._validate_preprocess_kwargs(**kwargs)
-
-    def _preprocess_image_like_inputs(
+    def _crops(
         self,
         images: Any,
         *,
@@ -173,6 +172,7 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         face_alignment_kwargs: dict | None,
         max_pixels: int,
         allow_url: bool,
+        timeout: float | None,
         return_landmark_source: bool,
         return_faces: bool,
         device: str | torch.device | None,
@@ -191,12 +191,13 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         def cut(
             index: int, pixels: torch.Tensor, points: np.ndarray | None, source: str, found: DetectedFace | None = None
         ) -> None:
-            crop, crop_points = _cut(pixels, points, size.height, size.width, do_align, draws[index])
+            crop, crop_points = self._cut(pixels, points, size.height, size.width, do_align, draws[index])
             face = face_in_image(*pixels.shape[1:], points, source, found) if return_faces else None
             rows[index].append(_Row(crop, crop_points, source, index, face))
 
         for index, (image, place) in enumerate(zip(images, places, strict=True)):
-            pixels = read_image(image, name=f"images{place}", max_pixels=max_pixels, allow_url=allow_url).to(device)
+            limits = {"max_pixels": max_pixels, "allow_url": allow_url, "timeout": timeout}
+            pixels = read_image(image, name=f"images{place}", **limits).to(device)
             if given[index] is not None:
                 points = check_landmarks(given[index], *pixels.shape[1:], f"landmarks{place}")
                 check_orientation(points, f"landmarks{place}")
@@ -227,6 +228,32 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
             batch["faces"] = [row.face for row in flat]
         return batch
 
+    def _cut(
+        self,
+        pixels: torch.Tensor,
+        points: np.ndarray | None,
+        height: int,
+        width: int,
+        do_align: bool,
+        draw: AugmentationDraw | None,
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """The crop and the landmarks in it. Whatever moves is one matrix, so that pixels are resampled once."""
+        matrix = resize_matrix(*pixels.shape[1:], height, width)
+        if points is None:
+            points = template_landmarks(*pixels.shape[1:])
+        elif do_align:
+            matrix = alignment_matrix(points, height, width)
+        if draw is None:
+            return self.warp(pixels, matrix, height, width), transform_points(matrix, points)
+        matrix = draw.matrix(height, width) @ matrix
+        # In bytes, a quarter of the memory, where that is possible: colours that change at random bear the rounding.
+        samples = self.warp_bytes(pixels, matrix, height, width) if draw.changes_colours else None
+        if samples is not None:
+            crop = torch.from_numpy(draw.recolour_bytes(samples)).permute(2, 0, 1)
+        else:
+            crop = draw.recolour(self.warp(pixels, matrix, height, width))
+        return crop, draw.reorder_landmarks(transform_points(matrix, points))
+
     def _to_batch(
         self,
         rows: list["_Row"],
@@ -242,13 +269,14 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         **unused: Any,
     ) -> BatchFeature:
         crops = [row.crop for row in rows]
-        changes = {"do_rescale": do_rescale, "rescale_factor": rescale_factor, "do_normalize": do_normalize}
-        changes |= {"image_mean": image_mean, "image_std": image_std}
         device = crops[0].device if crops else None
         pixel_values = torch.empty(len(crops), 3, size.height, size.width, device=device)
         if do_normalize:
-            mean, std, _ = self._fuse_mean_std_and_rescale_factor(**changes, device=device)
-            mean, std = (torch.as_tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+            # In pixels' own range, so that a crop is changed twice and not three times.
+            share = 1.0 / rescale_factor if do_rescale else 1.0
+            mean, std = (
+                (torch.tensor(values, device=device) * share).view(-1, 1, 1) for values in (image_mean, image_std)
+            )
         # Crop by crop, and at once where it belongs: a crop fits into the processor's cache, a batch does not.
         for place, crop in zip(pixel_values, crops, strict=True):
             place.copy_(crop)
@@ -267,17 +295,21 @@ class MF2ImageProcessor(SelfContainedMixin, TorchvisionBackend):
         return BatchFeature(data)
 
 
-def _check_names(given: Iterable[str], known: set[str], owner: str) -> None:
-    for name in sorted(set(given) - known):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TypeError(f"{owner}: got an unknown setting {name!r}; {hint}Settings: {sorted(known)}")
+class MF2ImageProcessor(_AlignedCrops, TorchvisionBackend):
+    __doc__ = _AlignedCrops.__doc__
+
+    warp = staticmethod(warp)
+    warp_bytes = staticmethod(warp_bytes)
 
 
-def check_choices(chosen: dict[str, Any]) -> None:
-    for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise ValueError(f"{name}: got {value!r}, expected one of {list(_CHOICES[name])}")
+class MF2ImageProcessorPil(_AlignedCrops, PilBackend):
+    """As [`MF2ImageProcessor`], by PIL alone: where there is neither torchvision nor OpenCV. Crops differ by 0.01."""
+
+    warp = staticmethod(warp_by_pil)
+
+    @staticmethod
+    def warp_bytes(*unused: Any) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -287,32 +319,6 @@ class _Row:
     source: str
     image_index: int
     face: dict[str, Any] | None
-
-
-def _cut(
-    pixels: torch.Tensor,
-    points: np.ndarray | None,
-    height: int,
-    width: int,
-    do_align: bool,
-    draw: AugmentationDraw | None,
-) -> tuple[torch.Tensor, np.ndarray]:
-    """The crop and the landmarks in it. Whatever moves is one matrix, so that pixels are resampled once."""
-    matrix = resize_matrix(*pixels.shape[1:], height, width)
-    if points is None:
-        points = template_landmarks(*pixels.shape[1:])
-    elif do_align:
-        matrix = alignment_matrix(points, height, width)
-    if draw is None:
-        return warp(pixels, matrix, height, width), transform_points(matrix, points)
-    matrix = draw.matrix(height, width) @ matrix
-    # In bytes, a quarter of the memory, where that is possible: colours that change at random bear the rounding.
-    samples = warp_bytes(pixels, matrix, height, width) if draw.changes_colours else None
-    if samples is not None:
-        crop = torch.from_numpy(draw.recolour_bytes(samples)).permute(2, 0, 1)
-    else:
-        crop = draw.recolour(warp(pixels, matrix, height, width))
-    return crop, draw.reorder_landmarks(transform_points(matrix, points))
 
 
 def _draws(
@@ -335,4 +341,4 @@ def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
         )
 
 
-__all__ = ["MF2ImageProcessor", "MF2ImagesKwargs"]
+__all__ = ["MF2ImageProcessor", "MF2ImageProcessorPil"]

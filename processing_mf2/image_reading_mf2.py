@@ -1,17 +1,20 @@
 """Whatever a user calls an image, to an RGB tensor; what is not one is an error that says which item and why."""
 
+import base64
+import binascii
 import io
 import os
 import struct
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
+
+from .image_download_mf2 import download, is_address
 
 
 try:
@@ -26,14 +29,36 @@ BACKGROUND = 127.5
 MIN_SIDE = 16
 """Pixels; a smaller picture cannot show a face."""
 
+MOST_SLENDER = 200
+"""Times as long as wide; resampling anything beyond to a crop would take any time and memory."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""What PIL may open. It knows many more, some of which start other programs (EPS) or decode without bounds."""
+
+MOST_PIXELS = 51_000_000
+"""Of an image whose decoding needs `_USUAL_BYTES` a pixel, or less; of others as many fewer as they need more."""
+
+_USUAL_BYTES = 10  # measured: a progressive JPEG, in memory of its decoder, of PIL and of the result
+_DECODED_BYTES = {
+    "CMYK": 12,
+    "WEBP": 20,
+    "TIFF": 16,
+    "I": 20,
+    "F": 20,
+    "I;16": 16,
+    "I;16B": 16,
+    "I;16L": 16,
+    "float": 24,
+}
+_STRIP = 2**20  # pixels that are converted at once
+
 _ORIENTATION = 0x0112  # in EXIF
 # Of a JPEG: frames that every decoder reads, and the segments that change neither its colours nor its direction.
 _FRAMES, _SCAN = (0xC0, 0xC1, 0xC2), 0xDA
 _PLAIN_SEGMENTS = {bytes((0xFF, marker)) for marker in (*_FRAMES, 0xC4, 0xDB, 0xDD, 0xE0, 0xFE, _SCAN)}
-_MAX_DOWNLOAD = 64 * 2**20
 _EXPECTED = (
-    "a PIL image, a path, bytes, {'bytes': ..., 'path': ...}, or a numpy array or torch tensor of shape (height, "
-    "width), (height, width, channels) or (channels, height, width) with 1 to 4 channels"
+    "a PIL image, a path, bytes, base64 text, {'bytes': ..., 'path': ...}, or a numpy array or torch tensor of shape "
+    "(height, width), (height, width, channels) or (channels, height, width) with 1 to 4 channels"
 )
 
 
@@ -47,21 +72,26 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def read_image(
-    image: Any, *, name: str = "image", max_pixels: int = 100_000_000, allow_url: bool = False
+    image: Any,
+    *,
+    name: str = "image",
+    max_pixels: int = MOST_PIXELS,
+    allow_url: bool = False,
+    timeout: float | None = None,
 ) -> torch.Tensor:
     """(3, height, width) as the eye sees it, EXIF rotation applied: uint8, or float32 from 0 to 255 if bytes lose.
 
-    Files and bytes (also as {"bytes": ..., "path": ...}, an undecoded row of `datasets`) are read by PIL, of an
-    animation the first frame; the number of pixels is checked before they are decoded. PIL's own limit (and warning)
-    holds beside `max_pixels` only in formats that check it while they decode: TIFF, WebP, ICO, ICNS, and GIF's frames.
+    Files and bytes (also as {"bytes": ..., "path": ...}, an undecoded row of `datasets`, as base64 text or a `data:`
+    address) are read by PIL, of an animation the first frame; only `FORMATS`. The memory that decoding needs is limited
+    before it begins: `max_pixels` are those of a JPEG or PNG, of WebP and TIFF it is half as many.
     An opened PIL image is taken at its current frame. Arrays: 8 bit as they are; unsigned 16 bit, and other integers if
     a value exceeds 255, divided by 257; floats as [0, 1] if no value exceeds 1 and as [0, 255] otherwise.
     """
-    image = _resolve(image, name, allow_url)
+    image = _resolve(image, name, allow_url, timeout)
     if isinstance(image, Image.Image):
         return _from_pil(image, name, max_pixels)
     if isinstance(image, np.ndarray | torch.Tensor):
-        return _from_array(_to_tensor(image, name), name)
+        return _from_array(_to_tensor(image, name), name, max_pixels)
     if (quick := _plain_jpeg(image, name, max_pixels)) is not None:
         return torch.from_numpy(quick).permute(2, 0, 1)
     with _opened(image, name) as opened:
@@ -79,37 +109,46 @@ def image_size(image: Any, *, name: str = "image") -> tuple[int, int]:
         return opened.height, opened.width
 
 
-def _resolve(image: Any, name: str, allow_url: bool) -> Image.Image | np.ndarray | torch.Tensor | Path | bytes:
+def _resolve(
+    image: Any, name: str, allow_url: bool, timeout: float | None = None
+) -> Image.Image | np.ndarray | torch.Tensor | Path | bytes:
     if isinstance(image, Mapping) and image and set(image) <= {"bytes", "path"}:
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if image is None:
             raise ValueError(f"{name}: got neither bytes nor a path, expected one of them")
-    if isinstance(image, str) and image.startswith(("http://", "https://")):
-        return _download(image, name, allow_url)
+    if is_address(image):
+        if not allow_url:
+            raise ValueError(
+                f"{name}: got the address {image!r:.300}, but nothing is fetched from the network unless asked; pass "
+                "allow_url=True, or download the image first"
+            )
+        return download(image, name, timeout)
+    if isinstance(image, str) and image.startswith("data:"):
+        return _from_base64(image.partition(",")[2], name)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"{name}: there is no file {str(path)!r}")
-        return path
+        try:
+            is_file = path.is_file()
+        except (OSError, ValueError):  # longer than a name can be, or with a zero in it
+            is_file = False
+        if is_file:
+            return path
+        if isinstance(image, str) and len(image) >= _SHORTEST_BASE64 and not path.suffix:
+            return _from_base64(image, name)
+        raise FileNotFoundError(f"{name}: there is no file {str(path)!r:.300}")
     if isinstance(image, Image.Image | np.ndarray | torch.Tensor | bytes | bytearray):
         return image
     raise TypeError(f"{name}: got {type(image).__name__}, expected {_EXPECTED}")
 
 
-def _download(url: str, name: str, allow_url: bool) -> bytes:
-    if not allow_url:
-        raise ValueError(
-            f"{name}: got the address {url!r}, but nothing is fetched from the network unless asked; pass "
-            "allow_url=True, or download the image first"
-        )
+_SHORTEST_BASE64 = 100  # characters; no image file is that small, and few paths are that long
+
+
+def _from_base64(text: str, name: str) -> bytes:
     try:
-        with urllib.request.urlopen(url, timeout=30) as response:
-            content = response.read(_MAX_DOWNLOAD + 1)
-    except OSError as error:
-        raise ValueError(f"{name}: {url!r} could not be fetched ({error})") from error
-    if len(content) > _MAX_DOWNLOAD:
-        raise ValueError(f"{name}: {url!r} is larger than {_MAX_DOWNLOAD // 2**20} MiB; download the image first")
-    return content
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name}: {text!r:.60} is neither a file nor base64 text ({error})") from error
 
 
 @contextmanager
@@ -120,41 +159,23 @@ def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
         if not file.read(1):
             raise ValueError(f"{name}: {where} holds zero bytes, expected an image file")
         try:
-            opened = _open_unlimited(file, path)
-        except Image.DecompressionBombError as error:
+            opened = Image.open(file, formats=FORMATS)
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _pil_refuses(error, name) from error
         except Image.UnidentifiedImageError as error:
-            raise ValueError(f"{name}: {where} is not an image in a format that PIL can read") from error
-        except (OSError, SyntaxError, ValueError) as error:  # a header that breaks off
+            raise ValueError(
+                f"{name}: {where} is not an image in a format that is read here ({', '.join(FORMATS)}); convert it, or "
+                "pass an opened PIL image if you trust where it comes from"
+            ) from error
+        except Exception as error:  # a header that breaks off, or leads PIL astray
             raise ValueError(f"{name}: {where} could not be read as an image, it seems damaged ({error})") from error
         yield opened
 
 
-def _open_unlimited(file: BinaryIO, path: str) -> Image.Image:
-    """`Image.open` without its check of the size, whose limit is a global that all threads share: ours is an argument,
-    and is checked by `_from_pil`."""
-    file.seek(0)
-    start, tried = file.read(16), set()
-    for load_plugins in (Image.preinit, Image.init):  # the common ones first
-        load_plugins()
-        for kind in [kind for kind in Image.ID if kind not in tried]:
-            tried.add(kind)
-            factory, accepts = Image.OPEN[kind]
-            try:
-                answer = not accepts or accepts(start)
-                if answer and not isinstance(answer, str):  # a string says what is missing to read it
-                    file.seek(0)
-                    return factory(file, path)
-            # Too short, or another format with the same start.
-            except (SyntaxError, IndexError, TypeError, struct.error):
-                continue
-    raise Image.UnidentifiedImageError
-
-
-def _pil_refuses(error: Image.DecompressionBombError, name: str) -> ValueError:
+def _pil_refuses(error: Exception, name: str) -> ValueError:
     return ValueError(
-        f"{name}: PIL itself refuses an image of this size and format, whatever max_pixels is ({error}); shrink the "
-        "image, save it as PNG or JPEG, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        f"{name}: PIL itself refuses an image of this size, whatever max_pixels is ({error}); shrink the image, or "
+        "raise PIL.Image.MAX_IMAGE_PIXELS"
     )
 
 
@@ -193,25 +214,44 @@ def _plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _from_pil(image: Image.Image, name: str, max_pixels: int) -> torch.Tensor:
-    _check_pixels(image.height, image.width, name, max_pixels)
+    _check_pixels(image.height, image.width, name, max_pixels, image.format, image.mode)
     try:
         image.load()
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)  # not in place: the user's image stays as it is
-    except Image.DecompressionBombError as error:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _pil_refuses(error, name) from error
     except Exception as error:  # PIL's decoders raise whatever stopped them
         raise ValueError(f"{name}: the image is truncated or damaged ({error})") from error
     if image.mode == "F" or image.mode.startswith("I"):
-        return _from_array(_to_tensor(np.array(image), name), name)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = torch.from_numpy(np.array(image.convert("RGBA"))).permute(2, 0, 1)
-        return _on_background(rgba.float())
-    if image.mode == "LAB":
-        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        pixels = _from_array(_to_tensor(np.asarray(image), name), name, max_pixels)
+    else:
+        pixels = torch.from_numpy(_rgb_bytes(image)).permute(2, 0, 1)
+    return _upright(pixels, orientation)
+
+
+def _rgb_bytes(image: Image.Image) -> np.ndarray:
+    """(height, width, 3), in strips, so that no conversion needs another copy of the whole image."""
+    rows = max(1, _STRIP // image.width)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if strip.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in strip.info:
+            rgba = torch.from_numpy(np.array(strip.convert("RGBA"))).permute(2, 0, 1)
+            pixels[top : top + rows] = _on_background(rgba).permute(1, 2, 0).numpy()
+            continue
+        if strip.mode == "LAB":
+            lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+            strip = ImageCms.profileToProfile(strip, lab, rgb, outputMode="RGB")
+        pixels[top : top + rows] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    return pixels
+
+
+def _upright(pixels: torch.Tensor, orientation: Any) -> torch.Tensor:
+    """As EXIF's orientation (1 to 8) says that the camera was held."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 2)
+    axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    return pixels if axes is None else pixels.flip(axes)
 
 
 def _to_tensor(array: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
@@ -234,13 +274,13 @@ def _channels_first(array: torch.Tensor, name: str) -> torch.Tensor:
     return array
 
 
-def _from_array(array: torch.Tensor, name: str) -> torch.Tensor:
+def _from_array(array: torch.Tensor, name: str, max_pixels: int) -> torch.Tensor:
     array = _channels_first(array, name)
-    _check_sides(*array.shape[1:], name)
+    _check_pixels(*array.shape[1:], name, max_pixels, "" if array.dtype == torch.uint8 else "float")
     array = _to_byte_range(array, name)
-    if array.shape[0] in (1, 2):
+    if array.shape[0] == 2:
         array = torch.cat([array[:1].expand(3, -1, -1), array[1:]])
-    return _on_background(array.float()) if array.shape[0] == 4 else array
+    return _on_background(array) if array.shape[0] == 4 else array.expand(3, -1, -1)
 
 
 def _to_byte_range(array: torch.Tensor, name: str) -> torch.Tensor:
@@ -267,14 +307,24 @@ def _to_byte_range(array: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _on_background(rgba: torch.Tensor) -> torch.Tensor:
-    alpha = rgba[3:] / 255
-    return rgba[:3] * alpha + BACKGROUND * (1 - alpha)
+    """Colours before mid grey, as bytes of bytes; in strips, for the arithmetic is of floats."""
+    rgb, rows = torch.empty_like(rgba[:3]), max(1, _STRIP // rgba.shape[2])
+    for top in range(0, rgba.shape[1], rows):
+        part = rgba[:, top : top + rows].float()
+        alpha = part[3:] / 255
+        part = part[:3] * alpha + BACKGROUND * (1 - alpha)
+        rgb[:, top : top + rows] = part if rgb.is_floating_point() else part.round_()
+    return rgb
 
 
-def _check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def _check_pixels(height: int, width: int, name: str, max_pixels: int, *kinds: str | None) -> None:
+    """kinds: file format, mode of PIL, type of an array: the one that needs most memory a pixel counts."""
+    a_pixel = max(_DECODED_BYTES.get(kind, _USUAL_BYTES) for kind in (*kinds, None))
+    most = max_pixels * _USUAL_BYTES // a_pixel
+    if width * height > most:
+        share = f" of this format, which needs {a_pixel} bytes a pixel to be decoded" if most < max_pixels else ""
         raise ValueError(
-            f"{name}: got {width} x {height} pixels, expected at most {max_pixels:,} in all; shrink the image, or "
+            f"{name}: got {width} x {height} pixels, expected at most {most:,} in all{share}; shrink the image, or "
             "raise max_pixels if you trust where it comes from"
         )
     _check_sides(height, width, name)
@@ -283,3 +333,8 @@ def _check_pixels(height: int, width: int, name: str, max_pixels: int) -> None:
 def _check_sides(height: int, width: int, name: str) -> None:
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"{name}: got {width} x {height} pixels, expected at least {MIN_SIDE} a side")
+    if max(height, width) > MOST_SLENDER * min(height, width):
+        raise ValueError(
+            f"{name}: got {width} x {height} pixels, expected one side at most {MOST_SLENDER} times the other; cut out "
+            "the part that shows the face"
+        )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .alignment_mf2 import STEADY_POINTS, canonical_landmarks
+from .alignment_mf2 import STEADY_POINTS, canonical_landmarks, pooled
 
 
 LandmarkSource = Literal["template", "face_alignment", "given"]
@@ -191,6 +191,8 @@ class FaceAlignmentDetector:
         if scale == 1.0:
             return image.float(), 1.0
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        if height * width > _LARGE:
+            image = pooled(image, max(1, int(0.5 / scale)))
         return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0], scale
 
     def _landmarks(self, image: torch.Tensor, boxes: Sequence[np.ndarray], scale: float) -> list[DetectedFace]:
@@ -207,6 +209,9 @@ class FaceAlignmentDetector:
             for box, face_points, scores in zip(boxes, points, confidence, strict=True)
         ]
         return sorted(faces, key=lambda face: -face.area)
+
+
+_LARGE = 2**24  # pixels; as floats of all colours that is 200 MB
 
 
 def _groups_of_equal_shape(images: Sequence[torch.Tensor]) -> list[list[int]]:

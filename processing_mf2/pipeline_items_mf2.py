@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import Pipeline
 
-from .image_processing_mf2 import MF2ImagesKwargs, check_choices
+from .image_settings_mf2 import MF2ImageProcessorKwargs, check_choices
+from .results_mf2 import check_finite
 
 
 OnError = Literal["raise", "skip"]
@@ -31,9 +32,6 @@ class MF2Pipeline(Pipeline):
     Settings of the image processor, such as `on_no_face` or `landmark_source`, may be given to the pipeline or a call.
     """
 
-    _load_processor = True
-    _load_image_processor = _load_tokenizer = _load_feature_extractor = _load_video_processor = False
-
     forward_names: ClassVar[tuple[str, ...]] = ()
     postprocess_names: ClassVar[tuple[str, ...]] = ()
     many_faces: ClassVar[str] = "largest"
@@ -50,7 +48,7 @@ class MF2Pipeline(Pipeline):
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         own = {"return_landmark_source", "return_faces", *(["on_many_faces"] if self.many_faces == "largest" else [])}
-        of_images = sorted(set(MF2ImagesKwargs.__annotations__) - own)
+        of_images = sorted(set(MF2ImageProcessorKwargs.__annotations__) - own)
         known = {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
         sorted_out: dict[str, dict[str, Any]] = {step: {} for step in known}
         for name, value in given.items():
@@ -78,7 +76,7 @@ class MF2Pipeline(Pipeline):
         size = batch_size if batch_size is not None else self._batch_size or 1
         if type(size) is not int or size < 1:
             raise ValueError(f"batch_size: got {size!r}, expected a whole number from 1")
-        several = not isinstance(inputs, _ONE_IMAGE) and isinstance(inputs, Iterable)
+        several = not isinstance(inputs, _ONE_IMAGE) and isinstance(inputs, Iterable | Dataset)
         if isinstance(inputs, np.ndarray | torch.Tensor):
             several = inputs.ndim == 4
         if not several:
@@ -94,8 +92,8 @@ class MF2Pipeline(Pipeline):
         self.processor.save_pretrained(save_directory, **kwargs)
 
     def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
-        ready = _Ready(self, preprocess_params, numbered=False)((0, inputs))
-        return next(self._answers([[ready]], 1, forward_params, postprocess_params))
+        ready = _Ready(self, preprocess_params, numbered=False)
+        return next(self._answers([[ready((0, inputs))]], 1, forward_params, postprocess_params, ready))
 
     def get_iterator(
         self,
@@ -107,11 +105,12 @@ class MF2Pipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[Any]:
         ready = _Ready(self, preprocess_params, numbered=True)
-        if num_workers and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):
+        has_places = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+        if has_places and (num_workers or not isinstance(inputs, Iterable)):
             batches = DataLoader(_Rows(inputs, ready), batch_size, num_workers=num_workers, collate_fn=list)
         else:
             batches = _batches(map(ready, enumerate(inputs)), batch_size)
-        return self._answers(batches, batch_size, forward_params, postprocess_params)
+        return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
 
     def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
         """Every face that is to be judged, a row each: none if `on_no_face="skip"` leaves the image out."""
@@ -122,19 +121,34 @@ class MF2Pipeline(Pipeline):
         return dict(self.processor.image_processor(item, landmarks, return_tensors="pt", **settings))
 
     def _answers(
-        self, batches: Iterable[list[dict]], batch_size: int, forward_params: dict, postprocess_params: dict
+        self,
+        batches: Iterable[list[dict]],
+        batch_size: int,
+        forward_params: dict,
+        postprocess_params: dict,
+        ready: "_Ready",
     ) -> Iterator[Any]:
         with torch.no_grad():
             forward_params = {**forward_params, **self.once_a_call(forward_params)}
+        index = -1
         for batch in batches:
             good = [item for item in batch if "error" not in item]
             rows = iter(self._rows(good, batch_size, forward_params))
             for item in batch:
+                index += 1
                 if "error" in item:
                     yield item
-                else:
-                    of_item = [{"face": face, **next(rows)} for face in item["faces"]]
-                    yield self.postprocess(of_item, **postprocess_params)
+                    continue
+                of_item = [{"face": face, **next(rows)} for face in item["faces"]]
+                try:
+                    for row in of_item:
+                        for name, values in row.items():
+                            if isinstance(values, torch.Tensor):
+                                check_finite(values, name)
+                    answer = self.postprocess(of_item, **postprocess_params)
+                except ValueError as error:
+                    answer = ready.failed(index, error)
+                yield answer
 
     def _rows(self, items: list[dict], batch_size: int, forward_params: dict) -> Iterator[dict[str, Any]]:
         """What the model says of each face; an image may have many, and the model still gets `batch_size` at once."""
@@ -166,15 +180,18 @@ class _Ready:
         try:
             return self.pipeline.preprocess(value, **self.params)
         except _OF_AN_ITEM as error:
-            name = f"inputs[{index}]" if self.numbered else "inputs"
-            message = f"{name}: {str(error).removeprefix('images: ')}"
-            if self.params.get("on_error") == "skip":
-                return {"error": {"index": index, "type": type(error).__name__, "message": message}}
-            kind = type(error) if type(error) in (*_OF_AN_ITEM, FileNotFoundError) else ValueError
-            raise kind(message) from error
+            return self.failed(index, error)
+
+    def failed(self, index: int, error: Exception) -> dict[str, Any]:
+        name = f"inputs[{index}]" if self.numbered else "inputs"
+        message = f"{name}: {str(error).removeprefix('images: ')}"
+        if self.params.get("on_error") == "skip":
+            return {"error": {"index": index, "type": type(error).__name__, "message": message}}
+        kind = type(error) if type(error) in (*_OF_AN_ITEM, FileNotFoundError) else ValueError
+        raise kind(message) from error
 
 
-class _Rows(torch.utils.data.Dataset):
+class _Rows(Dataset):
     def __init__(self, inputs: Any, ready: _Ready) -> None:
         self.inputs, self.ready = inputs, ready
 

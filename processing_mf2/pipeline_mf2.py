@@ -298,7 +298,9 @@ def _adapter_s_processor(name: str, settings: Mapping[str, Any]) -> MF2Processor
     where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
     if find_adapter_config_file(name, **where) is None:
         return None
-    if cached_file(name, "processor_config.json", _raise_exceptions_for_missing_entries=False, **where) is None:
+    try:
+        cached_file(name, "processor_config.json", **where)
+    except OSError:  # it has none
         return None
     return MF2Processor.from_pretrained(name, **where)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType
@@ -13,9 +13,11 @@ from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, check_action_units, resolve_label_set
 from configuration_mf2.hub_mf2 import SelfContainedMixin
 
+from .call_settings_mf2 import split_call
 from .captions_mf2 import KEY_AU_PROMPT, split_au_caption
-from .image_processing_mf2 import BatchFeature, MF2ImageProcessor
+from .image_processing_mf2 import MF2ImageProcessor
 from .image_reading_mf2 import flatten_images
+from .processor_files_mf2 import named_error
 from .results_mf2 import named_results, resolve_thresholds
 from .tokenizer_mf2 import (
     SHORTEST_SENTENCE,
@@ -48,17 +50,33 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         chat_template: str | None = None,
     ) -> None:
         labels = resolve_label_set("mfa")
+        for name, given in {"action_units": action_units, "emotions": emotions}.items():
+            if given is not None and not (isinstance(given, list | tuple) and _are_names(given)):
+                raise ValueError(f"{name}: got {given!r:.80}, expected a list of different names")
+        if chat_template is not None and not isinstance(chat_template, str | dict):
+            raise ValueError(f"chat_template: got {type(chat_template).__name__}, expected text")
         self.action_units = list(check_action_units(labels.action_units if action_units is None else action_units))
         self.emotions = list(labels.emotions if emotions is None else emotions)
-        self.au_thresholds = None if au_thresholds is None else resolve_thresholds(au_thresholds, self.action_units)
+        if au_thresholds is not None:
+            au_thresholds = resolve_thresholds(au_thresholds, self.action_units, name="au_thresholds")
+        self.au_thresholds = au_thresholds
         self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
         shortest = {"emotion_max_length": SHORTEST_SENTENCE}
         shortest["au_max_length"] = SHORTEST_SENTENCE * max(1, len(self.action_units))
         for name, least in shortest.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least} tokens")
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least} tokens, a whole number")
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         check_tokenizer(tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers and transformers raise whatever a file's content leads to
+            raise named_error(pretrained_model_name_or_path, error, kwargs) from error
 
     @classmethod
     def for_model(
@@ -96,31 +114,23 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         landmarks: Any = None,
         au_labels: Any = None,
         emotion_labels: Any = None,
-        return_tensors: str | TensorType = "pt",
-        padding: bool | str = True,
-        truncation: bool = True,
-        **images_kwargs: Any,
+        **kwargs: Any,
     ) -> BatchFeature:
         r"""
         Everything is one an image. An empty caption or sentence, or one of which the tokenizer knows no word, becomes a
-        row of padding with attention mask 0, which every loss leaves out. Texts are always padded to the longest and
-        cut to their limit.
+        row of padding with attention mask 0, which every loss leaves out. Texts are padded, and cut to their limit.
 
         text: emotion captions -> `input_ids`, `attention_mask` (batch, length).
         au_sentences: for each image a sentence an AU, "" if unknown -> `au_input_ids`, `au_attention_mask` (batch, AU,
             length); or au_captions: numbered AU captions, split into such sentences by the help of `au_labels`.
         key_au_captions -> `key_au_input_ids`, `key_au_attention_mask` (batch, length).
-        landmarks, images_kwargs: see [`MF2ImageProcessor.preprocess`]. Of an image that `on_no_face="skip"` leaves out,
-            texts and labels are left out too; `on_many_faces="all"` refuses texts and labels of an image of many faces.
+        padding: to the longest, or "max_length"; max_length: of emotion and key-AU captions, if less than their limit.
+        landmarks, other keywords (or `images_kwargs`): see [`MF2ImageProcessor.preprocess`]. Of an
+            image that `on_no_face="skip"` leaves out, texts and labels are left out too; `on_many_faces="all"` refuses
+            texts and labels of an image of many faces.
         au_labels (batch, AU): 1, 0 or -1; emotion_labels (batch,): index or -1. Passed on as int64.
         """
-        if padding not in (True, "longest") or truncation is not True:
-            raise ValueError(
-                f"padding, truncation: got {padding!r} and {truncation!r}, expected True and True: texts are always "
-                "padded to the longest and cut to emotion_max_length and au_max_length"
-            )
-        if return_tensors not in ("pt", "np", TensorType.PYTORCH, TensorType.NUMPY):
-            raise ValueError(f"return_tensors: got {return_tensors!r}, expected 'pt' or 'np'")
+        of_text, images_kwargs = split_call(kwargs, self.tokenizer.init_kwargs)
         labels = self._labels(au_labels, emotion_labels)
         texts = {"text": _strings(text, "text"), "key_au_captions": _strings(key_au_captions, "key_au_captions")}
         texts["au_sentences"] = self._sentences(au_sentences, _strings(au_captions, "au_captions"), labels)
@@ -148,18 +158,21 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             companions = _follow(data["image_index"].tolist(), companions, count)
             if not wanted:
                 del data["image_index"], data["landmark_source"]
-        data.update(self._encode(companions))
-        if return_tensors in ("np", TensorType.NUMPY):
+        data.update(self._encode(companions, of_text["max_length"], of_text["padding"] == "max_length"))
+        if of_text["return_tensors"] in ("np", TensorType.NUMPY):
             data = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in data.items()}
         return BatchFeature(data)
 
-    def _encode(self, companions: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _encode(
+        self, companions: dict[str, Any], max_length: int | None = None, fill: bool = False
+    ) -> dict[str, torch.Tensor]:
         pad_id, data = self.tokenizer.pad_token_id, {}
         limits = {"text": ("", self.emotion_max_length), "key_au_captions": ("key_au_", self.au_max_length)}
         for name, (prefix, limit) in limits.items():
             if name in companions:
-                rows = encode_texts(self.tokenizer, companions[name], limit, name)
-                data[f"{prefix}input_ids"], data[f"{prefix}attention_mask"] = pad_rows(rows, pad_id)
+                rows = encode_texts(self.tokenizer, companions[name], min(limit, max_length or limit), name)
+                shortest = (max_length or limit) if fill else 1
+                data[f"{prefix}input_ids"], data[f"{prefix}attention_mask"] = pad_rows(rows, pad_id, shortest)
         if "au_sentences" in companions:
             images = companions["au_sentences"]
             rows = [encode_sentences(self.tokenizer, image, self.au_max_length, "au_sentences") for image in images]
@@ -234,6 +247,10 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         """
         limits = resolve_thresholds(thresholds, self.action_units, self.au_thresholds)
         return named_results(outputs, self.action_units, self.emotions, limits, image_index)
+
+
+def _are_names(given: Sequence[Any]) -> bool:
+    return all(isinstance(name, str) and name for name in given) and len(set(given)) == len(given)
 
 
 def _strings(texts: Any, name: str) -> list[str] | None:

@@ -1,6 +1,6 @@
 """Logits to named results: which emotion, which action units, how sure, and against which threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ def resolve_thresholds(
     thresholds: float | Sequence[float] | dict[str, float] | None,
     action_units: Sequence[str],
     usual: Sequence[float] | None = None,
+    name: str = "thresholds",
 ) -> list[float]:
     """One threshold an AU, from one for all, one each, or some by name; what is not given is as `usual`, or 0.5."""
     usual = [0.5] * len(action_units) if usual is None else list(usual)
@@ -20,19 +21,31 @@ def resolve_thresholds(
     elif isinstance(thresholds, dict):
         unknown = sorted(set(thresholds) - set(action_units))
         if unknown:
-            raise ValueError(f"thresholds: got {unknown}, expected names among {list(action_units)}")
-        values = [thresholds.get(name, value) for name, value in zip(action_units, usual, strict=True)]
+            raise ValueError(f"{name}: got {unknown}, expected names among {list(action_units)}")
+        values = [thresholds.get(unit, value) for unit, value in zip(action_units, usual, strict=True)]
     elif isinstance(thresholds, int | float):
         values = [thresholds] * len(action_units)
     else:
-        values = list(thresholds)
-    values = [float(value) for value in values]
-    if len(values) != len(action_units) or not all(0 <= value <= 1 for value in values):
+        values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
+    try:
+        values = [float(value) for value in values]
+    except (TypeError, ValueError):
+        values = [repr(value)[:40] for value in values]
+    if len(values) != len(action_units) or not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
         raise ValueError(
-            f"thresholds: got {values}, expected {len(action_units)} numbers from 0 to 1, one for each of "
-            f"{list(action_units)}"
+            f"{name}: got {values}, expected {len(action_units)} numbers from 0 to 1, one for each of "
+            f"action_units {list(action_units)}"
         )
     return values
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """An error if there is anything else than numbers: of NaN every comparison is false, so it would read "Neutral"."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            f"{name}: got {values[~torch.isfinite(values)][0].item()} from the model, expected finite numbers; its "
+            "weights are damaged, or its precision is too low for them: load it again, in float32"
+        )
 
 
 def named_results(
@@ -79,4 +92,5 @@ def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[
             f"{name}: got shape {tuple(logits.shape)}, expected (batch, {len(labels)}) for {list(labels)}; load the "
             "processor of the model's own checkpoint, or make one by MF2Processor.for_model(model.config)"
         )
+    check_finite(logits, name)
     return (logits.softmax(-1) if name == "emotion_logits" else logits.sigmoid()).tolist()

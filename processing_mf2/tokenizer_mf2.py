@@ -120,9 +120,9 @@ def _cut(row: list[int], limit: int) -> list[int]:
     return row if len(row) <= limit else [*row[: limit - 1], row[-1]]  # [SEP] stays
 
 
-def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, (rows, length of the longest, at least 1)."""
-    length = max([1, *(len(row) for row in rows)])
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, shortest: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, (rows, length of the longest, at least `shortest`)."""
+    length = max([shortest, *(len(row) for row in rows)])
     ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
     mask = torch.zeros((len(rows), length), dtype=torch.int64)
     for index, row in enumerate(rows):

@@ -1,15 +1,17 @@
 """The model that is asked, its adapter's own thresholds, and what it was trained on, from its files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from analysis_media import embedded
+from analysis_media import embedded, write_faces
 from conftest import tiny_config
 from peft import LoraConfig, get_peft_model
 
 from analysis_mf2.analysis_model_mf2 import EMBEDDED, load_model
+from analysis_mf2.command_mf2 import main
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor, build_tokenizer
 
@@ -72,3 +74,56 @@ def test_an_adapter_finds_its_base_and_brings_its_thresholds(base: Path, tmp_pat
     (tmp_path / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(OSError, match="damaged or cut short"):
         load_model(None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "mf2", "vision_config": 7}'),
+        ("config.json", b'{"model_type": "mf2", "region_grid": "two"}'),
+        ("config.json", b'{"model_type": "bert"}'),
+        ("processor_config.json", b"[]"),
+        ("processor_config.json", b'{"au_thresholds": "high"}'),
+        ("processor_config.json", b'{"image_processor": 7}'),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"{"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 100),
+        ("run.json", b"[]"),
+        ("run.json", b"7"),
+    ],
+)
+def test_a_damaged_folder_ends_the_command_with_a_sentence(
+    base: Path, tmp_path: Path, name: str, content: bytes, capsys
+) -> None:
+    there = shutil.copytree(base, tmp_path / "model")
+    (there / name).write_bytes(content)
+    (face,) = write_faces(tmp_path, 1)
+    assert main([str(face), "--aligned", "--model", str(there)]) == (0 if name == "run.json" else 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", b"{"),
+        ("adapter_config.json", b"[]"),
+        ("adapter_config.json", b'{"peft_type": 7}'),
+        ("adapter_config.json", b'{"peft_type": "LORA", "r": "eight", "base_model_name_or_path": null}'),
+        ("adapter_config.json", b'{"peft_type": "LORA", "base_model_name_or_path": 7}'),
+        ("adapter_model.safetensors", b""),
+        ("adapter_model.safetensors", b"\xff" * 100),
+    ],
+)
+def test_a_damaged_adapter_ends_the_command_with_a_sentence(
+    base: Path, tmp_path: Path, name: str, content: bytes, capsys
+) -> None:
+    wrapped = get_peft_model(MF2ForPreTraining.from_pretrained(base), LoraConfig(target_modules=r".*au_vl.*q_proj"))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / name).write_bytes(content)
+    (face,) = write_faces(tmp_path, 1)
+    for model in (["--model", str(base)], []):
+        assert main([str(face), "--aligned", *model, "--adapter", str(tmp_path / "adapter")]) == 2
+        assert "Traceback" not in capsys.readouterr().err

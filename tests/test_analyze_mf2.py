@@ -1,7 +1,9 @@
 """Runs over images, folders and videos: rows in order, faces followed, memory flat, and going on where a run ended."""
 
 import csv
+import dataclasses
 import json
+import math
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from analysis_media import FakeCamera, FakeDetector, embedded, face_at, write_fa
 
 import analysis_mf2
 from analysis_mf2 import analyze_mf2
+from analysis_mf2.analysis_model_mf2 import load_model
 from analysis_mf2.analyze_mf2 import BatchSize, analyze
 from analysis_mf2.row_files_mf2 import OutputError
 from analysis_mf2.rows_mf2 import has_face, unit_column
@@ -176,7 +179,7 @@ def test_memory_does_not_grow_with_a_video_in_which_nobody_is_seen(tmp_path: Pat
 
 
 def test_decoded_frames_are_held_in_bounds_however_large_the_batch(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(analyze_mf2, "_MOST_PIXELS", 3 * 96 * 64 * 3)
+    monkeypatch.setattr(analyze_mf2, "_MOST_BYTES", 3 * 96 * 64 * 3)
     sizes = []
 
     class Seen(FakeDetector):
@@ -228,3 +231,35 @@ def test_contradicting_sources_are_refused(tmp_path: Path) -> None:
         analyze("a.png", aligned=True, detector=FakeDetector([]), model=embedded())
     with pytest.raises(ValueError, match=r"\.xlsx"):
         analyze("a.png", "out.xlsx", aligned=True)
+
+
+def test_an_answer_that_is_no_number_is_a_marked_row_and_never_neutral(tmp_path: Path) -> None:
+    model = load_model(device="cpu")
+    with torch.no_grad():
+        for weight in model.pipeline.model.classifiers.parameters():
+            weight.fill_(float("nan"))
+    write_faces(tmp_path, 2)
+    summary = analyze(tmp_path, aligned=True, model=model)
+    assert (summary.frames, summary.faces, summary.without_face, summary.left_out) == (2, 2, 0, 2)
+    assert "not a finite number" in summary.skipped[0][1]
+    for row in summary.rows:
+        assert has_face(row) and row["top_emotion"] is None and row["FaceRectWidth"] > 0
+        assert all(math.isnan(row[name]) for name in row if name.startswith("AU") or name == "Neutral")
+
+
+def test_a_face_that_breaks_the_model_leaves_the_others_their_rows(tmp_path: Path) -> None:
+    write_faces(tmp_path, 3)
+    real = embedded().pipeline
+    bad = cv2.imread(str(tmp_path / "face-001.png"))[..., ::-1].transpose(2, 0, 1)
+
+    class Breaks:
+        model, processor = real.model, real.processor
+
+        def __call__(self, images: list, **settings):
+            if any(np.array_equal(image["image"].numpy(), bad) for image in images):
+                raise IndexError("tile\nand more")
+            return real(images, **settings)
+
+    summary = analyze(tmp_path, aligned=True, model=dataclasses.replace(embedded(), pipeline=Breaks()))
+    assert [has_face(row) for row in summary.rows] == [True, False, True]
+    assert summary.skipped[0][1] == "the model fails (IndexError: tile)" and summary.without_face == 0

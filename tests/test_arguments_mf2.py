@@ -51,7 +51,7 @@ def test_mistakes_end_with_usage(argv, capsys):
         ("--model exp_blip --task caption --augment True", "augment: got True, which --model exp_blip --task caption"),
         ("--model me_graph_au --task dfn", "expected full or evaluate"),
         ("--task caption", "expected exp_blip"),
-        ("--task dfn --model_name_or_path /no/such/folder", "model_name_or_path: there is no folder /no/such/folder"),
+        ("--task dfn --model_name_or_path /no/such/folder", "model_name_or_path: there is no folder or file /no/such"),
     ],
 )
 def test_what_a_model_would_not_heed_is_refused(argv, told):

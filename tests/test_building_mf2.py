@@ -2,12 +2,14 @@
 
 import errno
 import json
+import os
 
 import cv2
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import dataset_mf2.building_mf2 as building
 import train
@@ -22,6 +24,7 @@ from dataset_mf2.splitting_mf2 import plan_mfa
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples, stream_splits
 from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Processor
+from processing_mf2.image_reading_mf2 import read_image
 from training_mf2.arguments_mf2 import MF2Arguments
 from training_mf2.splits_mf2 import load_splits
 
@@ -123,7 +126,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [0, 3, 5])
 def test_a_killed_build_goes_on_and_ends_the_same(built, drawn, tmp_path, monkeypatch, after):
     out, frames, split, _ = built
-    writes, write = [], building._write_table
+    writes, write = [], building.write_table
 
     def die(file, table, features):
         if len(writes) == after:
@@ -135,17 +138,60 @@ def test_a_killed_build_goes_on_and_ends_the_same(built, drawn, tmp_path, monkey
     def die_at_the_end(*told):
         raise Killed
 
-    monkeypatch.setattr(building, "_write_table", die)
+    monkeypatch.setattr(building, "write_table", die)
     with monkeypatch.context() as last, pytest.raises(Killed):
         last.setattr(building, "write_mfa_card", die_at_the_end)
         build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
     assert not (tmp_path / "mfa").exists()
-    monkeypatch.setattr(building, "_write_table", lambda *told: (writes.append(told[0].name), write(*told)))
+    monkeypatch.setattr(building, "write_table", lambda *told: (writes.append(told[0].name), write(*told)))
     build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
     assert len(writes) == len(set(writes)) == 5  # no shard is built twice
     for file in sorted((out / "data").iterdir()):
         assert pq.read_table(file).equals(pq.read_table(tmp_path / "mfa" / "data" / file.name))
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_kill_at_the_very_end_doubles_nothing_under_other_options(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+
+    def die(*told):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building.Path, "rename", die)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    other = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=5)
+    with pytest.raises(ValueError, match=r"unfinished build of other options .*shard_rows: 12"):
+        build_mfa(frames, split, tmp_path / "mfa", other)
+    (tmp_path / ".mfa.building" / "plan.json").unlink()  # its shards are of an unknown plan
+    report = build_mfa(frames, split, tmp_path / "mfa", other)
+    rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "mfa" / "data").iterdir())
+    assert rows == sum(counts["images"] for counts in report["counts"].values()) == 48
+
+
+def test_a_build_that_was_killed_after_its_end_is_cleaned_up(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+
+    def die(*told):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building, "remove_work", die)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert (tmp_path / ".mfa.building").is_dir()
+    assert build_mfa(frames, split, tmp_path / "mfa", OPTIONS)["counts"]["train"]["images"] == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["mfa"]
+    with pytest.raises(FileExistsError, match="is there already"):
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "Anger").mkdir()
+    cv2.imwrite(str(tmp_path / "Anger" / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "Anger" / "a.jpg").rename(tmp_path / "Anger" / os.fsdecode(b"caf\xe9.jpg"))
+    frames = read_corpus("own", tmp_path)
+    with pytest.raises(CorpusError, match=r"image: got 'Anger/caf.*\.jpg', expected a name in UTF-8. Rename it"):
+        build_mfa(frames, ["train"], tmp_path / "mfa", BuildOptions(landmarks="template"))
 
 
 def test_another_plan_does_not_mix_with_an_unfinished_one(built, tmp_path, monkeypatch):
@@ -160,7 +206,7 @@ def test_another_plan_does_not_mix_with_an_unfinished_one(built, tmp_path, monke
 
 def test_a_full_disk_is_named_and_what_is_done_is_kept(built, tmp_path, monkeypatch):
     _, frames, split, _ = built
-    write, writes = building._write_table, []
+    write, writes = building.write_table, []
 
     def full(file, table, features):
         writes.append(file.name)
@@ -168,7 +214,7 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(built, tmp_path, monkeypa
             raise OSError(errno.ENOSPC, "No space left on device")
         write(file, table, features)
 
-    monkeypatch.setattr(building, "_write_table", full)
+    monkeypatch.setattr(building, "write_table", full)
     with pytest.raises(OSError, match=r"the disk of .*\.mfa\.building is full; finished shards are kept") as caught:
         build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
     assert caught.value.errno == errno.ENOSPC
@@ -186,7 +232,10 @@ def test_unreadable_images_are_listed_and_skipped_only_when_asked(own, tmp_path)
     assert [line.split("\t")[:2] for line in sorted(listed)] == [["0.jpg", "unreadable"], ["17.jpg", "unreadable"]]
     skipping = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=12, skip_unreadable=True)
     report = build_mfa(frames, split, tmp_path / "mfa", skipping)
-    assert report["left_out"] == 2 and sum(counts["images"] for counts in report["counts"].values()) == 46
+    assert (
+        report["left_out"] == 2 == report["left_out_because"]["cannot be read (--skip_unreadable)"]
+        and sum(counts["images"] for counts in report["counts"].values()) == 46
+    )
     assert (tmp_path / "mfa" / "left_out.txt").is_file()
 
 
@@ -197,8 +246,8 @@ def test_repaired_images_come_in_without_starting_anew(own, tmp_path, monkeypatc
     with pytest.raises(CorpusError):
         build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
     (own / "0.jpg").write_bytes(good)
-    writes, write = [], building._write_table
-    monkeypatch.setattr(building, "_write_table", lambda *told: (writes.append(told[0].name), write(*told)))
+    writes, write = [], building.write_table
+    monkeypatch.setattr(building, "write_table", lambda *told: (writes.append(told[0].name), write(*told)))
     report = build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
     assert len(writes) == 1 and report["left_out"] == 0
 
@@ -231,14 +280,37 @@ def test_people_in_two_splits_are_refused(built, tmp_path):
     assert report["in_two_splits"]
 
 
-def test_aligned_pictures_keep_their_bytes(own, tmp_path):
+def test_aligned_pictures_keep_their_pixels_and_nothing_else(own, tmp_path):
+    secret, exif = b"secret-of-the-owner", Image.Exif()
+    exif[0x010E] = secret.decode()
+    for number, file in enumerate(sorted(own.glob("*.jpg"))):
+        picture = Image.open(file)
+        exif[0x0112] = 6 if number % 3 == 0 else 1
+        picture.save(file, "PNG" if number % 3 == 1 else "JPEG", exif=exif, comment=secret)
+        file.write_bytes(file.read_bytes() + secret)
     frames, split = plan(own)
-    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64))
-    row = datasets.load_dataset(str(tmp_path / "mfa"), streaming=True)["test"].cast_column(
-        "image", datasets.Image(decode=False)
-    )
-    row = next(iter(row))
-    assert row["image"]["bytes"] == (own / f"{row['video']}.jpg").read_bytes() and row["landmark_source"] == "template"
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64, near="tell"))
+    rows = datasets.load_dataset(str(tmp_path / "mfa"), streaming=True)
+    rows = [row for name in rows for row in rows[name].cast_column("image", datasets.Image(decode=False))]
+    assert len(rows) == 48
+    for row in rows:
+        there, file = row["image"]["bytes"], own / f"{row['video']}.jpg"
+        assert secret in file.read_bytes() and secret not in there and row["landmark_source"] == "template"
+        assert b"Exif" not in there and b"eXIf" not in there and row["image"]["path"] is None
+        seen, kept = (read_image(one).permute(1, 2, 0).numpy() for one in (file, there))
+        if Image.open(file).getexif().get(0x0112) != 6:
+            assert (seen == kept).all()
+        else:  # written anew, upright
+            upright, lying = (cv2.resize(one, (64, 64)).astype(float) for one in (seen, np.rot90(seen)))
+            assert np.abs(upright - kept).mean() < 5 < np.abs(lying - kept).mean()
+
+
+def test_what_is_listed_as_unreadable_names_no_folder_of_the_builder(own, tmp_path):
+    frames, split = plan(own)
+    (own / "0.jpg").write_bytes(b"no image")
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", skip_unreadable=True))
+    for file in ("left_out.txt", "build.json", "README.md", "dataset_infos.json"):
+        assert str(own) not in (tmp_path / "mfa" / file).read_text()
 
 
 def test_shards_are_random_parts_of_their_split(built):

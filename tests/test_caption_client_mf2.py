@@ -167,3 +167,45 @@ def test_refusals_and_cut_answers_are_empty_objects():
     with pytest.raises(TryAgainError, match="no chat completion"):
         content_of({"choices": []})
     assert usage_of({"usage": {"prompt_tokens": None}}) is None and usage_of({}) is None
+
+
+@pytest.mark.parametrize("address", ["http://192.168.0.7/v1", "http://127.0.0.1.example.org/v1", "HTTP://host:1/v1"])
+def test_a_key_is_not_sent_in_the_open(address, monkeypatch):
+    for given in ({"api_key": "sk-0123456789"}, {}):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+        with pytest.raises(ValueError, match=r"base_url: got .*expected https") as caught:
+            ChatClient("m", base_url=address, **given)
+        assert "sk-0123456789" not in str(caught.value)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    ChatClient("m", base_url=address)  # a server of one's own that needs no key
+
+
+@pytest.mark.parametrize("address", ["https://host/v1", "http://localhost:8000/v1", "http://[::1]:8000/v1"])
+def test_a_key_is_sent_over_https_and_to_this_machine(address):
+    ChatClient("m", base_url=address, api_key="sk-0123456789")
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/v1", "127.0.0.1:8000/v1", "http:///v1", "http://[::1/v1"])
+def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(ValueError, match=r"base_url: got .*expected https://"):
+        ChatClient("m", base_url=address)
+
+
+def test_a_key_for_this_machine_passes_no_proxy(chat, monkeypatch):
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    assert json.loads(ask(chat)[0])
+
+
+def test_a_redirection_is_not_followed(chat):
+    from aiohttp import web
+
+    class Elsewhere(LoopbackChat):
+        async def chat(self, request):
+            raise web.HTTPTemporaryRedirect(chat.url + "/chat/completions")
+
+    before = chat.asked
+    with Elsewhere() as server, pytest.raises(ServerRefusesError, match="sends elsewhere"):
+        ask(server)
+    assert chat.asked == before

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import random
 import resource
 
 import pytest
@@ -113,5 +114,62 @@ def test_a_full_disk_is_an_error_that_keeps_what_stands_there(tmp_path, monkeypa
 
 def test_a_journal_of_a_later_version_is_refused(tmp_path):
     (tmp_path / "j").write_text('{"event":"journal","version":9,"id":"x"}\n')
-    with pytest.raises(CaptionError, match="is of version 9, expected 1"):
+    with pytest.raises(CaptionError, match="is of version 9, expected 2"):
         CaptionJournal(tmp_path / "j").__enter__()
+
+
+def test_every_flipped_bit_is_found(tmp_path, caplog):
+    path = tmp_path / "journal.jsonl"
+    fill(path)
+    whole, rng = path.read_bytes(), random.Random(0)
+    with CaptionJournal(path) as book:
+        expected = {key: book.captions(key) for key in ("key0", "key1", "key2")}
+    header = whole.index(b"\n")
+    for place in [*range(header), *(rng.randrange(header, len(whole)) for _ in range(200))]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        caplog.clear()
+        with CaptionJournal(path) as book:
+            assert "expected a line as it was written" in caplog.text, place
+            assert all(book.captions(key) == value for key, value in expected.items() if key in book)
+            assert set(book._places) <= set(expected) and book.spent <= 0.875
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[]", "line 2: got no JSON object"),
+        ('{"event": "paid"}', "line 2: got the event 'paid'"),
+        ('{"event": []}', r"line 2: got the event []"),
+        ('{"event": "journal", "version": 1, "id": "y"}', "line 2: got the first line of a journal again"),
+        ("[" * 100_000, "line 2: got maximum recursion depth"),
+        ('{"event": "captions", "key": "k", "id": 3, "usd": 0, "texts": {}, "writer": "m"}', "line 2: got id: 3"),
+        ('{"event": "captions", "key": "k", "id": "i", "usd": 0, "texts": "", "writer": "m"}', "got texts: ''"),
+        ('{"event": "asked", "n": "1", "usd": 0.5}', "got n: '1'"),
+        ('{"event": "asked", "n": 1, "usd": 1e999}', "got usd: inf"),
+        ('{"event": "asked", "n": 1, "usd": NaN}', "got usd: nan"),
+        ('{"event": "batch", "n": 7, "id": "b"}', "got 7"),
+    ],
+)
+def test_a_line_of_an_older_journal_is_checked_by_its_fields(tmp_path, caplog, line, told):
+    (tmp_path / "j").write_text(f'{{"event": "journal", "version": 1, "id": "x"}}\n{line}\n')
+    with CaptionJournal(tmp_path / "j") as book:
+        assert told in caplog.text and book.spent == 0 and len(book) == 0 and not book.batches
+        book.add_captions(None, "new", Captions("n", {}, "m"), 0.0)
+    with CaptionJournal(tmp_path / "j") as book:
+        assert "new" in book
+
+
+@pytest.mark.parametrize("text", ["null", "[1, 2]", "my notes", '{"a": 1'])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
+    (tmp_path / "j").write_text(text)
+    with pytest.raises(CaptionError, match="expected a journal of captions"):
+        CaptionJournal(tmp_path / "j").__enter__()
+    assert (tmp_path / "j").read_text() == text
+
+
+def test_a_last_line_that_was_cut_off_is_told(tmp_path, caplog):
+    path = tmp_path / "j"
+    fill(path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with CaptionJournal(path):
+        assert "the last line of" in caplog.text and str(path) in caplog.text

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig
 
 from modeling_mf2 import MF2ForCaptioning, MF2ForPreTraining
+from modeling_mf2.captioning_mf2 import CACHE_NAME
 
 
 START, END, PAD = 5, 3, 0
@@ -53,6 +54,22 @@ def test_the_cache_changes_no_token(model, images, branch, way):
         assert not torch.equal(
             tokens, model.generate(**images, branch=branch, max_length=10, **WAYS[way]).flatten(0, -2)
         )
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_is_taken_by_its_new_and_its_old_name(model, images, name):
+    """transformers 5.24 renamed it; checkpoints and their users are on both sides."""
+    whole = model.generate(**images, max_length=10)
+    start, query_key_values = whole[:, :2], model.see(**images)
+    full = model(whole, query_key_values=query_key_values).logits
+    cache = DynamicCache()
+    model(start, query_key_values=query_key_values, **{name: cache})
+    rest = model(whole[:, 2:], query_key_values=query_key_values, **{name: cache})
+    assert torch.allclose(rest.logits, full[:, 2:], atol=1e-5)
+    assert rest[CACHE_NAME] is cache and cache.get_seq_length() == whole.shape[1]
+    mine = DynamicCache()
+    assert torch.equal(model.generate(**images, max_length=10, **{name: mine}), whole)
+    assert mine.get_seq_length() == whole.shape[1] - 1
 
 
 @pytest.mark.parametrize("branch", BRANCHES)

@@ -56,18 +56,21 @@ FULL = {
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(tmp_path, error):
     good, new = checkpoint(tmp_path, 9), tmp_path / "checkpoint-18"
     expected = r"is full: checkpoint-18 needs about 0 MB, \d+ MB are free.*then continues from checkpoint-9"
-    with pytest.raises(OSError, match=expected) as raised, disk_may_be_full(new):
+    with pytest.raises(OSError, match=expected) as raised, disk_may_be_full(lambda: new):
         new.mkdir()
         (new / "model.safetensors").write_bytes(b"half")
         raise error
     assert raised.value.errno == 28 and not new.exists() and damage(good) is None
     good.rename(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="starts anew, for there is no whole checkpoint yet"), disk_may_be_full(new):
+    with (
+        pytest.raises(OSError, match="starts anew, for there is no whole checkpoint yet"),
+        disk_may_be_full(lambda: new),
+    ):
         raise error
 
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
     new = checkpoint(tmp_path, 3)
-    with pytest.raises(PermissionError), disk_may_be_full(new):
+    with pytest.raises(PermissionError), disk_may_be_full(lambda: new):
         raise PermissionError(13, "Permission denied")
     assert new.exists()

@@ -151,3 +151,31 @@ def test_the_command_is_installed_and_explains_itself_without_torch() -> None:
         assert words in done.stdout
     # Every exit code that the help names is one that a test above met.
     assert set(re.findall(r"^  (\d+)", command_mf2.EXIT_CODES, re.MULTILINE)) == {"0", "1", "2", "3", "4", "130"}
+
+
+def test_names_that_are_not_text_are_written_wherever_they_go(tmp_path: Path) -> None:
+    (face,) = write_faces(tmp_path / "in", 1)
+    face.rename(os.fsdecode(os.fsencode(tmp_path) + b"/in/\xff=1.png"))
+    script = "import sys; from analysis_mf2.command_mf2 import main\nfor format in ('table', 'csv', 'jsonl'):\n"
+    script += "    assert main([sys.argv[1], '--aligned', '--format', format, '--quiet']) == 0"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "in")], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"\xff=1.png" in done.stdout and b"\\udcff=1.png" in done.stdout
+
+
+def test_a_folder_of_everything_that_breaks_ends_with_one_and_the_good_have_rows(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    write_faces(folder, 2)
+    os.mkfifo(folder / "a.mp4")
+    content = write_video(folder / "b.avi", 9).read_bytes()
+    (folder / "c.avi").write_bytes(content[:1000] + bytes(len(content) - 1000))
+    (folder / "d.gif").write_bytes(b"GIF89a" + bytes(range(90)))
+    started = time.monotonic()
+    arguments = [str(folder), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded()) == 1
+    assert time.monotonic() - started < 30
+    told = capsys.readouterr().err
+    assert all(f"{name}: " in told for name in ("a.mp4", "c.avi", "d.gif"))
+    with open(tmp_path / "rows.csv") as file:
+        names = {Path(row["input"]).name for row in csv.DictReader(file)}
+    assert {"face-000.png", "face-001.png", "b.avi"} <= names

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import hashlib
 import multiprocessing
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, load_from_disk
 
 from dataset_mf2 import dataset_cache, synthetic_faces
 from dataset_mf2.synthetic_faces import MFASynthetic, draw_example
@@ -97,3 +99,40 @@ def test_two_processes_fill_one_cache(tmp_path):
     pixels = b"".join(draw_example(index)[0].tobytes() for index in range(48))
     assert found == {hashlib.sha256(pixels).hexdigest()}
     assert len(kept(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_scratch_of_a_killed_process_is_removed_at_the_next_start(tmp_path, cached):
+    MFASynthetic(4, cache_dir=tmp_path)
+    (folder,) = kept(tmp_path)
+    if not cached:
+        shutil.rmtree(folder)
+    for name in (folder.name, "another-data-set"):
+        (tmp_path / f".part-{name}-x" / "built").mkdir(parents=True)
+    MFASynthetic(4, cache_dir=tmp_path)
+    assert sorted(kept(tmp_path)) == [tmp_path / ".part-another-data-set-x", folder]
+
+
+def test_a_save_that_was_killed_keeps_the_old_data_set_and_is_cleaned_up(tmp_path, monkeypatch):
+    old, new = (Dataset.from_dict({"row": [number]}) for number in (1, 2))
+    dataset_cache.save_whole(old, tmp_path / "rows")
+    for kill_at in range(3):
+        renames = iter(range(10))
+        rename = Path.rename
+
+        def die(path, target, kill_at=kill_at, renames=renames, rename=rename):
+            if next(renames) == kill_at:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", die)
+            with contextlib.suppress(KeyboardInterrupt):
+                dataset_cache.save_whole(new, tmp_path / "rows")
+        dataset_cache.save_whole(old, tmp_path / "rows")
+        assert load_from_disk(tmp_path / "rows")["row"][:] == [1]
+        assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="holds no data set, and is kept"):
+        dataset_cache.save_whole(old, tmp_path / "mine")

@@ -1,10 +1,13 @@
 """What a DFN may be: names, ranges, and a file that gives back the same."""
 
+import enum
+import json
+
 import pytest
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import PeftType
 
-from modeling_mf2 import DFNConfig
+from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
 from modeling_mf2.dfn_config import extend_peft_types, spread_layers
 
 
@@ -70,3 +73,37 @@ def test_a_file_gives_back_the_same(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, DFNConfig) and loaded.to_dict() == config.to_dict()
+
+
+def test_a_peft_whose_types_cannot_be_extended_is_named():
+    with pytest.raises(ImportError, match=r"peft: got version .* PeftType .*setup.cfg"):
+        extend_peft_types(enum.IntEnum("PeftType", ["LORA"]))
+
+
+VALUES = [None, True, 1, -1, 2.5, float("inf"), 10**9, "x", "", [], ["x"], [1], [None], [["visual"]], {}, {"x": 1}]
+# peft reads these before it asks the method's own config.
+READ_BY_PEFT = {"peft_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode"}
+
+
+def test_each_field_of_an_adapter_s_file_loads_or_is_named(make_config, tmp_path):
+    def make():
+        return MF2ForFaceAnalysis(make_config())
+
+    own = DFNConfig(bottleneck=4, layers=3, pathways=["visual", "vision"])
+    get_peft_model(make(), own).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    good = json.loads(file.read_text())
+    base, wrong = make(), {}
+    for field in sorted(set(good) - READ_BY_PEFT):
+        for value in VALUES:
+            file.write_text(json.dumps({**good, field: value}))
+            try:
+                PeftModel.from_pretrained(base, tmp_path).unload()
+            except (ValueError, TypeError) as error:
+                if field not in str(error):
+                    wrong[field, repr(value)] = error
+                base = make()
+            except Exception as error:
+                wrong[field, repr(value)] = error
+                base = make()
+    assert wrong == {}

@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import save
 from torch.utils.data import DataLoader
 
-from modeling_mf2.dfn_store import StaleStoreError, StateStore, StoredExamples, collate_stored, shard_name, write_file
+from modeling_mf2.dfn_store import (
+    StaleStoreError,
+    StateStore,
+    StoredExamples,
+    checksum,
+    collate_stored,
+    shard_name,
+    write_file,
+)
 
 
 @pytest.fixture
@@ -18,6 +26,7 @@ def store(tmp_path):
         write_file(tmp_path / shard_name(number), save({"last_emo": rows[start : start + 4].contiguous()}))
     write_file(tmp_path / "shared.safetensors", save({"visual_emo.0": torch.ones(1, 3, dtype=torch.float16)}))
     manifest = {"identity": {"images": 5, "views": 2, "backbone": "a"}, "shard_rows": 4}
+    manifest["checksums"] = {path.name: checksum(path) for path in tmp_path.glob("*.safetensors")}
     (tmp_path / "store.json").write_text(json.dumps(manifest))
     return StateStore(tmp_path)
 
@@ -60,3 +69,33 @@ def test_a_damaged_store_is_no_store(store, name, harm):
         path.write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=name):
         StateStore(store.folder)
+
+
+@pytest.mark.parametrize("name", [shard_name(2), "shared.safetensors"])
+def test_one_flipped_bit_is_found_before_the_file_is_read(store, name):
+    path = store.folder / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 4  # of a number: the header and the size stay as they were
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{name}: checksum: got .* expected .*rebuild"):
+        StateStore(store.folder).batch([9])
+    if name != "shared.safetensors":
+        assert StateStore(store.folder).batch([0])["last_emo"].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [None, True, "x", 1.5, -1, 0, [], {}, "missing"])
+@pytest.mark.parametrize("field", ["identity", "identity.images", "identity.views", "shard_rows", "checksums", ""])
+def test_a_header_of_wrong_types_names_its_file_and_field(store, field, value):
+    path = store.folder / "store.json"
+    manifest = json.loads(path.read_text())
+    owner = manifest["identity"] if "." in field else manifest
+    if not field:
+        manifest = value
+    elif value == "missing":
+        del owner[field.rpartition(".")[2]]
+    else:
+        owner[field.rpartition(".")[2]] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(OSError, match=r"store.json: |: checksum: ") as raised:
+        StateStore(store.folder).batch([0])
+    assert (field or "identity").rstrip("s") in str(raised.value) and "rebuild" in str(raised.value)

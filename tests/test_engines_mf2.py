@@ -2,10 +2,12 @@
 
 import csv
 import importlib
+import io
 import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from analysis_media import write_faces
@@ -140,3 +142,57 @@ def test_a_changed_checkpoint_is_exported_anew(place: Path) -> None:
     assert before == engines._source(str(place / "model"), None)
     os.utime(place / "model" / "model.safetensors", (1, 1))
     assert engines._source(str(place / "model"), None) != before
+
+
+def test_a_file_with_a_flipped_bit_is_refused_wherever_the_bit_is(place: Path, tmp_path: Path) -> None:
+    load_model(place / "model", engine="int8")
+    (made,) = engines.cache_folder().glob("model-*")
+    there = shutil.copytree(place / "model", tmp_path / "model")
+    (face,) = write_faces(tmp_path / "one", 1)
+    for engine, name in (("onnx", FILE), ("int8", INT8_FILE)):
+        content = (made / name).read_bytes()
+        for share in (0.01, 0.2, 0.4, 0.6, 0.8, 0.99):
+            damaged = bytearray(content)
+            damaged[int(share * len(content))] ^= 16
+            (there / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match=name):
+                load_model(there, engine=engine)
+        (there / name).write_bytes(content)
+        assert analyze(face, engine=engine, model=there, aligned=True).faces == 1
+
+
+@pytest.mark.parametrize(
+    "facts", ["[]", "{}", "7", "{", '{"mf2_version": 1}', '{"mf2_version": "0.1.0", "content": []}']
+)
+def test_facts_of_a_wrong_type_end_the_command_with_a_sentence(place: Path, tmp_path: Path, facts: str, capsys) -> None:
+    import onnx
+
+    load_model(place / "model", engine="onnx")
+    (made,) = engines.cache_folder().glob("model-*")
+    there = shutil.copytree(place / "model", tmp_path / "model")
+    content = onnx.load(made / FILE)
+    onnx.helper.set_model_props(content, {"mf2": facts})
+    onnx.save(content, there / FILE)
+    arguments = [str(place / "in"), "--aligned", "--model", str(there), "--engine", "onnx"]
+    assert main(arguments) == 2
+    assert FILE in (told := capsys.readouterr().err) and "export" in told
+
+
+@pytest.mark.parametrize("answer", [float("nan"), None])
+def test_an_engine_that_fails_or_gives_no_number_leaves_a_line_of_each_image(
+    place: Path, answer: float | None, capsys
+) -> None:
+    model = load_model(place / "model", device="cpu", engine="onnx")
+
+    class Damaged:
+        def run(self, names: list, given: dict) -> list:
+            if answer is None:
+                raise IndexError("[ONNXRuntimeError] : 1 : FAIL")
+            return [np.full((len(given["landmarks"]), 3), answer, np.float32) for _ in names]
+
+    model.pipeline.model.run = Damaged()
+    assert main([str(place / "in"), "--aligned", "--format", "csv"], model=model) == 1
+    shown = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(shown.out)))
+    assert len(rows) == 5 and "left out, 5 times" in shown.err
+    assert all(row["top_emotion"] == "" and row["AU06_c"] == "NaN" for row in rows)

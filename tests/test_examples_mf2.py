@@ -1,5 +1,7 @@
 """A row of a dataset becomes the same example on every run, and lacks only what the row lacks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -8,7 +10,7 @@ from configuration_mf2 import MF2Config
 from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LabelSet
 from dataset_mf2.builder_mf2 import describe_labels, mfa_features
 from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import MF2Examples
+from dataset_mf2.examples_mf2 import MF2Examples, as_image
 from dataset_mf2.synthetic_faces import MFASynthetic
 from processing_mf2 import MF2Augmentation, MF2Processor
 
@@ -106,3 +108,10 @@ def test_mistakes(rows, processor):
     disfa = MF2Processor.for_model(MF2Config.from_size("tiny", label_set="disfa"))
     with pytest.raises(ValueError, match="au_labels: the dataset has 12 an image, the model 8: AU1, "):
         MF2Examples(rows, disfa)
+
+
+def test_an_image_that_lies_elsewhere_is_fetched_but_not_decoded(tmp_path: Path) -> None:
+    (tmp_path / "face.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")  # datasets would start Ghostscript
+    assert as_image({"bytes": None, "path": f"file://{tmp_path / 'face.jpg'}"}) == b"%!PS-Adobe-3.0 EPSF-3.0"
+    here = {"bytes": None, "path": str(tmp_path / "face.jpg")}
+    assert as_image(here) is here

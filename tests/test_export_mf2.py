@@ -3,6 +3,10 @@
 import builtins
 import importlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +143,32 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ImportError, match=r'onnxscript is not installed .*pip install -e "\.\[export\]"'):
         export.export_onnx(MF2ForFaceAnalysis(tiny_config()), tmp_path)
     assert builtins.__import__("modeling_mf2.export_mf2"), "the file itself needs none of them"
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(
+    exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(exported[1], tmp_path))
+    (tmp_path / ".export-dead").mkdir()
+    (tmp_path / ".export-dead" / "model.onnx").write_bytes(b"half")
+    (tmp_path / ".export.lock").touch()
+    export.quantize_onnx(file)
+    assert {path.name for path in tmp_path.iterdir()} == {export.FILE, export.INT8_FILE}
+
+
+def test_a_damaged_file_is_not_quantized(exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path) -> None:
+    content = bytearray(exported[1].read_bytes())
+    content[len(content) // 2] ^= 16
+    (tmp_path / export.FILE).write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        export.quantize_onnx(tmp_path / export.FILE)
+    assert [path.name for path in tmp_path.iterdir()] == [export.FILE]
+
+
+def test_onnxruntime_writes_nothing_about_its_user(exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path) -> None:
+    script = "import sys; from modeling_mf2.export_mf2 import session; session(sys.argv[1]); import onnxruntime"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", script, str(exported[1])]
+    subprocess.run(command, cwd=Path(__file__).parent.parent, env=environment, check=True)
+    assert not [path for path in tmp_path.rglob("*") if "onnx" in str(path).lower() or "Microsoft" in str(path)]

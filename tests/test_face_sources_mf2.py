@@ -1,6 +1,7 @@
 """Faces of a frame by a detector, by a file, or the frame as a crop; each says where its landmarks are from."""
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,65 @@ def test_a_file_that_holds_no_landmarks_says_what_it_lacks(tmp_path: Path) -> No
         GivenLandmarks(path)
     with pytest.raises(ValueError, match="could not be read"):
         GivenLandmarks(tmp_path / "gone.csv")
+
+
+def test_a_frame_that_breaks_the_detector_is_named_and_the_others_are_looked_at() -> None:
+    class Breaks(FakeDetector):
+        def detect(self, images):
+            if any(image.shape[1] == 31 for image in images):
+                raise RuntimeError("Calculated padded input size: (1 x 1). Kernel size: (3 x 3).\nand more")
+            return [[face_at(0, 0)] for _ in images]
+
+    narrow = Frame("n.png", 0, float("nan"), torch.zeros(3, 31, 46, dtype=torch.uint8))
+    first, second, third = DetectedFaces(Breaks([])).faces([frame(), narrow, frame()])
+    assert len(first) == len(third) == 1
+    assert isinstance(second, str) and "RuntimeError" in second and "\n" not in second
+
+    class NoWeights(FakeDetector):
+        def detect(self, images):
+            raise OSError("no weights")
+
+    with pytest.raises(OSError, match="no weights"):
+        DetectedFaces(NoWeights([])).faces([frame(), frame()])
+
+
+def edited(path: Path, edit) -> Path:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(edit(lines)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda lines: [lines[0], lines[1][:400]], "line 2: .*cells, expected 138"),
+        (lambda lines: [lines[0], lines[1] + ",7"], "line 2: got 139 cells"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,-1")], "line 2: frame: got '-1'"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,0.5")], "frame: got '0.5'"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,inf")], "frame: got 'inf'"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", ",0")], "input: got an empty cell"),
+        (lambda lines: [f"{lines[0]},x_0", f"{lines[1]},5"], "column x_0 more than once"),
+        (lambda lines: [f"{lines[0]},frame", f"{lines[1]},5"], "column frame more than once"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",nan"], "y_67: got 'nan'"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",inf"], "y_67: got 'inf'"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ","], "y_67: got ''"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",1e300"], "y_67: got '1e300'"),
+    ],
+)
+def test_damaged_rows_of_landmarks_are_refused_with_their_line(tmp_path: Path, edit, said: str) -> None:
+    path = write(tmp_path / "l.csv", [("a.png", 0, 3)])
+    with pytest.raises(ValueError, match=said):
+        GivenLandmarks(edited(path, edit))
+
+
+def test_a_row_of_nothing_but_nan_is_a_frame_without_a_face_and_escaped_names_are_read_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", [("'-a.png", 0, 3), ("b.png", 0, 0)])
+    edited(path, lambda lines: [*lines, "", "v.mp4,3," + ",".join(["NaN"] * 136)])
+    found, nobody = GivenLandmarks(path).faces([frame("-a.png"), frame("v.mp4", 3)])
+    assert len(found) == 1 and "no landmarks" in nobody
+
+
+def test_a_pipe_of_landmarks_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "l.csv")
+    with pytest.raises(ValueError, match="no file"):
+        GivenLandmarks(tmp_path / "l.csv")

@@ -43,6 +43,8 @@ remote = {"trust_remote_code": True}
 config = AutoConfig.from_pretrained(source, **remote)
 processor = AutoProcessor.from_pretrained(source, **remote)
 image_processor = AutoImageProcessor.from_pretrained(source, **remote)
+by_pil = AutoImageProcessor.from_pretrained(source, backend="pil", **remote)
+assert (image_processor.backend, by_pil.backend) == ("torchvision", "pil")
 model = AutoModel.from_pretrained(source, **remote).eval()
 classifier = AutoModelForImageClassification.from_pretrained(source, **remote).eval()
 assert isinstance(model.config, type(config)), (type(model.config), type(config))
@@ -50,6 +52,7 @@ picture = Image.open(image)
 inputs = processor(images=picture, text="The face shows happiness.", return_tensors="pt")
 alone = image_processor(picture, return_tensors="pt")
 assert all(torch.equal(inputs[name], alone[name]) for name in alone)
+assert torch.allclose(by_pil(picture)["pixel_values"], alone["pixel_values"], atol=0.01)
 with torch.no_grad():
     found = {
         "emo_states": model(inputs["pixel_values"], inputs["landmarks"]).emo_states,

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 import processing_mf2  # noqa: F401 (registers the Auto classes)
 from processing_mf2.alignment_mf2 import canonical_landmarks, transform_points
 from processing_mf2.augmentation_mf2 import MF2Augmentation
-from processing_mf2.image_processing_mf2 import MF2ImageProcessor
+from processing_mf2.image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil
 
 
 @pytest.fixture
@@ -191,3 +191,40 @@ def test_a_wide_photograph_without_landmarks_is_warned_about(processor, caplog):
         assert "landmark_source='face_alignment'" in caplog.text
     finally:
         logger.propagate = propagate
+
+
+@pytest.mark.parametrize("call", [{}, {"do_align": False}, AUGMENTED, {"do_normalize": False}])
+@pytest.mark.parametrize("size", [{"height": 112, "width": 112}, {"height": 40, "width": 90}])
+def test_both_backends_agree(photograph, call, size):
+    small, points = photograph
+    large = F.interpolate(small[None].float(), (1500, 2000), mode="bicubic").clamp(0, 255).to(torch.uint8)[0]
+    cases = [(small, points), (small, None), (large, points * 5), (large, None), (small / 255, points)]
+    for image, given in cases:
+        torchvision, pil = (cls(size=size)(image, given, **call) for cls in (MF2ImageProcessor, MF2ImageProcessorPil))
+        assert torchvision["landmarks"].equal(pil["landmarks"])
+        differ = (torchvision["pixel_values"] - pil["pixel_values"]).abs()
+        outside = torchvision["pixel_values"].abs() < 1e-4  # an image's edge falls between samples
+        assert differ.mean() < 2e-3 and (differ[~outside] > 0.01).float().mean() < 0.02
+        if given is None:
+            assert differ.max() < 0.01
+
+
+def test_auto_classes_offer_both_backends(tmp_path, photograph):
+    image, points = photograph
+    for cls in (MF2ImageProcessor, MF2ImageProcessorPil):
+        cls(size=96).save_pretrained(tmp_path)
+        for backend, expected in (("torchvision", MF2ImageProcessor), ("pil", MF2ImageProcessorPil)):
+            loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+            assert type(loaded) is expected and loaded.backend == backend
+            assert loaded(image, points)["pixel_values"].shape == (1, 3, 96, 96)
+        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MF2ImageProcessor
+
+
+def test_a_long_crop_of_many_samples_is_made_in_bands(monkeypatch):
+    image = torch.randint(0, 256, (3, 900, 700), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for cls in (MF2ImageProcessor, MF2ImageProcessorPil):
+        processor = cls(size={"height": 300, "width": 250})
+        whole = processor(image)["pixel_values"]
+        with monkeypatch.context() as patch:
+            patch.setattr("processing_mf2.alignment_mf2._MOST_SAMPLES", 50_000)
+            assert (processor(image)["pixel_values"] - whole).abs().max() < 5e-3

@@ -156,3 +156,86 @@ def test_the_real_package_builds_a_data_set(weights, tmp_path):  # noqa: F811
     assert found[0].landmarks.shape == (68, 2) and found[0].confidence.shape == (68,) and found[1] is None
     assert np.allclose((found[0].box[:2] + found[0].box[2:]) / 2, (40, 56), atol=9)
     assert report["counts"]["train"]["images"] == report["counts"]["validation"]["images"] == 1
+
+
+def test_an_entry_that_the_disk_changed_is_found_anew(folder, caplog):
+    names = names_in(folder)
+    with LandmarkCache(folder, Template()) as cache:
+        expected = cache.faces(names)
+    damages = {
+        "landmarks": np.ones((68, 2), np.float32).tobytes(),  # still a shape, but another
+        "confidence": b"",
+        "box": "a text",
+        "score": None,
+        "stamp": None,
+    }
+    for field, value in damages.items():
+        with sqlite3.connect(folder / CACHE_NAME) as store:
+            store.execute(f"UPDATE faces SET {field} = ? WHERE image = ?", (value, names[0]))
+        store.close()
+        caplog.clear()
+        with LandmarkCache(folder, Template()) as cache:
+            found = cache.faces(names)
+            assert cache.detector.batches == [1], field
+        assert np.array_equal(found[0].landmarks, expected[0].landmarks)
+        assert field == "stamp" or f"the landmarks of {names[0]} as they were written" in caplog.text
+
+
+def test_a_cache_without_checksums_stays_of_use(folder):
+    names = names_in(folder)
+    with LandmarkCache(folder, Template()) as cache:
+        cache.faces(names)
+    with sqlite3.connect(folder / CACHE_NAME) as store:
+        store.execute("ALTER TABLE faces DROP COLUMN checksum")
+    store.close()
+    with LandmarkCache(folder, Template()) as cache:
+        assert cache.faces(names)[0].landmarks.shape == (68, 2) and cache.detector.batches == []
+    with sqlite3.connect(folder / CACHE_NAME) as store:
+        store.execute("UPDATE faces SET landmarks = ? WHERE image = ?", (b"1234" * 7, names[0]))
+    store.close()
+    with LandmarkCache(folder, Template()) as cache:
+        assert cache.faces(names)[0].landmarks.shape == (68, 2) and cache.detector.batches == [1]
+
+
+def test_a_damaged_cache_file_is_named(folder):
+    file, names = folder / CACHE_NAME, names_in(folder)
+    with LandmarkCache(folder, Template()) as cache:
+        cache.faces(names)
+    whole = file.read_bytes()
+    for damaged in (b"no database" * 999, whole[:100] + b"\xff" * (len(whole) - 100)):
+        file.write_bytes(damaged)
+        with pytest.raises(CorpusError, match=r"mf2_landmarks.sqlite: got .*, expected a file of landmarks.*remove it"):
+            with LandmarkCache(folder, Template()) as cache:
+                cache.faces(names)
+    file.unlink()
+    with sqlite3.connect(file) as store:
+        store.execute("CREATE TABLE faces (mine TEXT)")
+    store.close()
+    with pytest.raises(CorpusError, match="got the columns mine, expected a table of faces"):
+        LandmarkCache(folder, Template())
+
+
+def test_images_whose_names_are_not_utf8_have_landmarks_too(folder):
+    (folder / "a" / "0.png").rename(folder / "a" / os.fsdecode(b"caf\xe9.png"))
+    for batches in ([7], []):
+        with LandmarkCache(folder, Template(), batch_size=32) as cache:
+            assert find_in_folder(cache) == {"images": 7, "faces": 6, "unreadable": 0}
+            assert cache.detector.batches == batches
+
+
+def test_a_flipped_bit_never_becomes_another_face(folder):
+    file, names, rng = folder / CACHE_NAME, names_in(folder), np.random.default_rng(0)
+    with LandmarkCache(folder, Template()) as cache:
+        expected = cache.faces(names)
+    whole = file.read_bytes()
+    for _ in range(150):
+        place = int(rng.integers(len(whole)))
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
+        try:
+            with LandmarkCache(folder, Template()) as cache:
+                found = cache.faces(names)
+        except CorpusError:
+            continue
+        for one, other in zip(found, expected, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or np.array_equal(one.landmarks, other.landmarks)

@@ -1,12 +1,14 @@
 """Every input as frames with the right pixels, number and time; what cannot be read is named and left out."""
 
 import math
+import os
 from pathlib import Path
 
 import cv2
 import pytest
 from analysis_media import FakeCamera, slowing, turned, write_faces, write_video
 
+from analysis_mf2 import media_mf2
 from analysis_mf2.media_mf2 import Sampling, count_frames, files_of, find_inputs, read_frames
 
 
@@ -131,3 +133,72 @@ def test_a_camera_has_a_clock_and_says_when_it_is_not_there(monkeypatch: pytest.
 def test_sampling_that_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    for name in ("x.mp4", "x.png"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "zero.avi").symlink_to("/dev/zero")
+    frames, notes = read(tmp_path)
+    assert not frames and {Path(name).name for name, _ in notes} == {"x.mp4", "x.png", "zero.avi"}
+    assert all("no file" in why for _, why in notes)
+    assert count_frames([str(tmp_path)], Sampling()) == 1  # the image is not opened to be counted
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(ValueError, match="no file"):
+        find_inputs(str(tmp_path / "list.txt"))
+    (tmp_path / "names.txt").write_text("a\0b.mp4\na\0b.png\n" + "n" * 5000 + ".png\n")
+    assert len(read(tmp_path / "names.txt")[1]) == 1
+    assert len(list(read_frames(find_inputs(str(tmp_path / "names.txt"))))) == 0
+
+
+@pytest.mark.parametrize("method", ["grab", "retrieve"])
+def test_a_video_that_breaks_the_decoder_ends_there(tmp_path: Path, method: str, monkeypatch) -> None:
+    video = write_video(tmp_path / "v.avi", 6)
+    write_faces(tmp_path, 1, first=7)
+    real = cv2.VideoCapture
+
+    class Breaks:
+        def __init__(self, *given) -> None:
+            self.reader, self.calls = real(*given), 0
+
+        def __getattr__(self, name: str):
+            return getattr(self.reader, name)
+
+    def broken(self):
+        self.calls += 1
+        if self.calls > 3:
+            raise cv2.error("OpenCV: Assertion failed")
+        return getattr(self.reader, method)()
+
+    setattr(Breaks, method, broken)
+    monkeypatch.setattr(cv2, "VideoCapture", Breaks)
+    frames, notes = read(video.parent)
+    assert [frame.number for frame in frames if frame.is_moving] == [0, 1, 2] and len(frames) == 4
+    assert len(notes) == 1 and ("damaged" if method == "grab" else "3 frames could not be decoded") in notes[0][1]
+
+
+def test_frames_larger_than_the_limit_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch) -> None:
+    video = write_video(tmp_path / "v.avi", 2)
+    monkeypatch.setattr(media_mf2, "MOST_VIDEO_PIXELS", 96 * 64 - 1)
+    frames, notes = read(video)
+    assert not frames and "96 x 64 pixels" in notes[0][1]
+
+
+def test_a_video_is_never_taken_for_a_series_of_images(tmp_path: Path) -> None:
+    for index, path in enumerate(write_faces(tmp_path, 3)):
+        path.rename(tmp_path / f"x{index}.mp4")
+    assert len(read(tmp_path / "x0.mp4")[0]) <= 1
+
+
+def test_an_image_whose_decoder_raises_anything_is_noted(tmp_path: Path, monkeypatch) -> None:
+    write_faces(tmp_path, 2)
+    real = media_mf2.read_image
+
+    def breaks(path: str, **settings):
+        if path.endswith("000.png"):
+            raise IndexError("tile")
+        return real(path, **settings)
+
+    monkeypatch.setattr(media_mf2, "read_image", breaks)
+    frames, notes = read(tmp_path)
+    assert len(frames) == 1 and notes[0][1] == "IndexError: tile"

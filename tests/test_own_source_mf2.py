@@ -8,6 +8,7 @@ import pytest
 from configuration_mf2.facs_mf2 import EMOTIONS
 from dataset_mf2.label_files_mf2 import CorpusError
 from dataset_mf2.sources_mf2 import protocol, read_corpus
+from dataset_mf2.splitting_mf2 import plan_mfa
 
 
 @pytest.fixture
@@ -124,3 +125,33 @@ def test_a_folder_a_class(tmp_path):
         read_corpus("own", tmp_path)
     with pytest.raises(CorpusError, match="got no picture"):
         read_corpus("own", tmp_path / "val" / ".hidden")
+
+
+def test_an_emotion_of_another_name_is_mapped_when_asked(folder):
+    text = "image,emotion\na.jpg,Contempt\nb.jpg,Fear\nc.png,contemptuous"
+    with pytest.raises(CorpusError, match=r"line 2, emotion: got 'Contempt'.*--map Contempt=Other"):
+        read(folder, text)
+    frames = read(folder, text, emotion_map={"contempt": "other"})
+    assert [frames.label_set.emotions[code] for code in frames.emotion] == ["Other", "Fear", "Other"]
+    assert frames.counts["contempt_taken_as_Other"] == 2
+    frames = read(folder, text, emotion_map={"Contempt": "unknown"})
+    assert frames.emotion.tolist()[::2] == [-1, -1]
+    with pytest.raises(ValueError, match=r"map: got Contempt=Othr, expected one of Neutral, .*Did you mean 'Other'"):
+        read(folder, text, emotion_map={"Contempt": "Othr"})
+
+
+def test_a_blank_split_leaves_the_written_ones_and_goes_to_train(folder):
+    text = "image,emotion,split\na.jpg,Fear,test\nb.jpg,Anger,\nc.png,Fear,val"
+    for name in ("own", "mine"):  # a corpus that its owner named keeps its split too
+        frames, split = plan_mfa(read(folder, text, name=name))
+        assert split == ["test", "train", "validation"]
+        assert frames.counts["blank_splits_taken_as_train"] == 1
+    frames, split = plan_mfa(read(folder, "image,emotion,split\na.jpg,Fear,\nb.jpg,Anger,\nc.png,Fear,"))
+    assert set(split) == {"train", "validation", "test"} and "blank_splits_taken_as_train" not in frames.counts
+
+
+def test_nothing_is_dropped_unless_asked(folder):
+    frames, _ = plan_mfa(read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1"))
+    assert len(frames) == 3
+    with pytest.raises(CorpusError, match=r"require='both'.*emotions of 2.*action units of 1.*--require any"):
+        plan_mfa(read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1"), require="both")

@@ -1,5 +1,8 @@
 """Any kind of input, in any batches, gives the same answers; a bad item is named and takes no other with it."""
 
+import base64
+import copy
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 import torch
 from conftest import tiny_config
 from PIL import Image
+from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor, build_tokenizer, face_pipeline
@@ -125,3 +129,72 @@ def test_it_is_saved_with_model_and_processor(analyse: MF2Pipeline, faces: list[
     analyse.save_pretrained(tmp_path)
     again = face_pipeline("face-analysis", str(tmp_path))
     np.testing.assert_allclose(scores(again(faces[:2])), scores(analyse(faces[:2])), atol=1e-5)
+
+
+class _Places(torch.utils.data.Dataset):
+    """As torch defines a data set: places, and no way to iterate or to end."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index % len(self.items)]
+
+
+def test_data_sets_of_torch_and_a_column_of_one_are_many_images(analyse: MF2Pipeline, faces: list[Image.Image]) -> None:
+    expected = scores([analyse(face) for face in faces])
+    rows = [{"face": face, "corpus": "x"} for face in faces]
+    for inputs in (_Places(faces), KeyDataset(rows, "face"), KeyDataset(_Places(rows), "face")):
+        for settings in ({}, {"batch_size": 2}, {"batch_size": 2, "num_workers": 1}):
+            answers = analyse(inputs, **settings)
+            assert isinstance(answers, Iterator)
+            np.testing.assert_allclose(scores(list(answers)), expected, atol=1e-5)
+
+
+def test_base64_text_is_one_image(analyse: MF2Pipeline, faces: list[Image.Image]) -> None:
+    faces[0].save(file := io.BytesIO(), "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    expected = scores([analyse(faces[0])])
+    for said in (text, f"data:image/png;base64,{text}"):
+        np.testing.assert_allclose(scores([analyse(said)]), expected, atol=1e-5)
+
+
+def test_an_address_that_cannot_be_fetched_in_time_is_skipped(analyse: MF2Pipeline, faces: list[Image.Image]) -> None:
+    nobody = "http://127.0.0.1:9/face.png"
+    answers = analyse([faces[0], nobody], on_error="skip", allow_url=True, timeout=2)
+    assert answers[0] and "could not be fetched" in answers[1]["error"]["message"]
+    with pytest.raises(ValueError, match=r"inputs\[1\].*timeout"):
+        analyse([faces[0], nobody], allow_url=True, timeout="soon")
+
+
+NOT_FINITE = [
+    {"image": np.full((64, 64, 3), np.nan)},
+    {"image": np.full((64, 64, 3), np.inf, np.float32)},
+    {"image": np.zeros((64, 64, 3), np.uint8), "landmarks": np.full((68, 2), np.nan)},
+    {"image": np.zeros((64, 64, 3), np.uint8), "landmarks": np.full((68, 2), np.inf)},
+]
+
+
+@pytest.mark.parametrize("item", NOT_FINITE)
+def test_an_input_that_is_not_finite_is_never_answered(analyse: MF2Pipeline, faces: list, item: dict) -> None:
+    with pytest.raises(ValueError, match=r"inputs"):
+        analyse(item)
+    answers = analyse([faces[0], item], on_error="skip")
+    assert answers[0][0]["emotion"] and answers[1]["error"]["index"] == 1
+
+
+@pytest.mark.parametrize("task", ["face-analysis", "image-classification", "zero-shot-image-classification"])
+def test_an_answer_that_is_not_finite_is_an_error_and_not_neutral(analyse: MF2Pipeline, faces: list, task: str) -> None:
+    model = copy.deepcopy(analyse.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    settings = {"candidate_labels": ["Happiness", "Anger"]} if task.startswith("zero") else {}
+    damaged = face_pipeline(task, model, analyse.processor)
+    with pytest.raises(ValueError, match="finite"):
+        damaged(faces[:1], **settings)
+    answers = damaged(faces[:2], on_error="skip", **settings)
+    assert [answer["error"]["index"] for answer in answers] == [0, 1]

@@ -194,7 +194,9 @@ def test_texts_follow_their_images(processor, images, monkeypatch):
         ({"text": "a", "au_labels": [["yes"] * 12]}, r"au_labels: got \[\['yes'.*, expected whole numbers"),
         ({"text": "a", "landmarks": np.zeros((68, 2))}, r"images: got none, but \['landmarks'\]"),
         ({"text": "a", "do_align": False}, r"images: got none, but .*'do_align'"),
-        ({"text": "a", "padding": "max_length"}, "padding, truncation: got 'max_length'"),
+        ({"text": "a", "padding": False}, "padding: got False"),
+        ({"text": "a", "truncation": False}, "truncation: got False"),
+        ({"text": "a", "max_length": 1}, "max_length: got 1"),
         ({"text": "a", "return_tensors": "tf"}, "return_tensors: got 'tf'"),
     ],
 )

@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import signal
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_a_finished_output_is_not_done_again_and_takes_more(tmp_path: Path, endi
         assert not Path(f"{path}.partial").exists()
 
 
+def test_parquet_keeps_names_that_are_not_utf8_and_continues_them_once(tmp_path: Path) -> None:
+    path, names = (
+        tmp_path / "out.parquet",
+        [os.fsdecode(b"\xff.png"), "\\xff.png", "\\x5cxff.png", "\ufffd.png", "a\\b"],
+    )
+    write(path, [[row(name, 0)] for name in names])
+    kept = pyarrow.parquet.read_table(path)["input"].to_pylist()
+    assert len(set(kept)) == len(names) and kept[0] == "\\xff.png" and kept[3:] == names[3:]
+    assert list(write(path, [[row(name, 0)] for name in names]).done) == names
+    assert pyarrow.parquet.read_table(path)["input"].to_pylist() == kept
+
+
 def test_parquet_s_rows_outlive_a_kill(tmp_path: Path) -> None:
     path = tmp_path / "out.parquet"
     out = RowFile(path, COLUMNS, dict(ABOUT))
@@ -198,3 +211,52 @@ def test_where_nothing_can_be_written_is_said_at_once(tmp_path: Path) -> None:
     assert format_of("a.CSV") == "csv" and format_of("rows", "jsonl") == "jsonl"
     with pytest.raises(ValueError, match=r"'\.xlsx'"):
         format_of("a.xlsx")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_rows_of_people_are_private_and_names_that_look_like_formulas_are_continued(
+    tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"out.{ending}"
+    names = ["-x.jpg", "=1+1.png", "'@.png", "z.png"]
+    write(path, [[row(name, 0)] for name in names])
+    if ending == "csv":
+        assert not [line for line in path.read_text().splitlines() if line[0] in "=+-@"]
+    for file in tmp_path.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    again = RowFile(path, COLUMNS, json.loads(json.dumps(ABOUT)))
+    assert list(again.done) == names
+    again.close(finished=True)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_an_output_that_was_killed_before_its_facts_were_written_is_begun_anew(tmp_path: Path, ending: str) -> None:
+    header = ",".join(COLUMNS.names) + "\n"
+    for content in ("", header[:9], header) if ending == "csv" else ("",):
+        path = tmp_path / f"out.{ending}"
+        path.write_text(content)
+        write(path, frames()[:1])
+        assert write(path, []).done == {"ä, b.mp4": 0}
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def test_facts_are_there_before_the_first_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = RowFile._append
+    monkeypatch.setattr(
+        RowFile, "_append", lambda self, text: (seen.append(self.about_file.exists()), real(self, text))
+    )
+    write(tmp_path / "out.csv", frames()[:1])
+    assert seen == [True, True]
+
+
+@pytest.mark.parametrize("wrong", ["inf", "1e400", "x", "[1]"])
+def test_a_row_with_a_wrong_number_is_a_damaged_output(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "out.csv"
+    write(path, frames()[:2])
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].replace(",0,0.0,0,", f",{wrong},0.0,0,")
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(OutputError, match="damaged"):
+        RowFile(path, COLUMNS, json.loads(json.dumps(ABOUT)))

@@ -1,10 +1,13 @@
 """Columns by the names that py-feat's and OpenFace's users know; a row says what the answer said."""
 
+import csv
+import io
 import math
 
 import numpy as np
+import pytest
 
-from analysis_mf2.rows_mf2 import Columns, box_of, has_face
+from analysis_mf2.rows_mf2 import Columns, box_of, csv_lines, has_face, unescape_cell
 
 
 COLUMNS = Columns(("AU1", "AU12"), ("Neutral", "Happiness"), caption=True)
@@ -48,3 +51,13 @@ def test_a_row_without_a_face_has_its_place_and_nothing_else() -> None:
     others = [value for name, value in row.items() if name not in ("input", "frame", "time_s")]
     assert all(value is None or math.isnan(value) for value in others)
     assert row["landmark_source"] is None and math.isnan(row["AU12_c"])
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+a", "-x.jpg", "@b", "\ttab", "\rcr", "'=quoted", "''-twice", "'plain", "a=b", ""]
+)
+def test_a_name_is_no_formula_in_a_csv_and_comes_back_as_it_was(name: str) -> None:
+    line = csv_lines([[name, -0.5, float("nan")]])
+    ((cell, *numbers),) = csv.reader(io.StringIO(line))
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r")) and numbers == ["-0.5", "NaN"]
+    assert unescape_cell(cell) == name

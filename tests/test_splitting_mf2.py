@@ -61,7 +61,7 @@ def test_two_people_of_one_video_stay_together():
 
 def test_every_emotion_as_often_as_the_rarest():
     frames = _drawn(30)
-    kept, split = plan_mfa(frames, sizes={"train": 0.7, "test": 0.3})
+    kept, split = plan_mfa(frames, balance=True, sizes={"train": 0.7, "test": 0.3})
     for name in ("train", "test"):
         counts = Counter(e for e, s in zip(kept.emotion.tolist(), split, strict=True) if s == name)
         assert len(counts) == 8 and len(set(counts.values())) == 1

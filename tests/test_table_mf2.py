@@ -79,3 +79,9 @@ def test_a_terminal_that_knows_ascii_only_gets_ascii() -> None:
     for detailed in (False, True):
         lines = show([row("x" * 90)], encoding="ascii", detailed=detailed)
         assert any("Happiness" in line for line in lines)
+
+
+def test_a_face_without_an_answer_is_shown_as_such() -> None:
+    nothing = COLUMNS.row("a.png", 0, float("nan"), 0, (10, 20, 110, 140), 0.9, np.zeros((68, 2)), "given", {})
+    assert "no answer" in show([nothing, row()])[2]
+    assert "no answer" in show([nothing], detailed=True)[0]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,24 @@ def test_a_tower_is_trained_and_kept(tower: Path) -> None:
     assert {"au", "emotion", "landmark"} <= set(history[0]) and "pixel" not in history[0]
     fresh = MF2VisionTower(kept.config)
     assert not torch.equal(kept.backbone.convolutions[0].weight, fresh.backbone.convolutions[0].weight)
+
+
+def test_a_token_is_in_no_file(tmp_path: Path) -> None:
+    token = "hf_" + "ThisIsASecretOfTheUser"
+    train.main(
+        [
+            *("--task", "tower", "--num_train_epochs", "1", "--hub_token", token),
+            *("--output_dir", str(tmp_path / "run"), *SMALL, "--num_images", "80"),
+        ]
+    )
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    written = {str(path): path.read_bytes() for path in files}
+    for path in files:
+        if zipfile.is_zipfile(path):  # as torch.save writes
+            archive = zipfile.ZipFile(path)
+            written |= {f"{path}/{name}": archive.read(name) for name in archive.namelist()}
+    assert any("training_args.bin/" in name for name in written)
+    assert [name for name, content in written.items() if token.encode() in content] == []
 
 
 def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

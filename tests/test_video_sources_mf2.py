@@ -177,6 +177,12 @@ def test_bp4d_codes_nine_as_unknown(tmp_path):
     file.write_text("frame,1\n5,0\n5,0")
     with pytest.raises(CorpusError, match="line 3, frame: got 5, expected a later frame"):
         read_corpus("bp4d", tmp_path)
+    file.write_text("frame,1\n-2,0\n5,0")
+    with pytest.raises(CorpusError, match="line 2, frame: got -2, expected a frame number from 0"):
+        read_corpus("bp4d", tmp_path)
+    file.write_text("frame,1,AU01\n5,0,1")
+    with pytest.raises(CorpusError, match="line 1: got AU1 twice, expected each AU in one column"):
+        read_corpus("bp4d", tmp_path)
 
 
 def test_gft_takes_its_test_list_from_the_user(tmp_path):

@@ -1,13 +1,21 @@
 """`mf2 --why` and `mf2 --picture` as their users meet them."""
 
+import json
+import os
+import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import pytest
+import torch
 from analysis_media import FakeDetector, embedded, face_at, write_faces, write_video
 from html_pages import Page
 
+from analysis_mf2 import why_mf2
+from analysis_mf2.analysis_model_mf2 import load_model
 from analysis_mf2.command_mf2 import main
+from analysis_mf2.explanation_mf2 import Explainer
 from analysis_mf2.why_mf2 import _Names
 
 
@@ -128,3 +136,105 @@ def test_pictures_are_called_as_their_inputs_and_never_alike(tmp_path: Path) -> 
     assert names.of("camera:0") == "camera-0"
     both = _Names([str(tmp_path / "one"), str(tmp_path / "two")])
     assert both.of(str(tmp_path / "two" / "a.png")) == "two/a"
+
+
+def test_names_as_long_as_the_file_system_allows_have_their_pages(tmp_path: Path, capsys) -> None:
+    for count, name in enumerate(("n" * 251, "n" * 250 + "m", "ü" * 125, "-x"), 3):
+        (face,) = write_faces(tmp_path / "in", 1, first=count)
+        face.rename(tmp_path / "in" / f"{name}.png")
+    write_video(tmp_path / "v.avi", 2).rename(tmp_path / "in" / ("v" * 251 + ".avi"))
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded()) == 0
+    assert "4 face pages, contact sheet, 1 timeline" in capsys.readouterr().err
+    sheet = Page((tmp_path / "why" / "contact_sheet.html").read_text())
+    assert len(set(sheet.outside)) == 4 and all((tmp_path / "why" / unquote(name)).is_file() for name in sheet.outside)
+    assert main(["--picture", str(tmp_path / "rows.csv")]) == 0
+
+
+def test_pictures_of_people_are_private(tmp_path: Path) -> None:
+    write_faces(tmp_path / "in", 2)
+    write_video(tmp_path / "in" / "v.avi", 2)
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded()) == 0
+    files = [path for path in [*(tmp_path / "why").rglob("*"), *tmp_path.glob("rows.csv*")] if path.is_file()]
+    assert len(files) > 8 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_a_face_that_cannot_be_explained_or_drawn_leaves_the_others_their_pages(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    write_faces(tmp_path / "in", 2)
+    write_video(tmp_path / "in" / "v.avi", 2)
+    write_video(tmp_path / "in" / "w.avi", 2)
+    real, real_timeline = Explainer.explain, why_mf2.save_timeline
+
+    def explain(self, name: str, *given):
+        if name.endswith("000.png"):
+            raise cv2.error("OpenCV: Assertion failed")
+        return real(self, name, *given)
+
+    def timeline(rows, name: str, path: Path):
+        if name.endswith("v.avi"):
+            raise ValueError("Image size is too large")
+        return real_timeline(rows, name, path)
+
+    monkeypatch.setattr(Explainer, "explain", explain)
+    monkeypatch.setattr(why_mf2, "save_timeline", timeline)
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded()) == 1
+    told = capsys.readouterr().err
+    assert "1 face page, contact sheet, 1 timeline" in told and "left out, 2 times" in told
+    assert "face-000.png: no page of face 0 (error: OpenCV" in told and "v.avi: cannot be drawn (ValueError" in told
+    assert main(["--picture", str(tmp_path / "rows.csv")]) == 1
+    assert "v.avi: cannot be drawn" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_no_number_has_no_page(tmp_path: Path, capsys) -> None:
+    model = load_model(device="cpu")
+    with torch.no_grad():
+        for weight in model.pipeline.model.classifiers.parameters():
+            weight.fill_(float("inf"))
+    write_faces(tmp_path / "in", 2)
+    arguments = [str(tmp_path / "in"), "--aligned", "--why", str(tmp_path / "why"), "--occlusion"]
+    assert main(arguments, model=model) == 1
+    shown = capsys.readouterr()
+    assert "no answer" in shown.out and "contact sheet" in shown.err and "face page" not in shown.err
+
+
+ROW = {
+    **{"input": "a.png", "frame": 0, "time_s": None, "face_id": 0, "FaceRectX": 1, "FaceRectY": 1},
+    **{"FaceRectWidth": 50, "FaceRectHeight": 50, "AU01": 0.5, "AU01_c": 1, "Neutral": 0.5, "top_emotion": "Neutral"},
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("frame", wrong) for wrong in (None, "x", 10**400, [1], {})),
+        *(("FaceRectX", wrong) for wrong in (None, float("inf"), 1e12, "1;2")),
+        *(("time_s", wrong) for wrong in (float("inf"), "soon")),
+        ("face_id", float("inf")),
+    ],
+)
+def test_rows_that_cannot_be_drawn_are_refused_with_their_field(tmp_path: Path, capsys, field: str, value) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, field: value})))
+    assert main(["--picture", str(tmp_path / "rows.jsonl")]) == 2
+    told = capsys.readouterr().err
+    assert "rows.jsonl could not be read" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("content", ["", "[]\n", "7\n", "{\n", "null\n", '{"input": 1}\n', "[" * 100_000, "\0\n"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_files_that_hold_no_rows_end_with_a_sentence(tmp_path: Path, capsys, content: str, ending: str) -> None:
+    (tmp_path / f"rows.{ending}").write_text(content)
+    assert main(["--picture", str(tmp_path / f"rows.{ending}")]) == 2
+    assert f"rows.{ending}" in capsys.readouterr().err
+
+
+def test_boxes_far_from_the_image_cost_no_memory(tmp_path: Path) -> None:
+    (face,) = write_faces(tmp_path, 1)
+    wide = {"FaceRectX": -4e5, "FaceRectY": 3e5, "FaceRectWidth": 1e6, "FaceRectHeight": 7e5, "input": str(face)}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**ROW, **one}) + "\n" for one in ({}, wide)))
+    assert main(["--picture", str(tmp_path / "rows.jsonl")]) == 0
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert main(["--picture", str(tmp_path / "pipe.csv")]) == 2

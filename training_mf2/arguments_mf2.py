@@ -17,6 +17,10 @@ from .options_mf2 import read_options
 from .systems_mf2 import SYSTEMS
 
 
+_NAME = re.compile(r"[\w.:-]+(/[\w.-]+)?")  # on the Hub, or timm's
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pth?|ckpt)$")
+
+
 @dataclass
 class MF2Arguments:
     model: Literal["mf2", "vl_fau", "exp_blip", "me_graph_au", "hsemotion"] = field(
@@ -173,11 +177,7 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     parser.set_defaults(**defaults)
     ours, training = parser.parse_args_into_dataclasses(argv)
     check_model(ours)
-    source = ours.model_name_or_path
-    if source and not Path(source).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
-        raise ValueError(
-            f"model_name_or_path: there is no folder {source}; expected that of a checkpoint, or a name on the Hub"
-        )
+    check_sources(ours)
     if ours.captions_by_rule is None:
         ours.captions_by_rule = ours.dataset == "synthetic"
     if ours.store_vision is None:
@@ -211,6 +211,24 @@ def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
     if "tensorboard" in (training.report_to or ()) and not is_tensorboard_available():
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
     return ours, training
+
+
+def check_sources(ours: MF2Arguments) -> None:
+    """What is missing is said before anything is drawn or loaded."""
+    if ours.num_images < 1:
+        raise ValueError(f"num_images: got {ours.num_images}, expected 1 or more")
+    for name, source in vars(ours).items():
+        if not name.endswith("name_or_path") or not source or Path(source).exists():
+            continue
+        if _WEIGHTS.search(source) or not _NAME.fullmatch(source):
+            raise ValueError(
+                f"{name}: there is no folder or file {source}; expected that of a checkpoint, or a name on the Hub"
+            )
+    if ours.dataset != "synthetic" and not Path(ours.dataset).exists() and not _NAME.fullmatch(ours.dataset):
+        raise ValueError(
+            f"dataset: there is no folder {ours.dataset}; expected synthetic, a folder that examples/build_dataset.py "
+            "wrote, or a name on the Hub"
+        )
 
 
 def check_model(ours: MF2Arguments) -> None:

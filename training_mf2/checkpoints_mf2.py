@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,18 +130,21 @@ def stopped_early(checkpoint: str | None) -> int | None:
 
 
 @contextmanager
-def disk_may_be_full(folder: Path) -> Iterator[None]:
-    """A checkpoint that finds no room is removed, and the error says what to do."""
+def disk_may_be_full(written: Callable[[], Path]) -> Iterator[None]:
+    """A checkpoint that finds no room is removed, and the error says what to do.
+
+    written: the folder of the checkpoint that is being written when the error comes."""
     try:
         yield
     except Exception as error:
-        if not _is_disk_full(error, folder):
+        folder = written()
+        if not _is_disk_full(error, folder) or (folder.is_dir() and damage(folder) is None):
             raise
-        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
         shutil.rmtree(folder, ignore_errors=True)
         others = list(whole_checkpoints(folder.parent))
         sizes = [sum(json.loads((other / _COMPLETE).read_text()).values()) for other in others]
-        needed = f"about {sizes[0] / 1e6:.0f} MB" if sizes else f"more than {written / 1e6:.0f} MB"
+        needed = f"about {sizes[0] / 1e6:.0f} MB" if sizes else f"more than {size / 1e6:.0f} MB"
         further = f"continues from {others[0].name}" if others else "starts anew, for there is no whole checkpoint yet"
         raise OSError(
             errno.ENOSPC,

@@ -59,7 +59,7 @@ def is_about_captions(arguments: MF2Arguments) -> bool:
 
 
 def run_captions(
-    arguments: MF2Arguments, training: TrainingArguments, tower: str | None, cost: Cost
+    arguments: MF2Arguments, training: TrainingArguments, tower: str | None, cost: Cost, token: str | None
 ) -> dict[str, float]:
     """tower: where a new model's tower starts."""
     if arguments.task == "caption" and arguments.model_name_or_path is None:
@@ -97,7 +97,7 @@ def run_captions(
         if name in scores:
             print(f"{name:<22} {scores[name]:6.3f}  {words}")
     if wants_push:
-        print(f"\npublished: {publish(folder, training)}")
+        print(f"\npublished: {publish(folder, training, token)}")
     return {**scores, **figures}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets.fingerprint import generate_fingerprint
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel
 
@@ -148,7 +149,7 @@ def with_states(
     views = examples.views if isinstance(examples, MF2Views) else [examples]
     first = views[0]
     processor = first.processor.image_processor.to_dict()
-    data = f"{first.dataset._fingerprint} landmarks={first.read.landmarks}"
+    data = f"{generate_fingerprint(first.dataset)} landmarks={first.read.landmarks}"
     data += "".join(f" view={view.read.seed} {view.read.augment}" for view in views[1:])
     identity = store_identity(model, len(first), len(views), data, processor, dtype)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

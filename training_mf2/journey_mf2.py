@@ -49,7 +49,7 @@ from .finetuning_mf2 import ADAPTERS, adapt, trainable_parameters, with_states
 from .language_mf2 import FIGURES, WORD_FIGURES, language_scores, word_scores
 from .layer_decay_mf2 import LAYER_DECAY
 from .options_mf2 import read_options
-from .publish_mf2 import check_base, publish
+from .publish_mf2 import check_base, publish, take_token
 from .sole_user_mf2 import as_sole_user
 from .splits_mf2 import build_examples, load_splits, name_data
 from .systems_mf2 import SYSTEMS, build_system, captions_of, with_captions
@@ -158,8 +158,9 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     cost = Cost()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
+    token = take_token(training)
     if arguments.model == "exp_blip" and is_about_captions(arguments):
-        return run_captions(arguments, training, pretrained_tower(arguments), cost)
+        return run_captions(arguments, training, pretrained_tower(arguments), cost, token)
     # Once, when all is measured: the Trainer would push half-trained weights and its own card.
     wants_push, training.push_to_hub = training.push_to_hub, False
     if arguments.task == "tower" and not arguments.use_labels:
@@ -250,7 +251,7 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
         print(tables(scores))
         print(comparison(scores))
         if wants_push:
-            print(f"\npublished: {publish(folder, training)}")
+            print(f"\npublished: {publish(folder, training, token)}")
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
 
 

@@ -11,9 +11,15 @@ PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png")
 _FOLDERS = ("language_tokenizer",)  # of a captioner
 
 
-def publish(folder: str | Path, training: TrainingArguments) -> str:
+def take_token(training: TrainingArguments) -> str | None:
+    """Removes the token: the Trainer pickles its arguments into each checkpoint."""
+    token, training.hub_token = training.hub_token, None
+    return token
+
+
+def publish(folder: str | Path, training: TrainingArguments, token: str | None) -> str:
     """Uploads what `PUBLISHED` names to `hub_model_id` (the folder's name unless given). -> the commit's address."""
-    api = HfApi(token=training.hub_token)
+    api = HfApi(token=token)
     inside = list(Path(folder).iterdir())
     name = training.hub_model_id or Path(folder).resolve().name
     repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id

@@ -11,14 +11,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from configuration_mf2.configuration_mf2 import LOSSES, TOWER_LOSSES
 from configuration_mf2.facs_mf2 import UNKNOWN_LABEL
 from dataset_mf2.streaming_mf2 import MF2StreamedExamples
 from modeling_mf2.accumulation_mf2 import share_out
 
-from .checkpoints_mf2 import disk_may_be_full, last_good_checkpoint, seal, unseal
+from .checkpoints_mf2 import damage, disk_may_be_full, from_first_process, last_good_checkpoint, seal, unseal
 from .layer_decay_mf2 import layerwise_optimizer
 
 
@@ -40,6 +40,9 @@ class MF2Trainer(Trainer):
         self._shared: list[dict[str, Any]] = []
         if isinstance(self.train_dataset, MF2StreamedExamples):
             self.add_callback(EpochOfStream())
+        # Older checkpoints go when the new one is sealed, not before: the callback removes them, not the Trainer.
+        self.add_callback(SealedCheckpoints(self, self.args.save_total_limit))
+        self.args.save_total_limit = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         if self.layer_decay is not None and self.optimizer is None:
@@ -52,7 +55,7 @@ class MF2Trainer(Trainer):
         # Its rows are this process's own already; Accelerate would share them out once more.
         return DataLoader(
             self.train_dataset,
-            self._train_batch_size,
+            self.args.train_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -65,10 +68,11 @@ class MF2Trainer(Trainer):
         if isinstance(self.train_dataset, MF2StreamedExamples):
             step = int(str(resume_from_checkpoint).rsplit("-", 1)[-1]) if resume_from_checkpoint else 0
             # Passed over before they are decoded; the Trainer would prepare every row and throw it away.
-            self.train_dataset.batch_size = self._train_batch_size
-            self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self._train_batch_size
+            self.train_dataset.batch_size = self.args.train_batch_size
+            self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self.args.train_batch_size
             self.args.ignore_data_skip = True
-        result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with disk_may_be_full(lambda: checkpoint_folder(self.args, self.state)):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if self.is_fsdp_enabled:
             self._join_shards()
         return result
@@ -80,7 +84,7 @@ class MF2Trainer(Trainer):
         whole = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))(sharded.config)
         whole.load_state_dict(weights)
         self.model = self.model_wrapped = whole.to(self.args.device).eval()
-        self.accelerator._models.clear()
+        self.accelerator.free_memory()
         self.is_fsdp_enabled = False
 
     def get_batch_samples(
@@ -166,26 +170,45 @@ class MF2Trainer(Trainer):
             self._sums, self._counts = {}, {}
         super().log(logs, *args, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Older checkpoints go when the new one is whole, not before."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        unseal(folder)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with disk_may_be_full(folder):
-                super()._save_checkpoint(model, trial)
-                if self.write_beside_checkpoint is not None and self.is_world_process_zero():
-                    self.write_beside_checkpoint(folder)
-                seal(folder)
-        finally:
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
-
 
 def loss_names(model: nn.Module) -> tuple[str, ...]:
     """The parts of the loss that a model's output may have."""
     return getattr(model, "loss_names", (*LOSSES, *TOWER_LOSSES))
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+class SealedCheckpoints(TrainerCallback):
+    """Seals each checkpoint after all of its files, then removes the ones beyond the limit."""
+
+    def __init__(self, trainer: MF2Trainer, limit: int | None) -> None:
+        self.trainer, self.limit = trainer, limit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for folder in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            step = folder.name.rpartition("-")[2]
+            if step.isdigit() and int(step) > state.global_step:
+                unseal(folder)  # this run writes it again
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = checkpoint_folder(args, state)
+        if self.trainer.write_beside_checkpoint is not None and state.is_world_process_zero:
+            self.trainer.write_beside_checkpoint(folder)
+        seal(folder)
+        if args.should_save:
+            rotate_checkpoints(args.output_dir, self.limit, state.best_model_checkpoint, use_mtime=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seals what --enable_jit_checkpoint saved at a SIGTERM, of which no `on_save` tells."""
+        folder = checkpoint_folder(args, state)
+        if from_first_process(args.enable_jit_checkpoint and folder.is_dir() and damage(folder) is not None):
+            self.on_save(args, state, control)
 
 
 class EpochOfStream(TrainerCallback):

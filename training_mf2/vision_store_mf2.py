@@ -4,31 +4,34 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from datasets.fingerprint import generate_fingerprint
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from dataset_mf2.collator_mf2 import MF2Collator
 from dataset_mf2.examples_mf2 import MF2Examples
+from modeling_mf2.dfn_store import checksum
 from modeling_mf2.vision_mf2 import MF2VisionTower
 
 
 logger = logging.getLogger(__name__)
 
 _COMPLETE = "complete.json"
+_PART = ".part-"
+_TOKENS, _LANDMARKS = "image_tokens.npy", "landmarks.npy"
 
 
 class VisionStore:
-    """Row by row `image_tokens` (float16) and `landmarks`, memory-mapped."""
+    """Row by row `image_tokens` (float16) and `landmarks`, memory-mapped; a file that has changed is refused."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokens = np.load(folder / "image_tokens.npy", mmap_mode="r")
-        self.landmarks = np.load(folder / "landmarks.npy", mmap_mode="r")
+        self.tokens, self.landmarks = (_open(folder, name) for name in (_TOKENS, _LANDMARKS))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,11 +45,11 @@ class VisionStore:
 
 def store_fingerprint(tower: MF2VisionTower, examples: MF2Examples) -> str:
     """Changes with the tower's weights, the image processor and the rows: a stale store is never read."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"2")  # of the format of its files
     for name, tensor in tower.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     digest.update(json.dumps(examples.processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(f"{examples.dataset._fingerprint} {len(examples)}".encode())
+    digest.update(f"{generate_fingerprint(examples.dataset)} {len(examples)}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -59,22 +62,50 @@ def load_or_store_vision(
     Of several processes one builds it, and the others wait; machines that do not share `root` build one each.
     """
     folder = Path(root) / store_fingerprint(tower, examples)
+    remove_leftovers(folder.parent)
     if not (folder / _COMPLETE).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
+        with FileLock(_lock_file(folder)):
             if not (folder / _COMPLETE).is_file():
                 _build(folder, tower, examples, batch_size)
     return VisionStore(folder)
 
 
+def _lock_file(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what killed builds left: a scratch folder whose store no process holds the lock of."""
+    for scratch in root.glob(f"{_PART}*"):
+        lock = FileLock(_lock_file(root / scratch.name.removeprefix(_PART)))
+        with suppress(Timeout), lock.acquire(timeout=0):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _open(folder: Path, name: str) -> np.ndarray:
+    try:
+        written = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))["checksums"][name]
+        found = checksum(folder / name)
+        if found != written:
+            raise ValueError(f"checksum: got {found}, expected {written}")
+        return np.load(folder / name, mmap_mode="r")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OSError(
+            f"{folder / name}: the stored output of the vision tower is damaged ({error}); remove {folder}, and it is "
+            "computed anew"
+        ) from error
+
+
 def _build(folder: Path, tower: MF2VisionTower, examples: MF2Examples, batch_size: int) -> None:
     vision, count = tower.config, len(examples)
     length = vision.num_prefix_tokens + vision.grid_size**2
-    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    scratch = folder.with_name(f"{_PART}{folder.name}")
+    scratch.mkdir()
     try:
         open_new = np.lib.format.open_memmap
-        tokens = open_new(scratch / "image_tokens.npy", "w+", np.float16, (count, length, vision.hidden_size))
-        landmarks = open_new(scratch / "landmarks.npy", "w+", np.float32, (count, 68, 2))
+        tokens = open_new(scratch / _TOKENS, "w+", np.float16, (count, length, vision.hidden_size))
+        landmarks = open_new(scratch / _LANDMARKS, "w+", np.float32, (count, 68, 2))
         loader = DataLoader(examples, batch_size, collate_fn=MF2Collator(examples.processor.tokenizer.pad_token_id))
         training, start = tower.training, 0
         tower.eval()
@@ -86,7 +117,8 @@ def _build(folder: Path, tower: MF2VisionTower, examples: MF2Examples, batch_siz
         tower.train(training)
         tokens.flush()
         landmarks.flush()
-        (scratch / _COMPLETE).write_text(json.dumps({"images": count, "tokens": length}))
+        sums = {name: checksum(scratch / name) for name in (_TOKENS, _LANDMARKS)}
+        (scratch / _COMPLETE).write_text(json.dumps({"images": count, "tokens": length, "checksums": sums}))
         if folder.exists():  # without its end
             shutil.rmtree(folder)
         scratch.rename(folder)

@@ -68,7 +68,7 @@ def measure_labels(folder: Path, lines: int) -> dict[str, float]:
     names = [f"{number:05d}.jpg" for number in range(1, written // (2 * VIDEOS) + 1)]
     start = time.perf_counter()
     frames = read_corpus("aff_wild2", folder, list_folder=lambda place: names)
-    plan_mfa(frames)
+    plan_mfa(frames, require="both", balance=True)
     every_and_changes(frames)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -92,7 +92,7 @@ def draw_corpus(folder: Path, images: int, side: int) -> Path:
 
 
 def build(folder: Path, out: Path) -> dict:
-    frames, split = plan_mfa(read_corpus("own", folder), balance=False)
+    frames, split = plan_mfa(read_corpus("own", folder))
     return build_mfa(frames, split, out, BuildOptions(landmarks="corpus", shard_rows=256))
 
 

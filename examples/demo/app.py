@@ -90,9 +90,9 @@ def _chosen(adapter: str | None) -> str | None:
 
 
 def _name(sent: Any) -> str:
-    """For showing and for a column of the CSV: no path, and nothing that a spreadsheet would take for a formula."""
+    """Without folders."""
     name = str(sent.get("name") or sent.get("example") or "picture") if isinstance(sent, dict) else "picture"
-    return name.replace("\\", "/").rpartition("/")[2].lstrip("=+-@\t\r")[:120] or "picture"
+    return name.replace("\\", "/").rpartition("/")[2][:120] or "picture"
 
 
 def _told(error: Exception) -> str:
@@ -105,7 +105,7 @@ def _told(error: Exception) -> str:
 def build_app(engine: Engine) -> gr.Blocks:
     page, models = Page(engine), list(engine.models)
     settings = {"show_progress": "minimal", "trigger_mode": "always_last", "api_visibility": "private"}
-    settings["concurrency_limit"] = 4
+    settings |= {"concurrency_id": "pictures", "concurrency_limit": engine.limits.at_once}  # of all events together
     plain = {"padding": False, "apply_default_css": False}
     with gr.Blocks(title="MF² · reads a face", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(view.header(), **plain)
@@ -137,7 +137,7 @@ def build_app(engine: Engine) -> gr.Blocks:
         gr.on([app.load, sent.submit, adapter.input, aligned.input, words.input], **ask)
         model.input(page.adapters, model, adapter, api_visibility="private").then(**ask)
         files.submit(page.many, [files, model, adapter, all_aligned], rows, **settings)
-    return app.queue(max_size=64)
+    return app.queue(max_size=engine.limits.waiting)
 
 
 def launch_settings(limits: Limits) -> dict[str, Any]:

@@ -188,7 +188,7 @@ class Engine:
         """(columns, rows), as the command `mf2` writes them."""
         faces = self._faces(picture, aligned)
         with self.using(model, adapter) as ready:
-            analysis = Analysis(picture.name, ready, _Found(faces))
+            analysis = Analysis("picture", ready, _Found(faces))  # not its name: it is no path
             rows = analysis.rows_of([Frame(picture.name, 0, float("nan"), picture.pixels)])
         if analysis.summary.skipped:
             raise Refused(analysis.summary.skipped[0][1])

@@ -22,6 +22,9 @@ from processing_mf2.image_reading_mf2 import read_image
 KINDS = ("JPEG", "PNG", "WEBP")
 """What a browser shows and PIL reads without help. The content decides, never the name."""
 
+_DECODING = threading.Lock()
+"""One picture at a time: the largest takes a quarter of a gigabyte until it is shrunk."""
+
 _DATA_URL = re.compile(r"data:[\w.+/-]*;base64,")
 
 
@@ -38,6 +41,9 @@ class Limits:
     """Pixels; a larger picture is shrunk to it before a face is looked for."""
     pictures: int = 24
     """In the tab of many."""
+    at_once: int = 2
+    """Requests that are answered; of the others at most `waiting` wait, each with its pictures in memory."""
+    waiting: int = 16
     faces: int = 8
     """Of a picture, the largest."""
     per_session: int = 90
@@ -77,10 +83,10 @@ def read_picture(content: bytes, limits: Limits) -> torch.Tensor:
             f"The picture has {width} × {height} pixels, more than {limits.megapixels:g} million. Shrink it first."
         )
     try:
-        pixels = read_image(content, max_pixels=int(limits.megapixels * 1e6))
+        with _DECODING:
+            return _shrunk(read_image(content, max_pixels=int(limits.megapixels * 1e6)), limits.side)
     except ValueError as error:
         raise Refused(f"The picture could not be read: {str(error).removeprefix('image: ')}.") from None
-    return _shrunk(pixels, limits.side)
 
 
 def _shrunk(pixels: torch.Tensor, side: int) -> torch.Tensor:

@@ -15,8 +15,7 @@ from analysis_mf2.face_html_mf2 import face_html
 from analysis_mf2.face_page_mf2 import disagrees
 from analysis_mf2.html_mf2 import data_uri, text
 from analysis_mf2.palette_mf2 import emotion_colours, heat_rgba
-from analysis_mf2.row_files_mf2 import csv_lines
-from analysis_mf2.rows_mf2 import has_face
+from analysis_mf2.rows_mf2 import csv_lines, has_face
 
 
 HERE = Path(__file__).parent
@@ -205,7 +204,7 @@ def table(
     """The rows to look at, all of them to download. `left_out`: (name, why)."""
     parts = [banner(*synthetic)] if rows else []
     if rows:
-        content = ",".join(columns) + "\n" + csv_lines(rows, columns)
+        content = csv_lines([columns, *([row[name] for name in columns] for row in rows)])
         coded = base64.b64encode(content.encode("utf-8", "replace")).decode("ascii")
         faces = sum(map(has_face, rows))
         parts.append(
