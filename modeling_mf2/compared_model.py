@@ -50,6 +50,8 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     input_modalities = ("image",)
     # The losses are means already; the Trainer must not divide or multiply them.
     accepts_loss_kwargs = False
+    # A device map keeps each on one device: a backbone of any kind, and what has weights beside its submodules.
+    _no_split_modules = ["FeatureMaps", "UnitFeatures"]
     vision: FeatureMaps
 
     def get_input_embeddings(self) -> None:

@@ -23,12 +23,15 @@ from .dfn_port import DFNPort, PathwayShape
 from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers, MF2LanguageHead
 from .loading_mf2 import check_adapter_file
 from .losses_mf2 import au_loss, emotion_loss
+from .offload_mf2 import fetched
 from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
 from .regions_mf2 import MF2Regions
 from .vision_mf2 import MF2VisionTower, no_graph_if
 
 
 Branch = Literal["emo", "au"]
+
+_COLDEST = 1e-3
 
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
@@ -153,7 +156,13 @@ class MF2Branch(nn.Module):
         return self.heads.text_features(states)
 
     def language_logits(self, text_states: torch.Tensor) -> torch.Tensor:
-        return self.heads.language(text_states, self.qformer.word_embeddings.weight)
+        words = self.qformer.word_embeddings
+        with fetched(words):
+            return self.heads.language(text_states, words.weight)
+
+    def positive_temperature(self) -> torch.Tensor:
+        with fetched(self):
+            return self.temperature.clamp_min(_COLDEST)
 
 
 class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
@@ -169,7 +178,8 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     adapter_heads = {"task": ["classifiers"], "all": ["classifiers", "heads"]}
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["MF2QFormerLayer"]
+    # Their weights are used together, some past the module that holds them: a device map keeps each on one device.
+    _no_split_modules = ["MF2Branch", "MF2Classifiers", "MF2VisionTower"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
@@ -316,8 +326,10 @@ class MF2Model(MF2PreTrainedModel):
 
     def branch_queries(self, name: Branch) -> torch.Tensor:
         """(1 or AU, queries, hidden): row r of a batch has queries r modulo their number."""
-        queries = self.branch(name).queries
-        return queries if name == "emo" else queries + self.au_embedding
+        branch = self.branch(name)
+        with fetched(branch), fetched(self):
+            queries = branch.queries
+            return queries if name == "emo" else queries + self.au_embedding.to(queries.device)
 
     def look(self, pixel_values: torch.Tensor | None, image_tokens: torch.Tensor | None) -> torch.Tensor:
         if (pixel_values is None) == (image_tokens is None):

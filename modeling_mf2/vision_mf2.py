@@ -118,7 +118,7 @@ class MF2ConvTower(nn.Module):
 
 def timm_model(name: str, **arguments: object) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=False, **arguments)
+        model = timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
@@ -126,6 +126,10 @@ def timm_model(name: str, **arguments: object) -> nn.Module:
         raise ValueError(
             f"backbone: got {name!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
         ) from error
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):  # EVA: multiply by its layer, not by the bare weight of a layer that
+            module.qkv_bias_separate = True  # may be offloaded or have an adapter
+    return model
 
 
 def _timm_backbone(config: MF2VisionConfig) -> nn.Module:

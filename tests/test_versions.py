@@ -27,7 +27,7 @@ TREES = {
 DOCUMENTED = {
     *("transformers.activations", "transformers.image_utils", "transformers.modeling_outputs", "transformers.utils"),
     *("transformers.modeling_utils", "transformers.pipelines", "transformers.processing_utils"),
-    *("peft.tuners.tuners_utils", "peft.utils", "datasets.distributed"),
+    *("peft.tuners.tuners_utils", "peft.utils", "datasets.distributed", "accelerate.utils"),
 }
 # What the guides tell a model, a pipeline or a method of peft to define. Abstract methods need not be named.
 EXTENSION_POINTS = {
