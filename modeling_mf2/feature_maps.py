@@ -12,7 +12,7 @@ from configuration_mf2.compared_config import ComparedConfig
 
 from .offload_mf2 import fetched
 from .source_names_mf2 import VISION_PREFIX, no_place_in_tower, vision_name
-from .vision_mf2 import MF2ConvTower, no_graph_if, timm_model
+from .vision_mf2 import MF2ConvTower, keep_own_start, no_graph_if, timm_model
 from .weight_files_mf2 import read_weights
 
 
@@ -44,9 +44,7 @@ class FeatureMaps(nn.Module):
             self.backbone: nn.Module = MF2ConvTower(width, config.image_size, 16, **others)
         else:
             self.backbone = _timm_backbone(config)
-        for parameter in self.parameters():
-            # A backbone initialises itself; the models' rule would wipe that.
-            parameter._is_hf_initialized = not parameter.is_meta
+        keep_own_start(self.backbone)
 
     @property
     def width(self) -> int:

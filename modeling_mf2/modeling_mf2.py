@@ -230,8 +230,10 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
         """Everything that belongs to one AU or emotion, as if it had never been trained."""
         for module in self.modules():
             if isinstance(module, MF2Classifiers | MF2Model):
-                for parameter in module.parameters(recurse=isinstance(module, MF2Classifiers)):
-                    parameter._is_hf_initialized = False
+                for owner in module.modules() if isinstance(module, MF2Classifiers) else [module]:
+                    for name, old in [*owner.named_parameters(recurse=False)]:
+                        # A new tensor: transformers leaves those alone that it has loaded.
+                        setattr(owner, name, nn.Parameter(torch.empty_like(old), requires_grad=old.requires_grad))
                 self._init_weights(module)
 
     def resize_token_embeddings(

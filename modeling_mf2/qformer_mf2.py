@@ -88,7 +88,8 @@ def _plain(layer: nn.Module) -> nn.Linear | None:
     listens."""
     if getattr(layer, "disable_adapters", False) and not getattr(layer, "merged", True):
         layer = layer.base_layer
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
+    # accelerate's hooks take the place of `forward` on the layer itself.
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
     return layer if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked else None
 
 
