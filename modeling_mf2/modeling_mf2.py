@@ -64,10 +64,6 @@ def kept_states(config: MF2Config, hidden_states: bool | None, attentions: bool 
     return {"output_hidden_states": bool(hidden_states), "output_attentions": bool(attentions)}
 
 
-def by_unit(states: tuple[torch.Tensor, ...] | None, count: int) -> tuple[torch.Tensor, ...] | None:
-    return None if states is None else tuple(state.unflatten(0, (-1, count)) for state in states)
-
-
 @dataclass
 class MF2ModelOutput(ModelOutput):
     r"""
@@ -144,7 +140,10 @@ class MF2Branch(nn.Module):
         with no_graph_if(self.port.frozen):
             read = self.qformer(**inputs, keep_hidden_states=self.port.reads(kind))
         if kind == "visual":
-            read.query_states = self.port(read.query_states, visual=read.hidden_states, vision=vision)
+            hidden = read.hidden_states
+            if hidden is not None and hidden[0].ndim == 4:  # by kind: an adapter reads rows
+                hidden = tuple(state.flatten(0, 1) for state in hidden)
+            read.query_states = self.port(read.query_states, visual=hidden, vision=vision)
         else:
             read.text_states = self.port(read.text_states, inputs.get("text_mask"), language=read.text_hidden_states)
         if not inputs.get("output_hidden_states"):
@@ -390,7 +389,8 @@ class MF2Model(MF2PreTrainedModel):
     def read(
         self, name: Branch, image: torch.Tensor, vision: tuple[torch.Tensor, ...] | None = None, **kwargs: bool
     ) -> MF2QFormerOutput:
-        return self.branch(name).attend("visual", vision, queries=self.branch_queries(name), image=image, **kwargs)
+        queries, kinds = self.branch_queries(name), None if name == "emo" else len(self.config.action_units)
+        return self.branch(name).attend("visual", vision, queries=queries, image=image, kinds=kinds, **kwargs)
 
     def from_states(self, states: dict[str, torch.Tensor]) -> MF2ModelOutput:
         """The branches' answers to stored images, of which tower and Q-Formers are not asked again."""
@@ -432,8 +432,7 @@ class MF2Model(MF2PreTrainedModel):
             read = self.read("au", image, vision.get("au"), **kept)
             count = len(self.config.action_units)
             output.au_states = read.query_states.unflatten(0, (-1, count))
-            output.au_hidden_states = by_unit(read.hidden_states, count)
-            output.au_cross_attentions = by_unit(read.cross_attentions, count)
+            output.au_hidden_states, output.au_cross_attentions = read.hidden_states, read.cross_attentions
         return output
 
     def get_image_features(

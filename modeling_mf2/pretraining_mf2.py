@@ -31,7 +31,6 @@ from .modeling_mf2 import (
     MF2Branch,
     MF2Model,
     MF2PreTrainedModel,
-    by_unit,
     check_unused,
     kept_states,
     label_losses,
@@ -307,8 +306,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             read = self._read("au", regions, share, vision.get("au"), **kept)
             count = len(self.config.action_units)
             au_states = read.query_states.unflatten(0, (-1, count))
-            told["au_hidden_states"] = by_unit(read.hidden_states, count)
-            told["au_cross_attentions"] = by_unit(read.cross_attentions, count)
+            told |= {"au_hidden_states": read.hidden_states, "au_cross_attentions": read.cross_attentions}
             if "au" in texts:
                 parts |= self._align("au", read, regions, *texts["au"], share)
         logits = self.classifiers(emo_states, au_states)
