@@ -126,11 +126,10 @@ def _in_torch(name: str, adapter: str | None) -> Any:
 
 
 def _file(place: str, name: str) -> str | None:
-    return cached_file(
-        *(place, name),
-        **{"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False},
-        _raise_exceptions_for_gated_repo=False,
-    )
+    try:
+        return cached_file(place, name)
+    except OSError:  # missing, or out of reach
+        return None
 
 
 def is_synthetic(place: str) -> bool | None:

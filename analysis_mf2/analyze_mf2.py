@@ -13,13 +13,13 @@ import torch
 from tqdm.auto import tqdm
 
 from configuration_mf2.version_mf2 import VERSION
-from processing_mf2.results_mf2 import resolve_thresholds
+from processing_mf2.results_mf2 import NotFiniteError, resolve_thresholds
 
 from .analysis_model_mf2 import AnalysisModel, load_model
 from .face_sources_mf2 import AlignedCrops, DetectedFaces, Detector, Face, FaceSource, GivenLandmarks
 from .media_mf2 import Frame, Sampling, count_frames, find_inputs, read_frames
 from .row_files_mf2 import OutputError, RowFile, format_of
-from .rows_mf2 import box_of, not_finite
+from .rows_mf2 import box_of
 from .summary_mf2 import Summary, first_line
 from .tracking_mf2 import FaceTracker
 
@@ -195,13 +195,10 @@ class Analysis:
     def _checked(self, frame: Frame, answer: Any) -> dict[str, Any] | None:
         """None: the face is left out; empty: its row has its place and NaN, for the model gave no number."""
         name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
-        if isinstance(answer, Mapping):
-            self.summary.skip(name, re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
-            return None
-        if unknown := not_finite(answer[0]):
-            self.summary.skip(name, f"the model's answer is not a finite number ({unknown[0]}); its row holds NaN")
-            return {}
-        return answer[0]
+        if not isinstance(answer, Mapping):
+            return answer[0]
+        self.summary.skip(name, re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
+        return {} if answer["error"].get("type") == NotFiniteError.__name__ else None
 
     def _numbers(self, frame: Frame, faces: Sequence[Face]) -> list[int]:
         if not frame.is_moving:

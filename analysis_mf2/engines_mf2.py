@@ -183,11 +183,10 @@ def _place(name: str) -> Path | None:
 
 
 def _found(name: str, file: str) -> Path | None:
-    quietly = {
-        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")
-    }
-    found = cached_file(name, file, **quietly)
-    return None if found is None else Path(found)
+    try:
+        return Path(cached_file(name, file))
+    except OSError:  # missing, or out of reach
+        return None
 
 
 def _tell(text: str) -> None:

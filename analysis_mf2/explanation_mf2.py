@@ -20,7 +20,6 @@ from .attention_mf2 import attention_maps, to_pixels
 from .face_sources_mf2 import AlignedCrops, DetectedFaces, Detector, Face
 from .media_mf2 import Frame
 from .occlusion_mf2 import Filling, Occlusion, occlusion_check
-from .rows_mf2 import not_finite
 
 
 EMOTION = "emotion"
@@ -174,8 +173,6 @@ class Explainer:
         (answer,) = pipeline.processor.post_process_face_analysis(
             {key: value for key, value in logits.items() if value is not None}, self.thresholds
         )
-        if unknown := not_finite(answer):
-            raise ValueError(f"the model's answer is not a finite number ({unknown[0]}), so it cannot be explained")
         sentences = _tidy(pipeline.write(seen, self.kinds)[0] if self.kinds else {})
         checked = {}
         if self.occlusion:

@@ -110,13 +110,6 @@ def _round(value: float, digits: int) -> float:
     return round(float(value), digits)
 
 
-def not_finite(answer: Mapping[str, Any]) -> list[str]:
-    """Names of the emotions and action units whose probability is NaN or infinite."""
-    shares = dict(answer.get("emotions", {}))
-    shares |= {code: unit["probability"] for code, unit in answer.get("action_units", {}).items()}
-    return [name for name, share in shares.items() if not math.isfinite(share)]
-
-
 def has_face(row: Mapping[str, Any]) -> bool:
     number = row.get("face_id")
     return number not in (None, "") and not math.isnan(float(number))
@@ -127,4 +120,4 @@ def box_of(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
     return left, top, left + width, top + height
 
 
-__all__ = ["Columns", "box_of", "csv_lines", "escape_cell", "has_face", "not_finite", "unescape_cell", "unit_column"]
+__all__ = ["Columns", "box_of", "csv_lines", "escape_cell", "has_face", "unescape_cell", "unit_column"]

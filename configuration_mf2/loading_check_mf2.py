@@ -23,10 +23,11 @@ def check_loading_info(info: dict[str, Any], source: object) -> None:
             )
 
 
-def check_finite(model: Any, source: object) -> None:
+def check_finite(weights: Any, source: object) -> None:
+    """weights: a model, or tensors by their names."""
     wrong = [
         name
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (weights if isinstance(weights, dict) else weights.state_dict()).items()
         if tensor.is_floating_point() and tensor.device.type != "meta" and not tensor.isfinite().all()
     ]
     if wrong:

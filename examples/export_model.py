@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from analysis_mf2.analysis_model_mf2 import EMBEDDED
+from dataset_mf2.command_line_mf2 import positive, run_as_command
 from dataset_mf2.scores_mf2 import action_unit_scores
 from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
 from modeling_mf2 import MF2ForFaceAnalysis
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(EMBEDDED))
     parser.add_argument("--out", help="keep the files there; they are removed unless given")
-    parser.add_argument("--faces", type=int, default=320)
+    parser.add_argument("--faces", type=positive, default=320)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     model = MF2ForFaceAnalysis.from_pretrained(given.model).eval()
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

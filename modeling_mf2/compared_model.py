@@ -18,7 +18,7 @@ from configuration_mf2.hub_mf2 import SelfContainedMixin
 from .accumulation_mf2 import BatchShare, count_of
 from .feature_maps import FeatureMaps
 from .losses_mf2 import au_loss, emotion_loss
-from .vision_mf2 import init_conv_tower
+from .vision_mf2 import init_backbone
 
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
@@ -50,6 +50,8 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     input_modalities = ("image",)
     # The losses are means already; the Trainer must not divide or multiply them.
     accepts_loss_kwargs = False
+    # A device map keeps each on one device: a backbone of any kind, and what has weights beside its submodules.
+    _no_split_modules = ["FeatureMaps", "UnitFeatures"]
     vision: FeatureMaps
 
     def get_input_embeddings(self) -> None:
@@ -96,7 +98,7 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
         if hasattr(module, "init_non_persistent_buffers"):
             # Built on the meta device, timm's tables come back empty.
             module.init_non_persistent_buffers()
-        if init_conv_tower(module):
+        if init_backbone(module):
             return
         if isinstance(module, nn.Linear | nn.Conv2d):
             # Signals keep their size whatever the width.

@@ -135,22 +135,19 @@ class DFNLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.dfn_towers = nn.ModuleDict()
-        self._disable_adapters, self.merged_adapters = False, []
-        self._active_adapter = adapter_name
+        self.merged_adapters = []
         self.recorded: dict[str, torch.Tensor | list[torch.Tensor]] | None = None
+        self.set_adapter(adapter_name)
         self.update_layer(adapter_name, config)
 
     def update_layer(self, adapter_name: str, config: DFNConfig) -> None:
         port = self.get_base_layer()
         built = [name for name in config.pathways if name in port.pathways]
-        self.dfn_towers[adapter_name] = nn.ModuleDict(
-            {name: DFNTower(name, port.pathways[name], port, config) for name in built}
-        )
-        self._move_adapter_to_device_of_base_layer(adapter_name)
+        towers = nn.ModuleDict({name: DFNTower(name, port.pathways[name], port, config) for name in built})
+        if not any(parameter.is_meta for parameter in towers.parameters()):  # those get a place with their weights
+            towers.to(port.weight.device, port.weight.dtype)
+        self.dfn_towers[adapter_name] = towers
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
-        return base_layer.place.device, base_layer.place.dtype
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         raise_unmergeable()

@@ -155,7 +155,7 @@ class DFNModel(BaseTuner):
             layer = DFNLayer(target, adapter_name, peft_config)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
-            self._replace_module(parent, target_name, layer, target)
+            setattr(parent, target_name, layer)
         else:
             raise TypeError(
                 f"target_modules: got {current_key!r}, a {type(target).__name__}; expected ports, which are "
@@ -163,7 +163,7 @@ class DFNModel(BaseTuner):
             )
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        setattr(parent, child_name, new_module)  # it has moved to its port's device already
+        setattr(parent, child_name, new_module)  # at unload(); classifiers have no `weight`, as peft expects
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)

@@ -35,8 +35,8 @@ class DFNPort(nn.Module):
         super().__init__()
         self.branch, self.width, self.tokens = branch, width, tokens
         self.pathways = {f"{kind}_{branch}": shape for kind, shape in pathways.items()}
-        # A port has no parameters; this says on which device and in which dtype its branch is.
-        self.register_buffer("place", torch.empty(0), persistent=False)
+        # A port has no parameters; this says, also to peft, on which device and in which dtype its branch is.
+        self.register_buffer("weight", torch.empty(0), persistent=False)
 
     def reads(self, kind: str) -> bool:
         return False
@@ -53,7 +53,7 @@ class DFNPort(nn.Module):
             raise ValueError(
                 f"states: got {sorted(states)}, expected {name!r} among them; build the store of this model"
             )
-        return states[name].flatten(0, 1).to(self.place)
+        return states[name].flatten(0, 1).to(self.weight)
 
 
 def repeated(states: torch.Tensor, rows: int) -> torch.Tensor:

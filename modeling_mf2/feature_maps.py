@@ -1,5 +1,6 @@
 """Backbones of the compared systems: images to the feature maps of four stages, or to the tokens of the last."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import timm
@@ -9,8 +10,9 @@ from transformers import PreTrainedModel
 
 from configuration_mf2.compared_config import ComparedConfig
 
+from .offload_mf2 import fetched
 from .source_names_mf2 import VISION_PREFIX, no_place_in_tower, vision_name
-from .vision_mf2 import MF2ConvTower, no_graph_if, timm_model
+from .vision_mf2 import MF2ConvTower, keep_own_start, no_graph_if, timm_model
 from .weight_files_mf2 import read_weights
 
 
@@ -42,9 +44,7 @@ class FeatureMaps(nn.Module):
             self.backbone: nn.Module = MF2ConvTower(width, config.image_size, 16, **others)
         else:
             self.backbone = _timm_backbone(config)
-        for parameter in self.parameters():
-            # A backbone initialises itself; the models' rule would wipe that.
-            parameter._is_hf_initialized = not parameter.is_meta
+        keep_own_start(self.backbone)
 
     @property
     def width(self) -> int:
@@ -68,13 +68,16 @@ class FeatureMaps(nn.Module):
         with no_graph_if(self.frozen):
             if isinstance(self.backbone, MF2ConvTower):
                 return self._conv_stages(pixel_values)
-            return self.backbone.forward_intermediates(pixel_values, indices=STAGES, norm=True, intermediates_only=True)
+            with fetched(self.backbone):
+                return self.backbone.forward_intermediates(
+                    pixel_values, indices=STAGES, norm=True, intermediates_only=True
+                )
 
     def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, places, width) of the last stage, row by row; class and register tokens are left out."""
         pixel_values = self._checked(pixel_values)
-        with no_graph_if(self.frozen):
-            conv = isinstance(self.backbone, MF2ConvTower)
+        conv = isinstance(self.backbone, MF2ConvTower)
+        with no_graph_if(self.frozen), nullcontext() if conv else fetched(self.backbone):
             features = self.backbone(pixel_values) if conv else self.backbone.forward_features(pixel_values)
         if features.ndim == 3:
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]

@@ -1,5 +1,6 @@
 """Checks of what is loaded: an adapter's file, and a model that is to answer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def load_to_answer(kind: type, source: Any, **kwargs: Any) -> Any:
 
 def check_adapter_file(folder: Any) -> None:
     """Of a folder (not of a name on the Hub, whose client checks what it downloads)."""
+    _check_adapter_config(Path(str(folder)) / "adapter_config.json")
     file = Path(str(folder)) / "adapter_model.safetensors"
     if not file.is_file():
         return
@@ -29,6 +31,27 @@ def check_adapter_file(folder: Any) -> None:
             f"{file}: damaged or cut short ({file.stat().st_size:,} bytes; {error}); expected an adapter's weights: "
             "copy or download them again"
         ) from error
+
+
+def _check_adapter_config(file: Path) -> None:
+    """What peft reads before it knows which config checks the other fields."""
+    try:
+        from peft import PeftType
+    except ImportError:
+        raise
+    if not file.is_file():
+        return
+    wanted = "the file that peft wrote beside the weights: copy or download it again"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: got what is no JSON ({error}), expected {wanted}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: got {type(content).__name__}, expected an object: {wanted}")
+    kind, kinds = content.get("peft_type"), sorted(PeftType.__members__)
+    if kind not in kinds:
+        got = repr(kind) if "peft_type" in content else "none"
+        raise ValueError(f"{file}: peft_type: got {got}, expected one of {kinds}: {wanted}")
 
 
 __all__ = ["check_adapter_file", "load_to_answer"]

@@ -23,12 +23,15 @@ from .dfn_port import DFNPort, PathwayShape
 from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers, MF2LanguageHead
 from .loading_mf2 import check_adapter_file
 from .losses_mf2 import au_loss, emotion_loss
+from .offload_mf2 import fetched
 from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
 from .regions_mf2 import MF2Regions
 from .vision_mf2 import MF2VisionTower, no_graph_if
 
 
 Branch = Literal["emo", "au"]
+
+_COLDEST = 1e-3
 
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
@@ -59,10 +62,6 @@ def kept_states(config: MF2Config, hidden_states: bool | None, attentions: bool 
             "attn_implementation='eager', or call model.set_attn_implementation('eager')"
         )
     return {"output_hidden_states": bool(hidden_states), "output_attentions": bool(attentions)}
-
-
-def by_unit(states: tuple[torch.Tensor, ...] | None, count: int) -> tuple[torch.Tensor, ...] | None:
-    return None if states is None else tuple(state.unflatten(0, (-1, count)) for state in states)
 
 
 @dataclass
@@ -141,7 +140,10 @@ class MF2Branch(nn.Module):
         with no_graph_if(self.port.frozen):
             read = self.qformer(**inputs, keep_hidden_states=self.port.reads(kind))
         if kind == "visual":
-            read.query_states = self.port(read.query_states, visual=read.hidden_states, vision=vision)
+            hidden = read.hidden_states
+            if hidden is not None and hidden[0].ndim == 4:  # by kind: an adapter reads rows
+                hidden = tuple(state.flatten(0, 1) for state in hidden)
+            read.query_states = self.port(read.query_states, visual=hidden, vision=vision)
         else:
             read.text_states = self.port(read.text_states, inputs.get("text_mask"), language=read.text_hidden_states)
         if not inputs.get("output_hidden_states"):
@@ -153,7 +155,13 @@ class MF2Branch(nn.Module):
         return self.heads.text_features(states)
 
     def language_logits(self, text_states: torch.Tensor) -> torch.Tensor:
-        return self.heads.language(text_states, self.qformer.word_embeddings.weight)
+        words = self.qformer.word_embeddings
+        with fetched(words):
+            return self.heads.language(text_states, words.weight)
+
+    def positive_temperature(self) -> torch.Tensor:
+        with fetched(self):
+            return self.temperature.clamp_min(_COLDEST)
 
 
 class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
@@ -169,7 +177,8 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     adapter_heads = {"task": ["classifiers"], "all": ["classifiers", "heads"]}
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["MF2QFormerLayer"]
+    # Their weights are used together, some past the module that holds them: a device map keeps each on one device.
+    _no_split_modules = ["MF2Branch", "MF2Classifiers", "MF2VisionTower"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
@@ -220,8 +229,10 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
         """Everything that belongs to one AU or emotion, as if it had never been trained."""
         for module in self.modules():
             if isinstance(module, MF2Classifiers | MF2Model):
-                for parameter in module.parameters(recurse=isinstance(module, MF2Classifiers)):
-                    parameter._is_hf_initialized = False
+                for owner in module.modules() if isinstance(module, MF2Classifiers) else [module]:
+                    for name, old in [*owner.named_parameters(recurse=False)]:
+                        # A new tensor: transformers leaves those alone that it has loaded.
+                        setattr(owner, name, nn.Parameter(torch.empty_like(old), requires_grad=old.requires_grad))
                 self._init_weights(module)
 
     def resize_token_embeddings(
@@ -316,8 +327,10 @@ class MF2Model(MF2PreTrainedModel):
 
     def branch_queries(self, name: Branch) -> torch.Tensor:
         """(1 or AU, queries, hidden): row r of a batch has queries r modulo their number."""
-        queries = self.branch(name).queries
-        return queries if name == "emo" else queries + self.au_embedding
+        branch = self.branch(name)
+        with fetched(branch), fetched(self):
+            queries = branch.queries
+            return queries if name == "emo" else queries + self.au_embedding.to(queries.device)
 
     def look(self, pixel_values: torch.Tensor | None, image_tokens: torch.Tensor | None) -> torch.Tensor:
         if (pixel_values is None) == (image_tokens is None):
@@ -376,7 +389,8 @@ class MF2Model(MF2PreTrainedModel):
     def read(
         self, name: Branch, image: torch.Tensor, vision: tuple[torch.Tensor, ...] | None = None, **kwargs: bool
     ) -> MF2QFormerOutput:
-        return self.branch(name).attend("visual", vision, queries=self.branch_queries(name), image=image, **kwargs)
+        queries, kinds = self.branch_queries(name), None if name == "emo" else len(self.config.action_units)
+        return self.branch(name).attend("visual", vision, queries=queries, image=image, kinds=kinds, **kwargs)
 
     def from_states(self, states: dict[str, torch.Tensor]) -> MF2ModelOutput:
         """The branches' answers to stored images, of which tower and Q-Formers are not asked again."""
@@ -418,8 +432,7 @@ class MF2Model(MF2PreTrainedModel):
             read = self.read("au", image, vision.get("au"), **kept)
             count = len(self.config.action_units)
             output.au_states = read.query_states.unflatten(0, (-1, count))
-            output.au_hidden_states = by_unit(read.hidden_states, count)
-            output.au_cross_attentions = by_unit(read.cross_attentions, count)
+            output.au_hidden_states, output.au_cross_attentions = read.hidden_states, read.cross_attentions
         return output
 
     def get_image_features(

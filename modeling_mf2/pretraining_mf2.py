@@ -31,7 +31,6 @@ from .modeling_mf2 import (
     MF2Branch,
     MF2Model,
     MF2PreTrainedModel,
-    by_unit,
     check_unused,
     kept_states,
     label_losses,
@@ -65,7 +64,6 @@ class MF2ForPreTrainingOutput(ModelOutput):
     au_cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-_COLDEST = 1e-3
 _IMAGES = ("pixel_values", "image_tokens")
 
 
@@ -122,10 +120,10 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image_to_text = image_text_similarity(image_features, gather(text_features))
         text_to_image = image_text_similarity(gather(image_features), text_features).T
         negatives = allowed_negatives(said, gather(said), gather(valid))
-        temperature = branch.temperature.clamp_min(_COLDEST)
+        temperature = branch.positive_temperature()
         contrast = itc_loss(image_to_text, text_to_image, temperature, negatives, valid, gather_offset(len(valid)))
 
-        rows = self._pair_rows(name, len(valid))
+        rows = self._pair_rows(name, valid)
         picked = (negatives[rows], temperature, self.training)
         wrong_text, text_found = hard_negatives(image_to_text[rows], *picked)
         wrong_image, image_found = hard_negatives(text_to_image[rows], *picked)
@@ -148,7 +146,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image_features = branch.heads.image_features(read.query_states)
         with same_draws(part.draws[1], self.device):
             text_features = self._text_features(name, input_ids, mask, caption_keys(input_ids, mask))
-        temperature = branch.temperature.clamp_min(_COLDEST)
+        temperature = branch.positive_temperature()
         missing = (0, all_ids.shape[1] - input_ids.shape[1])
         ids, shown = nn.functional.pad(input_ids, missing), nn.functional.pad(mask, missing)
         texts = (all_ids[part.wrong_text], all_mask[part.wrong_text])
@@ -187,16 +185,17 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         text = self._text_features(name, input_ids, mask, said[:, 0])
         return {
             **{"image": branch.heads.image_features(states), "text": text, "keys": said, "valid": mask.any(dim=1)},
-            **{"ids": input_ids, "mask": mask, "temperature": branch.temperature.clamp_min(_COLDEST)},
-            **{"rows": self._pair_rows(name, len(said)), "sample": self.training, "draws": (before_read, before_text)},
+            **{"ids": input_ids, "mask": mask, "temperature": branch.positive_temperature()},
+            **{"rows": self._pair_rows(name, mask), "sample": self.training, "draws": (before_read, before_text)},
         }
 
-    def _pair_rows(self, name: Branch, count: int) -> torch.Tensor:
+    def _pair_rows(self, name: Branch, texts: torch.Tensor) -> torch.Tensor:
         """The pairs that ITM and ITG take this time; while training a share of them, drawn anew."""
+        count, device = len(texts), texts.device  # the model's own device is not known where it is offloaded
         share = self.config.emo_pair_share if name == "emo" else self.config.au_pair_share
         if share == 1 or not self.training:
-            return torch.arange(count, device=self.device)
-        return torch.randperm(count, device=self.device)[: max(1, round(share * count))]
+            return torch.arange(count, device=device)
+        return torch.randperm(count, device=device)[: max(1, round(share * count))]
 
     def _match(
         self,
@@ -298,7 +297,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 parts |= self._align("emo", read, image_tokens, *texts["emo"], share)
             if "key_au" in texts:
                 ids, mask, _ = texts["key_au"]
-                rows = self._pair_rows("emo", len(mask)) if share is None else share.key_au_rows
+                rows = self._pair_rows("emo", mask) if share is None else share.key_au_rows
                 length = self.config.key_au_prompt_length
                 count = count_of(share, "itg_key_au")
                 parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, ids, mask, rows, count, length)
@@ -307,8 +306,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             read = self._read("au", regions, share, vision.get("au"), **kept)
             count = len(self.config.action_units)
             au_states = read.query_states.unflatten(0, (-1, count))
-            told["au_hidden_states"] = by_unit(read.hidden_states, count)
-            told["au_cross_attentions"] = by_unit(read.cross_attentions, count)
+            told |= {"au_hidden_states": read.hidden_states, "au_cross_attentions": read.cross_attentions}
             if "au" in texts:
                 parts |= self._align("au", read, regions, *texts["au"], share)
         logits = self.classifiers(emo_states, au_states)
@@ -385,7 +383,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 found[name] = part
         if "key_au" in texts:
             mask = texts["key_au"][1]
-            rows = found["key_au_rows"] = self._pair_rows("emo", len(mask))
+            rows = found["key_au_rows"] = self._pair_rows("emo", mask)
             counts["itg_key_au"] = _learned(mask[rows], self.config.key_au_prompt_length)[:, 1:].bool().sum()
         return {**found, "counts": counts}
 

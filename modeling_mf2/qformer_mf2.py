@@ -35,7 +35,8 @@ class MF2QFormerOutput(ModelOutput):
     query_key_values: of each block, what text attends to; with them a later text pass needs no queries.
     image_key_values: of each block with cross-attention, keys and values of the image tokens; a later pass over the
         same images needs no image tokens.
-    hidden_states, text_hidden_states: of each stream, the state before the first block and after every block.
+    hidden_states, text_hidden_states: of each stream, the state before the first block and after every block. With
+        `kinds`, hidden_states and cross_attentions have an axis for them, behind that of the images.
     attentions, text_attentions, cross_attentions: one a block (eager attention only).
     """
 
@@ -58,14 +59,25 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    kinds: int | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    told, weights = by_kind(weights, kinds)
     attended = nn.functional.dropout(weights, dropout, module.training) @ value
-    return attended.transpose(1, 2).contiguous(), weights
+    return attended.transpose(1, 2).contiguous(), told
+
+
+def by_kind(rows: torch.Tensor, kinds: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, ...) -> (images, kinds, ...), and of this the rows again. Whoever goes on with these rows lets what is
+    returned have a gradient; a view that leads nowhere has none."""
+    if kinds is None:
+        return rows, rows
+    told = rows.unflatten(0, (-1, kinds))
+    return told, told.flatten(0, 1)
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -88,7 +100,8 @@ def _plain(layer: nn.Module) -> nn.Linear | None:
     listens."""
     if getattr(layer, "disable_adapters", False) and not getattr(layer, "merged", True):
         layer = layer.base_layer
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
+    # accelerate's hooks take the place of `forward` on the layer itself.
+    hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
     return layer if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked else None
 
 
@@ -142,18 +155,18 @@ class MF2QFormerAttention(nn.Module):
         return attended.permute(1, 2, 0, 3).flatten(2) + value.bias
 
     def forward(
-        self, states: torch.Tensor, seen: KeyValue | torch.Tensor, mask: torch.Tensor | None
+        self, states: torch.Tensor, seen: KeyValue | torch.Tensor, mask: torch.Tensor | None, kinds: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """seen: keys and values, or tokens that none were made of."""
+        """seen: keys and values, or tokens that none were made of. kinds: what the weights have an axis for."""
         if isinstance(seen, torch.Tensor):
             attended, weights = self._fold(states, seen), None
         else:
-            attended, weights = self._attend(states, seen, mask)
+            attended, weights = self._attend(states, seen, mask, kinds)
         attended = self.dropout(self.out_proj(attended.reshape(*states.shape)))
         return self.norm(attended + states), weights
 
     def _attend(
-        self, states: torch.Tensor, key_values: KeyValue, mask: torch.Tensor | None
+        self, states: torch.Tensor, key_values: KeyValue, mask: torch.Tensor | None, kinds: int | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -167,6 +180,7 @@ class MF2QFormerAttention(nn.Module):
             mask,
             scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            **({} if kinds is None else {"kinds": kinds}),  # with eager attention only, which alone tells its weights
         )
 
 
@@ -217,6 +231,7 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
         mode: TextMode,
         past_key_values: Cache | None = None,
         keep_key_values: bool = False,
+        kinds: int | None = None,
     ) -> tuple:
         query_weights = text_weights = cross_weights = text_key_values = None
         if queries is not None:
@@ -241,7 +256,8 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
                 folds = image_key_values is None and not keep_key_values and self.cross_attention.folds(queries, image)
                 if image_key_values is None and not folds:
                     image_key_values = self.cross_attention.key_values(image)
-                queries, cross_weights = self.cross_attention(queries, image if folds else image_key_values, None)
+                seen = image if folds else image_key_values
+                queries, cross_weights = self.cross_attention(queries, seen, None, kinds=kinds)
             queries = self.query_feed_forward(queries)
         if text is not None:
             text = self.text_feed_forward(attended_text)
@@ -329,6 +345,7 @@ class MF2QFormer(PreTrainedModel):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         keep_hidden_states: bool = False,
+        kinds: int | None = None,
     ) -> MF2QFormerOutput:
         """
         queries: (batch, queries, hidden), or fewer rows that repeat along the batch: the first self-attention, which no
@@ -337,6 +354,7 @@ class MF2QFormer(PreTrainedModel):
         image or image_key_values: what the queries read. query_key_values: what text reads in place of queries.
         output_key_values: keep both for a later pass; they are of every block, and cost memory.
         keep_hidden_states: collect them without a row for each image where rows are still equal: nothing else changes.
+        kinds: rows are of so many kinds in turn (AUs): row r is of kind r modulo their number.
         """
         if queries is not None and image is None and image_key_values is None:
             raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
@@ -358,7 +376,11 @@ class MF2QFormer(PreTrainedModel):
             text_additive, query_additive = self._masks(queries, text, text_mask, mode, num_prefix, past)
 
         keep_hidden_states |= output_hidden_states
-        query_hidden, text_hidden = ((queries,), (text,)) if keep_hidden_states else ((), ())
+        of_states, of_weights = kinds if output_hidden_states else None, kinds if output_attentions else None
+        told = queries
+        if queries is not None:
+            told, queries = by_kind(queries, of_states)
+        query_hidden, text_hidden = ((told,), (text,)) if keep_hidden_states else ((), ())
         collected_queries, collected_image, attentions, text_attentions, cross_attentions = [], [], [], [], []
         for index, layer in enumerate(self.layers):
             crossing = index // self.config.cross_attention_frequency
@@ -373,13 +395,17 @@ class MF2QFormer(PreTrainedModel):
                 mode,
                 past_key_values=past_key_values,
                 keep_key_values=output_key_values,
+                kinds=of_weights,
             )
+            told = queries
+            if queries is not None:
+                told, queries = by_kind(queries, of_states)
             if output_key_values and queries is not None:
                 collected_queries.append(tuple(_repeated(states, batch) for states in query_kv))
                 if layer.cross_attention is not None:
                     collected_image.append(image_kv)
             if keep_hidden_states:
-                query_hidden, text_hidden = (*query_hidden, queries), (*text_hidden, text)
+                query_hidden, text_hidden = (*query_hidden, told), (*text_hidden, text)
             if output_attentions:
                 attentions.append(query_weights)
                 text_attentions.append(text_weights)

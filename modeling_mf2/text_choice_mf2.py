@@ -70,7 +70,7 @@ class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
         seen = self.mf2.branch("emo").heads.image_features(read.query_states)
         told = self.mf2.get_text_features(input_ids, attention_mask)
         near = torch.einsum("bqd,ld->blq", seen, told).amax(dim=-1)
-        logits = near / self.mf2.branch("emo").temperature.clamp_min(1e-3)
+        logits = near / self.mf2.branch("emo").positive_temperature()
         return MF2TextChoiceOutput(
             logits_per_image=logits,
             logits_per_text=logits.T,

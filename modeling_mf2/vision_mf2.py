@@ -21,8 +21,17 @@ def no_graph_if(frozen: bool) -> AbstractContextManager:
     return torch.no_grad()
 
 
-def init_conv_tower(module: nn.Module) -> bool:
-    """What a layer of `MF2ConvTower` starts as: PyTorch's own rule, and zeros where a block's outputs are."""
+def keep_own_start(backbone: nn.Module) -> None:
+    """A backbone initialises itself; the models' rule would wipe that. On the meta device there is nothing to keep."""
+    for module in backbone.modules():
+        module.keeps_own_start = not any(parameter.is_meta for parameter in module.parameters(recurse=False))
+
+
+def init_backbone(module: nn.Module) -> bool:
+    """What a layer of a backbone starts as: what it is already (see `keep_own_start`), or, in `MF2ConvTower`, PyTorch's
+    own rule, and zeros where a block's outputs are. False: the model's rule holds."""
+    if getattr(module, "keeps_own_start", False):
+        return True
     if isinstance(module, MF2ConvTower):
         init.normal_(module.positions, std=0.02)
     elif not getattr(module, "in_conv_tower", False) or not isinstance(module, nn.Linear | nn.Conv2d):
@@ -118,7 +127,7 @@ class MF2ConvTower(nn.Module):
 
 def timm_model(name: str, **arguments: object) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=False, **arguments)
+        model = timm.create_model(name, pretrained=False, **arguments)
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
@@ -126,6 +135,10 @@ def timm_model(name: str, **arguments: object) -> nn.Module:
         raise ValueError(
             f"backbone: got {name!r}, expected 'conv' or a name of timm.list_models(), such as {near}"
         ) from error
+    for module in model.modules():
+        if hasattr(module, "qkv_bias_separate"):  # EVA: multiply by its layer, not by the bare weight of a layer that
+            module.qkv_bias_separate = True  # may be offloaded or have an adapter
+    return model
 
 
 def _timm_backbone(config: MF2VisionConfig) -> nn.Module:
@@ -158,9 +171,7 @@ class MF2VisionTower(PreTrainedModel):
         else:
             self.backbone = _timm_backbone(config)
         self._check_backbone()
-        for parameter in self.parameters():
-            # A backbone initialises itself; transformers' generic rule would wipe that.
-            parameter._is_hf_initialized = not parameter.is_meta
+        keep_own_start(self.backbone)
         if config.frozen:
             self.eval()
         self.post_init()
@@ -182,7 +193,7 @@ class MF2VisionTower(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if not init_conv_tower(module):
+        if not init_backbone(module):
             super()._init_weights(module)
         # Built on the meta device, timm's rotary and window tables come back empty.
         if hasattr(module, "init_non_persistent_buffers"):

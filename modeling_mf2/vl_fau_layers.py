@@ -8,6 +8,8 @@ from transformers import initialization as init
 
 from configuration_mf2.configuration_vl_fau import VLFAUConfig
 
+from .offload_mf2 import fetched
+
 
 # Channels that are searched together for the largest one.
 _LANES = 32
@@ -88,7 +90,8 @@ class MultiScaleCombination(nn.Module):
         maps = []
         for stage, layer in zip(stages, self.convolutions, strict=True):
             strides = tuple(-(-have // want) for have, want in zip(stage.shape[-2:], size, strict=True))
-            found = nn.functional.conv2d(stage, layer.weight, layer.bias, strides, layer.padding)
+            with fetched(layer):
+                found = nn.functional.conv2d(stage, layer.weight, layer.bias, strides, layer.padding)
             maps.append(found.flatten(2).transpose(1, 2))
         return self.join(torch.cat(maps, dim=-1)), size
 

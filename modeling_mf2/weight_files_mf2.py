@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+from transformers.utils import cached_file, has_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 
 State = dict[str, torch.Tensor]
@@ -46,8 +47,8 @@ def read_weights(source: str | Path) -> State:
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         raise ValueError(f"source: got {path}, which is no file; expected a file, a folder or a name on the Hub")
     for name in _IN_FOLDER:
-        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
-        if found is not None:
+        if has_file(str(source), name):
+            found = cached_file(str(source), name)
             files = get_checkpoint_shard_files(str(source), found)[0] if name.endswith(".json") else [found]
             return {key: value for file in files for key, value in _read_file(Path(file)).items()}
     raise ValueError(f"source: {source} is out of reach or has no weights; expected one of {', '.join(_IN_FOLDER)}")

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,9 @@ class MF2Pipeline(Pipeline):
     postprocess_names: ClassVar[tuple[str, ...]] = ()
     many_faces: ClassVar[str] = "largest"
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, *args: Any, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
+    ) -> None:
         if kwargs.get("processor") is None:
             raise ValueError(
                 f"processor: got none, expected the model's: {type(self).__name__}(model, processor="
@@ -44,12 +46,19 @@ class MF2Pipeline(Pipeline):
             )
         adapted = hasattr(model, "get_base_model")  # peft's wrapper: its layers stand inside the model
         super().__init__(model.get_base_model() if adapted else model, *args, **kwargs)
+        self.num_workers, self.batch_size = num_workers or 0, batch_size or 1
+        names = {name for step in self.setting_names().values() for name in step}
+        self.settings = {name: kwargs[name] for name in names & kwargs.keys()}
         self.model.eval()  # dropout would make answers random
 
-    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+    def setting_names(self) -> dict[str, Sequence[str]]:
+        """What may be given to the pipeline or a call, by the step that it is for."""
         own = {"return_landmark_source", "return_faces", *(["on_many_faces"] if self.many_faces == "largest" else [])}
         of_images = sorted(set(MF2ImageProcessorKwargs.__annotations__) - own)
-        known = {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
+        return {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        known = self.setting_names()
         sorted_out: dict[str, dict[str, Any]] = {step: {} for step in known}
         for name, value in given.items():
             steps = [step for step, names in known.items() if name in names]
@@ -70,10 +79,9 @@ class MF2Pipeline(Pipeline):
     ) -> Any:
         for name in ("images", "image"):  # as the pipelines of transformers call them
             inputs = kwargs.pop(name, inputs)
-        usual = (self._preprocess_params, self._forward_params, self._postprocess_params)
-        params = [{**step, **given} for step, given in zip(usual, self._sanitize_parameters(**kwargs), strict=True)]
-        workers = num_workers if num_workers is not None else self._num_workers or 0
-        size = batch_size if batch_size is not None else self._batch_size or 1
+        params = self._sanitize_parameters(**{**self.settings, **kwargs})
+        workers = self.num_workers if num_workers is None else num_workers
+        size = self.batch_size if batch_size is None else batch_size
         if type(size) is not int or size < 1:
             raise ValueError(f"batch_size: got {size!r}, expected a whole number from 1")
         several = not isinstance(inputs, _ONE_IMAGE) and isinstance(inputs, Iterable | Dataset)

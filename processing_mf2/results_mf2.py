@@ -39,10 +39,14 @@ def resolve_thresholds(
     return values
 
 
+class NotFiniteError(ValueError):
+    """A model answered with NaN or an infinite value."""
+
+
 def check_finite(values: torch.Tensor, name: str) -> None:
     """An error if there is anything else than numbers: of NaN every comparison is false, so it would read "Neutral"."""
     if not torch.isfinite(values).all():
-        raise ValueError(
+        raise NotFiniteError(
             f"{name}: got {values[~torch.isfinite(values)][0].item()} from the model, expected finite numbers; its "
             "weights are damaged, or its precision is too low for them: load it again, in float32"
         )

@@ -216,6 +216,7 @@ def test_every_table_of_figures_from_drawn_faces_says_synthetic(card: Path, tmp_
     for head in heads:
         above = [line for line in lines[head - 5 : head - 1] if line and not line.startswith("|")]
         assert "synthetic" in " ".join(above).lower(), lines[head - 1]
+    (tmp_path / "licensed").mkdir()
     real = finish(tmp_path / "real", "mfa", None, "--dataset", str(tmp_path / "licensed"), synthetic=False).read_text()
     assert "synthetic" not in real.lower() and "drawn" not in real and "licensed, 240 test images" in real
     assert ModelCard(real).data.datasets is None, "the name of somebody's folder is no data set of the Hub"

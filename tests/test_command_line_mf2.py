@@ -91,6 +91,8 @@ def run(script: str, argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: p
         ("examples/finetune_on_csv.py", "--landmarks guess", "landmarks"),
         ("examples/synthetic_gallery.py", "--size 0", "size"),
         ("examples/synthetic_gallery.py", "--subjects 0", "subjects"),
+        ("examples/export_model.py", "--model no/such/folder", "no/such/folder"),
+        ("examples/export_model.py", "--faces 0", "faces"),
         ("examples/release_checkpoint.py", "no/such/run", "released"),
         ("examples/release_checkpoint.py", "no/such/run out", "no/such/run"),
     ],

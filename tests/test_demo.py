@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+import shutil
 import threading
 import time
 import zlib
@@ -17,6 +18,7 @@ from analysis_media import FakeDetector, face_at
 from demo_parts import DEMO, as_sent, face_bytes, load, write_adapters
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from analysis_mf2.analysis_model_mf2 import EMBEDDED
 from modeling_mf2 import MF2ForFaceAnalysis
@@ -195,6 +197,11 @@ def test_what_is_not_offered_is_refused(engine: Any, tmp_path: Path) -> None:
     folder = next(one.folder for one in engine.adapters)
     with pytest.raises(ValueError, match="belongs to the model 'mf2-tiny-synthetic'"):
         engine_file.Engine(["some/other"], [folder])
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    weights = load_file(damaged / "adapter_model.safetensors")
+    save_file({name: tensor * float("nan") for name, tensor in weights.items()}, damaged / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"damaged: .* NaN"):
+        engine_file.Engine(adapters=[damaged])
 
 
 def test_without_a_detector_an_upload_is_a_crop_only_if_the_user_says_so(engine: Any) -> None:

@@ -96,9 +96,10 @@ class Trial:
         self.folder, self.inputs = root / "work", root / "inputs"
         self.inputs.mkdir(exist_ok=True)
         if name.startswith("mf2") and not any(self.inputs.iterdir()):
-            from analysis_media import write_faces
+            from analysis_media import write_faces, write_video
 
-            write_faces(self.inputs, 4)
+            write_faces(self.inputs, 3)
+            write_video(self.inputs / "v.avi", 2)
         if name in ("vision store", "train"):
             self.begin()
             self.run()

@@ -243,6 +243,15 @@ def test_attentions_need_eager_attention(build, make_batch, cls):
     assert torch.equal(read.au_hidden_states[-1], read.au_states)
 
 
+def test_a_single_au_has_its_axis_too(build, make_batch):
+    model = build(MF2Model, action_units=["AU6"])
+    model.set_attn_implementation("eager")
+    batch = pick(make_batch(model.config), *IMAGE)
+    read = model(**batch, output_attentions=True, output_hidden_states=True)
+    assert {tuple(state.shape) for state in (*read.au_hidden_states, read.au_states)} == {(4, 1, 2, 32)}
+    assert {tuple(weights.shape) for weights in read.au_cross_attentions} == {(4, 1, 4, 2, 8)}
+
+
 @pytest.mark.parametrize("batch_rows", [1, 3])
 def test_hidden_states_of_every_image_before_the_first_block_too(build, make_batch, batch_rows):
     model = build(MF2Model)
@@ -534,6 +543,24 @@ def test_every_class_tells_its_hidden_states_and_attentions(build, make_batch, c
     assert names and not any("hidden_states" in name or "attentions" in name for name in plain)
     assert all(isinstance(state, torch.Tensor) for name in names for state in told[name])
     assert torch.allclose(next(iter(plain.values())), next(iter(told.values())), atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", INPUTS)
+def test_hidden_states_and_attentions_of_every_class_keep_a_gradient(build, make_batch, cls):
+    model = build(cls).eval()
+    model.set_attn_implementation("eager")
+    batch = {name: value for name, value in make_batch(model.config).items() if name in INPUTS[cls]}
+    told = model(**batch, output_hidden_states=True, output_attentions=True)
+    names = filter(is_told, told)
+    states = {f"{name}[{place}]": state for name in names for place, state in enumerate(told[name])}
+    for state in states.values():
+        state.retain_grad()
+    sum((value**3).sum() for name, value in told.items() if not is_told(name) and value.requires_grad).backward()
+    assert [name for name, state in states.items() if state.grad is None or not state.grad.any()] == []
+
+
+def is_told(name):
+    return "hidden_states" in name or "attentions" in name
 
 
 @pytest.mark.parametrize("cls", INPUTS)

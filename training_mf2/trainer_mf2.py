@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -97,7 +98,7 @@ class MF2Trainer(Trainer):
 
     def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
         if self._micro_batches:
-            batches = [self._prepare_inputs(batch) for batch in self._micro_batches]
+            batches = send_to_device(self._micro_batches, self.args.device)
             compares = getattr(self.accelerator.unwrap_model(model), "compares_rows", False)
             first_pass = compares and any(name in batches[0] for name in _CAPTIONS)
             self._shared, self._micro_batches = share_out(model, batches, first_pass), []
@@ -141,7 +142,8 @@ class MF2Trainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """From images alone: (emotion logits, AU logits) and their labels; nothing else is kept."""
-        inputs = self._prepare_inputs({name: inputs[name] for name in _SEEN_IN_EVALUATION if name in inputs})
+        inputs = {name: inputs[name] for name in _SEEN_IN_EVALUATION if name in inputs}
+        inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         logits = [outputs.get("emotion_logits"), outputs.get("au_logits")]

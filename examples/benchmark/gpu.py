@@ -88,7 +88,7 @@ def build(
         config.emo_pair_share = config.au_pair_share = arguments.pair_share
     torch.manual_seed(0)
     with torch.device(arguments.device):
-        model = model_class._from_config(config, dtype=torch.bfloat16)
+        model = model_class(config).to(torch.bfloat16)
     if arguments.mixed:
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -38,7 +38,7 @@ model = MF2ForPreTraining.from_pretrained(folder)
 """,
     "bytes_and_modules": """
 with torch.device("meta"):
-    model = MF2ForPreTraining._from_config(config)
+    model = MF2ForPreTraining(config)
 model.load_state_dict(load_file(folder + "/model.safetensors"), assign=True)
 for module in model.modules():
     for name, buffer in module.named_buffers(recurse=False):

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from demo_limits import Limits, Refused
 from peft import PeftConfig, PeftModel
+from peft.utils import load_peft_weights
 
 from analysis_mf2.analysis_model_mf2 import EMBEDDED, AnalysisModel, is_synthetic, load_model
 from analysis_mf2.analyze_mf2 import Analysis
 from analysis_mf2.explanation_mf2 import Explainer, Explanation
 from analysis_mf2.face_sources_mf2 import AlignedCrops, DetectedFaces, Detector, Face
 from analysis_mf2.media_mf2 import Frame
+from configuration_mf2.loading_check_mf2 import check_finite
 from modeling_mf2.loading_mf2 import check_adapter_file
 from processing_mf2.landmarks_mf2 import face_in_image
 from processing_mf2.pipeline_mf2 import face_pipeline
@@ -71,6 +73,7 @@ class Adapter:
             for folder in [config.parent.resolve() for config in configs if "checkpoint-" not in str(config)]:
                 check_adapter_file(folder)
                 config = PeftConfig.from_pretrained(str(folder))
+                check_finite(load_peft_weights(str(folder), device="cpu"), folder)
                 base, kind = str(config.base_model_name_or_path).rstrip("/"), getattr(config.peft_type, "value", "")
                 label = folder.name if folder.name not in found else f"{folder.parent.name}/{folder.name}"
                 found[label] = Adapter(label, folder, base.rpartition("/")[2], str(kind))
