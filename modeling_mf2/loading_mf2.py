@@ -1,11 +1,11 @@
 """Checks of what is loaded: an adapter's file, and a model that is to answer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from configuration_mf2.json_mf2 import read_json
 from configuration_mf2.loading_check_mf2 import check_finite, check_loading_info
 
 
@@ -42,10 +42,7 @@ def _check_adapter_config(file: Path) -> None:
     if not file.is_file():
         return
     wanted = "the file that peft wrote beside the weights: copy or download it again"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: got what is no JSON ({error}), expected {wanted}") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"{file}: got {type(content).__name__}, expected an object: {wanted}")
     kind, kinds = content.get("peft_type"), sorted(PeftType.__members__)

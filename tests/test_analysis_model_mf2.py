@@ -109,6 +109,7 @@ def test_a_damaged_folder_ends_the_command_with_a_sentence(
     ("name", "content"),
     [
         ("adapter_config.json", b"{"),
+        ("adapter_config.json", b"[" * 100_000),
         ("adapter_config.json", b"[]"),
         ("adapter_config.json", b"{}"),
         ("adapter_config.json", b'{"peft_type": 7}'),

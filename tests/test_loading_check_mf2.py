@@ -23,5 +23,5 @@ def test_only_tensors_that_are_no_numbers_are_refused():
     layer = torch.nn.BatchNorm1d(2)  # with a count, which is an integer
     check_finite(layer, "folder")
     layer.running_var[1] = torch.inf
-    with pytest.raises(ValueError, match="folder: 1 tensors.*running_var"):
+    with pytest.raises(ValueError, match=r"folder: 1 tensors.*running_var"):
         check_finite(layer, "folder")
