@@ -181,9 +181,8 @@ def test_a_killed_run_that_is_repeated_ends_as_if_it_had_not_been_killed(trial: 
     kills = [{"kill_at": number} for number in range(1, count + 1, every)]
     kills += [{"kill_after": chance.uniform(0.05, 1.0) * trial.undisturbed.seconds} for _ in range(RANDOM_KILLS)]
     wrong = [each for kill in kills for each in trial.killed_and_repeated(**kill)]
-    print(
-        f"{trial.name}: {len(kills)} kills ({RANDOM_KILLS} at random times; {count} file operations), {len(wrong)} differences"
-    )
+    told = f"{len(kills)} kills ({RANDOM_KILLS} at random times; {count} file operations)"
+    print(f"{trial.name}: {told}, {len(wrong)} differences")
     assert not wrong, "\n".join(wrong)
 
 
