@@ -24,13 +24,11 @@ from modeling_mf2.export_mf2 import INPUTS, export_onnx, quantize_onnx, session
 from processing_mf2 import MF2Processor
 
 
-PEOPLE = 77  # others than those of any training here
-
-
+# Seed 77: other people than those of any training here.
 def drawn_faces(processor: MF2Processor, count: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    images, landmarks = zip(*(draw_example(index, seed=PEOPLE) for index in range(count)), strict=True)
+    images, landmarks = zip(*(draw_example(index, seed=77) for index in range(count)), strict=True)
     batch = processor(images=list(images), landmarks=list(landmarks), return_tensors="pt")
-    return {name: batch[name] for name in INPUTS}, synthetic_truth(count, seed=PEOPLE)["au_labels"]
+    return {name: batch[name] for name in INPUTS}, synthetic_truth(count, seed=77)["au_labels"]
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """What stands on the Q-Formers: projections and heads of the alignment losses, and the two classifiers."""
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -58,13 +60,21 @@ class MF2Classifiers(nn.Module):
         emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
         self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
 
-    def init_weights(self) -> None:
-        """Untrained logits near 0, whatever the number of inputs: nothing is known, and nothing has to be unlearned."""
-        if self.au_weight is not None:
+    def init_weights(self, fields: Collection[str] = ("action_units", "emotions")) -> None:
+        """Untrained logits near 0, whatever the number of inputs: nothing is known, and nothing has to be unlearned.
+
+        fields: of the labels to start anew. The emotion's layer reads the AUs by their place, and goes with them.
+        """
+        units = "action_units" in fields
+        if self.au_weight is not None and units:
             init.normal_(self.au_weight, std=0.1 * self.au_weight[0].numel() ** -0.5)
             init.zeros_(self.au_bias)
-        for layer in (self.au_from_face, self.emotion):
-            if layer is not None:
+        reads_units = self.norm_au is not None
+        for layer, anew in (
+            (self.au_from_face, units),
+            (self.emotion, "emotions" in fields or (units and reads_units)),
+        ):
+            if layer is not None and anew:
                 init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
                 init.zeros_(layer.bias)
 

@@ -1,5 +1,7 @@
 """Exp-BLIP, a compared system: BLIP-2's first stage on expression captions, and the classifier on its features."""
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -36,8 +38,9 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
         self.classifiers = _NoClassifiers()
 
     @classmethod
-    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> None:
+    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> dict[str, str]:
         """Nothing was learned for a label, so any will do."""
+        return {}
 
     @can_return_tuple
     def forward(
@@ -76,10 +79,10 @@ class ExpBlipClassifiers(nn.Module):
         self.units = nn.Linear(config.feature_size, units) if units else None
         self.emotion = nn.Linear(config.feature_size, emotions) if emotions else None
 
-    def init_weights(self) -> None:
-        """Untrained logits near 0: nothing is known, and nothing has to be unlearned."""
-        for layer in (self.units, self.emotion):
-            if layer is not None:
+    def init_weights(self, fields: Collection[str] = ("action_units", "emotions")) -> None:
+        """Untrained logits near 0: nothing is known, and nothing has to be unlearned. fields: as `MF2Classifiers`."""
+        for layer, field in ((self.units, "action_units"), (self.emotion, "emotions")):
+            if layer is not None and field in fields:
                 init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
                 init.zeros_(layer.bias)
 
@@ -144,10 +147,10 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
                 )
 
     @classmethod
-    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> str | None:
+    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> dict[str, str]:
         # Stage 1 has learned nothing for a label.
         if source is None or not cls._has_heads(cls._saved(source, kwargs)):
-            return None
+            return {}
         return super()._relabelled(source, kwargs)
 
     @torch.no_grad()
@@ -155,10 +158,6 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ExpBlipClassifiers):
             module.init_weights()
-
-    @torch.no_grad()
-    def forget_labels(self) -> None:
-        self.classifiers.init_weights()
 
     def train(self, mode: bool = True) -> "ExpBlipForFaceAnalysis":
         """A probe's features are frozen and stay in evaluation mode; what no loss reaches is never trained."""

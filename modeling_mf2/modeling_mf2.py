@@ -4,6 +4,7 @@ import difflib
 import inspect
 import math
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -185,13 +186,13 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
         relabelled = cls._relabelled(pretrained_model_name_or_path, kwargs)
         if relabelled and not kwargs.get("ignore_mismatched_sizes"):
             raise ValueError(
-                f"{relabelled}; what was learned for a label must not answer for another. Pass "
+                f"{next(iter(relabelled.values()))}; what was learned for a label must not answer for another. Pass "
                 "ignore_mismatched_sizes=True to start these labels anew and keep the rest"
             )
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             if relabelled:
-                (loaded[0] if isinstance(loaded, tuple) else loaded).forget_labels()
+                (loaded[0] if isinstance(loaded, tuple) else loaded).forget_labels(relabelled)
             return loaded
         except SafetensorError as error:
             raise OSError(
@@ -211,29 +212,33 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
         return super().load_adapter(peft_model_id, *args, **kwargs)
 
     @classmethod
-    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> str | None:
-        """How the wanted labels differ from the checkpoint's; None if they do not, or none were named."""
+    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> dict[str, str]:
+        """The fields whose wanted labels are not the checkpoint's, and how they differ; none where none were named."""
         named = {name: kwargs[name] for name in LABEL_ARGUMENTS if name in kwargs}
         if source is None or (not named and not isinstance(kwargs.get("config"), cls.config_class)):
-            return None
+            return {}
         where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
         saved = cls.config_class.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
         wanted = kwargs.get("config") or cls.config_class.from_dict(saved.to_dict(), **named)
-        for field in ("action_units", "emotions"):
-            if list(getattr(saved, field)) != list(getattr(wanted, field)):
-                return f"{field}: got {getattr(wanted, field)}, but the checkpoint {source} has {getattr(saved, field)}"
-        return None
+        pairs = {field: (getattr(wanted, field), getattr(saved, field)) for field in ("action_units", "emotions")}
+        return {
+            field: f"{field}: got {new}, but the checkpoint {source} has {old}"
+            for field, (new, old) in pairs.items()
+            if list(new) != list(old)
+        }
 
     @torch.no_grad()
-    def forget_labels(self) -> None:
-        """Everything that belongs to one AU or emotion, as if it had never been trained."""
-        for module in self.modules():
-            if isinstance(module, MF2Classifiers | MF2Model):
-                for owner in module.modules() if isinstance(module, MF2Classifiers) else [module]:
-                    for name, old in [*owner.named_parameters(recurse=False)]:
-                        # A new tensor: transformers leaves those alone that it has loaded.
-                        setattr(owner, name, nn.Parameter(torch.empty_like(old), requires_grad=old.requires_grad))
-                self._init_weights(module)
+    def forget_labels(self, fields: Collection[str]) -> None:
+        """What belongs to one label of these fields of the config, as if it had never been trained."""
+        classifiers = getattr(self, "classifiers", None)
+        for owner in [*(classifiers.modules() if classifiers is not None else ()), self.base_model]:
+            for name, old in [*owner.named_parameters(recurse=False)]:
+                # A new tensor: transformers does not initialise those again that it has loaded.
+                setattr(owner, name, nn.Parameter(old.clone(), requires_grad=old.requires_grad))
+        if classifiers is not None:
+            classifiers.init_weights(fields)
+        if "action_units" in fields:
+            self._init_weights(self.base_model)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

@@ -1,10 +1,12 @@
 import pytest
 import torch
-from conftest import shake
+from conftest import shake, tiny_config
+from exp_blip_models import small_config
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from configuration_mf2 import MF2Config
 from modeling_mf2 import (
+    ExpBlipForFaceAnalysis,
     MF2ForCaptioning,
     MF2ForFaceAnalysis,
     MF2ForImageClassification,
@@ -428,6 +430,27 @@ def test_a_label_set_unlike_the_checkpoints_is_an_error(checkpoint):
     assert torch.equal(anew.mf2.au_vl.queries, kept.mf2.au_vl.queries)
     for name in ("mf2.au_embedding", "classifiers.au_weight"):
         assert not torch.equal(anew.get_parameter(name), kept.get_parameter(name)), name
+
+
+HEADS = {"classifiers.au_weight", "classifiers.au_bias", "classifiers.au_from_face.weight", "au_embedding"}
+EMOTION = {"classifiers.emotion.weight", "classifiers.emotion.bias"}
+
+
+@pytest.mark.parametrize("cls", [MF2ForFaceAnalysis, ExpBlipForFaceAnalysis])
+@pytest.mark.parametrize(("field", "forgets", "keeps"), [("emotions", EMOTION, HEADS), ("action_units", HEADS, set())])
+def test_what_was_learned_for_labels_that_stay_is_kept(tmp_path, shaken, cls, field, forgets, keeps):
+    """An emotion of MF2 is read from the AUs by their place: with other AUs it is learned anew."""
+    config = tiny_config("vit") if cls is MF2ForFaceAnalysis else small_config("vit")
+    model = shaken(cls(config))
+    if cls is ExpBlipForFaceAnalysis:
+        units = {"classifiers.units.weight", "classifiers.units.bias"}
+        forgets, keeps = (EMOTION, units) if field == "emotions" else (units, EMOTION)
+    model.save_pretrained(tmp_path)
+    turned = {field: getattr(config, field)[::-1]}
+    anew = cls.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **turned)
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, weights(anew)[name])}
+    assert forgets <= moved and not keeps & moved
+    assert moved <= EMOTION | HEADS | {"classifiers.au_from_face.bias"} | forgets
 
 
 def test_no_face_at_all_gives_no_answers(build, make_batch):
