@@ -1,7 +1,7 @@
 PYTHON ?= python
 # Outside the repository.
 ENVIRONMENTS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mf2
-ROOMS = configuration_mf2 processing_mf2 modeling_mf2 dataset_mf2 training_mf2 analysis_mf2 train.py tests examples docs
+ROOMS = configuration_mf2 processing_mf2 modeling_mf2 mf2face train.py tests examples docs
 
 .PHONY: quality style test test-slow test-oldest test-newest demo docs checkpoint
 

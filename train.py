@@ -8,9 +8,9 @@ The same command continues a run that was interrupted.
 
 import sys
 
-from dataset_mf2.command_line_mf2 import run_as_command
-from training_mf2.arguments_mf2 import parse_arguments
-from training_mf2.journey_mf2 import run
+from mf2face.command_line import run_as_command
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.run import run
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

@@ -14,9 +14,9 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
-from .facs_mf2 import check_action_units, fields_of_label_names, resolve_label_set
-from .hub_mf2 import AUTO_CLASSES, SelfContainedMixin
-from .version_mf2 import FIELD, VERSION, check_version
+from .facs import check_action_units, fields_of_label_names, resolve_label_set
+from .hub import AUTO_CLASSES, SelfContainedMixin
+from .version import FIELD, VERSION, check_version
 
 
 class UnknownFieldWarning(UserWarning):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from docstrings import to_rst
 
-from configuration_mf2.version_mf2 import VERSION
+from configuration_mf2.version import VERSION
 
 
 HERE = Path(__file__).resolve().parent
@@ -40,15 +40,20 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [("py:(class|data|exc|meth|func|attr)", ".*"), ("py:obj", r"typing\..*")]
 
-ROOMS = ("configuration", "processing", "modeling", "dataset", "training", "analysis")
+ROOMS = {
+    "configuration_mf2": "Configs, action units, emotions, label sets, and the code that a checkpoint carries.",
+    "processing_mf2": "Images, landmarks and captions to tensors, and logits to named results.",
+    "modeling_mf2": "Models, losses, DFN, the compared systems, conversion and export.",
+    "mf2face": "Data, captions, training and inference: what never travels with a checkpoint.",
+}
 
 
 def write_pages() -> None:
     """What is generated lies in `_generated`, anew in each build: a file that went leaves no page behind."""
     folder = HERE / "_generated"
     folder.mkdir(exist_ok=True)
-    pages = {f"{room}.rst": room_page(f"{room}_mf2") for room in ROOMS}
-    pages |= {"mf2.txt": help_of("analysis_mf2.command_mf2"), "train.txt": help_of("train")}
+    pages = {f"{room.removesuffix('_mf2')}.rst": room_page(room, about) for room, about in ROOMS.items()}
+    pages |= {"mf2.txt": help_of("mf2face.inference.cli"), "train.txt": help_of("train")}
     for name in {path.name for path in folder.iterdir()} - set(pages):
         (folder / name).unlink()
     for name, text in pages.items():
@@ -57,17 +62,14 @@ def write_pages() -> None:
             target.write_text(text, encoding="utf-8")
 
 
-def room_page(room: str) -> str:
-    """One section a file, with what is public in it; the room's first words are those of CONTRIBUTING.md."""
-    said = re.search(rf"^\| `{room}/` \| (.*?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
-    if said is None:
-        raise ValueError(f"CONTRIBUTING.md: no line for {room}/, expected one in its table of rooms")
-    lines = [room, "=" * len(room), "", to_rst(said[1][0].upper() + said[1][1:] + ".")]
-    for path in sorted((ROOT / room).glob("*.py")):
+def room_page(room: str, about: str) -> str:
+    """One section a file, with what is public in it."""
+    lines = [room, "=" * len(room), "", about]
+    for path in sorted((ROOT / room).rglob("*.py")):
         if path.stem != "__init__":
             options = "   :members:\n   :undoc-members:\n   :show-inheritance:\n"
-            name = f"{room}.{path.stem}"
-            lines += ["", path.stem, "-" * len(path.stem), "", f".. automodule:: {name}\n{options}"]
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            lines += ["", name, "-" * len(name), "", f".. automodule:: {name}\n{options}"]
     return "\n".join(lines)
 
 

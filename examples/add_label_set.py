@@ -13,13 +13,12 @@ import tempfile
 
 import torch
 
-from analysis_mf2.analysis_model_mf2 import EMBEDDED
 from configuration_mf2 import MF2Config
-from configuration_mf2.facs_mf2 import EMOTIONS, LabelSet
-from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.command_line_mf2 import positive, run_as_command
-from dataset_mf2.examples_mf2 import MF2Examples
-from dataset_mf2.synthetic_faces import MFASynthetic
+from configuration_mf2.facs import EMOTIONS, LabelSet
+from mf2face.command_line import positive, run_as_command
+from mf2face.data.examples import MF2Collator, MF2Examples
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.inference.model import EMBEDDED
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
 

@@ -10,13 +10,12 @@ Reader options behind --reader: --reader threshold=1 images=original.
 
 import argparse
 
-from dataset_mf2.building_mf2 import BuildOptions, build_mfa
-from dataset_mf2.command_line_mf2 import named, python_value, run_as_command
-from dataset_mf2.frames_mf2 import REQUIRED
-from dataset_mf2.landmark_cache_mf2 import LandmarkCache
-from dataset_mf2.mfa_card_mf2 import summary
-from dataset_mf2.sources_mf2 import SOURCES, protocol, read_corpus
-from dataset_mf2.splitting_mf2 import PAPER_PROTOCOL, plan_mfa
+from mf2face.command_line import named, python_value, run_as_command
+from mf2face.data.build.landmark_cache import LandmarkCache
+from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
+from mf2face.data.build.splits import PAPER_PROTOCOL, plan_mfa
+from mf2face.data.corpora.frames import REQUIRED
+from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -18,9 +18,9 @@ from importlib.util import find_spec
 
 from PIL import Image
 
-from analysis_mf2 import load_model
-from dataset_mf2.command_line_mf2 import run_as_command
-from dataset_mf2.synthetic_faces import draw_example
+from mf2face import load_model
+from mf2face.command_line import run_as_command
+from mf2face.data.synthetic.faces import draw_example
 
 
 ENGINE, MOST_BYTES, MOST_PIXELS = "onnx" if find_spec("onnxscript") else "torch", 8 * 2**20, 16_000_000

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis_mf2.analysis_model_mf2 import EMBEDDED
-from dataset_mf2.command_line_mf2 import positive, run_as_command
-from dataset_mf2.scores_mf2 import action_unit_scores
-from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
+from mf2face.command_line import positive, run_as_command
+from mf2face.data.metrics import action_unit_scores
+from mf2face.data.synthetic.faces import draw_example, synthetic_truth
+from mf2face.inference.model import EMBEDDED
 from modeling_mf2 import MF2ForFaceAnalysis
-from modeling_mf2.export_mf2 import INPUTS, export_onnx, quantize_onnx, session
+from modeling_mf2.export import INPUTS, export_onnx, quantize_onnx, session
 from processing_mf2 import MF2Processor
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from analysis_mf2.analysis_model_mf2 import EMBEDDED
-from configuration_mf2.facs_mf2 import LABEL_SETS
-from dataset_mf2.synthetic_faces import FRAMES_PER_SUBJECT, draw_example, synthetic_truth
+from configuration_mf2.facs import LABEL_SETS
+from mf2face.data.synthetic.faces import FRAMES_PER_SUBJECT, draw_example, synthetic_truth
+from mf2face.inference.model import EMBEDDED
 from processing_mf2 import face_pipeline
 
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import build_dataset
 
 import train
-from dataset_mf2.command_line_mf2 import positive, run_as_command
+from mf2face.command_line import positive, run_as_command
 
 
 def draw_pictures(folder: Path, count: int) -> None:

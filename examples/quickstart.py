@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from configuration_mf2 import MF2Config
-from dataset_mf2.command_line_mf2 import run_as_command
-from dataset_mf2.synthetic_faces import draw_example
+from mf2face.command_line import run_as_command
+from mf2face.data.synthetic.faces import draw_example
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
 

@@ -11,9 +11,9 @@ import json
 import shutil
 from pathlib import Path
 
-from configuration_mf2.json_mf2 import read_json
-from dataset_mf2.command_line_mf2 import run_as_command
-from training_mf2.evaluation_mf2 import write_text
+from configuration_mf2.json_files import read_json
+from mf2face.command_line import run_as_command
+from mf2face.training.evaluation import write_text
 
 
 NAME_CODE = ("auto_map", "custom_pipelines")

@@ -9,11 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dataset_mf2.command_line_mf2 import positive, run_as_command
-from dataset_mf2.face_drawing import STYLES, draw_face
-from dataset_mf2.face_geometry import DRAWABLE_AUS
-from dataset_mf2.synthetic_faces import draw_example
-from dataset_mf2.synthetic_subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, FRAMES_PER_VIDEO, scene, subject
+from mf2face.command_line import positive, run_as_command
+from mf2face.data.synthetic.drawing import STYLES, draw_face
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.data.synthetic.geometry import DRAWABLE_AUS
+from mf2face.data.synthetic.subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, FRAMES_PER_VIDEO, scene, subject
 
 
 def write_sheet(path: Path, rows: list[list[np.ndarray]]) -> Path:

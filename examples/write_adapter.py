@@ -5,7 +5,7 @@ python examples/write_adapter.py [--method dfn|lora] [--steps 20] [--out FOLDER]
 2. Any loop will do, or transformers' Trainer, or `train.py --task dfn`, which stores what the frozen model computes.
 3. `save_pretrained` writes the adapter alone; `PeftModel.from_pretrained(base, FOLDER)` puts it back.
 4. One model holds several: `load_adapter`, `set_adapter("grain")`, `with model.disable_adapter():` is the bare base.
-5. To share: `push_adapter(model, "you/name")` of `modeling_mf2.dfn_model`, or peft's `push_to_hub` for LoRA.
+5. To share: `push_adapter(model, "you/name")` of `modeling_mf2.dfn.model`, or peft's `push_to_hub` for LoRA.
 """
 
 import argparse
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from analysis_mf2.analysis_model_mf2 import EMBEDDED
-from dataset_mf2.command_line_mf2 import positive, run_as_command
-from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
+from mf2face.command_line import positive, run_as_command
+from mf2face.data.synthetic.faces import draw_example, synthetic_truth
+from mf2face.inference.model import EMBEDDED
 from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
 

@@ -11,15 +11,14 @@ The key is read from OPENAI_API_KEY. After a kill, run the same line again: what
 import argparse
 from pathlib import Path
 
-from dataset_mf2.builder_mf2 import described_labels
-from dataset_mf2.caption_batch_mf2 import write_by_batch
-from dataset_mf2.caption_join_mf2 import caption_rows, join_captions, save_captions
-from dataset_mf2.caption_prices_mf2 import Price
-from dataset_mf2.caption_styles_mf2 import STYLES, write_by_rule
-from dataset_mf2.captioner_mf2 import ChatWriter
-from dataset_mf2.command_line_mf2 import run_as_command
-from dataset_mf2.dataset_cache import load_folder, save_whole
-from dataset_mf2.synthetic_faces import MFASynthetic
+from mf2face.captions.batch import write_by_batch
+from mf2face.captions.prices import Price
+from mf2face.captions.run import ChatWriter
+from mf2face.captions.styles import STYLES, caption_rows, join_captions, save_captions, write_by_rule
+from mf2face.command_line import run_as_command
+from mf2face.data.cache import load_folder, save_whole
+from mf2face.data.schema import described_labels
+from mf2face.data.synthetic.faces import MFASynthetic
 
 
 def main(argv: list[str] | None = None) -> Path | None:

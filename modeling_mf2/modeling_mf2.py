@@ -1,5 +1,6 @@
-"""MF²: one frozen vision tower, Emo-VL over the whole face, AU-VL over the regions of all action units at once."""
+"""What stands on the Q-Formers: projections and heads of the alignment losses, and the two classifiers."""
 
+import dataclasses
 import difflib
 import inspect
 import math
@@ -11,23 +12,119 @@ from typing import Literal
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
-from configuration_mf2.facs_mf2 import LABEL_ARGUMENTS
-from configuration_mf2.hub_mf2 import SelfContainedMixin
+from configuration_mf2.facs import LABEL_ARGUMENTS
+from configuration_mf2.hub import SelfContainedMixin
+from modeling_mf2.dfn.port import DFNPort, PathwayShape
 
-from .accumulation_mf2 import BatchShare, count_of
-from .dfn_port import DFNPort, PathwayShape
-from .heads_mf2 import MF2AlignmentHeads, MF2Classifiers, MF2LanguageHead
-from .loading_mf2 import check_adapter_file
-from .losses_mf2 import au_loss, emotion_loss
-from .offload_mf2 import fetched
-from .qformer_mf2 import MF2QFormer, MF2QFormerOutput
-from .regions_mf2 import MF2Regions
-from .vision_mf2 import MF2VisionTower, no_graph_if
+from .accumulation import BatchShare, count_of
+from .loading import check_adapter_file, fetched
+from .losses import au_loss, emotion_loss, itg_loss
+from .qformer import MF2QFormer, MF2QFormerOutput
+from .regions import MF2Regions
+from .vision import MF2VisionTower, no_graph_if
+
+
+class MF2LanguageHead(nn.Module):
+    """BERT's: a transform, then the word embeddings once more (handed in: one tensor, never two) and a bias."""
+
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.norm(self.activation(self.transform(states))), word_embeddings, self.bias)
+
+
+class MF2AlignmentHeads(nn.Module):
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__()
+        self.image_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.itm = nn.Linear(config.hidden_size, 2)
+        self.language = MF2LanguageHead(config)
+
+    def image_features(self, query_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.image_projection(query_states), dim=-1)
+
+    def text_features(self, text_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.text_projection(text_states[:, 0]), dim=-1)
+
+
+class MF2Classifiers(nn.Module):
+    """AU logits from each AU's own queries (and the face as a whole), emotion logits from the face and all AUs.
+
+    Queries are read one by one, not averaged: an average hides an effect that one query has found.
+    """
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__()
+        emo, au, count = config.emo_config, config.au_config, len(config.action_units)
+        self.emo_width = emo_width = emo.num_query_tokens * emo.hidden_size if config.use_emo_branch else 0
+        self.norm_emo = nn.LayerNorm(emo.hidden_size, eps=1e-6) if config.use_emo_branch else None
+        self.norm_au = nn.LayerNorm(au.hidden_size, eps=1e-6) if config.use_au_branch else None
+        # One weight vector an AU, over that AU's queries.
+        self.au_weight = self.au_bias = None
+        if count and config.use_au_branch:
+            self.au_weight = nn.Parameter(torch.empty(count, au.num_query_tokens, au.hidden_size))
+            self.au_bias = nn.Parameter(torch.zeros(count))
+        self.au_from_face = nn.Linear(emo_width, count) if count and emo_width else None
+        emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
+        self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
+
+    def init_weights(self, fields: Collection[str] = ("action_units", "emotions")) -> None:
+        """Untrained logits near 0, whatever the number of inputs: nothing is known, and nothing has to be unlearned.
+
+        fields: of the labels to start anew. The emotion's layer reads the AUs by their place, and goes with them.
+        """
+        units = "action_units" in fields
+        if self.au_weight is not None and units:
+            init.normal_(self.au_weight, std=0.1 * self.au_weight[0].numel() ** -0.5)
+            init.zeros_(self.au_bias)
+        reads_units = self.norm_au is not None
+        for layer, anew in (
+            (self.au_from_face, units),
+            (self.emotion, "emotions" in fields or (units and reads_units)),
+        ):
+            if layer is not None and anew:
+                init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
+                init.zeros_(layer.bias)
+
+    def forward(
+        self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden) -> emotion logits, AU logits.
+
+        Without emo_states, where there is that branch: what the AUs alone say.
+        """
+        face = None
+        if self.norm_emo is not None and emo_states is not None:
+            face = self.norm_emo(emo_states).flatten(1)
+        elif self.norm_emo is not None:
+            face = au_states.new_zeros(len(au_states), self.emo_width)
+        units = self.norm_au(au_states) if self.norm_au is not None else None
+        au_logits = None
+        if self.au_weight is not None:
+            au_logits = torch.einsum("baqh,aqh->ba", units, self.au_weight) + self.au_bias
+        if self.au_from_face is not None:
+            from_face = self.au_from_face(face)
+            au_logits = from_face if au_logits is None else au_logits + from_face
+        emotion_logits = None
+        if self.emotion is not None:
+            parts = [
+                part for part in (face, units.mean(dim=2).flatten(1) if units is not None else None) if part is not None
+            ]
+            emotion_logits = self.emotion(torch.cat(parts, dim=-1))
+        return emotion_logits, au_logits
 
 
 Branch = Literal["emo", "au"]
@@ -255,7 +352,6 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
 
     def captioner(self) -> "MF2PreTrainedModel":
         """The same weights (not a copy) in the class that writes captions."""
-        from .captioning_mf2 import MF2ForCaptioning  # which is built on this file
 
         if isinstance(self, MF2ForCaptioning):
             return self
@@ -599,4 +695,240 @@ def weighted_sum(config: MF2Config, parts: dict[str, torch.Tensor]) -> torch.Ten
     return sum(weighted) if weighted else None
 
 
-__all__ = ["MF2ForFaceAnalysis", "MF2ForImageClassification", "MF2Model", "MF2PreTrainedModel"]
+# transformers 5.24 renamed `past_key_values` to `cache`, in `generate` and in its outputs. Ours take either name.
+_output_fields = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+CACHE_NAME = "cache" if "cache" in _output_fields else "past_key_values"
+
+
+class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
+    """Writes what it sees: Emo-VL the emotion caption (and, after its prompt, the key-AU caption), AU-VL each AU's."""
+
+    main_input_name = "input_ids"
+    adapter_pathways = ()  # text attends to keys and values, which no adapter changes
+    _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        self.mf2 = MF2Model(config)
+        self.post_init()
+
+    def _usual(self, branch: Branch, prompted: bool) -> dict[str, int]:
+        tokens = self.config.emo_config
+        emotion_caption = branch == "emo" and not prompted
+        return {
+            "bos_token_id": tokens.bos_token_id,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+            "max_length": self.config.emotion_max_length if emotion_caption else self.config.au_max_length,
+        }
+
+    def see(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+    ) -> torch.Tensor:
+        """What text attends to: (rows, layers, 2, heads, queries, head_dim); a row is an image, or one of its AUs."""
+        image = self.mf2.branch_image(branch, self.mf2.look(pixel_values, image_tokens), landmarks)
+        pairs = self.mf2.read(branch, image, output_key_values=True).query_key_values
+        return torch.stack([torch.stack(pair, dim=1) for pair in pairs], dim=1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        query_key_values: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast:
+        r"""
+        input_ids (`(rows, length)`): text so far, starting with `[DEC]`; a row an image, or an AU of an image.
+        query_key_values: of `see`; computed here when an image is given in its place.
+        labels (`(rows, length)`): the text itself for a loss; -100 where it does not count.
+        cache, past_key_values: one thing under transformers' new and its old name.
+        """
+        check_unused(self, kwargs)
+        if query_key_values is None:
+            query_key_values = self.see(pixel_values, landmarks, image_tokens, branch)
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        module = self.mf2.branch(branch)
+        read = module.qformer(
+            input_ids=input_ids,
+            text_mask=attention_mask,
+            query_key_values=tuple((layer[:, 0], layer[:, 1]) for layer in query_key_values.unbind(1)),
+            mode="causal",
+            past_key_values=cache,
+            **kept_states(self.config, output_hidden_states, output_attentions),
+        )
+        logits = module.language_logits(read.text_states)
+        loss = None if labels is None else itg_loss(logits, labels.clamp_min(0), labels != -100)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=read.text_hidden_states,
+            attentions=read.text_attentions,
+            **{CACHE_NAME: cache},
+        )
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        query_key_values: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        **kwargs: object,
+    ) -> dict[str, object]:
+        cache = past_key_values if cache is None else cache
+        past = cache.get_seq_length() if cache is not None else 0
+        return {
+            "input_ids": input_ids[:, past:],
+            "attention_mask": attention_mask,
+            "query_key_values": query_key_values,
+            CACHE_NAME: cache,
+            "branch": branch,
+            "use_cache": use_cache,
+        }
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        input_ids: torch.Tensor | None = None,
+        use_cache: bool = True,
+        **kwargs: object,
+    ) -> torch.Tensor | ModelOutput:
+        """Token ids (batch, length), or (batch, AU, length) with `branch="au"`; greedy, beam, sampled as `kwargs` say.
+
+        input_ids (`(1 or rows, length)`): what the text starts with in place of `[DEC]` alone, such as the prompt of
+        key-AU captions.
+        """
+        seen = self.see(pixel_values, landmarks, image_tokens, branch)
+        prompted = input_ids is not None
+        if not prompted:
+            input_ids = torch.full((1, 1), self.config.emo_config.bos_token_id, device=seen.device)
+        if len(input_ids) not in (1, len(seen)):
+            raise ValueError(
+                f"input_ids: got {len(input_ids)} rows, expected 1 for all, or {len(seen)}: one for each image, or for "
+                "each AU of each image"
+            )
+        # A checkpoint of another class brings no generation config: what it does not say, the model's config does.
+        given = kwargs.get("generation_config") or self.generation_config
+        for name, value in self._usual(branch, prompted).items():
+            lengths = (given.max_new_tokens, kwargs.get("max_new_tokens")) if name == "max_length" else ()
+            if getattr(given, name, None) is None and all(length is None for length in lengths):
+                kwargs.setdefault(name, value)
+        given = [kwargs.pop(name, None) for name in ("cache", "past_key_values")]
+        if use_cache:
+            kwargs[CACHE_NAME] = next((cache for cache in given if cache is not None), DynamicCache())
+        output = super().generate(
+            input_ids=input_ids.expand(len(seen), -1),
+            query_key_values=seen,
+            branch=branch,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if branch == "au" and isinstance(output, torch.Tensor):
+            several = output.shape[0] // seen.shape[0]
+            shape = (-1, len(self.config.action_units), *([several] if several > 1 else []))
+            return output.unflatten(0, shape)
+        return output
+
+
+@dataclass
+class MF2TextChoiceOutput(ModelOutput):
+    r"""
+    logits_per_image (`(batch, sentences)`), logits_per_text (its transpose): how near a sentence is to the query that
+        is nearest to it, over the learned temperature.
+    image_embeds (`(batch, queries, dim)`), text_embeds (`(sentences, dim)`): unit vectors.
+    """
+
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
+    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
+    """Emotions, or anything said of the whole face, by the sentences that stand for them; no weights of its own.
+
+    Action units need a sentence for their state at rest as well: `MF2ZeroShotImageClassificationPipeline` has them.
+    """
+
+    main_input_name = "input_ids"
+    _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__(config)
+        if not config.use_emo_branch:
+            raise ValueError(
+                "use_emo_branch: got False, expected True: sentences about the whole face meet Emo-VL; ask about "
+                "action units with MF2ZeroShotImageClassificationPipeline"
+            )
+        self.mf2 = MF2Model(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        landmarks: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: object,
+    ) -> MF2TextChoiceOutput:
+        r"""
+        input_ids (`(sentences, length)`): each image meets every sentence.
+        token_type_ids: what BERT's tokenizer gives besides; there is one kind of text here, and it says nothing.
+        """
+        check_unused(self, kwargs)
+        image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
+        image = self.mf2.branch_image("emo", image_tokens, landmarks)
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
+        read = self.mf2.read("emo", image, vision.get("emo"), **kept)
+        seen = self.mf2.branch("emo").heads.image_features(read.query_states)
+        told = self.mf2.get_text_features(input_ids, attention_mask)
+        near = torch.einsum("bqd,ld->blq", seen, told).amax(dim=-1)
+        logits = near / self.mf2.branch("emo").positive_temperature()
+        return MF2TextChoiceOutput(
+            logits_per_image=logits,
+            logits_per_text=logits.T,
+            image_embeds=seen,
+            text_embeds=told,
+            emo_hidden_states=read.hidden_states,
+            emo_cross_attentions=read.cross_attentions,
+        )
+
+
+__all__ = [
+    "MF2ForCaptioning",
+    "MF2ForFaceAnalysis",
+    "MF2ForImageClassification",
+    "MF2ForZeroShotImageClassification",
+    "MF2Model",
+    "MF2PreTrainedModel",
+]

@@ -5,11 +5,11 @@ from transformers.utils import is_torchvision_available
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
-from .augmentation_mf2 import MF2Augmentation
-from .captions_mf2 import RuleCaptioner
+from .captions import RuleCaptioner
+from .geometry import MF2Augmentation
 from .image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil
-from .landmarks_mf2 import FaceAlignmentDetector, template_landmarks
-from .pipeline_mf2 import (
+from .landmarks import FaceAlignmentDetector, template_landmarks
+from .pipelines import (
     MF2FaceAnalysisPipeline,
     MF2ImageClassificationPipeline,
     MF2ImageToTextPipeline,
@@ -17,7 +17,7 @@ from .pipeline_mf2 import (
     face_pipeline,
 )
 from .processing_mf2 import MF2Processor
-from .tokenizer_mf2 import build_tokenizer, load_bert_tokenizer
+from .tokenizer import build_tokenizer, load_bert_tokenizer
 
 
 _BACKENDS = {"pil": MF2ImageProcessorPil, **({"torchvision": MF2ImageProcessor} if is_torchvision_available() else {})}

@@ -1,7 +1,10 @@
-"""Images to aligned, normalised crops; the landmarks follow every change of geometry."""
+"""What is wrong with a processor's files, by file and field, where the libraries that read them do not say it."""
 
 import difflib
-from collections.abc import Sequence
+import inspect
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +12,25 @@ import numpy as np
 import torch
 from transformers import BatchFeature, PilBackend, TorchvisionBackend
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
-from transformers.processing_utils import Unpack
-from transformers.utils import TensorType, logging
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, cached_file, logging
 
-from configuration_mf2.hub_mf2 import SelfContainedMixin
-from configuration_mf2.json_mf2 import read_json
+from configuration_mf2.hub import SelfContainedMixin
+from configuration_mf2.json_files import read_json
 
-from .alignment_mf2 import alignment_matrix, resize_matrix, transform_points, warp, warp_by_pil, warp_bytes
-from .augmentation_mf2 import AugmentationDraw, MF2Augmentation, resolve_augmentation
-from .image_reading_mf2 import MOST_PIXELS, flatten_images, read_image
-from .image_settings_mf2 import CALLERS_OWN, MF2ImageProcessorKwargs, check_names, check_settings
-from .landmarks_mf2 import (
+from .geometry import (
+    AugmentationDraw,
+    MF2Augmentation,
+    alignment_matrix,
+    resize_matrix,
+    resolve_augmentation,
+    transform_points,
+    warp,
+    warp_by_pil,
+    warp_bytes,
+)
+from .image_io import MOST_PIXELS, flatten_images, read_image
+from .landmarks import (
     DetectedFace,
     FaceAlignmentDetector,
     LandmarkSource,
@@ -32,7 +43,190 @@ from .landmarks_mf2 import (
     landmarks_per_image,
     template_landmarks,
 )
-from .processor_files_mf2 import named_error
+
+
+_SETTINGS = {"": dict, "image_processor_type": str, "auto_map": dict}
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "processor_config.json": {
+        **{"": dict, "processor_class": str, "auto_map": dict},
+        **{f"image_processor.{name}".rstrip("."): kind for name, kind in _SETTINGS.items()},
+    },
+    "preprocessor_config.json": _SETTINGS,
+    "tokenizer_config.json": {
+        **{"": dict, "tokenizer_class": str, "processor_class": str, "auto_map": dict, "added_tokens_decoder": dict},
+        **{"do_lower_case": bool, "tokenize_chinese_chars": bool, "strip_accents": (bool, type(None))},
+        **{f"{name}_token": (str, dict, type(None)) for name in ("bos", "cls", "sep", "pad", "unk", "mask")},
+    },
+    "tokenizer.json": {"": dict},
+}
+_NAMES = {dict: "an object", str: "text", bool: "true or false", type(None): "null"}
+_SENTENCE = re.compile(r"[\w.\[\]/-]+(, \w+)*: .*(got|expected|there is no)", re.DOTALL)
+
+
+def named_error(source: Any, error: Exception, where: dict[str, Any]) -> Exception:
+    """The error of loading a processor from `source` as one that names file and field; a sentence stays as it is."""
+    if isinstance(error, ValueError | TypeError) and _SENTENCE.match(str(error)):
+        return type(error)(f"{source}: {error}") if type(error) in (ValueError, TypeError) else error
+    found = next(_wrong_fields(source, where), None)
+    if found is None:
+        found = f"processor_config.json, tokenizer_config.json or tokenizer.json: {type(error).__name__}: {error}"
+    return ValueError(f"{source}: {found}; download the file again, or save the processor anew with save_pretrained")
+
+
+def _wrong_fields(source: Any, where: dict[str, Any]) -> Iterator[str]:
+    where = {
+        name: where[name] for name in ("revision", "token", "cache_dir", "subfolder") if where.get(name) is not None
+    }
+    for file, fields in _FIELDS.items():
+        try:
+            path = cached_file(source, file, local_files_only=True, **where)
+        except OSError:  # there is none
+            continue
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            yield str(error).replace(path, file)
+            continue
+        for field, kinds in fields.items():
+            value, missing = content, False
+            for name in field.split(".") if field else ():
+                missing = missing or not isinstance(value, dict) or name not in value
+                value = None if missing else value[name]
+            kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+            if not missing and not isinstance(value, kinds):
+                expected = " or ".join(_NAMES[kind] for kind in kinds)
+                yield f"{file}: {field or 'its content'}: got {value!r:.80}, expected {expected}"
+
+
+class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_align (`bool`): bring the face to the canonical one by rotation, scale and shift; `False`: resize the image.
+    landmark_source (`str`): where the landmarks of an image come from if none are given. `"template"`: the image is a
+        ready-aligned crop, with the mean face's landmarks; `"face_alignment"`: they are found by the face-alignment
+        package, which fetches its weights at the first use; `"given"`: from nowhere, they are required.
+    on_no_face, on_many_faces (`str`): what follows when `"face_alignment"` finds none (`"raise"`, `"template"`,
+        `"skip"`) or several (`"largest"`, `"all"`).
+    face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
+    max_pixels (`int`): a larger image is refused before it is decoded (see [`read_image`]).
+    allow_url (`bool`), timeout (`float`): fetch images whose address is given, within so many seconds.
+    return_landmark_source (`bool`): also return `landmark_source` (`"given"`, `"face_alignment"` or `"template"`) and
+        `image_index` (which image it was cut from) of each row. Off by default: a model takes neither.
+    return_faces (`bool`): also return `faces`, a dict a row: where in its image, as seen, the face lies.
+    """
+
+    do_align: bool | None
+    landmark_source: LandmarkSource | None
+    on_no_face: NoFacePolicy | None
+    on_many_faces: ManyFacesPolicy | None
+    face_alignment_kwargs: dict | None
+    max_pixels: int | None
+    allow_url: bool | None
+    timeout: float | None
+    return_landmark_source: bool | None
+    return_faces: bool | None
+
+
+# The choices that transformers offers and this processor has only one answer to.
+_FIXED = {
+    **{"do_resize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False},
+    **{"resample": PILImageResampling.BILINEAR, "data_format": "channels_first"},
+}
+_CHOICES = {
+    "landmark_source": LandmarkSource.__args__,
+    "on_no_face": NoFacePolicy.__args__,
+    "on_many_faces": ManyFacesPolicy.__args__,
+}
+_SWITCHES = ("do_align", "do_rescale", "do_normalize", "allow_url", "return_landmark_source", "return_faces")
+_DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
+
+CALLERS_OWN = ("allow_url", "max_pixels", "timeout")
+"""What only the caller decides: a checkpoint neither opens the network nor raises the limit of memory."""
+
+
+def check_names(given: Iterable[str], known: set[str], owner: str) -> None:
+    for name in sorted(set(given) - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TypeError(f"{owner}: got an unknown setting {name!r}; {hint}Settings: {sorted(known)}")
+
+
+def check_choices(chosen: Mapping[str, Any]) -> None:
+    for name in _CHOICES.keys() & chosen.keys():
+        if not isinstance(chosen[name], str) or chosen[name] not in _CHOICES[name]:
+            raise ValueError(f"{name}: got {chosen[name]!r:.80}, expected one of {list(_CHOICES[name])}")
+
+
+def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a processor or a call, with `size`, `image_mean` and `image_std` in one form; or an error."""
+    for name, only in _FIXED.items():
+        if settings.get(name) not in (None, only):
+            raise ValueError(
+                f"{name}: got {settings[name]!r:.80}, expected {only!r}: the processor always cuts RGB crops of `size`"
+            )
+    check_choices(settings)
+    for name in _SWITCHES:
+        if settings.get(name) is not None and type(settings[name]) is not bool:
+            raise ValueError(f"{name}: got {settings[name]!r:.80}, expected True or False")
+    if type(settings["max_pixels"]) is not int or settings["max_pixels"] < 1:
+        raise ValueError(f"max_pixels: got {settings['max_pixels']!r:.80}, expected a whole number from 1")
+    _check_detector(settings.get("face_alignment_kwargs"))
+    resolved = {**settings, "size": _size(settings.get("size"))}
+    if settings.get("do_rescale") and not (_is_number(settings["rescale_factor"]) and settings["rescale_factor"]):
+        raise ValueError(
+            f"rescale_factor: got {settings['rescale_factor']!r:.80}, expected a finite number that is not 0, such as "
+            "1/255"
+        )
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name)
+        if isinstance(values, list | tuple):
+            resolved[name] = values = tuple(values)
+        wrong = not (
+            _is_number(values) or (isinstance(values, tuple) and len(values) == 3 and all(map(_is_number, values)))
+        )
+        if not wrong:
+            levels = values if isinstance(values, tuple) else (values,)
+            low = 1e-6 if name == "image_std" else -_MOST_LEVEL
+            wrong = not low <= min(levels) <= max(levels) <= _MOST_LEVEL
+        if wrong and (settings.get("do_normalize") or values is not None):
+            above = " above 0" if name == "image_std" else ""
+            raise ValueError(
+                f"{name}: got {values!r:.80}, expected a number{above} up to {_MOST_LEVEL:g}, or three of red, green, "
+                "blue"
+            )
+    return resolved
+
+
+_MOST_LEVEL = 1e6
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _size(size: Any) -> SizeDict:
+    given, size = size, dict(size) if isinstance(size, SizeDict) else size
+    if isinstance(size, list | tuple) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    elif not isinstance(size, Mapping):
+        size = {"height": size, "width": size}
+    height, width = size.get("height"), size.get("width")
+    if set(size) != {"height", "width"} or not all(
+        type(side) is int and 0 < side <= _LARGEST for side in (height, width)
+    ):
+        raise ValueError(
+            f"size: got height {height!r:.40} and width {width!r:.40}, expected whole numbers from 1 to {_LARGEST}: "
+            "{'height': 224, 'width': 224}, or 224 for both"
+        )
+    return given if isinstance(given, SizeDict) else SizeDict(height=height, width=width)
+
+
+_LARGEST = 4096  # pixels a side of a crop
+
+
+def _check_detector(settings: Any) -> None:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"face_alignment_kwargs: got {settings!r:.80}, expected a dict, such as {{'device': 'cpu'}}")
+    check_names(settings or (), _DETECTOR_SETTINGS, "face_alignment_kwargs")
 
 
 logger = logging.get_logger(__name__)
@@ -340,4 +534,13 @@ def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
         )
 
 
-__all__ = ["MF2ImageProcessor", "MF2ImageProcessorPil"]
+__all__ = [
+    "CALLERS_OWN",
+    "MF2ImageProcessor",
+    "MF2ImageProcessorKwargs",
+    "MF2ImageProcessorPil",
+    "check_choices",
+    "check_names",
+    "check_settings",
+    "named_error",
+]

@@ -1,6 +1,6 @@
-"""The one public door: raw images, captions and labels to a model's tensors, and its outputs back to named results."""
+"""Logits to named results: which emotion, which action units, how sure, and against which threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,23 +10,155 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from configuration_mf2.facs_mf2 import UNKNOWN_LABEL, check_action_units, resolve_label_set
-from configuration_mf2.hub_mf2 import SelfContainedMixin
+from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL, check_action_units, resolve_label_set
+from configuration_mf2.hub import SelfContainedMixin
 
-from .call_settings_mf2 import split_call
-from .captions_mf2 import KEY_AU_PROMPT, split_au_caption
-from .image_processing_mf2 import MF2ImageProcessor
-from .image_reading_mf2 import flatten_images
-from .processor_files_mf2 import named_error
-from .results_mf2 import named_results, resolve_thresholds
-from .tokenizer_mf2 import (
-    SHORTEST_SENTENCE,
-    build_tokenizer,
-    check_tokenizer,
-    encode_sentences,
-    encode_texts,
-    pad_rows,
-)
+from .captions import KEY_AU_PROMPT, split_au_caption
+from .image_io import flatten_images
+from .image_processing_mf2 import MF2ImageProcessor, named_error
+from .tokenizer import SHORTEST_SENTENCE, build_tokenizer, check_tokenizer, encode_sentences, encode_texts, pad_rows
+
+
+def resolve_thresholds(
+    thresholds: float | Sequence[float] | dict[str, float] | None,
+    action_units: Sequence[str],
+    usual: Sequence[float] | None = None,
+    name: str = "thresholds",
+) -> list[float]:
+    """One threshold an AU, from one for all, one each, or some by name; what is not given is as `usual`, or 0.5."""
+    usual = [0.5] * len(action_units) if usual is None else list(usual)
+    if thresholds is None:
+        values = usual
+    elif isinstance(thresholds, dict):
+        unknown = sorted(set(thresholds) - set(action_units))
+        if unknown or not thresholds:
+            raise ValueError(f"{name}: got {unknown}, expected names among {list(action_units)}")
+        values = [thresholds.get(unit, value) for unit, value in zip(action_units, usual, strict=True)]
+    elif isinstance(thresholds, int | float):
+        values = [thresholds] * len(action_units)
+    else:
+        values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
+    try:
+        values = [float(value) for value in values]
+    except (TypeError, ValueError):
+        values = [repr(value)[:40] for value in values]
+    if len(values) != len(action_units) or not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
+        raise ValueError(
+            f"{name}: got {values}, expected {len(action_units)} numbers from 0 to 1, one for each of "
+            f"action_units {list(action_units)}"
+        )
+    return values
+
+
+class NotFiniteError(ValueError):
+    """A model answered with NaN or an infinite value."""
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """An error if there is anything else than numbers: of NaN every comparison is false, so it would read "Neutral"."""
+    if not torch.isfinite(values).all():
+        raise NotFiniteError(
+            f"{name}: got {values[~torch.isfinite(values)][0].item()} from the model, expected finite numbers; its "
+            "weights are damaged, or its precision is too low for them: load it again, in float32"
+        )
+
+
+def named_results(
+    outputs: Any,
+    action_units: Sequence[str],
+    emotions: Sequence[str],
+    thresholds: Sequence[float],
+    image_index: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+    """A dict a face; what the model did not predict is absent from it."""
+    emotion_rows = _probabilities(outputs, "emotion_logits", emotions)
+    au_rows = _probabilities(outputs, "au_logits", action_units)
+    if emotion_rows is None and au_rows is None:
+        raise ValueError("outputs: got neither emotion_logits nor au_logits, expected the output of a face analysis")
+    count = len(emotion_rows if au_rows is None else au_rows)
+    if image_index is not None and len(image_index) != count:
+        raise ValueError(f"image_index: got {len(image_index)}, expected {count}, one for each face")
+    results: list[dict[str, Any]] = []
+    for row in range(count):
+        result = {} if image_index is None else {"image_index": int(image_index[row])}
+        if emotion_rows is not None:
+            named = dict(zip(emotions, emotion_rows[row], strict=True))
+            result |= {"emotion": max(named, key=named.get), "emotions": named}
+        if au_rows is not None:
+            units = {
+                au: {
+                    **{"name": ACTION_UNITS[au].noun, "probability": probability},
+                    **{"threshold": threshold, "active": probability >= threshold},
+                }
+                for au, probability, threshold in zip(action_units, au_rows[row], thresholds, strict=True)
+            }
+            result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
+        results.append(result)
+    return results
+
+
+def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[float]] | None:
+    logits = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+    if logits is None:
+        return None
+    logits = torch.as_tensor(logits).detach().float().cpu()
+    if logits.ndim != 2 or logits.shape[1] != len(labels):
+        raise ValueError(
+            f"{name}: got shape {tuple(logits.shape)}, expected (batch, {len(labels)}) for {list(labels)}; load the "
+            "processor of the model's own checkpoint, or make one by MF2Processor.for_model(model.config)"
+        )
+    check_finite(logits, name)
+    return (logits.softmax(-1) if name == "emotion_logits" else logits.sigmoid()).tolist()
+
+
+_OF_TEXT = ("padding", "truncation", "max_length")
+_NESTED = ("common_kwargs", "text_kwargs", "images_kwargs")
+
+
+def split_call(given: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(`padding`, `truncation`, `max_length` and `return_tensors`, the settings of the image processor).
+
+    given: as `processor(..., padding=..., text_kwargs={...}, images_kwargs={...}, common_kwargs={...}, **flat)`.
+    usual: what the tokenizer was made with; `padding` and `max_length` of it hold where the call says nothing.
+    """
+    nested = {name: given.get(name) or {} for name in _NESTED}
+    for name, values in nested.items():
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{name}: got {type(values).__name__}, expected a dict of settings")
+    flat = {name: value for name, value in given.items() if name not in _NESTED}
+    for owner in ("text_kwargs", "images_kwargs"):
+        twice = sorted((flat.keys() & nested[owner].keys()) - {"return_tensors"})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: got it as a keyword and in {owner}, expected one of both")
+    text = {"padding": True, "truncation": True, "max_length": None, "return_tensors": "pt"}
+    text |= {name: usual[name] for name in ("padding", "max_length") if usual.get(name) is not None}
+    both = {**nested["common_kwargs"], **flat}
+    text |= {name: both[name] for name in text if both.get(name) is not None}
+    unknown = sorted(nested["text_kwargs"].keys() - text.keys())
+    if unknown:
+        raise TypeError(f"text_kwargs: got {unknown}, expected names among {list(text)}")
+    text |= {name: value for name, value in nested["text_kwargs"].items() if value is not None}
+    images = {name: value for name, value in both.items() if name not in text} | dict(nested["images_kwargs"])
+    images.pop("return_tensors", None)
+    _check_text(text)
+    return text, images
+
+
+def _check_text(text: Mapping[str, Any]) -> None:
+    if text["padding"] not in (True, "longest", "max_length"):
+        raise ValueError(
+            f"padding: got {text['padding']!r}, expected True, 'longest' or 'max_length': a batch is one tensor"
+        )
+    if text["truncation"] not in (True, "longest_first"):
+        raise ValueError(
+            f"truncation: got {text['truncation']!r}, expected True: texts are always cut to emotion_max_length and "
+            "au_max_length"
+        )
+    longest = text["max_length"]
+    if longest is not None and (type(longest) is not int or longest < SHORTEST_SENTENCE):
+        raise ValueError(f"max_length: got {longest!r}, expected a whole number of tokens from {SHORTEST_SENTENCE}")
+    if text["return_tensors"] not in ("pt", "np", TensorType.PYTORCH, TensorType.NUMPY):
+        raise ValueError(f"return_tensors: got {text['return_tensors']!r}, expected 'pt' or 'np'")
 
 
 class MF2Processor(SelfContainedMixin, ProcessorMixin):
@@ -301,4 +433,4 @@ def _follow(image_index: list[int], companions: dict[str, Any], count: int) -> d
     }
 
 
-__all__ = ["MF2Processor"]
+__all__ = ["MF2Processor", "split_call"]

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import torch
 
-from analysis_mf2.analysis_model_mf2 import AnalysisModel, load_model
-from configuration_mf2.facs_mf2 import CANONICAL_FACE
-from dataset_mf2.synthetic_faces import draw_example
-from processing_mf2.landmarks_mf2 import DetectedFace
+from configuration_mf2.facs import CANONICAL_FACE
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.inference.model import AnalysisModel, load_model
+from processing_mf2.landmarks import DetectedFace
 
 
 @functools.cache

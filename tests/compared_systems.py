@@ -29,7 +29,7 @@ SMALL_SWIN = {
 STRANGER = """
 import importlib.util, sys
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in (getattr(f, "__module__", "") + str(f)).lower()]
-for room in ("configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2"):
+for room in ("configuration_mf2", "processing_mf2", "modeling_mf2", "mf2face"):
     while (spec := importlib.util.find_spec(room)) is not None:
         sys.path.remove(str(__import__("pathlib").Path(list(spec.submodule_search_locations)[0]).parent))
         importlib.invalidate_caches()
@@ -143,7 +143,7 @@ def check_strangers(models: dict[str, PreTrainedModel], folder: Path) -> None:
         assert torch.equal(found["au"], expected.au_logits) and torch.equal(found["emotion"], expected.emotion_logits)
         saved = [folder / name, folder / f"{name}_again"]
         code = [{path.name: path.read_text() for path in place.glob("*.py")} for place in saved]
-        assert code[0] == code[1] and f"{name}_hub_code.py" in code[0]
+        assert code[0] == code[1] and f"baselines_{name}.py" in code[0]
         assert {"modeling_mf2.py", "qformer_mf2.py"}.isdisjoint(code[0]), "no checkpoint carries another system"
         configs = [json.loads((place / "config.json").read_text()) for place in saved]
         assert configs[0]["auto_map"] == configs[1]["auto_map"]

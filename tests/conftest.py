@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from configuration_mf2.facs_mf2 import CANONICAL_FACE
+from configuration_mf2.facs import CANONICAL_FACE
 
 
 torch.set_num_threads(1)

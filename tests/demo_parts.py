@@ -11,8 +11,8 @@ import torch
 from peft import get_peft_model
 from PIL import Image
 
-from analysis_mf2.analysis_model_mf2 import EMBEDDED
-from dataset_mf2.synthetic_faces import draw_example
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.inference.model import EMBEDDED
 from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
 
 

@@ -4,7 +4,7 @@ import torch
 from conftest import QFORMER, TOWERS, captions
 from transformers import OPTConfig, OPTForCausalLM
 
-from configuration_mf2.configuration_exp_blip import ExpBlipConfig
+from configuration_mf2.baselines import ExpBlipConfig
 
 
 SMALL_TOWERS = {

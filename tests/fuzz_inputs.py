@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dataset_mf2.synthetic_faces import draw_example
+from mf2face.data.synthetic.faces import draw_example
 
 
 Spoil = Callable[[bytes], bytes]

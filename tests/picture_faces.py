@@ -5,11 +5,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from analysis_mf2.explanation_mf2 import EMOTION, Explanation
-from analysis_mf2.occlusion_mf2 import Occlusion
-from analysis_mf2.picture_rows_mf2 import PictureRows
-from analysis_mf2.rows_mf2 import Columns
-from configuration_mf2.facs_mf2 import ACTION_UNITS, CANONICAL_FACE
+from configuration_mf2.facs import ACTION_UNITS, CANONICAL_FACE
+from mf2face.inference.explain.explanation import EMOTION, Explanation
+from mf2face.inference.explain.occlusion import Occlusion
+from mf2face.inference.explain.picture_rows import PictureRows
+from mf2face.inference.rows import Columns
 
 
 EVIL = '<script>alert("$x^2$")</script>&'

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
-from dataset_mf2.command_line_mf2 import run_as_command
+from mf2face.command_line import run_as_command
 
 
 ROOT = Path(__file__).resolve().parent.parent

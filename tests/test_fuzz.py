@@ -40,14 +40,14 @@ from fuzz_inputs import TEXT_DAMAGES, Case, byte_damages, json_damages
 
 
 MOST_SECONDS, MOST_MEGABYTES, LEAST_INPUTS = 30, 600, 1500
-ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2", "training_mf2", "analysis_mf2")
+ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "mf2face")
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
-    "analysis_mf2",
-    "analysis_mf2.analyze_mf2",
+    "mf2face",
+    "mf2face.inference.analyze",
     "analysis_media",
-    "dataset_mf2.building_mf2",
-    "training_mf2.vision_store_mf2",
+    "mf2face.data.build.mfa",
+    "mf2face.training.stores",
 )
 """Imported once, by the server from which workers are forked."""
 
@@ -159,7 +159,7 @@ class Images(Kind):
         return folder / name
 
     def answer(self, given: Path) -> Answer:
-        from analysis_mf2 import analyze
+        from mf2face import analyze
 
         found = rows_of(analyze(str(given), model=face_model(), aligned=True))
         return Answer(list(found.value.values()), found.told)
@@ -292,7 +292,7 @@ class Videos(Kind):
         assert all(len(rows) == 12 for rows in self.good.values()), {n: len(r) for n, r in self.good.items()}
 
     def answer(self, given: Path) -> Answer:
-        from analysis_mf2 import analyze
+        from mf2face import analyze
 
         found = rows_of(analyze(str(given), model=face_model(), aligned=True))
         return Answer(list(found.value.values()), found.told)
@@ -350,7 +350,7 @@ class LandmarkTables(Kind):
         return "".join(mark.join(row) + "\n" for row in (columns, *rows)).encode()
 
     def answer(self, given: Path) -> Answer:
-        from analysis_mf2 import analyze
+        from mf2face import analyze
 
         return rows_of(analyze(str(self.folder / "in"), model=face_model(), landmarks=given))
 
@@ -496,7 +496,7 @@ class OwnTables(Kind):
 
     def plain_reading(self, content: bytes) -> Any:
         """What a person reads in the table; None if nobody can."""
-        from configuration_mf2.facs_mf2 import EMOTIONS
+        from configuration_mf2.facs import EMOTIONS
 
         known = {name.lower(): code for code, name in enumerate(EMOTIONS)}
         splits = {"": "train", "val": "validation", "valid": "validation"}
@@ -615,8 +615,8 @@ class Checkpoints(Kind):
         return self.model
 
     def answer(self, given: Path) -> Answer:
-        from analysis_mf2 import analyze
-        from analysis_mf2.analysis_model_mf2 import load_model
+        from mf2face import analyze
+        from mf2face.inference.model import load_model
 
         return rows_of(analyze(self.picture, model=self.load(load_model, given), aligned=True))
 
@@ -644,7 +644,7 @@ class ProcessorFiles(Checkpoints):
 
     def answer(self, given: Path) -> Answer:
         from processing_mf2 import MF2Processor
-        from processing_mf2.pipeline_mf2 import face_pipeline
+        from processing_mf2.pipelines import face_pipeline
 
         processor = MF2Processor.from_pretrained(given)
         (faces,) = face_pipeline("face-analysis", self.network, processor, device="cpu")([str(self.picture)])
@@ -773,7 +773,7 @@ class Engines(Checkpoints):
 
     def prepare(self) -> None:
         from modeling_mf2 import MF2ForPreTraining
-        from modeling_mf2.export_mf2 import export_onnx
+        from modeling_mf2.export import export_onnx
 
         export_onnx(MF2ForPreTraining.from_pretrained(self.model), self.model)
         os.environ["XDG_CACHE_HOME"] = str(self.folder / "cache")
@@ -806,7 +806,7 @@ class States(Kind):
         from peft import get_peft_model
 
         from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-        from modeling_mf2.dfn_states import frozen_states, store_identity
+        from modeling_mf2.dfn.states import frozen_states, store_identity
 
         super().__init__(folder, rng)
         torch.manual_seed(0)
@@ -822,7 +822,7 @@ class States(Kind):
         self.undamaged = self.answer(self.store).value
 
     def answer(self, given: Path) -> Answer:
-        from modeling_mf2.dfn_states import frozen_states
+        from modeling_mf2.dfn.states import frozen_states
 
         store = frozen_states(self.model, self.examples, given, data="faces", dtype="float32", shard_rows=4)
         return Answer({name: tensor.tolist() for name, tensor in store.batch(range(6)).items()}, [])
@@ -848,9 +848,9 @@ class VisionStores(Kind):
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
         from configuration_mf2 import MF2Config
-        from dataset_mf2.examples_mf2 import MF2Examples
-        from dataset_mf2.synthetic_faces import MFASynthetic
-        from modeling_mf2.vision_mf2 import MF2VisionTower
+        from mf2face.data.examples import MF2Examples
+        from mf2face.data.synthetic.faces import MFASynthetic
+        from modeling_mf2.vision import MF2VisionTower
         from processing_mf2 import MF2Processor
 
         super().__init__(folder, rng)
@@ -863,7 +863,7 @@ class VisionStores(Kind):
         (self.store,) = [path for path in (folder / "root").iterdir() if path.is_dir()]
 
     def answer(self, given: Path) -> Answer:
-        from training_mf2.vision_store_mf2 import load_or_store_vision
+        from mf2face.training.stores import load_or_store_vision
 
         root = given if given.name in ("root", "copied") else given.parent
         store = load_or_store_vision(self.tower, self.examples, root)
@@ -893,8 +893,8 @@ class Journals(Kind):
     name = "caption journal"
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
-        from dataset_mf2.caption_journal_mf2 import CaptionJournal
-        from dataset_mf2.caption_styles_mf2 import Captions
+        from mf2face.captions.journal import CaptionJournal
+        from mf2face.captions.styles import Captions
 
         super().__init__(folder, rng)
         (folder / "good").mkdir()
@@ -910,7 +910,7 @@ class Journals(Kind):
         self.undamaged = self.answer(folder / "good").value
 
     def answer(self, given: Path) -> Answer:
-        from dataset_mf2.caption_journal_mf2 import CaptionJournal
+        from mf2face.captions.journal import CaptionJournal
 
         with heard() as told, CaptionJournal(given / "journal.jsonl") as book:
             found = {key: vars(book.captions(key)) for key in list(book._places)}
@@ -949,9 +949,9 @@ class LandmarkCaches(Kind):
         self.source = self.images / "mf2_landmarks.sqlite"
 
     def answer(self, given: Path) -> Answer:
-        from test_landmark_cache_mf2 import Template
+        from test_landmark_cache import Template
 
-        from dataset_mf2.landmark_cache_mf2 import LandmarkCache
+        from mf2face.data.build.landmark_cache import LandmarkCache
 
         with heard() as told, LandmarkCache(self.images, Template(), file=given / "mf2_landmarks.sqlite") as cache:
             faces = cache.faces([f"{index}.png" for index in range(6)])
@@ -996,7 +996,7 @@ class Caches(Kind):
         (self.store,) = [path for path in (folder / "cache").iterdir() if path.is_dir()]
 
     def answer(self, given: Path) -> Answer:
-        from dataset_mf2.synthetic_faces import MFASynthetic
+        from mf2face.data.synthetic.faces import MFASynthetic
 
         root = given if given.name == "cache" else given.parent
         rows = MFASynthetic(3, size=64, cache_dir=root)
@@ -1037,7 +1037,7 @@ class Outputs(Kind):
         assert self.good["csv"] == self.good["jsonl"] == self.good["parquet"] and len(self.good["csv"]) == 4
 
     def answer(self, given: Path) -> Answer:
-        from analysis_mf2 import analyze
+        from mf2face import analyze
 
         ending = next(iter(path.name.split(".")[1] for path in given.iterdir()), given.name)
         out = given / f"rows.{ending}"

@@ -1,7 +1,7 @@
-"""Who may import whom, read from the code itself."""
+"""Who may import whom, no circle of files, and names that stay unique in a checkpoint's flat folder."""
 
 import ast
-import configparser
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,58 +9,64 @@ import pytest
 
 
 ROOT = Path(__file__).parent.parent
+C, P, M = "configuration_mf2", "processing_mf2", "modeling_mf2"
 ALLOWED = {
-    "configuration_mf2": set(),
-    "processing_mf2": {"configuration_mf2"},
-    "modeling_mf2": {"configuration_mf2"},
-    "dataset_mf2": {"configuration_mf2", "processing_mf2"},
-    "training_mf2": {"configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2"},
-    "analysis_mf2": {"configuration_mf2", "processing_mf2", "modeling_mf2"},
+    C: {C},
+    P: {C, P},
+    M: {C, M},
+    "mf2face": {C, P, M, "mf2face"},
+    "mf2face.inference": {C, P, M, "mf2face.inference", "mf2face.files"},
+    "mf2face.data": {C, P, "mf2face.data", "mf2face.captions", "mf2face.files"},
+    "mf2face.captions": {C, P, "mf2face.data", "mf2face.captions", "mf2face.files"},
+    "mf2face.training": {C, P, M, "mf2face.data", "mf2face.captions", "mf2face.training", "mf2face.files"},
 }
-FILES = [path for room in ALLOWED for path in sorted((ROOT / room).rglob("*.py"))]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for room in (C, P, M, "mf2face")
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(leading dots, module) of every import in a file, also of those inside functions."""
+def imports(module: str, path: Path) -> Iterator[str]:
+    """Absolute name of every module that a file imports, also inside functions; of ours, the file is named."""
+    package = module.removesuffix(".__init__") if path.stem == "__init__" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            yield node.level, node.module or ""
-        elif isinstance(node, ast.Import):
-            yield from ((0, alias.name) for alias in node.names)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = parts[: len(parts) + 1 - node.level] if node.level else []
+            yield ".".join([*base, node.module] if node.module else base)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_imports_only_from_the_rooms_it_may_enter(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
-    for level, module in imports(path):
-        target, _, file = module.partition(".")
-        if level:
-            assert level == 1 and module and "." not in module, f"{path}: {'.' * level}{module}"
-            assert (path.parent / f"{module}.py").exists(), f"{path}: .{module} is no file of its room"
-        elif target in ALLOWED:
-            assert target != room, f"{path}: inside a room write `from .{file} import`"
-            assert target in ALLOWED[room], f"{path}: {room} may not import {target}"
-            assert (ROOT / target / f"{file}.py").exists(), f"{path}: name the file, not the room, in {module}"
-        assert target not in {"train", "examples", "tests"}, f"{path}: {module}"
+def room_of(module: str) -> str:
+    return max((room for room in ALLOWED if f"{module}.".startswith(f"{room}.")), key=len, default="")
 
 
-def test_configuration_needs_no_torch() -> None:
-    for path in (ROOT / "configuration_mf2").glob("*.py"):
-        assert not {module.split(".")[0] for _, module in imports(path)} & {"torch", "torchvision", "timm", "peft"}
+@pytest.mark.parametrize("module", FILES)
+def test_imports_follow_the_arrows_and_name_files(module: str) -> None:
+    for target in imports(module, FILES[module]):
+        if target.partition(".")[0] in (C, P, M, "mf2face"):
+            assert target in FILES, f"{module}: imports {target}; name the file"
+            allowed = ALLOWED[room_of(module)]
+            assert any(f"{target}.".startswith(f"{room}.") for room in allowed), f"{module} may not import {target}"
+        assert target.partition(".")[0] not in {"train", "examples", "tests"}, f"{module}: {target}"
 
 
-def test_file_names_are_unique_across_rooms_so_that_they_fit_into_one_folder() -> None:
-    names = [path.name for path in FILES if path.name != "__init__.py"]
-    assert len(names) == len(set(names))
+def test_no_circle_of_files() -> None:
+    graph = {module: {t for t in imports(module, path) if t in FILES} for module, path in FILES.items()}
+    while free := [module for module, targets in graph.items() if not targets & set(graph)]:
+        for module in free:
+            del graph[module]
+    assert not graph, f"circle among {sorted(graph)}"
 
 
-def test_rooms_are_flat_and_packaged() -> None:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    assert set(setup["options"]["packages"].split()) == {*ALLOWED, "model_cards"}, "model_cards brings its template"
-    assert all(path.parent.parent == ROOT for path in FILES)
+def test_configuration_imports_no_torch() -> None:
+    for module, path in FILES.items():
+        if module.startswith(f"{C}."):
+            assert not {t.partition(".")[0] for t in imports(module, path)} & {"torch", "torchvision", "timm", "peft"}
 
 
-def test_every_file_has_its_test() -> None:
-    tested = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    assert [path.name for path in FILES if path.name != "__init__.py" and f"test_{path.name}" not in tested] == []
+def test_flat_names_are_unique() -> None:
+    names = ["_".join(m.split(".")[1:]) for m in FILES if m.partition(".")[0] in (C, P, M) and "__init__" not in m]
+    assert [name for name, count in Counter(names).items() if count > 1] == []

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from analysis_mf2 import whole_files_mf2 as files
-from analysis_mf2.whole_files_mf2 import remove_leftovers, whole_file
+from mf2face import files
+from mf2face.files import remove_leftovers, whole_file
 
 
 ROOT = Path(__file__).parent.parent
 KILLED = """
 import os, signal, sys, time
-from analysis_mf2.whole_files_mf2 import whole_file
+from mf2face.files import whole_file
 with whole_file(sys.argv[1]) as part:
     part.write_text("half")
     if sys.argv[2] == "kill":

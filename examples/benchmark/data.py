@@ -25,14 +25,13 @@ from torchvision import datasets as tv_datasets
 from torchvision import transforms
 
 from configuration_mf2 import MF2Config
-from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS
-from dataset_mf2.building_mf2 import BuildOptions, build_mfa
-from dataset_mf2.collator_mf2 import MF2Collator
-from dataset_mf2.examples_mf2 import MF2Examples
-from dataset_mf2.frames_mf2 import every_and_changes
-from dataset_mf2.sources_mf2 import read_corpus
-from dataset_mf2.splitting_mf2 import plan_mfa
-from dataset_mf2.synthetic_faces import draw_example, synthetic_truth
+from configuration_mf2.facs import EMOTIONS, LABEL_SETS
+from mf2face.data.build.mfa import BuildOptions, build_mfa
+from mf2face.data.build.splits import plan_mfa
+from mf2face.data.corpora.frames import every_and_changes
+from mf2face.data.corpora.read import read_corpus
+from mf2face.data.examples import MF2Collator, MF2Examples
+from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Augmentation, MF2Processor
 
 

@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 from report import write_json
 
-from dataset_mf2.caption_client_mf2 import ChatClient
-from dataset_mf2.caption_join_mf2 import save_captions
-from dataset_mf2.caption_styles_mf2 import CaptionRow
-from dataset_mf2.captioner_mf2 import ChatWriter
+from mf2face.captions.chat import ChatClient
+from mf2face.captions.run import ChatWriter
+from mf2face.captions.styles import CaptionRow, save_captions
 
 
-_SERVER = Path(__file__).parents[2] / "tests" / "loopback_chat.py"
+_SERVER = Path(__file__).parents[2] / "tests" / "servers" / "chat_server.py"
 _KEY = "sk-loopback-0123456789abcdef"
 
 

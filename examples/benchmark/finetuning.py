@@ -25,9 +25,9 @@ from report import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
-from dataset_mf2.synthetic_faces import MFASynthetic
-from dataset_mf2.synthetic_subjects import FRAMES_PER_SUBJECT
-from training_mf2.journey_mf2 import RELEASED
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT
+from mf2face.training.run import RELEASED
 
 
 VALIDATION, TEST = 512, 1024  # images

@@ -30,10 +30,9 @@ import torch
 from gpu import random_batch
 
 from configuration_mf2 import MF2Config
+from mf2face.training.finetuning import adapt, trainable_parameters
 from modeling_mf2 import MF2ForFaceAnalysis
-from modeling_mf2.dfn_states import frozen_states, store_identity
-from modeling_mf2.dfn_store import StoredExamples, collate_stored
-from training_mf2.finetuning_mf2 import adapt, trainable_parameters
+from modeling_mf2.dfn.states import StoredExamples, collate_stored, frozen_states, store_identity
 
 
 Batch = dict[str, torch.Tensor]

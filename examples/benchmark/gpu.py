@@ -26,7 +26,7 @@ from report import write_json
 from transformers import PreTrainedModel
 
 from configuration_mf2 import MF2Config
-from configuration_mf2.facs_mf2 import CANONICAL_FACE
+from configuration_mf2.facs import CANONICAL_FACE
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 
 

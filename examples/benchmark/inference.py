@@ -37,7 +37,7 @@ from report import write_json
 
 from configuration_mf2 import MF2Config
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
-from modeling_mf2.export_mf2 import INPUTS, example_inputs, export_onnx, quantize_onnx, session
+from modeling_mf2.export import INPUTS, example_inputs, export_onnx, quantize_onnx, session
 from processing_mf2 import MF2Processor, face_pipeline
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dataset_mf2.synthetic_faces import draw_example
+from mf2face.data.synthetic.faces import draw_example
 
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def spent_by(command: list[str]) -> dict[str, float]:
 
 def command_cost(inputs: Path, output: Path, *options: str) -> dict[str, float]:
     """Of the whole process; `peak_mb` is what it held at most."""
-    command = [sys.executable, "-m", "analysis_mf2.command_mf2", str(inputs), "--aligned", "--device", "cpu"]
+    command = [sys.executable, "-m", "mf2face.inference.cli", str(inputs), "--aligned", "--device", "cpu"]
     whole = [*command, "--quiet", "-o", str(output), *options]
     cost = spent_by(whole)
     about = json.loads(output.with_name(output.name + ".about.json").read_text())

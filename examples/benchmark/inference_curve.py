@@ -19,7 +19,7 @@ from torch import nn
 
 from configuration_mf2 import MF2Config
 from modeling_mf2 import MF2ForFaceAnalysis
-from modeling_mf2.export_mf2 import example_inputs
+from modeling_mf2.export import example_inputs
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

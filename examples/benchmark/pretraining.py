@@ -47,9 +47,8 @@ def real_batch(size: str, images: int) -> Batch:
     """What training's collator makes of synthetic faces of many people."""
     import datasets  # here: the processes that measure memory need none of it
 
-    from dataset_mf2.collator_mf2 import MF2Collator
-    from dataset_mf2.examples_mf2 import MF2Examples
-    from dataset_mf2.synthetic_faces import MFASynthetic
+    from mf2face.data.examples import MF2Collator, MF2Examples
+    from mf2face.data.synthetic.faces import MFASynthetic
     from processing_mf2 import MF2Processor
 
     datasets.disable_progress_bars()

@@ -20,8 +20,8 @@ from report import write_json
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from configuration_mf2 import MF2QFormerConfig
-from modeling_mf2.convert_mf2 import qformer_names
-from modeling_mf2.qformer_mf2 import MF2QFormer
+from modeling_mf2.convert import qformer_names
+from modeling_mf2.qformer import MF2QFormer
 
 
 LOADS = {"32": (8, 197), "384": (96, 18)}

@@ -21,11 +21,11 @@ from sklearn.metrics import f1_score
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS, LEFT_INNER_EYE, REGION_RULES, RIGHT_INNER_EYE, LabelSet
-from dataset_mf2.baselines_mf2 import centred_landmarks, logistic
-from dataset_mf2.face_geometry import DRAWABLE_AUS
-from dataset_mf2.synthetic_faces import MFASynthetic, draw_example, synthetic_truth
-from dataset_mf2.synthetic_subjects import FRAMES_PER_SUBJECT, annotate, detected
+from configuration_mf2.facs import EMOTIONS, LABEL_SETS, LEFT_INNER_EYE, REGION_RULES, RIGHT_INNER_EYE, LabelSet
+from mf2face.data.reference_scores import centred_landmarks, logistic
+from mf2face.data.synthetic.faces import MFASynthetic, draw_example, synthetic_truth
+from mf2face.data.synthetic.geometry import DRAWABLE_AUS
+from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT, annotate, detected
 
 
 ALL_AUS = LabelSet(DRAWABLE_AUS, EMOTIONS)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from configuration_mf2.configuration_vl_fau import ABLATIONS
-from configuration_mf2.facs_mf2 import resolve_label_set
+from configuration_mf2.baselines import ABLATIONS
+from configuration_mf2.facs import resolve_label_set
 
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"

@@ -16,7 +16,7 @@ from datasets import DatasetDict
 from report import write_json
 from tables_cells import CELLS, TESTED, Budget, command_of, folder_of, stages, test_command
 
-from dataset_mf2.synthetic_faces import MFASynthetic
+from mf2face.data.synthetic.faces import MFASynthetic
 
 
 TAIL = 15  # lines of a failed cell's log that are shown

@@ -19,8 +19,8 @@ from qformer import interleaved
 from report import write_json
 from torch import nn
 
-from configuration_mf2.configuration_vl_fau import VLFAUConfig
-from modeling_mf2.vl_fau_layers import DualLevelRefinement, UnitClassifiers
+from configuration_mf2.baselines import VLFAUConfig
+from modeling_mf2.baselines.vl_fau import DualLevelRefinement, UnitClassifiers
 
 
 CHANNELS, SIDE, UNITS, REDUCTION = 512, 7, 12, 16

@@ -24,7 +24,7 @@ from demo_engine import EXAMPLES, Engine, Picture, example
 from demo_limits import Guard, Limits, RateLimit, Refused, decode, read_picture
 from starlette.middleware import Middleware
 
-from analysis_mf2.palette_mf2 import ACTIVE, AT_REST, MARK
+from mf2face.inference.explain.page import ACTIVE, AT_REST, MARK
 
 
 NONE = "none"

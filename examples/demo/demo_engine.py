@@ -14,15 +14,16 @@ from demo_limits import Limits, Refused
 from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights
 
-from analysis_mf2.analysis_model_mf2 import EMBEDDED, AnalysisModel, is_synthetic, load_model
-from analysis_mf2.analyze_mf2 import Analysis
-from analysis_mf2.explanation_mf2 import Explainer, Explanation
-from analysis_mf2.face_sources_mf2 import AlignedCrops, DetectedFaces, Detector, Face
-from analysis_mf2.media_mf2 import Frame
-from configuration_mf2.loading_check_mf2 import check_finite
-from modeling_mf2.loading_mf2 import check_adapter_file
-from processing_mf2.landmarks_mf2 import face_in_image
-from processing_mf2.pipeline_mf2 import face_pipeline
+from configuration_mf2.hub import check_finite_weights
+from mf2face.inference.analyze import Analysis
+from mf2face.inference.explain.explainer import Explainer
+from mf2face.inference.explain.explanation import Explanation
+from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face
+from mf2face.inference.media import Frame
+from mf2face.inference.model import EMBEDDED, AnalysisModel, is_synthetic, load_model
+from modeling_mf2.loading import check_adapter_file
+from processing_mf2.landmarks import face_in_image
+from processing_mf2.pipelines import face_pipeline
 from processing_mf2.processing_mf2 import MF2Processor
 
 
@@ -73,7 +74,7 @@ class Adapter:
             for folder in [config.parent.resolve() for config in configs if "checkpoint-" not in str(config)]:
                 check_adapter_file(folder)
                 config = PeftConfig.from_pretrained(str(folder))
-                check_finite(load_peft_weights(str(folder), device="cpu"), folder)
+                check_finite_weights(load_peft_weights(str(folder), device="cpu"), folder)
                 base, kind = str(config.base_model_name_or_path).rstrip("/"), getattr(config.peft_type, "value", "")
                 label = folder.name if folder.name not in found else f"{folder.parent.name}/{folder.name}"
                 found[label] = Adapter(label, folder, base.rpartition("/")[2], str(kind))
@@ -253,7 +254,7 @@ trained on paintings; an adapter taught on pencil drawings reads those better.""
 
 @functools.cache
 def example(name: str, size: int = 224) -> Picture:
-    from dataset_mf2.synthetic_faces import draw_example
+    from mf2face.data.synthetic.faces import draw_example
 
     if name not in EXAMPLES:
         raise Refused(f"There is no drawn face {name!r} here.")
@@ -264,8 +265,8 @@ def example(name: str, size: int = 224) -> Picture:
 
 
 def _drawn_with(style: str, number: int) -> str:
-    from configuration_mf2.facs_mf2 import EMOTIONS, LABEL_SETS
-    from dataset_mf2.synthetic_faces import synthetic_truth
+    from configuration_mf2.facs import EMOTIONS, LABEL_SETS
+    from mf2face.data.synthetic.faces import synthetic_truth
 
     truth = synthetic_truth(number + 1, style, seed=2)
     units = zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][-1], strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from processing_mf2.image_reading_mf2 import read_image
+from processing_mf2.image_io import read_image
 
 
 KINDS = ("JPEG", "PNG", "WEBP")

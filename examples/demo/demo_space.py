@@ -13,7 +13,7 @@ from demo_engine import Adapter
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "dataset_mf2", "analysis_mf2")
+ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "mf2face")
 PAGE = ("*.py", "*.css", "*.js", "README.md", "requirements.txt")
 MODEL = Path("model_cards", "mf2-tiny-synthetic")
 WEIGHTS = ("*.json", "*.safetensors", "*.txt", "README.md")
@@ -30,7 +30,7 @@ def write_space(target: Path, adapters: Sequence[Path] = ()) -> Path:
         _copy(HERE, part, PAGE)
         (part / "demo_space.py").unlink()
         for room in ROOMS:
-            _copy(ROOT / room, part / room, ("*.py",))
+            _copy(ROOT / room, part / room, ("**/*.py",))
         _copy(ROOT / MODEL, part / MODEL, WEIGHTS)
         for name, folder in chosen.items():
             _copy(folder, part / "adapters" / name, WEIGHTS)
@@ -64,9 +64,10 @@ def _chosen(places: Sequence[Path]) -> dict[str, Path]:
 
 
 def _copy(source: Path, target: Path, patterns: Sequence[str]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
     for file in sorted({file for pattern in patterns for file in source.glob(pattern)}):
-        shutil.copyfile(file, target / file.name)
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def main(argv: list[str] | None = None) -> Path:

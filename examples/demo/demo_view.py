@@ -10,12 +10,9 @@ import numpy as np
 from demo_engine import EXAMPLES, Look, example
 from demo_limits import Limits
 
-from analysis_mf2.explanation_mf2 import EMOTION, Explanation
-from analysis_mf2.face_html_mf2 import face_html
-from analysis_mf2.face_page_mf2 import disagrees
-from analysis_mf2.html_mf2 import data_uri, text
-from analysis_mf2.palette_mf2 import emotion_colours, heat_rgba
-from analysis_mf2.rows_mf2 import csv_lines, has_face
+from mf2face.inference.explain.explanation import EMOTION, Explanation, disagrees, face_html
+from mf2face.inference.explain.page import data_uri, emotion_colours, heat_rgba, text
+from mf2face.inference.rows import csv_lines, has_face
 
 
 HERE = Path(__file__).parent

@@ -1,0 +1,23 @@
+"""Faces in images, folders, videos and the camera: `analyze(...)` and `explain(...)` in Python, `mf2` as a command."""
+
+import importlib
+from typing import Any
+
+
+_LAZY = {
+    "__version__": ("configuration_mf2.version", "VERSION"),
+    "analyze": ("mf2face.inference.analyze", "analyze"),
+    "explain": ("mf2face.inference.explain.explainer", "explain"),
+    "load_model": ("mf2face.inference.model", "load_model"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded at the first use: torch takes seconds to import, and `mf2 --help` does not need it."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+__all__ = ["__version__", "analyze", "explain", "load_model"]

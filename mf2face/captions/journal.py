@@ -1,0 +1,305 @@
+"""The journal of a caption run: what was asked, paid and written, one line each, so that a kill costs nothing.
+
+A line stands before a request is sent, and one after its answer came: what was asked and never answered may have been
+paid, and is counted so. Neither images nor keys are ever in it. Each line ends in a checksum of itself: what the disk
+changed is asked again.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mf2face.captions.styles import Captions
+
+
+logger = logging.getLogger(__name__)
+
+MIN_FREE_BYTES = 8 * 2**20
+"""With less room on the disk nothing is asked any more: what has been asked must still find a place."""
+
+_VERSION = 2
+"""1: lines without a checksum; such a journal is read, and goes on without."""
+
+_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}\s*')
+
+
+class CaptionError(RuntimeError):
+    """Why a caption run stopped. What was written before is kept, and the next run goes on from there."""
+
+
+class JournalInUseError(CaptionError):
+    pass
+
+
+class JournalFullError(CaptionError):
+    pass
+
+
+class CaptionJournal:
+    """`with CaptionJournal(path) as journal:`; one process at a time. Captions are read back from the file, not kept in
+    memory.
+
+    spent: dollars for certain. unsure: dollars of requests whose answer never came. answers: raw answers by key that
+    are paid but not yet captions. batches: batch jobs that are not closed, number -> what is known of them.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.spent, self.answers, self.batches = 0.0, {}, {}
+        self.requests, self.identity, self._version = 0, uuid.uuid4().hex, _VERSION
+        self._places: dict[str, int] = {}
+        self._kinds: Counter[tuple] = Counter()
+        self._open: dict[int, float] = {}
+        self._written = self._synced = 0
+        self._syncing: asyncio.Future | None = None
+        self._file = -1
+
+    def __enter__(self) -> "CaptionJournal":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{self.path}.lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise JournalInUseError(
+                f"journal: {self.path} is in use by another run; wait for it, stop it, or choose another journal"
+            ) from None
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+            self._load()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                os.fsync(self._file)
+            os.close(self._file)
+            self._pool.shutdown()
+            self._file = -1
+        self._lock.release()
+
+    @property
+    def unsure(self) -> float:
+        return sum(self._open.values())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def warn_of_others(self, **told: str) -> None:
+        """Captions of another style, model or prompt stay where they are and are not mixed with new ones; but who only
+        wanted to go on should know that the new ones are paid."""
+        others = {kind: count for kind, count in self._kinds.items() if kind != tuple(told.values())}
+        if others and tuple(told.values()) not in self._kinds:
+            logger.warning(
+                "journal: %s has no caption of %s yet; it keeps %s",
+                *(self.path, " ".join(told.values())),
+                ", ".join(f"{count} of {' '.join(map(str, kind))}" for kind, count in others.items()),
+            )
+
+    def captions(self, key: str) -> Captions:
+        os.lseek(self._file, self._places[key], os.SEEK_SET)
+        found = b""
+        while b"\n" not in found:
+            found += os.read(self._file, 8192)
+        line = json.loads(found.partition(b"\n")[0])
+        return Captions(line["id"], line["texts"], line["writer"])
+
+    def open_request(self, usd: float, **told: Any) -> int:
+        """Before a request is sent. Its number closes it again."""
+        self._check_room()
+        number = self.requests + 1
+        self._append({"event": "asked", "n": number, "usd": usd, **told})
+        return number
+
+    def close_request(self, number: int, usd: float = 0.0) -> None:
+        """It brought nothing that can be kept; `usd` is what it cost all the same."""
+        self._append({"event": "closed", "n": number, "usd": usd})
+
+    def add_answer(self, number: int, key: str, content: str | None, usd: float, *, batch: bool = False) -> None:
+        """A readable answer that is no caption yet; None for one that cost money only. A batch stays open until
+        `close_request`, when all its answers are here."""
+        self._append({"event": "answer", "batch" if batch else "n": number, "key": key, "content": content, "usd": usd})
+
+    def add_captions(self, number: int | None, key: str, captions: Captions, usd: float, **told: str) -> None:
+        line = {"event": "captions", "n": number, "key": key, "id": captions.id, "usd": usd, **told}
+        self._append({**line, "texts": dict(captions.texts), "writer": captions.writer})
+
+    def name_batch(self, number: int, batch_id: str) -> None:
+        self._append({"event": "batch", "n": number, "id": batch_id})
+
+    async def flushed(self) -> None:
+        """Returns when every line so far is on the disk. Whoever waits meanwhile shares the next write."""
+        target = self._written
+        while self._synced < target:
+            if self._syncing is None:
+                self._syncing = asyncio.ensure_future(self._sync())
+            await asyncio.shield(self._syncing)
+
+    async def _sync(self) -> None:
+        upto = self._written
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, os.fsync, self._file)
+            self._synced = upto
+        except OSError as error:
+            raise JournalFullError(f"journal: {self.path} could not be written to the disk ({error})") from None
+        finally:
+            self._syncing = None
+
+    def _append(self, line: dict) -> None:
+        place = self._size
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()
+        if self._version > 1:
+            data = data[:-1] + f',"crc32":"{zlib.crc32(data[:-1]):08x}"}}'.encode()
+        data += b"\n"
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, place)
+            raise JournalFullError(
+                f"journal: {self.path} cannot grow ({error}). Make room and start again: what stands in it is kept"
+            ) from None
+        self._size += len(data)
+        self._written += 1
+        self._take(line, place)
+
+    def _check_room(self) -> None:
+        disk = os.fstatvfs(self._file)
+        if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES:
+            raise JournalFullError(
+                f"journal: the disk of {self.path} has {disk.f_bavail * disk.f_frsize:,} bytes left, expected "
+                f"{MIN_FREE_BYTES:,} at least. Make room and start again: what stands in it is kept"
+            )
+
+    def _load(self) -> None:
+        self._size = 0
+        for number, (place, line) in enumerate(self._lines(), start=1):
+            try:
+                found = json.loads(line)
+                _check_sum(line, required=False)
+                _check_line(found)
+                if number == 1 and found["event"] == "journal":
+                    self._check_version(found.get("version"))
+                elif found["event"] == "journal":
+                    raise ValueError("the first line of a journal again")
+                _check_sum(line, required=self._version > 1)
+                self._take(found, place)
+            except (ValueError, KeyError, RecursionError) as error:
+                logger.warning(
+                    "journal: %s, line %d: got %s, expected a line as it was written. It is passed over; captions that "
+                    "it held are asked for again",
+                    *(self.path, number, error),
+                )
+        if self._size == 0:
+            self._append({"event": "journal", "version": _VERSION, "id": self.identity})
+
+    def _check_version(self, version: Any) -> None:
+        if version not in (1, _VERSION):
+            raise CaptionError(
+                f"journal: {self.path} is of version {version}, expected {_VERSION}; choose another file"
+            )
+        self._version = version
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with open(self.path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):  # a kill in the middle of a write
+                    if self._size == 0 and not line.startswith(_FIRST[: len(line)]):
+                        raise CaptionError(
+                            f"journal: {self.path} starts with {line[:40]!r}, expected a journal of captions, or an "
+                            "empty file; choose another file"
+                        )
+                    os.ftruncate(self._file, self._size)
+                    with contextlib.suppress(ValueError, RecursionError):
+                        if isinstance(json.loads(line), dict):
+                            line += b"\n"
+                            os.write(self._file, line)
+                    if not line.endswith(b"\n"):
+                        logger.warning(
+                            "journal: the last line of %s was cut off; what it held is asked for again", self.path
+                        )
+                        return
+                place, self._size = self._size, self._size + len(line)
+                yield place, line
+
+    def _take(self, line: Mapping[str, Any], place: int) -> None:
+        event, number = line["event"], line.get("n")
+        if event == "journal":
+            self.identity = line["id"]
+        elif event == "asked":
+            self.requests = max(self.requests, number)
+            self._open[number] = line["usd"]
+            if line.get("batch"):
+                self.batches[number] = {"id": None, "keys": set(), "count": line["batch"]}
+        elif event == "batch":
+            self.batches[number]["id"] = line["id"]
+        else:
+            self.spent += line["usd"]
+            self._open.pop(number, None)
+            if event == "closed":
+                self.batches.pop(number, None)
+            elif event == "answer":
+                if line["content"] is not None:
+                    self.answers.setdefault(line["key"], []).append(line["content"])
+                if "batch" in line and line["batch"] in self.batches:
+                    self.batches[line["batch"]]["keys"].add(line["key"])
+            elif event == "captions":
+                self._places[line["key"]] = place
+                self._kinds[line.get("style"), line.get("model"), line.get("prompt")] += 1
+                self.answers.pop(line["key"], None)
+
+
+_FIRST = b'{"event":"journal",'
+_NUMBER, _TEXT = (int, float), (str,)
+# Event -> its fields and their kinds. A field that is None may be so where `None` stands among them.
+_FIELDS: Mapping[str, Mapping[str, tuple]] = {
+    "journal": {"id": _TEXT},
+    "asked": {"n": (int,), "usd": _NUMBER},
+    "batch": {"n": (int,), "id": _TEXT},
+    "closed": {"usd": _NUMBER},
+    "answer": {"key": _TEXT, "content": (str, type(None)), "usd": _NUMBER},
+    "captions": {"key": _TEXT, "id": _TEXT, "usd": _NUMBER, "texts": (dict,), "writer": _TEXT},
+}
+
+
+def _check_line(line: Any) -> None:
+    if not isinstance(line, dict):
+        raise ValueError("no JSON object")
+    if not isinstance(event := line.get("event"), str) or event not in _FIELDS:
+        raise ValueError(f"the event {event!r}")
+    for name, kinds in _FIELDS[event].items():
+        value = line.get(name)
+        if not isinstance(value, kinds) or (kinds is _NUMBER and not 0 <= value < float("inf")):
+            raise ValueError(f"{name}: {value!r}")
+
+
+def _check_sum(line: bytes, required: bool) -> None:
+    if (found := _CHECKSUM.search(line, max(0, len(line) - 40))) is None or found.end() != len(line):
+        if required:
+            raise ValueError("no checksum")
+        return
+    if (actual := f"{zlib.crc32(line[: found.start()]):08x}") != found[1].decode():
+        raise ValueError(f"a line of the checksum {actual}, which says {found[1].decode()} of itself")
+
+
+__all__ = ["CaptionError", "CaptionJournal", "JournalFullError", "JournalInUseError"]

@@ -1,0 +1,261 @@
+"""Your own pictures: a folder with a csv or jsonl file, or a folder a class."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
+from mf2face.data.corpora.frames import IMAGE_ENDINGS, Frames
+from mf2face.data.corpora.images import ImageCorpus
+from mf2face.data.corpora.label_files import CorpusError, Duplicates, csv_rows, near_names, read_text, safe_path
+from mf2face.data.schema import SPLITS
+
+
+SAID_AS: Mapping[str, str] = {
+    **{"happy": "Happiness", "joy": "Happiness", "sad": "Sadness", "angry": "Anger", "fearful": "Fear"},
+    **{"afraid": "Fear", "scared": "Fear", "disgusted": "Disgust", "surprised": "Surprise", "contemptuous": "Contempt"},
+}
+_UNKNOWN = "unknown"
+_SPLIT_SAID_AS = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
+_COLUMNS = ("image", "emotion", "subject", "video", "split", "landmarks")
+
+
+class _Own(ImageCorpus):
+    """emotion_map: name in the file -> emotion of the label set, or "unknown"."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        name: str = "own",
+        licence: str = "as its owner says",
+        label_set: Any = "mfa",
+        emotion_map: Mapping[str, str] | None = None,
+        **options,
+    ) -> None:
+        self.name = name
+        self.licence = licence
+        super().__init__(root, label_set=label_set, **options)
+        self.mapped = self._emotion_map(emotion_map or {})
+
+    def _emotion_map(self, given: Mapping[str, str]) -> dict[str, str]:
+        known = {name.lower(): name for name in (*self.label_set.emotions, _UNKNOWN)}
+        found = {}
+        for name, emotion in given.items():
+            if str(emotion).lower() not in known:
+                told = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
+                expected = f"one of {', '.join(known.values())}"
+                raise ValueError(f"map: got {name}={emotion}, expected {expected}. {told}")
+            found[str(name).strip().lower()] = known[str(emotion).lower()]
+        return found
+
+    def emotion_code(self, text: str, file: Path, line: int | None = None) -> int:
+        said, names = text.strip().lower(), self.label_set.emotions
+        if said in ("", "-1", _UNKNOWN):
+            return UNKNOWN_LABEL
+        usual = SAID_AS.get(said, said).lower()
+        if (named := next((name for name in (said, usual) if name in self.mapped), None)) is not None:
+            count = f"{named}_taken_as_{self.mapped[named]}"
+            self.counts[count] = self.counts.get(count, 0) + 1
+            usual = self.mapped[named].lower()
+        if usual == _UNKNOWN:
+            return UNKNOWN_LABEL
+        for place, name in enumerate(names):
+            if name.lower() == usual:
+                return place
+        other = "Other" if "Other" in names else _UNKNOWN
+        way = f"Write one of these names, nothing if it is unknown, or map it: --map {text.strip()[:40]}={other}"
+        expected = f"one of {', '.join(names)}" if names else "nothing: this label set has no emotions"
+        told = f"{near_names(text, names)}{way}"
+        raise CorpusError(file, repr(text[:40]), expected, told, line=line, field="emotion")
+
+    def to_frames(self, names: Sequence[str], *, official: Sequence[str] = (), **columns: Any) -> Frames:
+        """A split that is written for some pictures is kept; the others are trained on."""
+        written = any(official)
+        if written and (blank := sum(not split for split in official)):
+            self.counts["blank_splits_taken_as_train"] = blank
+            official = [split or "train" for split in official]
+        return replace(super().to_frames(names, official=official, **columns), split_is_given=written)
+
+
+class OwnTable(_Own):
+    """A folder with pictures and one file labels.csv or labels.jsonl: `image` (a path below the folder), and any of
+    `emotion` (a name, empty if unknown), `AU1`, `AU2`, ... (1, 0, empty if unknown), `subject` (who is seen: give it,
+    for it keeps people apart in the splits; else `video`), `split` (train, validation, test), and in jsonl `landmarks`
+    (68 pairs of pixels, a pixel's middle ends in .5)."""
+
+    advice = "Name a folder that holds labels.csv or labels.jsonl and the pictures that it lists"
+
+    def read(self) -> Frames:
+        file = self._file()
+        rows = list(self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file))
+        duplicates, columns = Duplicates(file), {name: [] for name in _COLUMNS}
+        units = []
+        for line, row in rows:
+            name = safe_path(str(row.get("image") or ""), file, line)
+            duplicates.add(name, line)
+            columns["image"].append(name)
+            columns["emotion"].append(self.emotion_code(_text(row.get("emotion")), file, line))
+            columns["split"].append(self._split(row, file, line))
+            columns["subject"].append(_text(row.get("subject")) or _text(row.get("video")))
+            columns["landmarks"].append(self._points(row.get("landmarks"), file, line))
+            units.append([self._unit(row.get(name), name, file, line) for name in self.label_set.action_units])
+        if not rows:
+            raise CorpusError(file, "no row", "a line a picture", self.advice)
+        given = np.stack(columns["landmarks"])
+        return self.to_frames(
+            columns["image"],
+            au_labels=np.array(units, np.int8).reshape(len(rows), -1),
+            emotion=np.array(columns["emotion"], np.int8),
+            official=columns["split"],
+            subjects=columns["subject"],
+            landmarks=None if np.isnan(given).all() else given,
+        )
+
+    def _file(self) -> Path:
+        found = [self.root / name for name in ("labels.csv", "labels.jsonl") if (self.root / name).is_file()]
+        if len(found) != 1:
+            got = " and ".join(path.name for path in found) or "neither"
+            raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
+        return found[0]
+
+    def _check_columns(self, names: list[str], file: Path, line: int) -> None:
+        for place, name in enumerate(names, start=1):
+            known = (*_COLUMNS, *ACTION_UNITS)
+            if name not in known:
+                expected = f"{', '.join(_COLUMNS)}, AU1, AU2, ..."
+                told = f"{near_names(name, known)}Rename the column, or remove it"
+                raise CorpusError(file, repr(name), expected, told, line=line, field=f"column {place}")
+            if names.count(name) > 1:
+                raise CorpusError(file, f"{name} twice", "each column once", "Rename one", line=line)
+        if "image" not in names:
+            raise CorpusError(file, ", ".join(names), "a column `image`", self.advice, line=line)
+
+    def _csv(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        rows = csv_rows(file, read_text(file))
+        _, header = next(rows, (1, []))
+        names = [name.strip() for name in header]
+        self._check_columns(names, file, 1)
+        for line, fields in rows:
+            if len(fields) != len(names):
+                expected = f"{len(names)}: {', '.join(names)}"
+                told = "Put a field that holds a comma between quotation marks"
+                raise CorpusError(file, f"{len(fields)} fields", expected, told, line=line)
+            yield line, dict(zip(names, fields, strict=True))
+
+    def _jsonl(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        for line, text in enumerate(read_text(file).split("\n"), start=1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise CorpusError(file, str(error), "one JSON object a line", "Correct the line", line=line) from error
+            if not isinstance(row, dict):
+                raise CorpusError(file, type(row).__name__, "one JSON object a line", "Correct the line", line=line)
+            self._check_columns(list(row), file, line)
+            yield line, row
+
+    @staticmethod
+    def _unit(value: Any, name: str, file: Path, line: int) -> int:
+        text = _text(value)
+        codes = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
+        if text not in codes:
+            told = "Labels say whether an AU is active, not how strongly"
+            raise CorpusError(file, repr(text[:40]), "1, 0, or nothing (unknown)", told, line=line, field=name)
+        return codes[text]
+
+    @staticmethod
+    def _split(row: Mapping[str, Any], file: Path, line: int) -> str:
+        text = str(row.get("split") or "").strip().lower()
+        if text and text not in _SPLIT_SAID_AS:
+            told = "A blank one is train"
+            raise CorpusError(file, repr(text[:40]), f"one of {', '.join(SPLITS)}", told, line=line, field="split")
+        return _SPLIT_SAID_AS.get(text, "")
+
+    @staticmethod
+    def _points(value: Any, file: Path, line: int) -> np.ndarray:
+        if value is None or value == "":
+            return np.full((68, 2), np.nan, np.float32)
+        try:
+            points = np.array(value, np.float32)
+        except (ValueError, TypeError):
+            points = np.zeros(0)
+        if points.shape != (68, 2) or not np.isfinite(points).all():
+            told = "Landmarks in pixels of the picture, in iBUG order; in jsonl only"
+            raise CorpusError(file, f"{points.shape}", "68 pairs", told, line=line, field="landmarks")
+        return points
+
+
+class OwnFolders(_Own):
+    """A folder a class, named as the emotion (Happiness, happy, ...), pictures in it or in folders below it; around
+    them there may be folders train, validation (val) and test. Nothing says who is seen."""
+
+    advice = "Name a folder that holds a folder an emotion, with pictures in it"
+
+    def read(self) -> Frames:
+        names, codes, official = [], [], []
+        top = self._folders(self.root)
+        splits = {name: _SPLIT_SAID_AS[name.lower()] for name in top if name.lower() in _SPLIT_SAID_AS}
+        if splits and len(splits) < len(top):
+            others = ", ".join(sorted(set(top) - set(splits)))
+            raise CorpusError(self.root, f"{others} beside {', '.join(splits)}", "splits or classes", self.advice)
+        for prefix, split in splits.items() if splits else (("", ""),):
+            for folder in self._folders(self.root / prefix):
+                inside = f"{prefix}/{folder}" if prefix else folder
+                code = self.emotion_code(folder, self.root / inside)
+                found = sorted(self._pictures(inside, ()))
+                names += found
+                codes += [code] * len(found)
+                official += [split] * len(found)
+        if not names:
+            raise CorpusError(self.root, "no picture", f"files that end in {', '.join(IMAGE_ENDINGS)}", self.advice)
+        return self.to_frames(names, emotion=np.array(codes, np.int8), official=official)
+
+    def _folders(self, folder: Path) -> list[str]:
+        return sorted(e.name for e in os.scandir(folder) if not e.name.startswith(".") and _is_folder(e))
+
+    def _pictures(self, folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+        """Links are followed, for corpora are often linked; one that leads back up would never end."""
+        status = (self.root / folder).stat()
+        here = status.st_dev, status.st_ino
+        if here in above:
+            raise CorpusError(
+                self.root / folder,
+                "a link to a folder that it lies in",
+                "folders without such a loop",
+                "Remove the link",
+            )
+        for entry in os.scandir(self.root / folder):
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                yield from self._pictures(f"{folder}/{entry.name}", (*above, here))
+            elif entry.name.lower().endswith(IMAGE_ENDINGS):
+                yield f"{folder}/{entry.name}"
+
+
+def _text(value: Any) -> str:
+    """Of a field: jsonl may number people from 0, and blanks around a name make nobody else of them."""
+    return "" if value is None else str(value).strip()
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # a link that leads to itself
+        raise CorpusError(entry.path, error.strerror, "a picture or a folder", "Remove the link") from error
+
+
+def own_corpus(root: str | Path, **options: Any) -> ImageCorpus:
+    """The reader that fits what lies in the folder."""
+    has_table = any((Path(root) / name).is_file() for name in ("labels.csv", "labels.jsonl"))
+    return (OwnTable if has_table else OwnFolders)(root, **options)
+
+
+__all__ = ["OwnFolders", "OwnTable", "own_corpus"]

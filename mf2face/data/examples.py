@@ -1,0 +1,374 @@
+"""Rows of MFA, as they stand in a dataset, to the single examples that the collator makes batches of."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import numpy as np
+import torch
+from datasets import Dataset, Image
+from datasets.features.features import Array2DExtensionType
+from torch.utils.data import default_collate
+
+from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
+from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS
+from mf2face.data.schema import described_labels
+from processing_mf2.captions import parse_au_caption, split_au_caption
+from processing_mf2.geometry import MF2Augmentation
+from processing_mf2.processing_mf2 import MF2Processor
+
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("au_labels", "emotion")
+
+# Rows that the processor is given together: enough to share its overhead, few enough for the cache.
+_AT_ONCE = 8
+
+
+class RowReader:
+    """What one row becomes: it depends on the seed, the epoch and the row's number alone.
+
+    texts: whether captions come along (evaluation needs none): MFA's three, or the columns named. landmarks: without
+    them a model reads its regions at the mean face's places; crops are aligned all the same. described: the AUs and
+    emotions that the dataset says it counts. told: columns whose absence the user knows of; what is said here is added,
+    so that several readers say it once.
+    """
+
+    def __init__(
+        self,
+        first: Mapping[str, Any],
+        processor: MF2Processor,
+        *,
+        texts: bool | Sequence[str] = True,
+        augment: MF2Augmentation | None = None,
+        seed: int = 0,
+        landmarks: bool = True,
+        described: LabelSet | None = None,
+        told: set[str] | None = None,
+    ) -> None:
+        self.processor, self.augment, self.seed, self.landmarks = processor, augment, seed, landmarks
+        wanted = (CAPTIONS if texts else ()) if isinstance(texts, bool) else tuple(texts)
+        self.captions = [name for name in wanted if name in first]
+        self.labels = [name for name in LABELS if name in first]
+        self._check(first)
+        if not processor.action_units:  # lists of no label at all
+            self.labels = [name for name in self.labels if name != "au_labels"]
+        self._check_names(described)
+        self._tell([name for name in (*LABELS, *wanted) if name not in first], told)
+
+    def _tell(self, missing: Sequence[str], told: set[str] | None) -> None:
+        told = set() if told is None else told
+        new = [name for name in missing if name not in told]
+        told.update(new)
+        if new:
+            logger.warning("dataset has no %s: the losses that need them are off", ", ".join(new))
+
+    def _check_names(self, described: LabelSet | None) -> None:
+        """As many labels as the model's may still be others: BP4D's 12 AUs are not MFA's."""
+        if described is None:
+            return
+        both = (
+            ("au_labels", "AUs", described.action_units, self.processor.action_units),
+            ("emotion", "emotions", described.emotions, self.processor.emotions),
+        )
+        for column, what, got, expected in both:
+            unread = column not in self.labels or (column == "emotion" and not (got and expected))
+            if not unread and tuple(got) != tuple(expected):
+                raise ValueError(
+                    f"{column}: the dataset's {what} are {', '.join(got) or 'none'}; the model's are "
+                    f"{', '.join(expected) or 'none'}. Choose the label set that the dataset was built with, or a "
+                    "model of it, or build the dataset with the model's label set"
+                )
+
+    def _check(self, first: Mapping[str, Any]) -> None:
+        if "image" not in first:
+            raise ValueError(f"dataset: got the columns {sorted(first)}, expected an `image` among them")
+        if "au_labels" in self.labels:
+            count, names = len(first["au_labels"]), self.processor.action_units
+            if count != len(names):
+                raise ValueError(
+                    f"au_labels: the dataset has {count} an image, the model {len(names)}: {', '.join(names)}; choose "
+                    "the label set that the dataset was built with"
+                )
+
+    def columns(self, present: Collection[str], images: bool = True) -> list[str]:
+        pictures = [name for name in ("image", "landmarks") if images and name in present]
+        return [*self.captions, *self.labels, *pictures]
+
+    def __call__(
+        self, row: Mapping[str, Any], index: int, epoch: int, stored: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, Any]:
+        return self.many([row], [index], epoch, None if stored is None else [stored])[0]
+
+    def many(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        indexes: Sequence[int],
+        epoch: int,
+        stored: Sequence[dict[str, torch.Tensor]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The same as one by one, but for padding; the processor's own work is done once for all."""
+        given: dict[str, Any] = {}
+        if "au_labels" in self.labels:
+            given["au_labels"] = [row["au_labels"] for row in rows]
+        if "emotion" in self.labels and self.processor.emotions:
+            given["emotion_labels"] = [row["emotion"] for row in rows]
+        for name in self.captions:
+            argument = PROCESSOR_INPUTS[name]
+            if argument != "au_sentences":
+                given[argument] = [row[name] for row in rows]
+            elif "au_labels" in self.labels:
+                given[argument] = [self._sentences(name, *of_row, epoch) for of_row in zip(rows, indexes, strict=True)]
+        if stored is None:
+            given |= {"images": [row["image"] for row in rows], "landmarks": [row.get("landmarks") for row in rows]}
+            if self.augment is not None:
+                given |= {"augment": self.augment, "augment_seed": self.seed * 1_000_003 + epoch}
+                given["sample_index"] = list(indexes)
+        made = self.processor(**given) if given else {}
+        examples = []
+        for place, index in enumerate(indexes):
+            example = {name: tensor[place] for name, tensor in made.items()} | (stored[place] if stored else {})
+            if not self.landmarks:
+                example.pop("landmarks", None)
+            examples.append({**example, "index": torch.tensor(index)})
+        return examples
+
+    def _sentences(self, column: str, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
+        names = self.processor.action_units
+        if not row[column]:
+            return [""] * len(names)
+        if column != "au_caption":  # it tells of the AUs at rest too
+            written, known = parse_au_caption(row[column], names), zip(names, row["au_labels"], strict=True)
+            return ["" if state == UNKNOWN_LABEL else written.get(name, "") for name, state in known]
+        rng = np.random.default_rng((self.seed, epoch, index))  # words the AUs at rest
+        return split_au_caption(row[column], row["au_labels"], names, rng)
+
+
+class HasReader:
+    """What a set of examples has of its rows."""
+
+    read: RowReader
+
+    @property
+    def captions(self) -> list[str]:
+        return self.read.captions
+
+    @property
+    def labels(self) -> list[str]:
+        return self.read.labels
+
+
+class MF2Examples(HasReader, torch.utils.data.Dataset):
+    """Examples of a dataset that is at hand, in any order. Options as `RowReader` has them.
+
+    stored: for each row the tensors that stand in for its image, such as the tower's output and the landmarks in the
+    crop; no augmentation then.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: MF2Processor,
+        *,
+        augment: MF2Augmentation | None = None,
+        stored: Sequence[dict[str, torch.Tensor]] | None = None,
+        **options: Any,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("dataset: got no rows, expected at least one")
+        if stored is not None and augment is not None:
+            raise ValueError("augment, stored: got both; what is stored for an image was computed without augmentation")
+        present = dataset.column_names
+        known = dataset.select_columns([name for name in present if name != "image"])[0] if len(present) > 1 else {}
+        first = dict.fromkeys(present) | known
+        options.setdefault("described", described_labels(dataset))
+        self.read = RowReader(first, processor, augment=augment, **options)
+        self.dataset, self.processor, self.epoch = dataset, processor, 0
+        self.stored = stored
+
+    @property
+    def stored(self) -> Sequence[dict[str, torch.Tensor]] | None:
+        return self._stored
+
+    @stored.setter
+    def stored(self, stored: Sequence[dict[str, torch.Tensor]] | None) -> None:
+        if stored is not None and len(stored) != len(self.dataset):
+            raise ValueError(f"stored: got {len(stored)} rows, expected {len(self.dataset)}, one for each image")
+        self._stored = stored
+        # Images that are not looked at are not decoded either.
+        rows = self.dataset.select_columns(self.read.columns(self.dataset.column_names, stored is None))
+        if isinstance(rows.features.get("image"), Image):
+            rows = rows.cast_column("image", Image(decode=False))  # the processor decodes, and checks before it does
+        self.rows = rows.with_format("arrow")
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
+        """What a loader asks for: the rows of a batch."""
+        indexes, examples = [int(index) for index in indexes], []
+        rows = _as_rows(self.rows[indexes])
+        for start in range(0, len(indexes), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            stored = None if self.stored is None else [self.stored[index] for index in indexes[some]]
+            examples += self.read.many(rows[some], indexes[some], self.epoch, stored)
+        return examples
+
+
+def _as_rows(table: Any) -> list[dict[str, Any]]:
+    """Of an Arrow table; landmarks stay numbers of numpy, for as Python's they would take longest of all."""
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if isinstance(column.type, Array2DExtensionType) and not column.null_count:
+            columns[name] = column.combine_chunks().to_numpy(zero_copy_only=False)
+        else:
+            columns[name] = column.to_pylist()
+        if name == "image":
+            columns[name] = [as_image(value) for value in columns[name]]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def as_image(value: Any) -> Any:
+    """Bytes, or a file, as they are, and numbers as an array; of what lies elsewhere the bytes, not decoded: `datasets`
+    would open any format."""
+    if isinstance(value, Mapping) and value.get("bytes") is None and "://" in (value.get("path") or ""):
+        with fsspec.open(value["path"], "rb") as file:
+            return file.read()
+    return np.array(value) if isinstance(value, list) else value
+
+
+# Fields of fixed shape; None stands for a size that only has to be the same in all rows.
+_IMAGE_SHAPES: dict[str, tuple[int | None, ...]] = {"pixel_values": (3, None, None), "landmarks": (68, 2)}
+_LABEL_SHAPES: dict[str, tuple[int | None, ...]] = {"au_labels": (None,), "emotion_labels": ()}
+# Ids, their mask and how many dimensions they have: tokens, or AUs x tokens.
+_TEXTS: tuple[tuple[str, str, int], ...] = (
+    ("input_ids", "attention_mask", 1),
+    ("key_au_input_ids", "key_au_attention_mask", 1),
+    ("au_input_ids", "au_attention_mask", 2),
+)
+
+
+@dataclass
+class MF2Collator:
+    """Rows are dicts of one image each, without a batch dimension.
+
+    Text is padded to the longest of the batch; a row without a text that others have gets padding alone, with a mask
+    of zeros. A label missing in a row is -1. What no row has is left out. Further fields of numbers are stacked and
+    have to be of one shape in all rows; anything else (names, say) is left out.
+    """
+
+    pad_token_id: int = 0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        if not rows:
+            raise ValueError("rows: got none, expected at least one")
+        batch: dict[str, torch.Tensor] = {}
+        for field, shape in _IMAGE_SHAPES.items():
+            if _present(rows, field):
+                batch[field] = _stack(rows, field, shape)
+        for ids, mask, ndim in _TEXTS:
+            if _present(rows, ids):
+                batch[ids], batch[mask] = self._pad(rows, ids, mask, ndim)
+        for field, shape in _LABEL_SHAPES.items():
+            if _present(rows, field):
+                batch[field] = _stack(_fill_unknown(rows, field), field, shape).long()
+        known = {*_IMAGE_SHAPES, *_LABEL_SHAPES, *(name for ids, mask, _ in _TEXTS for name in (ids, mask))}
+        for field in dict.fromkeys(field for row in rows for field in row):
+            if field not in known and _is_numeric(next(row[field] for row in rows if field in row)):
+                batch[field] = _stack(rows, field, None)
+        return batch
+
+    def _pad(
+        self, rows: Sequence[Mapping[str, Any]], ids: str, mask: str, ndim: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        texts, masks = [], []
+        for index, row in enumerate(rows):
+            if row.get(ids) is None:
+                texts.append(None)
+                masks.append(None)
+                continue
+            text = torch.as_tensor(row[ids])
+            expected = "(tokens,)" if ndim == 1 else "(action units, tokens)"
+            if text.ndim != ndim or text.is_floating_point():
+                raise ValueError(
+                    f"{ids}: row {index} got {_described(text)}, expected whole numbers of shape {expected}"
+                )
+            seen = torch.ones_like(text) if row.get(mask) is None else torch.as_tensor(row[mask])
+            if seen.shape != text.shape:
+                raise ValueError(
+                    f"{mask}: row {index} got {tuple(seen.shape)}, expected {tuple(text.shape)}, the shape of {ids}"
+                )
+            texts.append(text)
+            masks.append(seen)
+        given = [text for text in texts if text is not None]
+        leading = given[0].shape[:-1]  # () or (action units,)
+        for index, text in enumerate(texts):
+            if text is not None and text.shape[:-1] != leading:
+                raise ValueError(
+                    f"{ids}: row {index} got {text.shape[0]} action units, expected {leading[0]} as before"
+                )
+        shape = (len(rows), *leading, max(1, *(text.shape[-1] for text in given)))
+        padded, padded_mask = torch.full(shape, self.pad_token_id), torch.zeros(shape, dtype=torch.long)
+        for index, (text, seen) in enumerate(zip(texts, masks, strict=True)):
+            if text is not None:
+                padded[index, ..., : text.shape[-1]] = text
+                padded_mask[index, ..., : text.shape[-1]] = seen
+        return padded, padded_mask
+
+
+def _present(rows: Sequence[Mapping[str, Any]], field: str) -> bool:
+    return any(row.get(field) is not None for row in rows)
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, str | bytes) or value is None:
+        return False
+    try:
+        torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _fill_unknown(rows: Sequence[Mapping[str, Any]], field: str) -> list[dict[str, Any]]:
+    shape = next(torch.as_tensor(row[field]).shape for row in rows if row.get(field) is not None)
+    unknown = torch.full(shape, UNKNOWN_LABEL)
+    return [{field: unknown if row.get(field) is None else row[field]} for row in rows]
+
+
+def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | None, ...] | None) -> torch.Tensor:
+    values = []
+    for index, row in enumerate(rows):
+        if row.get(field) is None:
+            raise ValueError(f"{field}: row {index} has none, but another row has; expected it in all rows or in none")
+        value = torch.as_tensor(row[field])
+        fits = shape is None or (
+            value.ndim == len(shape) and all(size in (None, got) for size, got in zip(shape, value.shape, strict=True))
+        )
+        if not fits:
+            names = ", ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(
+                f"{field}: row {index} got {tuple(value.shape)}, expected ({names}), without a batch dimension"
+            )
+        if values and value.shape != values[0].shape:
+            raise ValueError(
+                f"{field}: row {index} got {tuple(value.shape)}, expected {tuple(values[0].shape)} as in row 0"
+            )
+        values.append(value)
+    return default_collate(values)  # stacks them; in a loader's worker at once where the parent can see them
+
+
+__all__ = ["HasReader", "MF2Examples", "RowReader", "as_image"]

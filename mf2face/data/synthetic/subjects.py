@@ -1,0 +1,243 @@
+"""Who the synthetic people are, what they show from frame to frame, and what an annotator makes of it.
+
+Image i depends on (seed, style, i) alone: every random choice comes from a generator keyed by what it belongs to.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from configuration_mf2.facs import EMOTIONS, UNKNOWN_LABEL, LabelSet
+from mf2face.data.synthetic.drawing import STYLES, Colour, Identity, Scene, mix
+from mf2face.data.synthetic.geometry import DRAWABLE_AUS, SHAPE_MODES
+
+
+FRAMES_PER_VIDEO, VIDEOS_PER_SUBJECT = 8, 2
+FRAMES_PER_SUBJECT = FRAMES_PER_VIDEO * VIDEOS_PER_SUBJECT
+ACTIVE_FROM = 2.0
+"""The intensity, of 5, from which an AU counts as active."""
+AU_FLIPS, EMOTION_SWAPS, UNKNOWNS = 0.02, 0.08, 0.02
+"""Annotators' errors, and the labels they left out."""
+
+# How often an emotion comes with each AU, in percent: EMFACS-like prototypes that overlap.
+_PROTOTYPES: dict[str, tuple[int, ...]] = {
+    # AU           1   2   4   6   7   9  10  12  14  15  17  23  24  25  26
+    "Neutral": (    3,  3,  3,  3,  4,  1,  3,  3,  5,  3,  4,  3,  4,  5,  3),
+    "Anger": (      3,  4, 88,  6, 66,  8, 22,  3,  8,  8, 40, 72, 54, 20,  8),
+    "Disgust": (    4,  4, 50, 18, 40, 66, 86,  5, 10, 22, 34,  5,  6, 36,  8),
+    "Fear": (      84, 58, 66,  4, 34,  3,  8,  5,  3, 10,  5,  5,  3, 66, 40),
+    "Happiness": (  5,  5,  3, 82, 34,  3, 22, 95, 16,  2,  3,  3,  3, 62, 24),
+    "Sadness": (   76,  8, 66, 10, 20,  3,  8,  3, 12, 82, 56,  5, 16, 10,  4),
+    "Surprise": (  86, 90,  4,  3,  3,  2,  4, 10,  3,  3,  3,  2,  2, 82, 86),
+    "Other": (      6, 54,  8, 36, 52,  4, 12, 44, 70,  8, 22, 52, 44, 16, 50),
+}  # fmt: skip
+# Muscles that cannot pull at once: of two drawn together, the second is dropped with this probability.
+_RIVALS = (
+    *(
+        ("AU24", "AU25", 1.0),
+        ("AU24", "AU26", 0.8),
+        ("AU12", "AU15", 0.8),
+        ("AU12", "AU23", 0.6),
+        ("AU14", "AU15", 0.5),
+    ),
+)
+
+_SKINS: dict[str, Colour] = {"light": (232, 190, 166), "medium": (192, 142, 108), "dark": (116, 80, 60)}
+_HAIRS: tuple[Colour, ...] = ((30, 24, 22), (62, 44, 34), (112, 78, 48), (170, 132, 84), (140, 70, 40))
+_CUTS = ("bald", *("short", "fringe", "long") * 3)
+_IRISES: tuple[Colour, ...] = ((70, 48, 32), (96, 72, 48), (86, 110, 126), (86, 112, 82))
+
+
+@dataclass(frozen=True)
+class Subject:
+    identity: Identity
+    tone: str
+    is_older: bool
+
+    @property
+    def group(self) -> str:
+        return f"{self.tone} skin, {'older' if self.is_older else 'younger'}"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One image's truth, and what the annotators wrote; arrays follow DRAWABLE_AUS, emotions index EMOTIONS."""
+
+    true_intensities: np.ndarray
+    true_emotion: int
+    intensities: np.ndarray
+    """-1 where unknown."""
+    labels: np.ndarray
+    emotion: int
+
+
+def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
+
+
+_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER = range(7)
+
+
+def _pick(rng: np.random.Generator, options: tuple):
+    return options[int(rng.integers(len(options)))]
+
+
+def _some_colour(rng: np.random.Generator, low: int, high: int) -> Colour:
+    return tuple(int(value) for value in rng.integers(low, high, 3))
+
+
+@lru_cache(maxsize=64)
+def subject(seed: int, style: str, index: int) -> Subject:
+    rng = keyed_rng(seed, style, _SUBJECT, index)
+    tone = _pick(rng, tuple(_SKINS))
+    age = float(rng.random())
+    skin = tuple((np.array(_SKINS[tone]) + rng.integers(-13, 14) + rng.integers(-5, 6, 3)).tolist())
+    hair = mix(_pick(rng, _HAIRS), (176, 174, 172), max(0.0, age - 0.55) * 2 * float(rng.random()))
+    is_bearded = rng.random() < 0.22
+    identity = Identity(
+        shape=tuple(np.clip(rng.standard_normal(len(SHAPE_MODES)), -2, 2).tolist()),
+        skin=skin,
+        lips=mix(skin, _pick(rng, ((170, 40, 60), (150, 70, 76), (130, 40, 46))), 0.35 + 0.3 * float(rng.random())),
+        hair=hair,
+        iris=_pick(rng, _IRISES),
+        clothes=_some_colour(rng, 30, 200),
+        hair_style=_pick(rng, ("bald", "short", "short", "fringe") if is_bearded else _CUTS),
+        beard=0.15 + 0.3 * float(rng.random()) if is_bearded else 0.0,
+        moustache=0.2 + 0.3 * float(rng.random()) if is_bearded and rng.random() < 0.7 else 0.0,
+        glasses=_some_colour(rng, 15, 90) if rng.random() < 0.22 else None,
+        age=age,
+        brow_thickness=0.7 + 0.7 * float(rng.random()),
+        asymmetry=0.16 * (float(rng.random()) - 0.5),
+    )  # fmt: skip
+    return Subject(identity, tone, age >= 0.5)
+
+
+@lru_cache(maxsize=64)
+def _keyframes(seed: int, style: str, video: int) -> tuple[float, list[int], np.ndarray]:
+    """When a video's three expressions peak, their emotions and the AU intensities (3, AUs)."""
+    rng = keyed_rng(seed, style, _EXPRESSION, video)
+    emotions = rng.integers(len(EMOTIONS), size=3).tolist()
+    intensities = np.zeros((3, len(DRAWABLE_AUS)))
+    for row, emotion in zip(intensities, emotions, strict=True):
+        odds = np.array(_PROTOTYPES[EMOTIONS[emotion]]) / 100
+        is_active = rng.random(len(odds)) < odds
+        for first, second, drop in _RIVALS:
+            first, second = DRAWABLE_AUS.index(first), DRAWABLE_AUS.index(second)
+            is_active[second] &= not (is_active[first] and rng.random() < drop)
+        faint = np.where(rng.random(len(odds)) < 0.35, 1.5 * rng.random(len(odds)), 0.0)
+        row[:] = np.where(is_active, ACTIVE_FROM + 3.0 * rng.random(len(odds)), faint)
+    return float(rng.random()), emotions, intensities
+
+
+def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
+    """True intensities and emotion: a video goes smoothly from one expression to the next."""
+    video, frame = divmod(index, FRAMES_PER_VIDEO)
+    phase, emotions, intensities = _keyframes(seed, style, video)
+    time = min(max((frame + 0.5 * phase - 0.5) / 3, 0.0), 2.0)
+    before = min(int(time), 1)
+    share = min(max(2.4 * (time - before - 0.5) + 0.5, 0.0), 1.0)
+    share = share * share * (3 - 2 * share)
+    # Tenths, downwards, so that a printed 2.0 and an active label agree.
+    between = intensities[before] + (intensities[before + 1] - intensities[before]) * share
+    return np.floor(between * 10 + 1e-6) / 10, emotions[before + (share >= 0.5)]
+
+
+def annotate(seed: int, style: str, index: int) -> Annotation:
+    true_intensities, true_emotion = expression(seed, style, index)
+    rng = keyed_rng(seed, style, _ANNOTATOR, index)
+    flips, unknown, borderline = rng.random((3, len(DRAWABLE_AUS)))
+    is_active = true_intensities >= ACTIVE_FROM
+    wrong = np.where(is_active, np.floor(borderline * 20) / 10, ACTIVE_FROM + np.floor(borderline * 10) / 10)
+    intensities = np.where(flips < AU_FLIPS, wrong, true_intensities)
+    labels = (intensities >= ACTIVE_FROM).astype(np.int8)
+    is_unknown = unknown < UNKNOWNS
+    emotion = true_emotion
+    if rng.random() < EMOTION_SWAPS:
+        emotion = (true_emotion + 1 + int(rng.integers(len(EMOTIONS) - 1))) % len(EMOTIONS)
+    if rng.random() < UNKNOWNS:
+        emotion = UNKNOWN_LABEL
+    return Annotation(
+        true_intensities,
+        true_emotion,
+        np.where(is_unknown, UNKNOWN_LABEL, intensities),
+        np.where(is_unknown, UNKNOWN_LABEL, labels).astype(np.int8),
+        emotion,
+    )
+
+
+@lru_cache(maxsize=64)
+def _shot(seed: int, style: str, video: int) -> dict:
+    """What stays, or drifts evenly, during a video."""
+    rng = keyed_rng(seed, style, _SCENE, video)
+    pose = np.clip(rng.standard_normal((2, 6)), -2, 2) * (0.13, 0.08, 0.10, 0.035, 0.016, 0.016)
+    side, brightness = rng.random(2)
+    light = 128 * (0.78 + 0.4 * brightness) * (0.75 + 0.5 * rng.random((3, 3, 1))) * (0.95 + 0.10 * rng.random(3))
+    # Rooms and streets are mostly grey.
+    wall = rng.integers(50, 210) + rng.integers(-28, 29, 3)
+    background = np.clip(wall + rng.integers(-30, 31, (5, 5, 1)) + rng.integers(-12, 13, (5, 5, 3)), 0, 255)
+    occluder = None
+    if rng.random() < 0.12:
+        # A hand, a strap or a cup at the edge of the face: it hides a tenth of it at most.
+        corner, reach = 2 * np.pi * side, 0.06 + 0.06 * rng.random()
+        centre = np.array([0.5 + 0.36 * np.cos(corner), 0.56 + 0.36 * np.sin(corner)])
+        angles = corner + np.linspace(0, 2 * np.pi, 9)[:8] + 0.3 * rng.random(8)
+        radii = reach * (0.8 + 0.5 * rng.random(8))
+        occluder = centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    return {
+        "pose": pose,
+        "light": np.clip(light, 40, 220).astype(np.uint8),
+        "background": background.astype(np.uint8),
+        "occluder": occluder,
+        "occluder_colour": _some_colour(rng, 40, 210),
+        "drift": 0.02 * (rng.random(2) - 0.5),
+        "noise": int(rng.integers(3, 11)),
+    }
+
+
+def scene(seed: int, style: str, index: int) -> Scene:
+    video, frame = divmod(index, FRAMES_PER_VIDEO)
+    shot = _shot(seed, style, video)
+    rng = keyed_rng(seed, style, _FRAME, index)
+    share = frame / (FRAMES_PER_VIDEO - 1)
+    shake = (rng.random(6) - 0.5) * (0.03, 0.02, 0.03, 0.01, 0.006, 0.006)
+    pose = shot["pose"][0] * (1 - share) + shot["pose"][1] * share + shake
+    yaw, pitch, roll, scale, shift_x, shift_y = pose.tolist()
+    gaze = (rng.random(2) - 0.5) * (0.016, 0.006)
+    occluder = () if shot["occluder"] is None else tuple(map(tuple, shot["occluder"] + frame * shot["drift"]))
+    return Scene(
+        yaw=yaw,
+        pitch=pitch,
+        roll=roll,
+        scale=0.92 + scale,
+        shift=(shift_x, shift_y),
+        gaze=tuple(gaze.tolist()),
+        eye_opening=float(rng.random() - 0.5) * 0.6,
+        background=shot["background"],
+        light=shot["light"],
+        occluder=occluder,
+        occluder_colour=shot["occluder_colour"],
+        noise=shot["noise"],
+        noise_seed=int(rng.integers(2**63)),
+    )
+
+
+def detected(landmarks: np.ndarray, seed: int, style: str, index: int, size: int) -> np.ndarray:
+    """Landmarks with a detector's error: 1.5 pixels (standard deviation) at 112, in proportion at other sizes."""
+    error = keyed_rng(seed, style, _DETECTOR, index).standard_normal(landmarks.shape)
+    return (landmarks + np.round(error * 1.5 * size / 112 * 64) / 64).astype(np.float32)
+
+
+def writer_rng(seed: int, style: str, index: int) -> np.random.Generator:
+    return keyed_rng(seed, style, _WRITER, index)
+
+
+def check_drawable(label_set: LabelSet) -> list[int]:
+    """Positions of the label set's AUs among DRAWABLE_AUS; its emotions must be the eight that are drawn, or none."""
+    if missing := [name for name in label_set.action_units if name not in DRAWABLE_AUS]:
+        raise ValueError(
+            f"label_set: {missing} cannot be drawn, expected AUs among {list(DRAWABLE_AUS)}. Choose a set without them"
+        )
+    if label_set.emotions not in ((), EMOTIONS):
+        raise ValueError(f"label_set: got emotions {label_set.emotions}, expected none or {EMOTIONS}, the ones drawn")
+    return [DRAWABLE_AUS.index(name) for name in label_set.action_units]

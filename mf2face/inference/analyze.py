@@ -1,0 +1,334 @@
+"""Images, folders, videos or a camera in, a row a face out: in small steps, so that memory never grows."""
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from configuration_mf2.version import VERSION
+from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face, FaceSource, GivenLandmarks
+from mf2face.inference.media import Frame, Sampling, count_frames, find_inputs, read_frames
+from mf2face.inference.model import AnalysisModel, load_model
+from mf2face.inference.rows import OutputError, RowFile, box_of, format_of
+from mf2face.inference.summary import Summary, first_line
+from mf2face.inference.tracking import FaceTracker
+from processing_mf2.processing_mf2 import NotFiniteError, resolve_thresholds
+
+
+_MOST_BYTES = 96 * 2**20
+"""Of decoded frames in a chunk, unless a single one is larger. Two are held: one is read while another is judged."""
+
+
+class RowSink(Protocol):
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+
+class BatchSize:
+    """Doubles as long as a face gets cheaper by it, then stays; halves when memory does not suffice."""
+
+    def __init__(self, fixed: int | None = None, most: int = 64) -> None:
+        if fixed is not None and (type(fixed) is not int or fixed < 1):
+            raise ValueError(f"batch_size: got {fixed!r}, expected a whole number from 1, or none: it finds one itself")
+        self.size, self.most, self.settled = fixed or 4, most, fixed is not None
+        self.best: float | None = None
+        self.costs: list[float] = []
+
+    def learn(self, faces: int, seconds: float) -> None:
+        if self.settled or faces < self.size:
+            return
+        self.costs.append(seconds / faces)
+        if len(self.costs) < 3:
+            return
+        now, self.costs = min(self.costs), []  # the least: the machine may be busy with other things
+        if self.best is not None and now > 0.95 * self.best:
+            self.size, self.settled = max(1, self.size // 2), True
+        elif 2 * self.size > self.most:
+            self.settled = True
+        else:
+            self.best, self.size = now, 2 * self.size
+
+    def shrink(self) -> bool:
+        self.size, self.settled, could = max(1, self.size // 2), True, self.size > 1
+        return could
+
+
+class Analysis:
+    """One run. `summary` is true at every moment, also after an exception took the run down."""
+
+    def __init__(
+        self,
+        inputs: Any,
+        model: AnalysisModel,
+        source: FaceSource,
+        *,
+        sampling: Sampling | None = None,
+        caption: bool = False,
+        thresholds: Any = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.inputs, self.model, self.source = find_inputs(inputs), model, source
+        self.sampling, self.caption, self.progress = sampling or Sampling(), caption, progress
+        if caption:
+            model.check_caption()
+        config = model.pipeline.model.config
+        usual = model.pipeline.processor.au_thresholds or config.au_thresholds
+        limits = resolve_thresholds(thresholds, config.action_units, usual)
+        self.thresholds = dict(zip(config.action_units, limits, strict=True))
+        self.columns = model.columns(caption)
+        self.batch = BatchSize(batch_size)
+        self.summary = Summary()
+        self.trackers: dict[str, FaceTracker] = {}
+        self.watch: Callable[[Frame, Face, int], None] | None = None
+        """Told of every face that gets a row, with its number."""
+        self.meets: Callable[[str], None] | None = None
+        """Told of every input that has rows, in the order of the rows, those of runs before too."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What must stay the same for rows to belong into one file, and what a reader of them must know."""
+        settings = {"model": self.model.name, "adapter": self.model.adapter, "landmarks": self.source.name}
+        settings |= {"every": self.sampling.every, "fps": self.sampling.fps, "caption": self.caption}
+        if self.model.engine != "torch":
+            settings["engine"] = self.model.engine
+        if self.source.fingerprint is not None:
+            settings["landmark_file"] = self.source.fingerprint
+        settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
+        told = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
+        return {
+            "settings": settings,
+            **told,
+            "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1"},
+        }
+
+    def run(self, sink: RowSink | None = None) -> Summary:
+        """sink: takes the rows; without one they are in `summary.rows`."""
+        summary, done, start = self.summary, getattr(sink, "done", {}), time.monotonic()
+        summary.resumed = len(done)
+        self._remember_tracks(sink)
+        if self.meets is not None:
+            for name in done:
+                self.meets(name)
+        places = {os.path.abspath(name): last for name, last in done.items()}
+        frames = read_frames(
+            self.inputs, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
+        )
+        add = summary.rows.extend if sink is None else sink.add
+        total = count_frames(self.inputs, self.sampling) if self.progress else None
+        bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
+        try:
+            for chunk in _ahead(frames, lambda: self.batch.size):
+                add(self.rows_of(chunk))
+                summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
+                bar.update(len(chunk))
+                bar.set_postfix(faces=summary.faces, refresh=False)
+        except KeyboardInterrupt:
+            summary.stopped = "interrupted"
+            raise
+        except OSError as error:
+            summary.stopped = str(error)
+            raise
+        finally:
+            bar.close()
+        return summary
+
+    def rows_of(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
+        faces = self.source.faces(chunk)
+        seen = [(frame, of) for frame, of in zip(chunk, faces, strict=True) if not isinstance(of, str)]
+        self.summary.frames += len(seen)
+        answers = iter(self._answers([(frame, face) for frame, of in seen for face in of]))
+        rows: list[dict[str, Any]] = []
+        for frame, of_frame in zip(chunk, faces, strict=True):
+            if isinstance(of_frame, str):
+                self.summary.skip(frame.input, of_frame)
+                continue
+            if self.meets is not None:
+                self.meets(frame.input)
+            good = [(face, answer) for face in of_frame if (answer := self._checked(frame, next(answers))) is not None]
+            numbers = self._numbers(frame, [face for face, _ in good])
+            self.summary.faces += len(good)
+            if not good:
+                self.summary.without_face += not of_frame
+                rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
+            for (face, answer), number in zip(good, numbers, strict=True):
+                place = (frame.input, frame.number, frame.time_s, number)
+                rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer))
+                if self.watch is not None and answer:
+                    self.watch(frame, face, number)
+        return rows
+
+    def _answers(self, items: Sequence[tuple[Frame, Face]]) -> list[Any]:
+        if not items:
+            return []
+        images = [{"image": frame.pixels, "landmarks": face.landmarks if face.given else None} for frame, face in items]
+        settings = {"landmark_source": "template", "on_error": "skip", "thresholds": self.thresholds}
+        if self.caption:
+            settings["captions"] = ["emotion"]
+        # On a CPU this thread's own time, which other work on the machine does not lengthen.
+        on_cpu = self.model.pipeline.model.device.type == "cpu"
+        clock = time.thread_time if on_cpu else time.perf_counter
+        while True:
+            start = clock()
+            try:
+                answers = self.model.pipeline(images, batch_size=self.batch.size, **settings)
+            except torch.OutOfMemoryError:
+                if not self.batch.shrink():
+                    raise
+                torch.cuda.empty_cache()
+                continue
+            except Exception as error:  # of an item, or of a damaged engine: the others go on
+                if len(items) > 1:
+                    return [answer for item in items for answer in self._answers([item])]
+                return [{"error": {"message": f"the model fails ({type(error).__name__}: {first_line(error)})"}}]
+            self.batch.learn(len(items), clock() - start)
+            return answers
+
+    def _checked(self, frame: Frame, answer: Any) -> dict[str, Any] | None:
+        """None: the face is left out; empty: its row has its place and NaN, for the model gave no number."""
+        name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
+        if not isinstance(answer, Mapping):
+            return answer[0]
+        self.summary.skip(name, re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
+        return {} if answer["error"].get("type") == NotFiniteError.__name__ else None
+
+    def _numbers(self, frame: Frame, faces: Sequence[Face]) -> list[int]:
+        if not frame.is_moving:
+            return list(range(len(faces)))
+        if frame.input not in self.trackers:
+            self.trackers = {frame.input: FaceTracker()}  # videos come one after the other
+        return self.trackers[frame.input].follow([face.box for face in faces])
+
+    def _remember_tracks(self, sink: Any) -> None:
+        last = getattr(sink, "last_frames", None)
+        if last:
+            tracker = self.trackers[sink.last_input] = FaceTracker()
+            for rows in last:
+                tracker.remember([box_of(row) for row in rows], [int(float(row["face_id"])) for row in rows])
+            tracker.next_id = sink.next_id
+
+
+def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Frame]]:
+    """Chunks of frames; the next is read in a thread while one is judged. What was read before an error comes first."""
+    failed: list[Exception] = []
+    stop = threading.Event()
+
+    def take() -> list[Frame]:
+        chunk, held = [], 0
+        try:
+            for frame in frames:
+                chunk.append(frame)
+                held += frame.pixels.nelement() * frame.pixels.element_size()
+                if len(chunk) >= size() or held * (len(chunk) + 1) / len(chunk) > _MOST_BYTES or stop.is_set():
+                    break
+        except Exception as error:
+            failed.append(error)
+        return chunk
+
+    pool = ThreadPoolExecutor(1, "mf2-reader")
+    try:
+        ahead = pool.submit(take)
+        while chunk := ahead.result():
+            ahead = pool.submit(take)
+            yield chunk
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        frames.close()
+    if failed:
+        raise failed[0]
+
+
+def choose_source(
+    *,
+    aligned: bool = False,
+    landmarks: str | os.PathLike | None = None,
+    detector: Detector | None = None,
+    only: str | None = None,
+    device: str = "cpu",
+) -> FaceSource:
+    """only: the one input, for a file of landmarks that names none."""
+    if aligned + (landmarks is not None) + (detector is not None) > 1:
+        raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
+    if aligned:
+        return AlignedCrops()
+    if landmarks is not None:
+        return GivenLandmarks(landmarks, only)
+    return DetectedFaces(detector, device)
+
+
+def analyze(
+    inputs: Any,
+    output: str | os.PathLike | RowSink | None = None,
+    *,
+    model: AnalysisModel | str | os.PathLike | None = None,
+    adapter: str | os.PathLike | None = None,
+    aligned: bool = False,
+    landmarks: str | os.PathLike | None = None,
+    detector: Detector | None = None,
+    every: int = 1,
+    fps: float | None = None,
+    seconds: float | None = None,
+    caption: bool = False,
+    thresholds: Any = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    engine: str = "torch",
+    format: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Summary:
+    """Every face in images, folders, videos or a camera, a row each.
+
+    inputs: a path, a list of them, a `.txt` list of paths, or a number for a camera.
+    output: `.csv`, `.jsonl` or `.parquet`, which is continued if it is there; or whatever has `add(rows)`; without one
+        the rows are in the answer's `rows`.
+    model, adapter: a folder or a name on the Hub, or a model loaded by `load_model`; the embedded one unless given.
+    aligned, landmarks, detector: images are ready-aligned crops; a csv of landmarks; what has `detect(images)`. Without
+        any, the detector of face-alignment.
+    every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
+    caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
+    engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
+    """
+    if output is not None and not hasattr(output, "add"):
+        format = format_of(output, format)  # before the model is loaded
+    sampling, found = Sampling(every, fps, seconds), find_inputs(inputs)
+    only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
+    source = choose_source(aligned=aligned, landmarks=landmarks, detector=detector, only=only, device=device or "cpu")
+    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
+    settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
+    analysis = Analysis(found, model, source, sampling=sampling, **settings)
+    if output is None or hasattr(output, "add"):
+        return analysis.run(output)
+    return run_into_file(analysis, output, format=format, overwrite=overwrite)
+
+
+def run_into_file(
+    analysis: Analysis, output: str | os.PathLike, *, format: str | None = None, overwrite: bool = False
+) -> Summary:
+    """Whatever happens, the rows so far are in the file and the facts beside it."""
+    live = any(isinstance(one, int) for one in analysis.inputs)
+    if live and not overwrite and os.path.exists(output):
+        raise OutputError(f"output: {output} is there, and a camera cannot be continued; name another or overwrite it")
+    rows = RowFile(output, analysis.columns, analysis.about, format=format, overwrite=overwrite)
+    analysis.summary.opened, analysis.summary.continues = True, not live
+    try:
+        analysis.run(rows)
+    except BaseException:
+        with contextlib.suppress(OutputError):  # what stopped the run is told, not what followed from it
+            rows.close(finished=False, **analysis.summary.facts())
+        if live and not analysis.summary.frames:  # no camera: an empty file would be in the way of the next try
+            rows.remove()
+            analysis.summary.opened = False
+        raise
+    rows.close(finished=True, **analysis.summary.facts())
+    return analysis.summary
+
+
+__all__ = ["Analysis", "BatchSize", "RowSink", "analyze", "choose_source", "run_into_file"]

@@ -1,0 +1,303 @@
+"""Faces in images, folders, videos or a camera: action units, emotions, landmarks, a row a face.
+
+mf2 face.png --aligned                      one face, every figure with its threshold
+mf2 photos -o faces.csv                     a folder and all below it; the same command continues it
+mf2 film.mp4 --fps 5 -o film.parquet        five frames of each second; faces keep their number
+mf2 --camera --seconds 30                   the first camera, as a table
+mf2 photos --why pictures                   and of every face a page that shows why
+mf2 --picture faces.csv                     contact sheet and timelines of rows that are there
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+
+EXIT_CODES = """exit codes:
+  0  everything was analysed
+  1  done, but something was left out (the summary says what and why)
+  2  wrong options, or no model, detector or camera
+  3  nothing could be analysed
+  4  the output cannot be written (disk full, no rights, another run's file)
+  130, 143  stopped by Ctrl-C or a kill; the rows so far are there, and the same command continues (a camera's
+            run is ended by Ctrl-C as usual: 0)
+"""
+
+
+class _Terminated(KeyboardInterrupt):
+    """A kill that asks (SIGTERM): ends like Ctrl-C."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="mf2", description=__doc__, epilog=EXIT_CODES, formatter_class=form)
+    parser.add_argument("inputs", nargs="*", help="images, folders, videos, or a .txt file with a path a line")
+    parser.add_argument(
+        "--camera", nargs="?", const=0, type=int, metavar="NUMBER", help="a camera, the first unless named"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="rows as .csv, .jsonl or .parquet; a table unless given")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "jsonl", "parquet"), help="by the output's ending unless given"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start the output anew instead of continuing it")
+    parser.add_argument("--model", metavar="NAME", help="a folder or a name on the Hub; else the small synthetic one")
+    parser.add_argument("--adapter", metavar="NAME", help="of the model, or with its own base")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--aligned", action="store_true", help="each image is one face that fills it (no detector)")
+    where.add_argument("--landmarks", metavar="CSV", help="68 points a face: x_0..x_67, y_0..y_67, input, frame")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
+    parser.add_argument("--fps", type=float, metavar="N", help="of a video so many frames a second, by its own clock")
+    parser.add_argument("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
+    parser.add_argument("--caption", action="store_true", help="a sentence by the model as well (slower)")
+    parser.add_argument(
+        "--thresholds", type=float, metavar="P", help="of all action units; the model's own unless given"
+    )
+    parser.add_argument("--batch_size", type=int, metavar="N", help="found by itself unless given")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    engines = {"choices": ("torch", "onnx", "int8"), "default": "torch"}
+    parser.add_argument("--engine", **engines, help="onnx, int8: on a CPU; exported at the first use")
+    parser.add_argument(
+        "--why", metavar="FOLDER", help="pictures there: where the model looked, what it wrote; PNG and HTML"
+    )
+    parser.add_argument("--occlusion", action="store_true", help="with --why: also hide each AU's region and ask again")
+    parser.add_argument(
+        "--picture", metavar="ROWS", help="of a file of rows, without a model; into --why, or beside it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any = None) -> int:
+    """detector, model: objects that stand in for the usual ones, when this is called from Python."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
+    if given.occlusion and (given.why is None or given.picture is not None):
+        parser.error("--occlusion: got no faces to explain, expected images and --why FOLDER with it")
+    if given.picture is not None:
+        if inputs:
+            parser.error("--picture: got inputs too, expected a file of rows alone")
+        return _picture(given)
+    if not inputs:
+        parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
+    missing = [one for one in given.inputs if not os.path.exists(one)]
+    if missing and len(missing) == len(inputs):
+        parser.error(f"there is no {missing[0]}" + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
+    with _quiet_libraries(), _kill_like_interrupt():
+        try:
+            return _run(given, inputs, detector, model)
+        except BrokenPipeError:  # `mf2 ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt as stop:
+            return _stopped(stop)
+
+
+def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, model: Any) -> int:
+    # Torch takes seconds to import: --help and a wrong option need it not.
+    from mf2face.inference.analyze import Analysis, choose_source, run_into_file
+    from mf2face.inference.media import Sampling, find_inputs
+    from mf2face.inference.model import AnalysisModel, load_model
+    from mf2face.inference.rows import OutputError, format_of
+
+    why = None
+    try:
+        format = _format(given, format_of)
+        sampling, found = Sampling(given.every, given.fps, given.seconds), find_inputs(inputs)
+        only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
+        where = {"aligned": given.aligned, "landmarks": given.landmarks, "detector": detector, "only": only}
+        source = choose_source(**where, device="cpu" if given.device == "auto" else given.device)
+        if not isinstance(model, AnalysisModel):
+            model = load_model(given.model, given.adapter, given.device, given.engine)
+        settings = {"caption": given.caption, "thresholds": given.thresholds, "batch_size": given.batch_size}
+        progress = not given.quiet and sys.stderr.isatty()
+        analysis = Analysis(found, model, source, sampling=sampling, progress=progress, **settings)
+        if given.why is not None:
+            from mf2face.inference.explain.folder import WhyFolder
+
+            why = WhyFolder(given.why, analysis, occlusion=given.occlusion)
+    except OutputError as error:
+        return _fail(4, error)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        return _fail(2, error)
+    if not given.quiet:
+        _tell(f"model: {model.name}{f' with {model.adapter}' if model.adapter else ''}, {model.trained_on}")
+        _tell(f"landmarks: {_SOURCES.get(source.name, source.name)}")
+    try:
+        if given.output is not None:
+            run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
+        else:
+            sink = _screen(analysis, format)
+            try:
+                analysis.run(sink if why is None else why.beside(sink))
+            finally:
+                sink.close()
+    except OutputError as error:
+        return _end(given, analysis, _fail(4, error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a camera that is not there
+        if not analysis.summary.frames:
+            analysis.summary.stopped = None  # it is told once
+        return _end(given, analysis, _fail(2 if not analysis.summary.frames else 1, error))
+    except KeyboardInterrupt as stop:
+        alone = all(isinstance(one, int) for one in found) and not isinstance(stop, _Terminated)
+        if alone:
+            analysis.summary.stopped = None
+        return _end(given, analysis, _finish(given, why) if alone else _stopped(stop))
+    summary = analysis.summary
+    nothing = not summary.frames and not summary.resumed
+    code = 0 if nothing else _finish(given, why)
+    return _end(given, analysis, code or (3 if nothing else 1 if summary.left_out else 0))
+
+
+def _finish(given: argparse.Namespace, why: Any) -> int:
+    from mf2face.inference.rows import OutputError
+
+    try:
+        told = None if why is None else why.finish(given.output)
+    except OutputError as error:
+        return _fail(4, error)
+    if told and not given.quiet:
+        _tell(f"pictures: {given.why} ({told})")
+    return 0
+
+
+def _picture(given: argparse.Namespace) -> int:
+    from mf2face.inference.explain.folder import picture
+    from mf2face.inference.rows import OutputError
+
+    left_out: list[tuple[str, str]] = []
+    try:
+        folder, told = picture(given.picture, given.why, lambda *why: left_out.append(why))
+    except OutputError as error:
+        return _fail(4, error)
+    except ValueError as error:
+        return _fail(2, error)
+    if not given.quiet:
+        _tell(f"pictures: {folder} ({told})")
+    for name, why in left_out:
+        _tell(f"left out: {name}: {why}")
+    return 1 if left_out else 0
+
+
+_SOURCES = {
+    "template": "template, each image is taken for one ready-aligned face",
+    "given": "given with the images",
+    "face_alignment": "found by face-alignment",
+}
+
+
+def _format(given: argparse.Namespace, format_of: Any) -> str:
+    if given.output is None:
+        if given.format == "parquet":
+            raise ValueError("--format parquet: got no output, expected -o FILE.parquet; a terminal cannot show it")
+        return given.format or "table"
+    if given.format == "table":
+        raise ValueError("--format table: got an output file too, expected one of them: a table is for the terminal")
+    return format_of(given.output, given.format)
+
+
+class _Lines:
+    """CSV or JSON lines on the standard output."""
+
+    def __init__(self, out: TextIO, format: str, names: list[str]) -> None:
+        from mf2face.inference.rows import csv_lines, csv_rows, json_lines
+
+        self.out, self.names, self.lines = out, names, csv_rows if format == "csv" else json_lines
+        if format == "csv":
+            out.write(csv_lines([names]))
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.out.write(self.lines(rows, self.names))
+        self.out.flush()
+
+    def close(self) -> None:
+        self.out.flush()
+
+
+class _AroundBar:
+    """Rows on the same screen as the progress bar: it steps aside for them."""
+
+    def __init__(self, sink: Any) -> None:
+        self.sink, self.close = sink, sink.close
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        from tqdm.auto import tqdm
+
+        with tqdm.external_write_mode(file=sys.stdout):
+            self.sink.add(rows)
+
+
+def _screen(analysis: Any, format: str) -> Any:
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
+        sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
+    if format != "table":
+        return _AroundBar(_Lines(sys.stdout, format, analysis.columns.names))
+    from mf2face.inference.media import is_video
+    from mf2face.inference.table import FaceTable
+
+    alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
+    detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
+    return _AroundBar(FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _fail(code: int, error: BaseException) -> int:
+    _tell(f"mf2: {error}")
+    return code
+
+
+def _end(given: argparse.Namespace, analysis: Any, code: int) -> int:
+    if not given.quiet:
+        _tell(analysis.summary.text(given.output))
+    return code
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Loading bars and hints of the libraries are no part of what was asked; their errors are."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    level = logging.root.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        logging.root.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.root.setLevel(level)
+
+
+@contextlib.contextmanager
+def _kill_like_interrupt() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Where the faces of a frame come from: a detector, a file of landmarks, or the frame itself if it is a crop."""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mf2face.inference.media import Frame
+from mf2face.inference.rows import unescape_cell
+from mf2face.inference.summary import first_line
+from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, face_in_image
+
+
+_MOST_PIXELS = 1e7
+"""Of a coordinate, far beyond any image."""
+
+
+@dataclass(frozen=True)
+class Face:
+    box: tuple[float, float, float, float]
+    """left, top, right, bottom"""
+    score: float
+    """Of the detector; NaN where none was asked."""
+    landmarks: np.ndarray
+    """(68, 2)"""
+    source: str
+    given: bool = True
+    """False: a crop, whose landmarks are the template's."""
+
+
+class FaceSource(Protocol):
+    name: str
+    fingerprint: str | None
+    """Of a file that the faces come from."""
+
+    def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
+        """Of each frame its faces, or why it cannot be looked at."""
+
+
+class Detector(Protocol):
+    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]: ...
+
+
+class AlignedCrops:
+    """Each image is one face that fills it."""
+
+    name, fingerprint = "template", None
+
+    def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
+        return [[_face(frame, None)] for frame in frames]
+
+
+class DetectedFaces:
+    fingerprint = None
+
+    def __init__(self, detector: Detector | None = None, device: str = "cpu") -> None:
+        self.name = "face_alignment" if detector is None else type(detector).__name__
+        if detector is None:
+            check_weights()
+            detector = FaceAlignmentDetector(device=device)
+        self.detector = detector
+
+    def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
+        try:
+            found = self.detector.detect([frame.pixels for frame in frames])
+        except (OSError, ImportError):  # its weights or its package, which every frame needs
+            raise
+        except Exception as error:  # a network, which raises whatever stopped it
+            if len(frames) > 1:
+                return [answer for frame in frames for answer in self.faces([frame])]
+            return [f"the face detector fails ({type(error).__name__}: {first_line(error)})"]
+        return [
+            [
+                Face(tuple(map(float, face.box)), float(face.score), np.asarray(face.landmarks), self.name)
+                for face in faces
+            ]
+            for faces in found
+        ]
+
+
+class GivenLandmarks:
+    """Landmarks of a csv with `x_0..x_67` and `y_0..y_67` in pixels: our own output, py-feat's or OpenFace's.
+
+    `input` names the image or video (not needed for a single one), by the path as given or by file name; `frame` the
+    frame. All are held in memory, half a kilobyte a face. `only`: the one input, if the file has no column `input`.
+    """
+
+    name = "given"
+
+    def __init__(self, path: str | os.PathLike, only: str | None = None) -> None:
+        self.path = Path(path)
+        self.points: dict[tuple[str, int], list[np.ndarray]] = {}
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise OSError("it is no file")  # a pipe would be waited for
+            with open(self.path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+                self._read(csv.reader(file, skipinitialspace=True), only)
+        except (OSError, csv.Error) as error:
+            raise ValueError(f"landmarks: {self.path} could not be read ({error})") from error
+        if not self.points:
+            raise ValueError(f"landmarks: {self.path} holds no face, expected a row for each")
+        self.fingerprint = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+        self.inputs = {name for name, _ in self.points}
+        # Two folders may hold files of one name: such a name alone says nothing.
+        counts = Counter(map(os.path.basename, self.inputs))
+        self.by_file_name = {base: name for name in self.inputs if counts[base := os.path.basename(name)] == 1}
+
+    def _read(self, reader: Iterator[list[str]], only: str | None) -> None:
+        fields = [name.strip() for name in next(reader, [])]
+        wanted = [f"{axis}_{point}" for axis in "xy" for point in range(68)]
+        missing = [name for name in wanted if name not in fields]
+        if missing:
+            raise ValueError(
+                f"landmarks: {self.path} has no column {missing[0]}, expected x_0 to x_67 and y_0 to y_67, in pixels"
+            )
+        twice = [name for name in (*wanted, "input", "frame", "success") if fields.count(name) > 1]
+        if twice:
+            raise ValueError(f"landmarks: {self.path} has the column {twice[0]} more than once, expected it once")
+        if "input" not in fields and only is None:
+            raise ValueError(f"landmarks: {self.path} has no column input, which several images need; name each row's")
+        # OpenFace counts a video's frames from 1, and says of each whether its face was found.
+        first = 1 if "input" not in fields and "success" in fields else 0
+        for cells in reader:
+            if not cells:  # an empty line
+                continue
+            try:
+                if len(cells) != len(fields):
+                    raise ValueError(
+                        f"got {len(cells)} cells, expected {len(fields)}, as many as columns; is it cut off?"
+                    )
+                row = dict(zip(fields, cells, strict=True))
+                if row.get("success") in ("0", "0.0"):
+                    continue
+                name = unescape_cell(row["input"]) if "input" in fields else only
+                points = _points([row[column] for column in wanted])
+                frame = _frame_number(row.get("frame"), first)
+                if not name:
+                    raise ValueError("input: got an empty cell, expected the name of an image or video")
+            except ValueError as error:
+                raise ValueError(f"landmarks: {self.path}, line {reader.line_num}: {error}") from error
+            if points is not None:
+                self.points.setdefault((os.path.normpath(name), frame), []).append(points)
+
+    def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
+        return [self._of(frame) for frame in frames]
+
+    def _of(self, frame: Frame) -> list[Face] | str:
+        name = os.path.normpath(frame.input)
+        if name not in self.inputs:
+            name = self.by_file_name.get(os.path.basename(name), name)
+        if name not in self.inputs:
+            return f"{self.path} has no landmarks of it"
+        return [_face(frame, points) for points in self.points.get((name, frame.number), [])]
+
+
+def _points(cells: Sequence[str]) -> np.ndarray | None:
+    """(68, 2) of a row's cells; None if all of them are empty or NaN: no face was found."""
+    try:
+        values = np.array([float(cell or "nan") for cell in cells])
+    except ValueError as error:
+        raise ValueError(f"{error}, expected numbers") from error
+    if np.isnan(values).all():
+        return None
+    wrong = np.flatnonzero(~(np.abs(values) < _MOST_PIXELS))
+    if len(wrong):
+        axis, point = divmod(int(wrong[0]), 68)
+        raise ValueError(
+            f"{'xy'[axis]}_{point}: got {cells[wrong[0]]!r}, expected a number of pixels, or NaN in all cells of a row "
+            "without a face"
+        )
+    return values.astype(np.float32).reshape(2, 68).T
+
+
+def _frame_number(cell: str | None, first: int) -> int:
+    """Counted from 0, whatever `first` is."""
+    try:
+        number = float(cell) - first if cell else 0.0
+    except ValueError:
+        number = -1.0
+    if not (number >= 0 and number.is_integer()):
+        raise ValueError(f"frame: got {cell!r}, expected a whole number from {first}")
+    return int(number)
+
+
+def _face(frame: Frame, points: np.ndarray | None) -> Face:
+    source = "template" if points is None else "given"
+    known: dict[str, Any] = face_in_image(*frame.pixels.shape[1:], points, source)
+    landmarks = np.asarray(known["landmarks"])
+    return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
+
+
+def check_weights() -> None:
+    """face-alignment would fetch what it lacks from the network, unasked."""
+    try:  # it takes seconds to import
+        from face_alignment import api
+        from face_alignment.detection.sfd import sfd_detector
+    except ImportError as error:
+        raise OSError(
+            f"the face detector needs the face-alignment package ({error}): pip install face-alignment"
+        ) from error
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    addresses = [sfd_detector.models_urls["s3fd"], api.models_urls["2DFAN-4"]]
+    missing = [address for address in addresses if not (folder / os.path.basename(address)).is_file()]
+    if missing:
+        raise OSError(
+            f"the face detector has no weights, and nothing is downloaded unasked. Put {' and '.join(missing)} into "
+            f"{folder}. Without a detector: --aligned for images that one face fills (ready-aligned crops), or "
+            "--landmarks FILE.csv with each face's 68 points"
+        )
+
+
+__all__ = ["AlignedCrops", "DetectedFaces", "Face", "FaceSource", "GivenLandmarks", "check_weights"]

@@ -1,0 +1,450 @@
+"""The columns that users of py-feat and OpenFace know, and a face's answer as a row of them."""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from filelock import FileLock, Timeout
+from pyarrow import parquet
+
+from configuration_mf2.json_files import read_json
+from mf2face.files import private, whole_file
+from mf2face.inference.tracking import PATIENCE
+
+
+NAN = float("nan")
+TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source")
+_WHOLE = ("frame", "face_id")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def escape_cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def unescape_cell(cell: str) -> str:
+    """The text that `escape_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    """Lines of csv; NaN is written as NaN, and no cell is a formula."""
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        # By default a line ends with both signs, so that a cell with either of them is quoted.
+        csv.writer(line).writerow(["NaN" if value != value else escape_cell(value) for value in row])
+        lines.append(line.getvalue()[:-2] + "\n")
+    return "".join(lines)
+
+
+def unit_column(code: str) -> str:
+    """AU6 -> AU06"""
+    return f"AU{int(code.removeprefix('AU')):02d}"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with."""
+
+    action_units: tuple[str, ...]
+    emotions: tuple[str, ...]
+    caption: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        units = [unit_column(code) for code in self.action_units]
+        return [
+            *("input", "frame", "time_s", "face_id"),
+            *("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"),
+            *(f"{axis}_{point}" for axis in "xy" for point in range(68)),
+            *units,
+            *(f"{name}_c" for name in units),
+            *self.emotions,
+            *(["top_emotion"] if self.emotions else []),
+            *(["caption"] if self.caption else []),
+            "landmark_source",
+        ]
+
+    def is_text(self, name: str) -> bool:
+        return name in TEXT_COLUMNS and name not in self.emotions
+
+    def is_whole(self, name: str) -> bool:
+        return name in _WHOLE
+
+    def empty_row(self, input: str, frame: int, time_s: float) -> dict[str, Any]:
+        """No face was found: every number is NaN, every text empty."""
+        blank = {name: None if self.is_text(name) else NAN for name in self.names}
+        return {**blank, "input": input, "frame": frame, "time_s": _round(time_s, 4)}
+
+    def row(
+        self,
+        input: str,
+        frame: int,
+        time_s: float,
+        face_id: int,
+        box: Sequence[float],
+        score: float,
+        landmarks: Sequence[Sequence[float]],
+        source: str,
+        answer: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Pixels to a hundredth, probabilities to six digits: finer than either is known."""
+        left, top, right, bottom = box
+        row = self.empty_row(input, frame, time_s)
+        row |= {"face_id": face_id, "FaceScore": _round(score, 4), "landmark_source": source}
+        row |= {"FaceRectX": _round(left, 2), "FaceRectY": _round(top, 2)}
+        row |= {"FaceRectWidth": _round(right - left, 2), "FaceRectHeight": _round(bottom - top, 2)}
+        for point, (x, y) in enumerate(landmarks):
+            row[f"x_{point}"], row[f"y_{point}"] = _round(x, 2), _round(y, 2)
+        for code, unit in answer.get("action_units", {}).items():
+            row[unit_column(code)] = _round(unit["probability"], 6)
+            row[f"{unit_column(code)}_c"] = int(unit["active"])
+        row |= {name: _round(value, 6) for name, value in answer.get("emotions", {}).items()}
+        if self.emotions:
+            row["top_emotion"] = answer.get("emotion")
+        if self.caption:
+            row["caption"] = answer.get("captions", {}).get("emotion")
+        return row
+
+
+def _round(value: float, digits: int) -> float:
+    return round(float(value), digits)
+
+
+def has_face(row: Mapping[str, Any]) -> bool:
+    number = row.get("face_id")
+    return number not in (None, "") and not math.isnan(float(number))
+
+
+def box_of(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    left, top, width, height = (float(row[f"FaceRect{name}"]) for name in ("X", "Y", "Width", "Height"))
+    return left, top, left + width, top + height
+
+
+FORMATS: dict[str, str] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_ROW_GROUP = 1000
+
+
+class OutputError(OSError):
+    """The output cannot be written, or is not ours to continue."""
+
+
+def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
+    ending = Path(path).suffix.lower()
+    if wanted is None and ending not in FORMATS:
+        raise ValueError(f"output: got the ending {ending!r}, expected one of {list(FORMATS)}, or name the format")
+    return wanted or FORMATS[ending]
+
+
+def csv_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    return csv_lines([row[name] for name in names] for row in rows)
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """JSON has no NaN: null stands for it."""
+    plain = ({name: None if row[name] != row[name] else row[name] for name in names} for row in rows)
+    return "".join(f"{json.dumps(row)}\n" for row in plain)
+
+
+class RowFile:
+    """An output that grows by whole frames. What it holds already is in `done`: input -> its last complete frame.
+
+    columns: must be those of the file that is continued. about: facts of the run, kept in `<output>.about.json`; the
+    entry "settings" must be equal too, or rows of two kinds would stand in one file.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        columns: Columns,
+        about: dict[str, Any],
+        *,
+        format: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path, self.columns, self.names = Path(path), columns, columns.names
+        self.format = format_of(path, format)
+        self.about, self.about_file = about, Path(f"{self.path}.about.json")
+        self.lines = Path(f"{self.path}.partial") if self.format == "parquet" else self.path
+        self.write = csv_rows if self.format == "csv" else json_lines
+        self.done: dict[str, int] = {}
+        self.last_input: str | None = None
+        self.last_frames: list[list[dict[str, Any]]] = []
+        """Faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
+        self.next_id = 0
+        self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0, thread_local=False)
+        try:
+            self._claim()
+            if overwrite:
+                for old in (self.path, self.lines, self.about_file):
+                    old.unlink(missing_ok=True)
+            known = self._check_same_run()
+            if self.format == "parquet" and not self.lines.exists() and known:
+                known["bytes"] = self._unpack()
+            self.size = self._read(known.get("bytes")) if self.lines.exists() else 0
+            self._write_about(finished=False)  # before the rows, which could not be continued without it
+            # Without a buffer: what could not be written is not tried once more by whoever closes the file.
+            mode = "r+b" if self.lines.exists() else "w+b"
+            self.file: FileIO = open(self.lines, mode, buffering=0, opener=private)
+            self.file.truncate(self.size)
+            self.file.seek(self.size)
+            if self.size == 0 and self.format == "csv":
+                self._append(csv_lines([self.names]))
+        except OSError as error:
+            self._release()
+            if isinstance(error, OutputError):
+                raise
+            raise OutputError(f"output: {self.path} cannot be written ({error.strerror or error})") from error
+        # What pyarrow, csv and numbers in a damaged file raise besides.
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, csv.Error) as error:
+            self._release()
+            raise OutputError(
+                f"output: {self.path} or {self.about_file.name} is damaged, and cannot be continued ({error}); choose "
+                "another output, or overwrite it (--overwrite)"
+            ) from error
+
+    def _claim(self) -> None:
+        """For the time of a run: rows of two would stand in one another. The system releases a dead one's."""
+        if self.path.exists() and not self.path.is_file():
+            raise OutputError(
+                f"output: {self.path} is no file; expected one to write, or none and --format csv for a pipe"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise OutputError(
+                f"output: {self.path} is being written by another run; wait for it, or name another"
+            ) from None
+
+    def _release(self) -> None:
+        if self.lock.is_locked:
+            with contextlib.suppress(OSError):
+                os.unlink(self.lock.lock_file)
+        self.lock.release()
+
+    def remove(self) -> None:
+        """Of a run that wrote no row."""
+        for file in (self.path, self.lines, self.about_file):
+            file.unlink(missing_ok=True)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of one or more frames; they are in the file when this returns, or none is."""
+        self._append(self.write(rows, self.names))
+
+    def close(self, *, finished: bool, **told: Any) -> None:
+        """told: more facts for the file about the run."""
+        try:
+            self._close(finished, told)
+        finally:
+            self._release()
+
+    def _close(self, finished: bool, told: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # what matters was flushed by `add`
+            self.file.close()
+        self.about |= told
+        try:
+            if self.format == "parquet":
+                self._pack()
+            self._write_about(finished=finished)
+        except OSError as error:
+            kept = f"; the rows are in {self.lines}, and the same command continues" if self.lines.exists() else ""
+            raise OutputError(
+                f"output: {self.path} could not be completed ({error.strerror or error}){kept}"
+            ) from error
+
+    def _append(self, text: str) -> None:
+        content = text.encode("utf-8", "surrogateescape")
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            self.file.truncate(self.size)  # half a line would be left
+            raise OutputError(
+                f"output: {self.path} cannot be written further ({error.strerror}); rows up to there are whole. Make "
+                "room and give the same command again: it continues"
+            ) from error
+        self.size += len(content)
+
+    def _check_same_run(self) -> dict[str, Any]:
+        there = [file for file in (self.path, self.lines) if file.exists() and not self._holds_no_row(file)]
+        if not there:
+            return {}
+        advice = "choose another output, or overwrite it (--overwrite)"
+        try:
+            known = read_json(self.about_file)
+            if not isinstance(known, dict) or not isinstance(known.get("settings", {}), dict):
+                raise ValueError("got no JSON object of settings")
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is "
+                f"missing or damaged; {advice}"
+            ) from error
+        before, now = known.get("settings", {}), self.about["settings"]
+        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        if differ:
+            was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in differ)
+            raise OutputError(f"output: {there[0]} was made with {was}; {advice}")
+        return known
+
+    def _holds_no_row(self, file: Path) -> bool:
+        """Killed while it was begun: empty, or a part of the first line."""
+        header = csv_lines([self.names]).encode("utf-8", "surrogateescape") if self.format == "csv" else b""
+        return file.stat().st_size <= len(header) and header.startswith(file.read_bytes())
+
+    def _read(self, complete: int | None) -> int:
+        """Fills `done`; -> how many bytes stay. A cut last line goes, and the last frame with it: a kill may have come
+        between its faces. Not after a clean end, of which the number of bytes is known."""
+        size = self.lines.stat().st_size
+        before = end = next_before = 0
+        place: tuple[str, int] | None = None
+        open_frames: list[list[dict[str, Any]]] = []
+        for offset, row in _rows_of(self.lines, self.format, self.names):
+            here = (row["input"], int(float(row["frame"])))
+            if here != place:
+                if place is not None:
+                    self.done[place[0]] = place[1]
+                    if place[0] != here[0]:
+                        open_frames, self.next_id = [], 0
+                open_frames = [*open_frames[-PATIENCE:], []]
+                before, next_before, place = end, self.next_id, here
+            if has_face(row):
+                open_frames[-1].append(row)
+                self.next_id = max(self.next_id, int(float(row["face_id"])) + 1)
+            end = offset
+        if place is not None and end == size == complete:
+            self.done[place[0]] = place[1]
+        elif place is not None:
+            end, self.next_id = before, next_before
+            open_frames.pop()
+        self.last_input, self.last_frames = place and place[0], open_frames
+        return end
+
+    def _unpack(self) -> int:
+        """Parquet cannot grow: its rows go back to lines. -> their bytes; it holds whole frames only."""
+        with (
+            whole_file(self.lines) as part,
+            parquet.ParquetFile(self.path) as packed,
+            open(part, "w", encoding="utf-8") as file,
+        ):
+            for batch in packed.iter_batches(_ROW_GROUP):
+                file.write(json_lines(map(_from_parquet, batch.to_pylist()), self.names))
+        return self.lines.stat().st_size
+
+    def _pack(self) -> None:
+        kinds = {name: pyarrow.float64() for name in self.names}
+        kinds |= {name: pyarrow.string() for name in self.names if self.columns.is_text(name)}
+        kinds |= {name: pyarrow.int64() for name in self.names if self.columns.is_whole(name)}
+        schema = pyarrow.schema(list(kinds.items()), {"mf2": json.dumps(self.about, default=str)})
+        with whole_file(self.path) as part, parquet.ParquetWriter(part, schema) as writer:
+            group: list[dict[str, Any]] = []
+            for _, row in _rows_of(self.lines, self.format, self.names):
+                group.append(_for_parquet(row, self.columns))
+                if len(group) == _ROW_GROUP:
+                    writer.write_table(pyarrow.Table.from_pylist(group, schema))
+                    group = []
+            if group:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema))
+        self.lines.unlink()
+
+    def _write_about(self, finished: bool) -> None:
+        _write_json(self.about_file, {**self.about, "finished": finished, "bytes": self.size})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """Missing numbers are NaN. Parquet holds UTF-8 only: of a file name, a byte that is none is written as `\\xff`, and
+    where these characters stand in a name themselves their backslash is, as `\\x5cxff`."""
+
+    def text(value: str | None) -> str | None:
+        escaped = value and value.replace("\\x", "\\x5cx")
+        return escaped and escaped.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+    return {
+        name: text(value)
+        if columns.is_text(name)
+        else value
+        if columns.is_whole(name) or value is not None
+        else math.nan
+        for name, value in row.items()
+    }
+
+
+def _from_parquet(row: dict[str, Any]) -> dict[str, Any]:
+    def raw(byte: re.Match[str]) -> str:
+        return os.fsdecode(bytes([int(byte[1], 16)]))
+
+    pattern = r"\\x([0-9a-f]{2})"
+    return {name: re.sub(pattern, raw, value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(end of the row in the file, row) of every whole row; a last one that breaks off is left out."""
+    offset = 0
+
+    def whole_lines() -> Iterator[str]:
+        nonlocal offset
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                yield line.decode("utf-8", "surrogateescape")
+
+    wrong = f"output: {path} has not the columns of this run; choose another, or overwrite it (--overwrite)"
+    if format == "csv":
+        reader = ([unescape_cell(cell) for cell in cells] for cells in csv.reader(whole_lines()))
+        header = next(reader, None)
+        if header is None:
+            return
+        if header != list(names):
+            raise OutputError(wrong)
+        for values in reader:
+            if len(values) != len(names):
+                if offset == path.stat().st_size:
+                    return
+                raise OutputError(f"{wrong}; a row has {len(values)} fields and not {len(names)}")
+            yield offset, dict(zip(names, values, strict=True))
+        return
+    for line in whole_lines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise OutputError(f"{wrong}; a line is no JSON ({error})") from error
+        if list(row) != list(names):
+            raise OutputError(wrong)
+        yield offset, row
+
+
+__all__ = [
+    "FORMATS",
+    "Columns",
+    "OutputError",
+    "RowFile",
+    "box_of",
+    "csv_lines",
+    "csv_rows",
+    "escape_cell",
+    "format_of",
+    "has_face",
+    "json_lines",
+    "unescape_cell",
+    "unit_column",
+]

@@ -1,0 +1,220 @@
+"""What a model is worth on images alone: logits to scores, files, tables and pictures."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from transformers import EvalPrediction
+
+from configuration_mf2.configuration_mf2 import MF2Config
+from mf2face.data.metrics import (
+    action_unit_intervals,
+    action_unit_scores,
+    action_unit_table,
+    emotion_intervals,
+    emotion_scores,
+    emotion_table,
+)
+
+
+matplotlib.use("Agg")
+
+
+Scores = dict[str, float | list]
+
+
+def probabilities(predictions: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(emotion logits, AU logits) -> probabilities, in double precision so that a row of emotions sums to 1."""
+    emotion, units = (np.asarray(part, dtype=np.float64) for part in predictions)
+    if emotion.shape[1]:
+        emotion = np.exp(emotion - emotion.max(axis=1, keepdims=True))
+        emotion /= emotion.sum(axis=1, keepdims=True)
+    return emotion, 1 / (1 + np.exp(-units))
+
+
+def score(
+    config: MF2Config,
+    predictions: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    thresholds: Sequence[float] | None = None,
+    subjects: Sequence[str] | None = None,
+) -> Scores:
+    """Every score by name; AUs at 0.5, and at `thresholds` beside it. With `subjects` their intervals too."""
+    emotion, units = probabilities(predictions)
+    scores: Scores = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    if config.action_units:
+        scores |= action_unit_scores(units, labels[1], config.action_units, thresholds=thresholds)
+        if subjects is not None:
+            intervals |= action_unit_intervals(units, labels[1], subjects, config.action_units, thresholds=thresholds)
+    if config.emotions:
+        scores |= emotion_scores(emotion, labels[0], config.emotions)
+        if subjects is not None:
+            intervals |= emotion_intervals(emotion, labels[0], subjects, config.emotions)
+    return {**scores, "intervals": intervals}
+
+
+_GROUP_SCORES = (
+    *("au_f1_macro", "au_f1_tuned_macro"),
+    *("emotion_top1", "emotion_macro_recall", "emotion_macro_f1", "emotion_ovr_accuracy"),
+)
+
+
+def group_scores(
+    config: MF2Config,
+    predictions: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray],
+    thresholds: Sequence[float] | None,
+    groups: Sequence[str],
+) -> Scores:
+    """`group/<name>/<score>` and `group/<name>/n`: whether some people are read worse than others."""
+    scores: Scores = {}
+    for name in sorted(set(filter(None, groups))):
+        rows = np.array([group == name for group in groups])
+        parts = [[part[rows] for part in found] for found in (predictions, labels)]
+        found = score(config, *parts, thresholds)
+        scores[f"group/{name}/n"] = int(rows.sum())
+        kept = {key: found[key] for key in _GROUP_SCORES if key in found}
+        scores |= {f"group/{name}/{key}": value for key, value in kept.items() if np.isfinite(value)}
+    return scores
+
+
+def selection_score(scores: Mapping) -> float:
+    """What the best model has most of: macro AU F1 + emotion macro F1."""
+    return scores.get("au_f1_macro", 0.0) + scores.get("emotion_macro_f1", 0.0)
+
+
+def metrics_for_trainer(config: MF2Config) -> Callable[[EvalPrediction], dict[str, float]]:
+    def compute(result: EvalPrediction) -> dict[str, float]:
+        scores = score(config, result.predictions, result.label_ids)
+        names = ("au_f1_macro", "emotion_top1", "emotion_macro_f1")
+        return {**{name: scores[name] for name in names if name in scores}, "selection": selection_score(scores)}
+
+    return compute
+
+
+def tables(scores: Mapping) -> str:
+    parts = []
+    if "au_f1_macro" in scores:
+        parts.append(action_unit_table(scores))
+    if "emotion_top1" in scores:
+        parts.append(emotion_table(scores))
+    return "\n\n".join(parts)
+
+
+def write_scores(folder: str | Path, scores: Mapping, figures: Mapping[str, float]) -> None:
+    """`metrics.json`, flat: every score, its interval as `<name>/low` and `/high`, and the run's own figures."""
+    flat = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+    for name, (low, high) in scores["intervals"].items():
+        flat |= {f"{name}/low": low, f"{name}/high": high}
+    write_text(Path(folder) / "metrics.json", json.dumps({**flat, **figures}, indent=2) + "\n")
+    write_text(Path(folder) / "metrics.txt", tables(scores) + "\n")
+    if "emotion_confusion" in scores:
+        write_text(Path(folder) / "confusion.json", json.dumps(np.asarray(scores["emotion_confusion"]).tolist()) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def draw_scores(folder: str | Path, scores: Mapping, config: MF2Config, data: str) -> None:
+    """`metrics.png`: F1 of each AU with its interval and what answering always yes scores; the emotions' confusion."""
+    panels = [name for name in ("au_f1_macro", "emotion_top1") if name in scores]
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.5), squeeze=False, layout="constrained")
+    for panel, axis in zip(panels, axes[0], strict=True):
+        (_draw_units if panel == "au_f1_macro" else _draw_confusion)(axis, scores, config)
+    figure.suptitle(data)
+    _save(figure, Path(folder) / "metrics.png")
+
+
+def _draw_units(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
+    key = "au_f1_tuned" if "au_f1_tuned_macro" in scores else "au_f1"
+    names = [name for name in config.action_units if f"{key}/{name}" in scores]
+    values = np.array([scores[f"{key}/{name}"] for name in names])
+    bounds = np.array([scores["intervals"].get(f"{key}/{name}", (v, v)) for name, v in zip(names, values, strict=True)])
+    prevalence = np.array([scores[f"au_prevalence/{name}"] for name in names])
+    axis.bar(names, values, color="#0072B2", label=f"model, macro {scores[f'{key}_macro']:.3f}")
+    axis.errorbar(
+        names, values, np.abs(bounds.T - values), fmt="none", ecolor="black", capsize=3, label="95 % interval"
+    )
+    axis.plot(names, 2 * prevalence / (1 + prevalence), "D", color="#E69F00", label="always yes")
+    axis.set(ylabel="F1" + (" at tuned thresholds" if key.endswith("tuned") else " at threshold 0.5"), ylim=(0, 1))
+    axis.tick_params(axis="x", rotation=60)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)  # no bar behind it
+
+
+def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
+    counts = np.asarray(scores["emotion_confusion"], dtype=float)
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+    axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        colour = "white" if shares[row, column] < 0.6 else "black"
+        axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=7)
+    ticks = range(len(config.emotions))
+    axis.set_xticks(ticks, config.emotions, rotation=60, ha="right")
+    axis.set_yticks(ticks, config.emotions)
+    axis.set(xlabel="answered", ylabel="labelled", title=f"top-1 {scores['emotion_top1']:.3f}, shares of a row")
+
+
+# Okabe and Ito's colours, told apart by colour-blind eyes, without the yellow, which is no line on white. The counts of
+# colours, dashes and markers share no factor, so that no two of many lines look alike, not even in grey.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_MEASURED = {
+    "eval_au_f1_macro": "AU F1, macro, at threshold 0.5",
+    "eval_emotion_top1": "emotion top-1",
+    "eval_emotion_macro_f1": "emotion macro F1",
+}
+_TEST_IMAGES = re.compile(r",\s*[\d,.]+ test images?$")
+
+
+def draw_curves(folder: str | Path, history: Sequence[Mapping[str, float]], data: str, losses: Sequence[str]) -> None:
+    """`curves.png`: every part of the loss over the steps, and what validation said; none where neither was logged.
+
+    `data` may end in a number of test images, of which no curve tells: the title leaves it out.
+    """
+    panels = [
+        ({name: name for name in ("loss", *losses)}, {"title": "training", "ylabel": "loss", "yscale": "log"}),
+        (_MEASURED, {"title": "validation", "ylabel": "score", "ylim": (0, 1)}),
+    ]
+    logged = {name for entry in history for name in entry}
+    panels = [({name: lines[name] for name in lines if name in logged}, words) for lines, words in panels]
+    panels = [panel for panel in panels if panel[0]]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), squeeze=False, layout="constrained")
+    for axis, (lines, words) in zip(axes[0], panels, strict=True):
+        _draw_lines(axis, lines, history)
+        axis.set(xlabel="step", **words)
+    figure.suptitle(f"{_TEST_IMAGES.sub('', data)}: {' and '.join(words['title'] for _, words in panels)} by step")
+    _save(figure, Path(folder) / "curves.png")
+
+
+def _draw_lines(axis: plt.Axes, lines: Mapping[str, str], history: Sequence[Mapping[str, float]]) -> None:
+    for number, (name, label) in enumerate(lines.items()):
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        apart = max(1, len(points) // 8)
+        first = number * apart // len(lines) if apart > 1 else 0  # markers of two lines seldom meet
+        axis.plot(
+            *zip(*points, strict=True),
+            **{"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number % len(_DASHES)]},
+            **{"marker": _MARKERS[number % len(_MARKERS)], "markevery": (first, apart), "markersize": 4.5},
+            **{"label": label, "linewidth": 2.0 if name == "loss" else 1.3},
+        )
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, handlelength=5)
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    temporary.replace(path)

@@ -1,0 +1,383 @@
+"""Learning rates that fall from layer to layer towards the image, as BEiT and BLIP-2 fine-tune a vision transformer."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from configuration_mf2.configuration_mf2 import LOSSES, TOWER_LOSSES
+from configuration_mf2.facs import UNKNOWN_LABEL
+from configuration_mf2.json_files import read_json
+from mf2face.data.examples import LABELS, MF2Collator, MF2Examples
+from mf2face.data.streaming import MF2StreamedExamples
+from mf2face.training.checkpoints import (
+    damage,
+    disk_may_be_full,
+    from_first_process,
+    last_good_checkpoint,
+    seal,
+    unseal,
+)
+from modeling_mf2.accumulation import share_out
+from modeling_mf2.weights import vision_name
+from processing_mf2.processing_mf2 import MF2Processor
+
+
+LAYER_DECAY = 0.95  # Exp-BLIP's, the supplement's Table 12
+
+
+def _layer_numbers(names: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Of the tower's parameters, by the names that timm has: 0 where the image enters, the last behind all blocks."""
+    convolutions = [int(found[1]) // 3 + 1 for name in names if (found := re.match(r"convolutions\.(\d+)\.", name))]
+    blocks = [int(found[1]) + 1 for name in names if (found := re.match(r"blocks\.(\d+)\.", name))]
+    if not blocks:
+        raise ValueError("layer decay: the tower has no plain sequence of blocks, expected a ViT or 'conv', or decay 1")
+    first = max(convolutions, default=1)
+    last, numbers = first + max(blocks), {}
+    for name in names:
+        part, _, rest = name.partition(".")
+        if part == "convolutions":
+            numbers[name] = int(rest.split(".")[0]) // 3
+        elif part == "blocks":
+            numbers[name] = first + int(rest.split(".")[0])
+        else:
+            numbers[name] = last if part in ("norm", "fc_norm", "head") else first - 1
+    return numbers, last
+
+
+_IN_TOWER = re.compile(r"(?:^backbone|(?:^|\.)(?:vision\.backbone|vision_model\.backbone|vision_model))\.(.+)$")
+
+
+def _name_in_tower(name: str) -> str | None:
+    """By timm's names; None of what is no part of a tower."""
+    found = _IN_TOWER.search(name)
+    return found and vision_name(found[1])
+
+
+def layerwise_groups(
+    model: nn.Module, lr: float, decay: float = LAYER_DECAY, weight_decay: float = 0.05
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer: layer l of a tower of L layers learns at lr * decay ** (L - l), all else at lr. L - 1
+    layers are blocks (and the convolutions of the small tower but the first), layer 0 is where the image enters, layer
+    L the final norm. Biases and norms are not decayed. Frozen parameters are left out."""
+    inside = {name: found for name, _ in model.named_parameters() if (found := _name_in_tower(name))}
+    numbers, last = _layer_numbers(list(inside.values())) if inside and decay != 1 else ({}, 0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        steps = last - numbers.get(inside.get(name, ""), last)
+        decayed = parameter.ndim > 1 and not name.endswith("bias")
+        rate = {"lr": lr * decay**steps, "weight_decay": weight_decay if decayed else 0.0}
+        groups.setdefault((steps, decayed), {"params": [], **rate})["params"].append(parameter)
+    return list(groups.values())
+
+
+def layerwise_optimizer(
+    model: nn.Module, training: TrainingArguments, decay: float = LAYER_DECAY
+) -> torch.optim.Optimizer:
+    """AdamW as the arguments have it; for `Trainer(optimizers=(optimizer, None))`, in either stage."""
+    groups = layerwise_groups(model, training.learning_rate, decay, training.weight_decay)
+    betas = (training.adam_beta1, training.adam_beta2)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, eps=training.adam_epsilon)
+
+
+_SEEN_IN_EVALUATION = ("pixel_values", "image_tokens", "landmarks", "states", "au_labels", "emotion_labels")
+_CAPTIONS = ("input_ids", "au_input_ids", "key_au_input_ids")
+
+
+class MF2Trainer(Trainer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        model, training, examples = kwargs.get("model"), kwargs.get("args"), kwargs.get("train_dataset")
+        if training is not None and training.ddp_find_unused_parameters is None:
+            training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
+        super().__init__(*args, **kwargs)
+        self.layer_decay: float | None = None  # of rates that fall towards the image, as Exp-BLIP's
+        self.write_beside_checkpoint: Callable[[Path], None] | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, float] = {}
+        self._micro_batches: list[dict[str, Any]] = []
+        self._shared: list[dict[str, Any]] = []
+        if isinstance(self.train_dataset, MF2StreamedExamples):
+            self.add_callback(EpochOfStream())
+        # Older checkpoints go when the new one is sealed, not before: the callback removes them, not the Trainer.
+        self.add_callback(SealedCheckpoints(self, self.args.save_total_limit))
+        self.args.save_total_limit = None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        if self.layer_decay is not None and self.optimizer is None:
+            self.optimizer = layerwise_optimizer(self.model, self.args, self.layer_decay)
+        return super().create_optimizer(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if not isinstance(self.train_dataset, MF2StreamedExamples):
+            return super().get_train_dataloader()
+        # Its rows are this process's own already; Accelerate would share them out once more.
+        return DataLoader(
+            self.train_dataset,
+            self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            # Its own: to begin a pass draws a number, and a run that continues begins once more.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if isinstance(self.train_dataset, MF2StreamedExamples):
+            step = int(str(resume_from_checkpoint).rsplit("-", 1)[-1]) if resume_from_checkpoint else 0
+            # Passed over before they are decoded; the Trainer would prepare every row and throw it away.
+            self.train_dataset.batch_size = self.args.train_batch_size
+            self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self.args.train_batch_size
+            self.args.ignore_data_skip = True
+        with disk_may_be_full(lambda: checkpoint_folder(self.args, self.state)):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if self.is_fsdp_enabled:
+            self._join_shards()
+        return result
+
+    def _join_shards(self) -> None:
+        """The trained model whole on every process: what comes after training needs no other ones for its parts."""
+        sharded = self.model
+        weights = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
+        whole = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))(sharded.config)
+        whole.load_state_dict(weights)
+        self.model = self.model_wrapped = whole.to(self.args.device).eval()
+        self.accelerator.free_memory()
+        self.is_fsdp_enabled = False
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Shared out at the first of them: after a resume, the state of the random numbers is loaded in between.
+        self._micro_batches, self._shared = (batches if len(batches) > 1 else []), []
+        return batches, number
+
+    def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+        if self._micro_batches:
+            batches = send_to_device(self._micro_batches, self.args.device)
+            compares = getattr(self.accelerator.unwrap_model(model), "compares_rows", False)
+            first_pass = compares and any(name in batches[0] for name in _CAPTIONS)
+            self._shared, self._micro_batches = share_out(model, batches, first_pass), []
+        return self._shared.pop(0) if self._shared else inputs
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if model.training:
+            inputs = self._with_share(model, inputs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if loss is None:
+            raise ValueError(
+                f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
+            )
+        if model.training:
+            names = loss_names(self.accelerator.unwrap_model(model))
+            parts = {name: outputs[name].detach() for name in names if outputs.get(name) is not None}
+            if not torch.isfinite(loss):
+                raise FloatingPointError(self._explain(loss, parts, inputs))
+            weight = 1 / self.current_gradient_accumulation_steps
+            for name, part in parts.items():
+                self._sums[name] = self._sums.get(name, 0.0) + weight * part.float()
+                self._counts[name] = self._counts.get(name, 0) + weight
+        return (loss, outputs) if return_outputs else loss
+
+    def _explain(self, loss: torch.Tensor, parts: dict[str, torch.Tensor], inputs: dict[str, Any]) -> str:
+        bad = {name: part.item() for name, part in parts.items() if not torch.isfinite(part)} or "none of the parts"
+        rows = inputs["index"].tolist() if "index" in inputs else "?"
+        return (
+            f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} "
+            f"of the training data; not finite: {bad}. Nothing was saved from this step: lower the learning rate, or "
+            "look at these rows"
+        )
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """From images alone: (emotion logits, AU logits) and their labels; nothing else is kept."""
+        inputs = {name: inputs[name] for name in _SEEN_IN_EVALUATION if name in inputs}
+        inputs = send_to_device(inputs, self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs)
+        logits = [outputs.get("emotion_logits"), outputs.get("au_logits")]
+        rows = next(tensor for tensor in logits if tensor is not None).shape[0]
+        labels = [inputs.get("emotion_labels"), inputs.get("au_labels")]
+        for place, found in enumerate(logits):
+            if found is None:
+                logits[place] = torch.zeros(rows, 0, device=self.args.device)
+            if labels[place] is None:
+                shape = (rows,) if place == 0 else (rows, logits[1].shape[1])
+                labels[place] = torch.full(shape, UNKNOWN_LABEL, device=self.args.device)
+        loss = outputs.get("loss")
+        return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card that was written from the run's files stays; transformers would put its own in its place."""
+        if not (Path(self.args.output_dir) / "README.md").exists():
+            super().create_model_card(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._counts:
+            names = sorted(self._counts)
+            means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+            means = self.accelerator.reduce(means, reduction="mean")
+            logs |= {name: round(value, 4) for name, value in zip(names, means.tolist(), strict=True)}
+            self._sums, self._counts = {}, {}
+        super().log(logs, *args, **kwargs)
+
+
+def loss_names(model: nn.Module) -> tuple[str, ...]:
+    """The parts of the loss that a model's output may have."""
+    return getattr(model, "loss_names", (*LOSSES, *TOWER_LOSSES))
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+class SealedCheckpoints(TrainerCallback):
+    """Seals each checkpoint after all of its files, then removes the ones beyond the limit."""
+
+    def __init__(self, trainer: MF2Trainer, limit: int | None) -> None:
+        self.trainer, self.limit = trainer, limit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for folder in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+            step = folder.name.rpartition("-")[2]
+            if step.isdigit() and int(step) > state.global_step:
+                unseal(folder)  # this run writes it again
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = checkpoint_folder(args, state)
+        if self.trainer.write_beside_checkpoint is not None and state.is_world_process_zero:
+            self.trainer.write_beside_checkpoint(folder)
+        seal(folder)
+        if args.should_save:
+            rotate_checkpoints(args.output_dir, self.limit, state.best_model_checkpoint, use_mtime=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Seals what --enable_jit_checkpoint saved at a SIGTERM, of which no `on_save` tells."""
+        folder = checkpoint_folder(args, state)
+        if from_first_process(args.enable_jit_checkpoint and folder.is_dir() and damage(folder) is not None):
+            self.on_save(args, state, control)
+
+
+class EpochOfStream(TrainerCallback):
+    """A stream has no length: its "epoch" is the share of `max_steps`, also after a resume."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
+
+
+def leaves_parameters_unused(model: nn.Module | None, examples: Any) -> bool:
+    """Whether the batches leave some parameters without a gradient, which DDP has to be told, at a cost.
+
+    What a batch holds is decided by the columns of its rows: a part without a loss stays so. A single caption or label
+    that is missing is no such case: its rows count nothing, in a graph that is there.
+    """
+    if not getattr(model, "compares_rows", False) or examples is None:
+        return True  # no text is read, or a head is not used
+    needed = {"emotion_caption"} if model.config.use_emo_branch else set()
+    needed |= {"au_caption", "au_labels"} if model.config.use_au_branch else set()
+    needed |= {"au_labels"} if model.config.action_units else set()
+    needed |= {"emotion"} if model.config.emotions else set()
+    return not needed <= {*getattr(examples, "captions", ()), *getattr(examples, "labels", ())}
+
+
+_FILE = "cost.json"  # in a checkpoint: what the run had cost until then
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Cost:
+    """Begins when it is made. What an interrupted run did after its last checkpoint is done again, and counts once."""
+
+    def __init__(self) -> None:
+        self._begun = _now()
+        self._begun_training: float | None = None
+        self._knows = True
+        self._before = {"cpu_seconds": 0.0, "wall_seconds": 0.0, "training_cpu_seconds": 0.0}
+
+    def begin_training(self, trainer: MF2Trainer, checkpoint: str | None) -> None:
+        """checkpoint: from which an interrupted run goes on."""
+        trainer.write_beside_checkpoint = self._save
+        told = None if checkpoint is None else Path(checkpoint) / _FILE
+        self._knows = told is None or told.is_file()
+        if told is not None and self._knows:
+            self._before = read_json(told)
+        self._begun_training = cpu_seconds()
+
+    def figures(self) -> dict[str, float]:
+        return {name: now - self._begun[name] + self._before[name] for name, now in _now().items()}
+
+    def training_cpu_seconds(self) -> float | None:
+        """None where a checkpoint of before does not tell what it had cost. Stores are built before, and not in it."""
+        if not self._knows:
+            return None
+        return cpu_seconds() - self._begun_training + self._before["training_cpu_seconds"]
+
+    def _save(self, checkpoint: Path) -> None:
+        if self._knows:
+            costs = {**self.figures(), "training_cpu_seconds": self.training_cpu_seconds()}
+            (checkpoint / _FILE).write_text(json.dumps(costs), encoding="utf-8")
+
+
+def _now() -> dict[str, float]:
+    return {"cpu_seconds": cpu_seconds(), "wall_seconds": time.perf_counter()}
+
+
+def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processor, most: int = 256) -> float:
+    """CPU-seconds from all test images to answers, nothing stored; measured on the first ones, where there are many."""
+    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, told={*LABELS})
+    collator, trainer.data_collator = trainer.data_collator, MF2Collator(processor.tokenizer.pad_token_id)
+    begun = cpu_seconds()
+    trainer.predict(timed)
+    trainer.data_collator = collator
+    return (cpu_seconds() - begun) * len(rows) / len(timed)
+
+
+def images_seen(training: TrainingArguments) -> int:
+    """By a run on a stream."""
+    return training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+
+
+__all__ = [
+    "LAYER_DECAY",
+    "Cost",
+    "MF2Trainer",
+    "cpu_seconds",
+    "images_seen",
+    "inference_seconds",
+    "last_good_checkpoint",
+    "layerwise_groups",
+    "layerwise_optimizer",
+    "leaves_parameters_unused",
+    "loss_names",
+]

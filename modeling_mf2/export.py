@@ -1,0 +1,377 @@
+"""A model for image-only inference outside of this code: ONNX, its 8-bit form, and torch's own exported program.
+
+Each takes `pixel_values` and `landmarks` of any number of faces and gives `emotion_logits` and `au_logits`, those that
+the model has. The file itself says which labels, thresholds and image size it is of, and of which weights.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.facs import CANONICAL_FACE
+from configuration_mf2.json_files import parse_json
+from configuration_mf2.version import VERSION
+
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported, by whomever
+
+INPUTS = ("pixel_values", "landmarks")
+FILE = "model.onnx"
+INT8_FILE = "model_int8.onnx"
+_FACTS = "mf2"
+_NO_DIGEST = "0" * 64
+"""Stands in a file where its digest will."""
+_CLOSE = 1e-4
+_MOST_IN_ONE_FILE = 1_900 * 2**20
+"""Bytes; protobuf ends at 2 GiB, and what is larger gets a file of weights beside it."""
+
+
+class MissingPackageError(ImportError):
+    pass
+
+
+def need(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{package.split('.')[0]} is not installed ({error}), which exported models need: "
+            'pip install -e ".[export]"'
+        ) from error
+
+
+class ImageOnly(nn.Module):
+    """Tensors in, a plain tuple of logits out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.mf2, self.classifiers = model.mf2, model.classifiers
+
+    def forward(self, pixel_values: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        read = self.mf2(pixel_values, landmarks)
+        logits = self.classifiers(read.emo_states, read.au_states)
+        return tuple(each for each in logits if each is not None)
+
+
+def output_names(config: MF2Config) -> list[str]:
+    has_units = bool(config.action_units) and (config.use_au_branch or config.use_emo_branch)
+    return ["emotion_logits"] * bool(config.emotions) + ["au_logits"] * has_units
+
+
+def weights_mark(classifiers: Mapping[str, torch.Tensor]) -> str:
+    """Of the classifiers, which every training changes, by their names without `classifiers.`."""
+    mark = hashlib.sha256()
+    for name in sorted(classifiers):
+        mark.update(name.encode())
+        mark.update(classifiers[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return mark.hexdigest()
+
+
+def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
+    """source: what a cache knows the file by."""
+    config, vision = model.config, model.config.vision_config
+    return {
+        "mf2_version": VERSION,
+        "action_units": list(config.action_units),
+        "emotions": list(config.emotions),
+        "au_thresholds": config.thresholds,
+        "image_size": vision.image_size,
+        "image_mean": list(vision.image_mean),
+        "image_std": list(vision.image_std),
+        "landmarks": "68 points (x, y) in pixels of pixel_values",
+        "precision": "float32",
+        "weights": weights_mark(model.classifiers.state_dict()),
+        "source": source,
+        "content": _NO_DIGEST,
+    }
+
+
+def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """What a file was made for, where it is something else than expected; empty if nothing is."""
+    wrong = [name for name, value in expected.items() if facts.get(name) != value]
+    return "; ".join(f"{name}: got {facts.get(name)}, expected {expected[name]}" for name in wrong)
+
+
+def read_facts(run: Any) -> dict[str, Any]:
+    """Of a session."""
+    told = run.get_modelmeta().custom_metadata_map.get(_FACTS)
+    if told is None:
+        raise ValueError("the ONNX file does not say what it is of, expected one of export_onnx; export it again")
+    try:
+        facts = parse_json(told, _FACTS)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not isinstance(facts.get("mf2_version"), str):
+        raise ValueError(f"the ONNX file says of itself {told[:80]!r}, expected facts by export_onnx; export it again")
+    return facts
+
+
+def export_onnx(model: nn.Module, target: str | os.PathLike, *, source: str | None = None) -> Path:
+    """target: a folder, or a file ending in `.onnx`. It is there only once its answers are the model's."""
+    need("onnxscript"), need("onnx")
+    model, target = _checked(model), _file(target, FILE)
+    with _quiet_exporters(), _program(model) as program:
+        names = output_names(model.config)
+        exported = torch.onnx.export(
+            program, input_names=INPUTS, output_names=names, dynamo=True, optimize=True, verbose=False
+        )
+    facts = facts_of(model, source)
+    for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
+        value.shape[0] = "batch"
+    exported.model.metadata_props[_FACTS] = json.dumps(facts)
+    with _scratch(target) as made:
+        size = sum(tensor.nelement() * tensor.element_size() for tensor in program.state_dict.values())
+        exported.save(made, external_data=size > _MOST_IN_ONE_FILE)
+        check_equal(model, made)
+        _write_digest(made)
+        _move(made, target)
+    return target
+
+
+@torch.no_grad()
+def check_equal(model: nn.Module, file: Path) -> float:
+    """The largest difference of any logit from torch's, of one face and of five."""
+    run, worst = session(file).run, 0.0
+    names = output_names(model.config)
+    with _evaluating(model):
+        for faces in (1, 5):
+            inputs = example_inputs(model, faces)
+            answers = run(names, {name: value.cpu().numpy() for name, value in zip(INPUTS, inputs, strict=True)})
+            for name, ours, theirs in zip(names, ImageOnly(model)(*inputs), answers, strict=True):
+                difference = (ours.cpu() - torch.from_numpy(theirs)).abs().max().item()
+                if not difference <= _CLOSE * max(1.0, ours.abs().max().item()):
+                    raise RuntimeError(
+                        f"{name}: the exported model differs from torch by {difference:.2g} for {faces} faces, "
+                        f"expected at most {_CLOSE}; nothing was written. Use the model in torch, and report this "
+                        "with the versions of torch and onnxruntime"
+                    )
+                worst = max(worst, difference)
+    return worst
+
+
+def session(file: str | os.PathLike, threads: int | None = None) -> Any:
+    """threads: as many as torch uses unless given."""
+    onnxruntime = need("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file}: there is no such file, expected an exported model")
+    try:
+        return onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes have no common one
+        raise ValueError(f"{file}: onnxruntime cannot read it ({error}); export it again") from error
+
+
+def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = None) -> Path:
+    """Weights of all matrix products in 8 bits, a scale for each of their columns; activations are rounded as they
+    come. The classifiers stay as they are: they cost nothing, and what they add up would be rounded last.
+
+    Seven of the eight bits are used: without them sums overflow on processors that lack 8-bit dot products.
+    """
+    onnx, quantization = need("onnx"), need("onnxruntime.quantization")
+    source = Path(source)
+    target = _file(source.parent if target is None else target, INT8_FILE)
+    facts = read_facts(session(source))
+    check_content(source, facts)
+    facts |= {"precision": "int8", "content": _NO_DIGEST}
+    content = onnx.load(os.fspath(source))
+    del content.graph.value_info[:]  # shapes that the quantiser's rewriting would contradict
+    kept = [node.name for node in content.graph.node if any("classifiers." in name for name in node.input)]
+    weights = sum(len(tensor.raw_data) for tensor in content.graph.initializer)
+    with _scratch(target) as made, _quiet_exporters():
+        quantization.quantize_dynamic(
+            content,
+            made,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=kept,
+            use_external_data_format=weights > _MOST_IN_ONE_FILE,
+            extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
+        )
+        smaller = onnx.load(os.fspath(made), load_external_data=False)
+        onnx.helper.set_model_props(smaller, {_FACTS: json.dumps(facts)})
+        onnx.save(smaller, os.fspath(made))
+        session(made)  # a file that does not load is not written
+        _write_digest(made)
+        _move(made, target)
+    return target
+
+
+def export_program(model: nn.Module, target: str | os.PathLike, *, compiled: bool = False) -> Path:
+    """A `.pt2` for `torch.export.load(file).module()`; compiled: machine code of this machine by AOTInductor, for
+    `torch._inductor.aoti_load_package(file)`. Load only files that you trust: a `.pt2` may hold code."""
+    model, target = _checked(model), _file(target, "model.pt2")
+    if target.suffix != ".pt2":
+        raise ValueError(f"target: got {target.name!r}, expected a folder or a name that ends in .pt2")
+    if compiled:
+        _check_compiler()
+    with _program(model) as program, _scratch(target) as made:
+        if compiled:
+            torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(made))
+        else:
+            torch.export.save(program, made, extra_files={f"{_FACTS}.json": json.dumps(facts_of(model))})
+        _move(made, target)
+    return target
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # a class of its own in each version of torch
+        raise RuntimeError(
+            f"compiled: AOTInductor found no C++ compiler ({type(error).__name__}); install g++ or clang++, name one "
+            "in the environment variable CXX, or export without compiled=True"
+        ) from error
+
+
+def _checked(model: nn.Module) -> nn.Module:
+    if hasattr(model, "get_base_model"):  # peft's wrapper: its layers stand inside the model, and are exported
+        model = model.get_base_model()
+    if not hasattr(model, "mf2") or not hasattr(model, "classifiers"):
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected MF2ForFaceAnalysis, MF2ForPreTraining or "
+            "MF2ForImageClassification (or one of them with an adapter)"
+        )
+    if model.dtype != torch.float32:
+        raise ValueError(f"model: got weights of {model.dtype}, expected torch.float32; load it with dtype='float32'")
+    return model
+
+
+def _file(target: str | os.PathLike, name: str) -> Path:
+    target = Path(target)
+    if target.is_dir() or not target.suffix:
+        target = target / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def example_inputs(model: nn.Module, faces: int) -> tuple[torch.Tensor, torch.Tensor]:
+    size, device = model.config.vision_config.image_size, model.device
+    draw = torch.Generator().manual_seed(0)
+    landmarks = torch.tensor(CANONICAL_FACE) * size + torch.randn(faces, 68, 2, generator=draw)
+    return torch.randn(faces, 3, size, size, generator=draw).to(device), landmarks.to(device)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in was_training.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _program(model: nn.Module) -> Iterator[torch.export.ExportedProgram]:
+    batch = torch.export.Dim.DYNAMIC
+    with _evaluating(model), torch.no_grad():
+        example = example_inputs(model, 2)  # of one, nothing could tell that there may be more
+        yield torch.export.export(ImageOnly(model).eval(), example, dynamic_shapes=({0: batch}, {0: batch}))
+
+
+@contextlib.contextmanager
+def _quiet_exporters() -> Iterator[None]:
+    """They tell of steps of theirs that a user can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", "root")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_content(file: Path, facts: Mapping[str, Any]) -> None:
+    """Raises if a bit of the file, or of its weights beside it, is not as it was written."""
+    digest = facts.get("content")
+    if not isinstance(digest, str) or digest == _NO_DIGEST or _digest(file, digest) != digest:
+        raise ValueError(
+            f"{file} is damaged: its content does not have the sha256 {digest!r} that it names; export it again"
+        )
+
+
+def _write_digest(file: Path) -> None:
+    digest = _digest(file, _NO_DIGEST)
+    with open(file, "r+b") as content, mmap.mmap(content.fileno(), 0) as mapped:
+        place = mapped.find(_NO_DIGEST.encode())
+        mapped[place : place + len(digest)] = digest.encode()
+
+
+def _digest(file: Path, written: str) -> str | None:
+    """sha256 of the file and its external weights, with zeros in the place of the digest that is written in it."""
+    found = hashlib.sha256()
+    with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        place = mapped.find(written.encode())
+        if place < 0:
+            return None
+        for start in range(0, place, 2**20):
+            found.update(mapped[start : min(start + 2**20, place)])
+        found.update(_NO_DIGEST.encode())
+        for start in range(place + len(written), len(mapped), 2**20):
+            found.update(mapped[start : start + 2**20])
+    weights = Path(f"{file}.data")
+    if weights.is_file():
+        with open(weights, "rb") as content:
+            found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Yields a path of the target's name in a new folder beside it. One export writes into a folder at a time, so that
+    any other scratch folder there is of a process that was killed."""
+    lock = FileLock(target.parent / ".export.lock")
+    with lock:
+        for leftover in target.parent.glob(".export-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+            yield Path(folder) / target.name
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+
+
+def _move(made: Path, target: Path) -> None:
+    """Weights beside the file first, so that a file that is there is whole."""
+    for part in sorted(made.parent.iterdir(), key=lambda part: part == made):
+        part.replace(target.parent / part.name)
+
+
+__all__ = [
+    "FILE",
+    "INPUTS",
+    "INT8_FILE",
+    "MissingPackageError",
+    "check_content",
+    "differences",
+    "export_onnx",
+    "export_program",
+    "output_names",
+    "quantize_onnx",
+    "read_facts",
+    "session",
+    "weights_mark",
+]

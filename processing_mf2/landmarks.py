@@ -1,0 +1,253 @@
+"""The 68 landmarks of a face (iBUG order) in pixels of its image: given, found by face-alignment, or a template."""
+
+import functools
+import math
+import os
+import pickle
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .geometry import STEADY_POINTS, canonical_landmarks, pooled
+
+
+LandmarkSource = Literal["template", "face_alignment", "given"]
+NoFacePolicy = Literal["raise", "template", "skip"]
+ManyFacesPolicy = Literal["largest", "all"]
+
+
+@dataclass(frozen=True)
+class DetectedFace:
+    box: np.ndarray
+    """left, top, right, bottom in pixels of the image."""
+    score: float
+    """Of the box, 0 to 1: to filter faces by, when the detector is called on its own."""
+    landmarks: np.ndarray
+    """(68, 2)"""
+    confidence: np.ndarray
+    """(68,), the network's response at each landmark: low where it is hidden. The image processor uses neither."""
+
+    @property
+    def area(self) -> float:
+        left, top, right, bottom = self.box
+        return float((right - left) * (bottom - top))
+
+
+def template_landmarks(height: int, width: int) -> np.ndarray:
+    """Of an image that is a ready-aligned crop: the mean face's, (68, 2)."""
+    return canonical_landmarks(height, width)
+
+
+def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
+    """What was given for each of `count` images, `None` where nothing was; not checked further."""
+    if landmarks is None:
+        return [None] * count
+    if isinstance(landmarks, np.ndarray | torch.Tensor):
+        # Of one image, the axis of images may be missing.
+        landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
+    elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
+        landmarks = [landmarks]
+    if not isinstance(landmarks, list | tuple) or len(landmarks) != count:
+        got = f"{len(landmarks)} sets" if isinstance(landmarks, list | tuple) else type(landmarks).__name__
+        raise ValueError(f"landmarks: got {got}, expected {count}, one (68, 2) set (or None) for each image")
+    return list(landmarks)
+
+
+def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.ndarray:
+    """(68, 2) float64, if they can be a face's in an image of this size."""
+    if isinstance(landmarks, torch.Tensor):
+        landmarks = landmarks.detach().float().cpu()
+    try:
+        points = np.asarray(landmarks, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: got {type(landmarks).__name__}, expected (68, 2) numbers ({error})") from error
+    if points.shape != (68, 2):
+        raise ValueError(f"{name}: got {points.shape}, expected (68, 2), x and y of the 68 iBUG points in pixels")
+    if not np.isfinite(points).all():
+        bad = np.flatnonzero(~np.isfinite(points).all(axis=1)).tolist()
+        raise ValueError(
+            f"{name}: points {bad} are not finite; leave out the landmarks of an image in which they are unknown"
+        )
+    size = np.array([width, height])
+    low, high = points.min(axis=0), points.max(axis=0)
+    if (low < -size / 2).any() or (high > 1.5 * size).any():
+        raise ValueError(
+            f"{name}: got x from {low[0]:.1f} to {high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}, far outside "
+            f"the image of {width} x {height} pixels; expected pixels of the very image they come with"
+        )
+    # How far the points spread along their longest and their shortest direction.
+    x, y = (steady := points[list(STEADY_POINTS)]).T - steady.mean(axis=0)[:, None]
+    both, apart = (x @ x + y @ y) / len(x), math.hypot(x @ x - y @ y, 2 * (x @ y)) / len(x)
+    longest, shortest = math.sqrt((both + apart) / 2), math.sqrt(max(both - apart, 0) / 2)
+    if longest < 1 or shortest < 0.02 * longest:
+        raise ValueError(
+            f"{name}: the points spread over {longest:.2f} by {shortest:.2f} pixels, that is one spot or one line; "
+            "expected a face. Landmarks are pixels, not fractions of the image"
+        )
+    return points
+
+
+_MOST_REVERSED = 0.2
+"""Of the eyes' distance from the mouth. In a profile the hidden eye's points may lie a little beyond the other's."""
+
+
+def check_orientation(points: np.ndarray, name: str) -> None:
+    """An error if a face looks as in a mirror, which no turn of the photograph does: right and left are exchanged."""
+    first_eye, second_eye, mouth = (points[part].mean(axis=0) for part in (slice(36, 42), slice(42, 48), slice(48, 68)))
+    across, down = second_eye - first_eye, mouth - (first_eye + second_eye) / 2
+    # Twice the triangle's signed area: positive in images, where y points down.
+    if across[0] * down[1] - across[1] * down[0] < -_MOST_REVERSED * (down @ down):
+        raise ValueError(
+            f"{name}: got a mirrored face, expected points 36 to 41 on the eye that is left of the other in an upright "
+            "image; left and right, or x and y, seem to be exchanged. Of a flipped image, reorder the points too"
+        )
+
+
+def choose_faces(
+    faces: Sequence[DetectedFace], *, on_no_face: NoFacePolicy, on_many_faces: ManyFacesPolicy, name: str
+) -> list[DetectedFace] | None:
+    """The faces of one image to go on with: none if it is to be skipped, `None` if the template is to stand in."""
+    if not faces:
+        if on_no_face == "raise":
+            raise ValueError(
+                f"{name}: no face was found; give its landmarks, or choose on_no_face='skip' (leave the image out) or "
+                "'template' (take the image as a ready-aligned crop)"
+            )
+        return None if on_no_face == "template" else []
+    if on_many_faces == "all":
+        return list(faces)
+    return [max(faces, key=lambda face: face.area)]
+
+
+def face_in_image(
+    height: int, width: int, points: np.ndarray | None, source: LandmarkSource, found: DetectedFace | None = None
+) -> dict[str, Any]:
+    """Box and landmarks of a face in pixels of its image, and where each comes from: plain numbers, by name.
+
+    The box is the detector's, else that around the landmarks given; a template stands for the whole image.
+    """
+    if points is None:
+        points, box, box_source = template_landmarks(height, width), np.array([0, 0, width, height]), "image"
+    elif found is not None:
+        box, box_source = found.box, "face_alignment"
+    else:
+        box, box_source = np.concatenate([points.min(axis=0), points.max(axis=0)]), "landmarks"
+    face = {
+        "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), map(float, box), strict=True)),
+        "box_source": box_source,
+        "landmarks": np.asarray(points, dtype=np.float64).tolist(),
+        "landmark_source": source,
+    }
+    return face if found is None else {**face, "box_score": float(found.score)}
+
+
+class FaceAlignmentDetector:
+    """Faces and their landmarks by the face-alignment package (S3FD boxes, 2DFAN4 landmarks).
+
+    Its networks are loaded at the first image and shared by all detectors of equal settings. compile: worth its start
+    only for long runs. flip_input: averages over the mirrored face, at twice the time. detection_side: boxes are looked
+    for in a copy no larger than this; landmarks in the full image. max_batch_size: faces a forward pass.
+    """
+
+    def __init__(
+        self,
+        device: str = "cpu",
+        *,
+        compile: bool = False,
+        flip_input: bool = True,
+        detection_side: int = 640,
+        max_batch_size: int = 8,
+        min_score: float = 0.5,
+    ):
+        self.settings = (str(device), compile, flip_input, max_batch_size, min_score)
+        self.detection_side = detection_side
+
+    @property
+    def network(self) -> Any:
+        with _LOADING:
+            return _load_network(*self.settings)
+
+    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]:
+        """(3, height, width) images from 0 to 255, of any sizes -> the faces of each, largest first."""
+        copies, scales = zip(*(self._detection_copy(image) for image in images), strict=True) if images else ((), ())
+        boxes: list[Sequence[np.ndarray]] = [()] * len(images)
+        for group in _groups_of_equal_shape(copies):
+            found = self.network.face_detector.detect_from_batch(torch.stack([copies[i] for i in group]))
+            for index, image_boxes in zip(group, found, strict=True):
+                boxes[index] = image_boxes
+        return [
+            self._landmarks(image, image_boxes, scale)
+            for image, image_boxes, scale in zip(images, boxes, scales, strict=True)
+        ]
+
+    def _detection_copy(self, image: torch.Tensor) -> tuple[torch.Tensor, float]:
+        height, width = image.shape[1:]
+        scale = min(1.0, self.detection_side / max(height, width))
+        if scale == 1.0:
+            return image.float(), 1.0
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        if height * width > _LARGE:
+            image = pooled(image, max(1, int(0.5 / scale)))
+        return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0], scale
+
+    def _landmarks(self, image: torch.Tensor, boxes: Sequence[np.ndarray], scale: float) -> list[DetectedFace]:
+        if len(boxes) == 0:
+            return []
+        boxes = [np.array([*(np.asarray(box[:4]) / scale), box[4]]) for box in boxes]
+        pixels = image.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        points, confidence, _ = self.network.get_landmarks_from_image(
+            pixels, detected_faces=boxes, return_bboxes=True, return_landmark_score=True
+        )
+        faces = [
+            # face-alignment cuts to whole pixels; half a pixel leads back to a pixel's middle.
+            DetectedFace(box[:4], float(box[4]), np.asarray(face_points, dtype=np.float64) + 0.5, np.asarray(scores))
+            for box, face_points, scores in zip(boxes, points, confidence, strict=True)
+        ]
+        return sorted(faces, key=lambda face: -face.area)
+
+
+_LARGE = 2**24  # pixels; as floats of all colours that is 200 MB
+
+
+def _groups_of_equal_shape(images: Sequence[torch.Tensor]) -> list[list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(index)
+    return list(groups.values())
+
+
+_LOADING = threading.Lock()
+
+
+@functools.lru_cache(maxsize=4)
+def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: int, min_score: float) -> Any:
+    try:  # here, for the package takes seconds to import, and given landmarks or a template do not need it
+        import face_alignment
+        from face_alignment import api
+        from face_alignment.detection.sfd import sfd_detector
+    except ImportError as error:
+        raise ImportError(
+            "landmark_source='face_alignment' needs the face-alignment package (pip install face-alignment); without "
+            "it give landmarks, or ready-aligned crops with landmark_source='template'"
+        ) from error
+    try:
+        return face_alignment.FaceAlignment(
+            face_alignment.LandmarksType.TWO_D,
+            **{"device": device, "compile": compile, "flip_input": flip_input, "max_batch_size": max_batch_size},
+            face_detector_kwargs={"filter_threshold": min_score},
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        files = [os.path.basename(url) for url in (api.models_urls["2DFAN-4"], sfd_detector.models_urls["s3fd"])]
+        missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
+        what = f"fetch {' and '.join(missing)}" if missing else f"delete {' and '.join(files)} if they are damaged"
+        raise OSError(
+            f"face-alignment could not load its weights ({error}). On a machine without access to its server, {what} "
+            f"and put the files into {folder}; the addresses stand in face_alignment.api.models_urls and in "
+            "face_alignment.detection.sfd.sfd_detector.models_urls"
+        ) from error

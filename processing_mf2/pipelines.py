@@ -1,0 +1,656 @@
+"""Labels of zero-shot classification to the sentences that stand for them."""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoModelForPreTraining, Pipeline, pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import cached_file, find_adapter_config_file
+
+from configuration_mf2.facs import ACTION_UNITS, EMOTIONS
+from configuration_mf2.hub import PIPELINES as HUB_PIPELINES
+from configuration_mf2.hub import check_finite_weights, check_loading_info
+
+from .captions import au_state_prompts, emotion_prompts
+from .image_processing_mf2 import MF2ImageProcessorKwargs, check_choices
+from .processing_mf2 import MF2Processor, check_finite, resolve_thresholds
+from .wording import EMOTION_ONLY
+
+
+TEMPLATE = EMOTION_ONLY[0].replace("{emotion}", "{}")
+
+
+@dataclass(frozen=True)
+class ZeroShotLabels:
+    """branch "emo": sentences compete for the face. branch "au": each AU's own state against its state at rest."""
+
+    branch: Literal["emo", "au"]
+    labels: tuple[str, ...]
+    sentences: tuple[str, ...]
+    action_units: tuple[str, ...] = ()
+    at_rest: tuple[str, ...] = ()
+
+
+def read_labels(
+    labels: Any, action_units: Sequence[str], branch: str | None = None, template: str = TEMPLATE
+) -> ZeroShotLabels:
+    """labels: emotions or words of the user's own; or AUs by code ("AU12") or noun ("lip corner puller").
+
+    A mapping gives sentences of the user's own: of a label one, of an AU one or a pair (active, at rest).
+    """
+    if branch not in (None, "emo", "au"):
+        raise ValueError(f"branch: got {branch!r}, expected 'emo' or 'au', or none: the labels tell")
+    if not isinstance(labels, Mapping | list | tuple) or not labels:
+        raise ValueError(
+            f"candidate_labels: got {labels!r:.80}, expected a list of at least one label, such as ['Happiness', "
+            "'Anger'] or ['AU6', 'AU12'], or a mapping from labels to sentences"
+        )
+    names = list(labels)
+    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if wrong or len(set(names)) < len(names):
+        raise ValueError(f"candidate_labels: got {names!r:.120}, expected different strings that are not empty")
+    units = [_action_unit(name) for name in names]
+    if branch is None:
+        branch = "au" if any(units) else "emo"
+    own = dict(labels) if isinstance(labels, Mapping) else {}
+    if branch == "emo":
+        return ZeroShotLabels("emo", tuple(names), tuple(_about_face(name, own.get(name), template) for name in names))
+    _check_units(names, units, action_units)
+    active, rest = zip(*(_states(unit, own.get(name)) for name, unit in zip(names, units, strict=True)), strict=True)
+    return ZeroShotLabels("au", tuple(names), active, tuple(units), rest)
+
+
+_BY_NOUN = {unit.noun: name for name, unit in ACTION_UNITS.items()}
+
+
+def _action_unit(label: str) -> str | None:
+    """'AU12', 'au 12', 'AU012' and 'Lip corner puller' are AU12; an AU that FACS does not have is kept as written."""
+    words = label.strip().lower()
+    digits = words.removeprefix("au").strip()
+    if words.startswith("au") and digits.isdigit():
+        return f"AU{int(digits)}"
+    return _BY_NOUN.get(words)
+
+
+def _check_units(names: Sequence[str], units: Sequence[str | None], known: Sequence[str]) -> None:
+    wrong = [name for name, unit in zip(names, units, strict=True) if unit not in known]
+    if wrong:
+        near = difflib.get_close_matches(wrong[0].lower(), _BY_NOUN, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"candidate_labels: got {wrong}, expected action units of this model: {list(known)}, by code or noun; "
+            f"{hint}Ask about emotions, or in words of your own, in a call without action units"
+        )
+
+
+def _states(unit: str, own: Any) -> tuple[str, str]:
+    usual = au_state_prompts([unit])[unit]
+    own = (own,) if isinstance(own, str) else tuple(own or ())
+    if len(own) > 2 or not all(isinstance(sentence, str) and sentence.strip() for sentence in own):
+        raise ValueError(f"candidate_labels[{unit!r}]: got {own!r:.80}, expected one sentence, or two: active, at rest")
+    return (*own, *usual[len(own) :])
+
+
+def _about_face(label: str, own: Any, template: str) -> str:
+    if own is not None:
+        if not isinstance(own, str) or not own.strip():
+            raise ValueError(f"candidate_labels[{label!r}]: got {own!r:.80}, expected a sentence")
+        return own
+    by_name = {name.lower(): name for name in EMOTIONS}
+    if label.strip().lower() in by_name and template == TEMPLATE:
+        name = by_name[label.strip().lower()]
+        return emotion_prompts([name])[name]
+    near = difflib.get_close_matches(label.strip().lower(), [*by_name, *_BY_NOUN], n=1, cutoff=0.85)
+    if near and near[0] != label.strip().lower():
+        raise ValueError(
+            f"candidate_labels: got {label!r}, did you mean {by_name.get(near[0], near[0])!r}? If not, give the "
+            "sentence that it stands for: {label: sentence}"
+        )
+    if template.count("{}") != 1:
+        raise ValueError(f"hypothesis_template: got {template!r}, expected a sentence with one {{}} for the label")
+    return template.format(label)
+
+
+OnError = Literal["raise", "skip"]
+
+# A user's file, array or setting; anything else is a mistake of the program and is never skipped.
+_OF_AN_ITEM = (ValueError, TypeError, OSError)
+_ONE_IMAGE = (str, bytes, bytearray, Mapping, Image.Image)
+
+
+class MF2Pipeline(Pipeline):
+    """One image, or many: a list, a generator, a dataset. Answers are in the order of the images, one an image.
+
+    An image is whatever the image processor reads, or a mapping with `image` (and `landmarks`, if known).
+    on_error (`str`): `"raise"`, or `"skip"`: an image that cannot be read or has no face where one is required is
+        answered by `{"error": {"index": ..., "type": ..., "message": ...}}`, and the others as ever.
+    Settings of the image processor, such as `on_no_face` or `landmark_source`, may be given to the pipeline or a call.
+    """
+
+    forward_names: ClassVar[tuple[str, ...]] = ()
+    postprocess_names: ClassVar[tuple[str, ...]] = ()
+    many_faces: ClassVar[str] = "largest"
+
+    def __init__(
+        self, model: Any, *args: Any, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
+    ) -> None:
+        if kwargs.get("processor") is None:
+            raise ValueError(
+                f"processor: got none, expected the model's: {type(self).__name__}(model, processor="
+                "MF2Processor.from_pretrained(...)), or MF2Processor.for_model(model.config) if it has none yet"
+            )
+        adapted = hasattr(model, "get_base_model")  # peft's wrapper: its layers stand inside the model
+        super().__init__(model.get_base_model() if adapted else model, *args, **kwargs)
+        self.num_workers, self.batch_size = num_workers or 0, batch_size or 1
+        names = {name for step in self.setting_names().values() for name in step}
+        self.settings = {name: kwargs[name] for name in names & kwargs.keys()}
+        self.model.eval()  # dropout would make answers random
+
+    def setting_names(self) -> dict[str, Sequence[str]]:
+        """What may be given to the pipeline or a call, by the step that it is for."""
+        own = {"return_landmark_source", "return_faces", *(["on_many_faces"] if self.many_faces == "largest" else [])}
+        of_images = sorted(set(MF2ImageProcessorKwargs.__annotations__) - own)
+        return {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        known = self.setting_names()
+        sorted_out: dict[str, dict[str, Any]] = {step: {} for step in known}
+        for name, value in given.items():
+            steps = [step for step, names in known.items() if name in names]
+            if not steps:
+                names = [name for names in known.values() for name in names]
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise TypeError(f"{type(self).__name__}: got an unknown parameter {name!r}; {hint}Parameters: {names}")
+            sorted_out[steps[0]][name] = value
+        if given.get("on_error", "raise") not in OnError.__args__:
+            raise ValueError(f"on_error: got {given['on_error']!r}, expected one of {list(OnError.__args__)}")
+        choices = ("landmark_source", "on_no_face", "on_many_faces")
+        check_choices({name: given[name] for name in choices if given.get(name) is not None})
+        return tuple(sorted_out.values())
+
+    def __call__(
+        self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
+    ) -> Any:
+        for name in ("images", "image"):  # as the pipelines of transformers call them
+            inputs = kwargs.pop(name, inputs)
+        params = self._sanitize_parameters(**{**self.settings, **kwargs})
+        workers = self.num_workers if num_workers is None else num_workers
+        size = self.batch_size if batch_size is None else batch_size
+        if type(size) is not int or size < 1:
+            raise ValueError(f"batch_size: got {size!r}, expected a whole number from 1")
+        several = not isinstance(inputs, _ONE_IMAGE) and isinstance(inputs, Iterable | Dataset)
+        if isinstance(inputs, np.ndarray | torch.Tensor):
+            several = inputs.ndim == 4
+        if not several:
+            return self.run_single(inputs, *params)
+        if hasattr(inputs, "__len__") and len(inputs) == 0:
+            raise ValueError("inputs: got an empty list, expected at least one image")
+        answers = self.get_iterator(inputs, workers, size, *params)
+        return list(answers) if isinstance(inputs, list | tuple | np.ndarray | torch.Tensor) else answers
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Model and processor, with the code of both and of the pipelines."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
+        ready = _Ready(self, preprocess_params, numbered=False)
+        return next(self._answers([[ready((0, inputs))]], 1, forward_params, postprocess_params, ready))
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[Any]:
+        ready = _Ready(self, preprocess_params, numbered=True)
+        has_places = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+        if has_places and (num_workers or not isinstance(inputs, Iterable)):
+            batches = DataLoader(_Rows(inputs, ready), batch_size, num_workers=num_workers, collate_fn=list)
+        else:
+            batches = _batches(map(ready, enumerate(inputs)), batch_size)
+        return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
+
+    def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
+        """Every face that is to be judged, a row each: none if `on_no_face="skip"` leaves the image out."""
+        landmarks = None
+        if isinstance(item, Mapping) and "image" in item:
+            item, landmarks = item["image"], item.get("landmarks")
+        settings = {"on_many_faces": self.many_faces, **settings, "return_faces": True}
+        return dict(self.processor.image_processor(item, landmarks, return_tensors="pt", **settings))
+
+    def _answers(
+        self,
+        batches: Iterable[list[dict]],
+        batch_size: int,
+        forward_params: dict,
+        postprocess_params: dict,
+        ready: "_Ready",
+    ) -> Iterator[Any]:
+        with torch.no_grad():
+            forward_params = {**forward_params, **self.once_a_call(forward_params)}
+        index = -1
+        for batch in batches:
+            good = [item for item in batch if "error" not in item]
+            rows = iter(self._rows(good, batch_size, forward_params))
+            for item in batch:
+                index += 1
+                if "error" in item:
+                    yield item
+                    continue
+                of_item = [{"face": face, **next(rows)} for face in item["faces"]]
+                try:
+                    for row in of_item:
+                        for name, values in row.items():
+                            if isinstance(values, torch.Tensor):
+                                check_finite(values, name)
+                    answer = self.postprocess(of_item, **postprocess_params)
+                except ValueError as error:
+                    answer = ready.failed(index, error)
+                yield answer
+
+    def _rows(self, items: list[dict], batch_size: int, forward_params: dict) -> Iterator[dict[str, Any]]:
+        """What the model says of each face; an image may have many, and the model still gets `batch_size` at once."""
+        if not any(item["faces"] for item in items):
+            return
+        pixels = torch.cat([item["pixel_values"] for item in items])
+        landmarks = torch.cat([item["landmarks"] for item in items])
+        for start in range(0, len(pixels), batch_size):
+            part = slice(start, start + batch_size)
+            # Landmarks stay as they are: half precision would move them by up to a pixel.
+            inputs = {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}
+            said = self.forward(inputs, **forward_params)
+            for row in range(len(pixels[part])):
+                yield {name: values[row] for name, values in said.items()}
+
+    def once_a_call(self, forward_params: dict) -> dict[str, Any]:
+        """What `_forward` needs besides and is the same for all batches."""
+        return {}
+
+
+class _Ready:
+    """An item to tensors, or to a named error."""
+
+    def __init__(self, pipeline: MF2Pipeline, params: dict[str, Any], numbered: bool) -> None:
+        self.pipeline, self.params, self.numbered = pipeline, params, numbered
+
+    def __call__(self, item: tuple[int, Any]) -> dict[str, Any]:
+        index, value = item
+        try:
+            return self.pipeline.preprocess(value, **self.params)
+        except _OF_AN_ITEM as error:
+            return self.failed(index, error)
+
+    def failed(self, index: int, error: Exception) -> dict[str, Any]:
+        name = f"inputs[{index}]" if self.numbered else "inputs"
+        message = f"{name}: {str(error).removeprefix('images: ')}"
+        if self.params.get("on_error") == "skip":
+            return {"error": {"index": index, "type": type(error).__name__, "message": message}}
+        kind = type(error) if type(error) in (*_OF_AN_ITEM, FileNotFoundError) else ValueError
+        raise kind(message) from error
+
+
+class _Rows(Dataset):
+    def __init__(self, inputs: Any, ready: _Ready) -> None:
+        self.inputs, self.ready = inputs, ready
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.ready((index, self.inputs[index]))
+
+
+def _batches(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+Target = Literal["emotion", "action_units"]
+CAPTIONS: dict[str, str] = {"emotion": "emo", "key_au": "emo", "au": "au"}
+"""Kind of caption -> the branch that writes it."""
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{hint}")
+
+
+class MF2ImageClassificationPipeline(MF2Pipeline):
+    """Of an image's largest face the labels and their scores, best first; an empty list if `on_no_face="skip"`.
+
+    target (`str`): `"emotion"` or `"action_units"`; the config's `classification_target` unless given.
+    top_k (`int`): that many labels; 5 emotions or all AUs unless given.
+    function_to_apply (`str`): `"softmax"` (usual for emotions), `"sigmoid"` (for AUs) or `"none"`.
+    thresholds: of AUs, which then also say `active`: one for all, one each, or by name; the checkpoint's unless given.
+    """
+
+    forward_names = ("target",)
+    postprocess_names = ("target", "top_k", "function_to_apply", "thresholds")
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        prepare, forward, post = super()._sanitize_parameters(**given)
+        if "target" in given:
+            _one_of("target", given["target"], Target.__args__)
+            forward["target"] = post["target"] = given["target"]
+        if given.get("function_to_apply") is not None:
+            _one_of("function_to_apply", given["function_to_apply"], ("softmax", "sigmoid", "none"))
+        top_k = given.get("top_k")
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
+            raise ValueError(f"top_k: got {top_k!r}, expected a whole number from 1")
+        return prepare, forward, post
+
+    def _forward(self, inputs: dict[str, torch.Tensor], target: Target | None = None) -> dict[str, torch.Tensor]:
+        target = target or self.model.config.classification_target
+        outputs = self.model(**inputs)
+        logits = getattr(outputs, "emotion_logits" if target == "emotion" else "au_logits", None)
+        if logits is None and target == self.model.config.classification_target:
+            logits = getattr(outputs, "logits", None)
+        if logits is None:
+            raise ValueError(
+                f"target: got {target!r}, but {type(self.model).__name__} answers only with "
+                f"{self.model.config.classification_target!r} here; load the checkpoint with AutoModelForPreTraining, "
+                "which answers with all labels that it has"
+            )
+        return {"logits": logits}
+
+    def postprocess(
+        self,
+        rows: list[dict[str, Any]],
+        target: Target | None = None,
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        thresholds: Any = None,
+    ) -> list[dict[str, Any]]:
+        if not rows:
+            return []
+        config = self.model.config
+        of_units = (target or config.classification_target) == "action_units"
+        apply = function_to_apply or ("sigmoid" if of_units else "softmax")
+        logits = rows[0]["logits"].float()
+        scores = {"softmax": logits.softmax(-1), "sigmoid": logits.sigmoid(), "none": logits}[apply].tolist()
+        names = config.action_units if of_units else config.emotions
+        answers = [{"label": name, "score": score} for name, score in zip(names, scores, strict=True)]
+        if of_units:
+            limits = resolve_thresholds(thresholds, names, self.processor.au_thresholds or config.au_thresholds)
+            for answer, limit in zip(answers, limits, strict=True):
+                answer["name"] = ACTION_UNITS[answer["label"]].noun
+                if apply == "sigmoid":  # a threshold is a probability
+                    answer |= {"threshold": limit, "active": answer["score"] >= limit}
+        answers.sort(key=lambda answer: -answer["score"])
+        return answers[: top_k or (None if of_units else 5)]
+
+
+class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
+    """Of an image's largest face how near each label's sentence is to it, nearest first.
+
+    candidate_labels: see [`read_labels`]. Emotions and words of your own share the score 1 among them; of an AU the
+        score is its active state's against its state at rest, whatever the other labels.
+    branch (`str`): `"emo"` or `"au"`; told by the labels unless given.
+    hypothesis_template (`str`): the sentence around a label that is no emotion's name.
+    """
+
+    forward_names = ("candidate_labels", "branch", "hypothesis_template")
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        prepare, forward, post = super()._sanitize_parameters(**given)
+        if "candidate_labels" in forward:
+            template = forward.pop("hypothesis_template", TEMPLATE)
+            labels = read_labels(
+                forward.pop("candidate_labels"), self.model.config.action_units, forward.pop("branch", None), template
+            )
+            self._check_words(labels)
+            forward["labels"] = labels
+        elif forward:
+            raise ValueError(f"candidate_labels: got none, expected them together with {sorted(forward)}")
+        return prepare, forward, post
+
+    def _check_words(self, labels: ZeroShotLabels) -> None:
+        unknown = self.processor.tokenizer.unk_token_id
+        for sentence in (*labels.sentences, *labels.at_rest):
+            ids = self.processor.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+            if not ids or unknown in ids:
+                raise ValueError(
+                    f"candidate_labels: got the sentence {sentence!r}, of which the tokenizer does not know every "
+                    "word; write it in the language that the model was trained with"
+                )
+
+    def once_a_call(self, forward_params: dict) -> dict[str, Any]:
+        if "labels" not in forward_params:
+            raise ValueError("candidate_labels: got none, expected the labels to choose from: ['Happiness', 'Anger']")
+        labels = forward_params["labels"]
+        text = self.processor(text=[*labels.sentences, *labels.at_rest]).to(self.device)
+        model = self.model.base_model
+        features = model.get_text_features(text["input_ids"], text["attention_mask"], branch=labels.branch)
+        return {"features": features}
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], labels: ZeroShotLabels, features: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        model = self.model.base_model
+        seen = model.get_image_features(**inputs, branch=labels.branch)
+        if labels.branch == "emo":
+            near = torch.einsum("bqd,ld->blq", seen, features)
+        else:  # each sentence meets the queries of its own AU
+            places = [model.config.action_units.index(unit) for unit in labels.action_units] * 2
+            near = torch.einsum("blqd,ld->blq", seen[:, places], features)
+        temperature = model.branch(labels.branch).temperature.clamp_min(1e-3)
+        logits = (near.amax(dim=-1) / temperature).float()
+        if labels.branch == "au":
+            return {"scores": logits.unflatten(1, (2, -1)).softmax(dim=1)[:, 0], "labels": [labels] * len(logits)}
+        return {"scores": logits.softmax(dim=-1), "labels": [labels] * len(logits)}
+
+    def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not rows:
+            return []
+        labels: ZeroShotLabels = rows[0]["labels"]
+        found = zip(rows[0]["scores"].tolist(), labels.labels, labels.sentences, strict=True)
+        answers = [{"score": score, "label": label, "sentence": sentence} for score, label, sentence in found]
+        for answer, unit, rest in zip(answers, labels.action_units, labels.at_rest, strict=False):
+            answer |= {"action_unit": unit, "name": ACTION_UNITS[unit].noun, "sentence_at_rest": rest}
+        return sorted(answers, key=lambda answer: -answer["score"])
+
+
+class _Writing(MF2Pipeline):
+    """Pipelines that may write captions, by whichever model was handed in."""
+
+    forward_names = ("captions", "max_new_tokens", "generate_kwargs")
+    _writer: Any = None
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        prepare, forward, post = super()._sanitize_parameters(**given)
+        wanted = forward.get("captions")
+        if wanted is not None:
+            config = self.model.config
+            here = [kind for kind, branch in CAPTIONS.items() if getattr(config, f"use_{branch}_branch")]
+            wanted = here if wanted is True else [] if wanted is False else wanted
+            wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+            for kind in wanted:
+                _one_of("captions", kind, here)
+            forward["captions"] = wanted
+        return prepare, forward, post
+
+    def write(
+        self,
+        seen: dict[str, torch.Tensor],
+        kinds: Sequence[str],
+        max_new_tokens: int | None = None,
+        generate_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Of each face a dict: kind -> text, or for "au" AU -> text."""
+        settings = dict(generate_kwargs or {})
+        if max_new_tokens is not None:
+            settings["max_new_tokens"] = max_new_tokens
+        if self._writer is None:
+            self._writer = self.model.captioner()
+        units, writer = self.model.config.action_units, self._writer
+        told: list[dict[str, Any]] = [{} for _ in seen["landmarks"]]
+        for kind in kinds:
+            if kind == "key_au":
+                settings["input_ids"] = self.processor.caption_prompt("key_au").to(self.device)
+            texts = self.processor.decode_captions(writer.generate(**seen, branch=CAPTIONS[kind], **settings))
+            settings.pop("input_ids", None)
+            for face, text in zip(told, texts, strict=True):
+                face[kind] = dict(zip(units, text, strict=True)) if kind == "au" else text
+        return told
+
+    def look(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tower is asked once for everything that is then read from it, unless an adapter looks into the tower."""
+        model = self.model.base_model
+        if any(model.branch(name).port.reads("vision") for name in model.branch_names):
+            return inputs
+        tokens = model.look(inputs["pixel_values"], None)
+        return {"image_tokens": tokens, "landmarks": inputs["landmarks"]}
+
+
+class MF2ImageToTextPipeline(_Writing):
+    """Of an image's largest face what the model writes about it: a dict a text, with `generated_text` and `kind`.
+
+    captions: `"emotion"` (usual), `"key_au"`, `"au"` (a text an AU), several of them, or True for all.
+    max_new_tokens, generate_kwargs: for `generate`.
+    """
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], captions: Sequence[str] | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        usual = ["emotion"] if self.model.config.use_emo_branch else ["au"]
+        return {"captions": self.write(self.look(inputs), usual if captions is None else captions, **settings)}
+
+    def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        answers = []
+        for kind, text in (rows[0]["captions"] if rows else {}).items():
+            if kind == "au":
+                for unit, words in text.items():
+                    name = ACTION_UNITS[unit].noun
+                    answers.append({"generated_text": words, "kind": kind, "action_unit": unit, "name": name})
+            else:
+                answers.append({"generated_text": text, "kind": kind})
+        return answers
+
+
+class MF2FaceAnalysisPipeline(_Writing):
+    """Every face of an image, a dict each: box, landmarks and their source, emotion, all AUs, captions if asked.
+
+    captions: None (usual), or as in [`MF2ImageToTextPipeline`]; max_new_tokens, generate_kwargs: for them.
+    thresholds: of AUs: one for all, one each, or by name; the checkpoint's unless given.
+    on_many_faces (`str`): `"all"` (usual) or `"largest"`. Faces are looked for if `landmark_source="face_alignment"`;
+        otherwise an image is one face.
+    """
+
+    postprocess_names = ("thresholds",)
+    many_faces = "all"
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], captions: Sequence[str] | None = None, **settings: Any
+    ) -> dict[str, Any]:
+        seen = self.look(inputs) if captions else inputs
+        outputs = self.model(**seen)
+        said = {name: getattr(outputs, name, None) for name in ("emotion_logits", "au_logits")}
+        if all(logits is None for logits in said.values()):
+            raise ValueError(
+                f"model: got {type(self.model).__name__}, expected one that answers with emotions and action units: "
+                "MF2ForFaceAnalysis or MF2ForPreTraining"
+            )
+        said = {name: logits for name, logits in said.items() if logits is not None}
+        return {**said, "captions": self.write(seen, captions, **settings)} if captions else said
+
+    def postprocess(self, rows: list[dict[str, Any]], thresholds: Any = None) -> list[dict[str, Any]]:
+        if not rows:
+            return []
+        names = [name for name in ("emotion_logits", "au_logits") if name in rows[0]]
+        outputs = {name: torch.stack([row[name] for row in rows]) for name in names}
+        results = self.processor.post_process_face_analysis(outputs, thresholds)
+        captions = [{"captions": row["captions"]} if "captions" in row else {} for row in rows]
+        return [{**row["face"], **said, **text} for row, said, text in zip(rows, results, captions, strict=True)]
+
+
+PIPELINES: dict[str, type[MF2Pipeline]] = {
+    "image-classification": MF2ImageClassificationPipeline,
+    "zero-shot-image-classification": MF2ZeroShotImageClassificationPipeline,
+    "image-to-text": MF2ImageToTextPipeline,
+    "image-text-to-text": MF2ImageToTextPipeline,
+    "face-analysis": MF2FaceAnalysisPipeline,
+}
+
+
+def _adapter_s_processor(name: str, settings: Mapping[str, Any]) -> MF2Processor | None:
+    """transformers would take the base's, which does not know the thresholds that were tuned for the adapter."""
+    where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
+    if find_adapter_config_file(name, **where) is None:
+        return None
+    try:
+        cached_file(name, "processor_config.json", **where)
+    except OSError:  # it has none
+        return None
+    return MF2Processor.from_pretrained(name, **where)
+
+
+_LOADING = ("dtype", "torch_dtype", "device_map", "trust_remote_code", "revision", "token", "local_files_only")
+
+
+def _checked_model(task: str, name: str, settings: dict[str, Any]) -> Any:
+    """The model that transformers would load, refused if weights are missing or NaN; an adapter's name as it is."""
+    where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
+    if find_adapter_config_file(name, **where) is not None:
+        return name
+    given = {key: settings.pop(key) for key in _LOADING if key in settings} | settings.pop("model_kwargs", {})
+    auto = getattr(transformers, HUB_PIPELINES[task][1])
+    model, info = auto.from_pretrained(name, output_loading_info=True, **given)
+    check_loading_info(info, name)
+    check_finite_weights(model, name)
+    return model
+
+
+def face_pipeline(task: str, model: Any, processor: Any = None, **kwargs: Any) -> Pipeline:
+    """`transformers.pipeline` with the classes of this file, also for a model object; its processor is found if the
+    model was loaded from somewhere. An adapter's folder or name will do for a model: it says which base it adapts.
+    peft's wrapper around a model brings the base's processor: pass the adapter's own, if it has one."""
+    _one_of("task", task, list(PIPELINES))
+    if hasattr(model, "__fspath__"):
+        model = str(model)
+    if isinstance(model, str):
+        processor = processor or _adapter_s_processor(model, kwargs)
+        model = _checked_model(task, model, kwargs)
+    if processor is None and not isinstance(model, str):
+        if not model.name_or_path:
+            raise ValueError(
+                "processor: got none, and the model was not loaded from a checkpoint that has one; expected its "
+                "processor, such as MF2Processor.for_model(model.config)"
+            )
+        processor = MF2Processor.from_pretrained(model.name_or_path)
+    # transformers has given up the name, not the task.
+    name = "image-text-to-text" if task == "image-to-text" else task
+    return pipeline(name, model=model, processor=processor, pipeline_class=PIPELINES[task], **kwargs)
+
+
+# Tasks that transformers has not got; a checkpoint's config names the classes for those that it has.
+if "face-analysis" not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline("face-analysis", MF2FaceAnalysisPipeline, AutoModelForPreTraining, type="image")
+
+
+__all__ = [
+    "MF2FaceAnalysisPipeline",
+    "MF2ImageClassificationPipeline",
+    "MF2ImageToTextPipeline",
+    "MF2Pipeline",
+    "MF2ZeroShotImageClassificationPipeline",
+    "ZeroShotLabels",
+    "face_pipeline",
+    "read_labels",
+]

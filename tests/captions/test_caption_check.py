@@ -1,0 +1,121 @@
+import json
+import re
+
+import pytest
+
+from mf2face.captions.check import UnreadableAnswerError, check_caption, judge, named_aus, read_answer
+from mf2face.captions.styles import CaptionRow, CaptionStyle
+
+
+STYLE = CaptionStyle("mfa")
+ROW = CaptionRow("a", [1, 0, 0, -1, 0, 0, 1, 0, 0, 0, 0, 0], "Happiness")  # AU1 and AU12; AU6 is unknown
+STATES = STYLE.states(ROW)
+GOOD = {
+    "au_caption": "1. AU1 (Inner Brow Raiser): the inner brows rise.\n2. AU12 (Lip Corner Puller): a smile.",
+    "emotion_caption": "Raised lip corners show happiness.",
+    "key_au_caption": "Key action units: AU12 (Lip Corner Puller) tells happiness.",
+}
+
+
+def problem(name, text, emotion="Happiness", states=STATES):
+    return check_caption(name, text, states, emotion)[1]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(GOOD),
+        f"```json\n{json.dumps(GOOD, indent=1)}\n```",
+        f"Here you are: {json.dumps(GOOD)} Anything else?",
+    ],
+)
+def test_answers_are_read_with_what_stands_around_them(content):
+    assert read_answer(content, tuple(GOOD)) == GOOD
+
+
+def test_an_answer_may_give_a_list_of_lines_and_lack_a_key():
+    assert read_answer('{"au_caption": ["1. a", "2. b"], "emotion_caption": 3}', tuple(GOOD)) == {
+        "au_caption": "1. a\n2. b"
+    }
+    assert read_answer('{"au_caption": "1. a\n2. b"}', tuple(GOOD)) == {"au_caption": "1. a\n2. b"}, "a bare line break"
+
+
+@pytest.mark.parametrize("content", ["", "no", "{", '{"au_caption": "1. AU', "[1]", '{"a": 1}}', '{"a":' * 9999 + "}"])
+def test_what_is_no_object_is_unreadable(content):
+    with pytest.raises(UnreadableAnswerError, match="expected a JSON object"):
+        read_answer(content, tuple(GOOD))
+
+
+def test_true_captions_pass():
+    assert [problem(name, text) for name, text in GOOD.items()] == [None] * 3
+    assert problem("au_caption", "All at rest.", states=dict.fromkeys(STATES, 0)) is None
+    assert problem("key_au_caption", "none of them tells; it shows happiness") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("au_caption", GOOD["au_caption"] + "\n3. AU2 (Outer Brow Raiser): up.", "names AU2 .*which is not active"),
+        ("au_caption", GOOD["au_caption"] + "\n3. AU6: up.", "names AU6"),
+        ("au_caption", GOOD["au_caption"] + "\n3. au 9 and AU04.", r"names AU9 .*, AU4 .*, which are not active"),
+        ("au_caption", "1. AU1 (Inner Brow Raiser): up.", "has no item for AU12"),
+        ("au_caption", "1. AU99: up.", "names AU99, which"),
+        ("key_au_caption", "Key action units: AU6 (Cheek Raiser) tells happiness.", "names AU6"),
+        ("key_au_caption", "Key action units: the Cheek Raiser tells happiness.", "names AU6"),
+        ("emotion_caption", "AU12 shows happiness.", "by code"),
+        ("emotion_caption", "The face shows anger.", "tells of anger, but the emotion is Happiness"),
+        ("emotion_caption", "x" * 4000, "has 4000 characters"),
+        ("exp_blip_exp", "The lips rise, which implies sadness.", "tells of sadness"),
+    ],
+)
+def test_false_captions_are_told_apart(name, text, message):
+    assert re.search(message, problem(name, text) or "passed"), problem(name, text)
+
+
+def test_an_emotion_may_be_compared_with_others_and_a_vague_one_cannot_be_refused():
+    assert problem("emotion_caption", "No anger and no fear, and no anger: happiness.") is None
+    assert problem("emotion_caption", "A joyful face.") is None
+    assert problem("emotion_caption", "Neither anger nor fear.", "Other") is None
+    assert problem("emotion_caption", "Both happiness and surprise.", "Happily Surprised") is None
+
+
+def test_local_descriptions_must_call_each_state_by_its_name():
+    states = {"AU1": 1, "AU2": 0, "AU4": -1}
+    text, wrong = check_caption(
+        "vl_fau_local", "1. AU1 (X): active, it is up.\n2. AU2: Inactive - level.", states, None
+    )
+    assert wrong is None
+    assert text == "1. AU1 (Inner Brow Raiser): It is up.\n2. AU2 (Outer Brow Raiser): Level."
+    for bad, message in {
+        "1. AU1: active, a.\n2. AU2: active, b.": 'AU2 .* "inactive"',
+        "1. AU1: active, a.": "no item for AU2",
+        "1. AU1: active, a.\n2. AU2: inactive, b.\n3. AU4: active, c.": "describes AU4",
+    }.items():
+        with pytest.raises(AssertionError, match=message):
+            raise AssertionError(problem("vl_fau_local", bad, None, states))
+
+
+def test_titles_name_an_action_unit_and_plain_words_do_not():
+    assert named_aus("AU12, Lips Part and the lips part") == ["AU12", "AU25"]
+
+
+@pytest.mark.parametrize("text", ["AUs 6, 7 and 12", "action units 6, 7, and 12", "AU6/7/12", "au 06, AU7 + 12"])
+def test_codes_in_a_row_are_all_read(text):
+    assert named_aus(f"Happiness, by {text}, in 2 places and 3 ways.") == ["AU6", "AU7", "AU12"]
+
+
+def test_a_false_caption_goes_back_once_and_then_falls_to_the_rule():
+    false = {**GOOD, "au_caption": "1. AU9 (Nose Wrinkler): up."}
+    captions, problems = judge(STYLE, ROW, [json.dumps(false)], "m")
+    assert captions is None and list(problems) == ["au_caption"] and "AU9" in problems["au_caption"]
+    corrected, _ = judge(STYLE, ROW, [json.dumps(false), json.dumps(GOOD)], "m")
+    assert corrected.writer == "m" and "AU12 (Lip Corner Puller): A smile." in corrected.texts["au_caption"]
+    stubborn, _ = judge(STYLE, ROW, [json.dumps(false)] * 2, "m")
+    assert stubborn.writer == "m (rule: au_caption)"
+    assert stubborn.texts["au_caption"] == STYLE.by_rule(ROW).texts["au_caption"]
+    assert stubborn.texts["emotion_caption"] == GOOD["emotion_caption"]
+    refused, _ = judge(STYLE, ROW, ["{}", "{}"], "m")
+    assert refused.writer == "m (rule: au_caption, emotion_caption, key_au_caption)"
+    # What was right at first is kept though the second answer spoilt it.
+    swapped, _ = judge(STYLE, ROW, [json.dumps(false), json.dumps({**GOOD, "emotion_caption": "Fear."})], "m")
+    assert swapped.writer == "m" and swapped.texts["emotion_caption"] == GOOD["emotion_caption"]

@@ -1,0 +1,175 @@
+import asyncio
+import json
+import random
+import resource
+
+import pytest
+
+from mf2face.captions import journal as caption_journal_mf2
+from mf2face.captions.journal import CaptionError, CaptionJournal, JournalFullError, JournalInUseError
+from mf2face.captions.styles import Captions
+
+
+def fill(path, rows=3):
+    with CaptionJournal(path) as book:
+        for row in range(rows):
+            number = book.open_request(0.5)
+            book.add_captions(number, f"key{row}", Captions(f"r{row}", {"au_caption": "ä" * 40}, "m"), 0.25)
+        lost = book.open_request(0.5)
+        book.add_answer(book.open_request(0.5), "half", "{}", 0.125)
+        asyncio.run(book.flushed())
+        assert book.unsure == 0.5 and lost == rows + 1
+
+
+def test_everything_is_back_after_it_was_closed(tmp_path):
+    path = tmp_path / "new" / "journal.jsonl"
+    fill(path)
+    with CaptionJournal(path) as book:
+        assert len(book) == 3 and "key2" in book and "half" not in book
+        assert book.captions("key1") == Captions("r1", {"au_caption": "ä" * 40}, "m")
+        assert book.spent == 0.75 + 0.125 and book.unsure == 0.5, "what was asked and never answered may be paid"
+        assert book.answers == {"half": ["{}"]} and book.requests == 5
+        book.add_captions(None, "half", Captions("h", {}, "m"), 0.0)
+        assert book.answers == {} and "half" in book
+
+
+def test_cut_off_at_any_byte_it_opens_and_loses_at_most_the_line_that_was_cut(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    fill(path, rows=2)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 29):
+        path.write_bytes(whole[:size])
+        complete = [json.loads(line) for line in whole[:size].splitlines(keepends=True) if line.endswith(b"\n")]
+        with CaptionJournal(path) as book:
+            least = sum(line["event"] == "captions" for line in complete)
+            assert least <= len(book) <= least + 1
+            book.add_captions(None, "later", Captions("l", {}, "m"), 0.0)
+        with CaptionJournal(path) as book:
+            assert "later" in book, size
+            assert path.read_bytes().endswith(b"\n")
+
+
+def test_a_spoilt_line_in_the_middle_is_passed_over_and_told(tmp_path, caplog):
+    path = tmp_path / "journal.jsonl"
+    fill(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\0\0\xff\n"
+    path.write_bytes(b"".join(lines))
+    with CaptionJournal(path) as book:
+        assert len(book) == 2 and book.captions("key2").id == "r2"
+    assert "line 3" in caplog.text
+
+
+def test_whoever_waits_for_the_disk_shares_one_write(tmp_path, monkeypatch):
+    import os
+    import time
+
+    calls = []
+
+    def slow(_):
+        calls.append(1)
+        time.sleep(0.02)
+
+    async def many(book):
+        async def one(n):
+            book.close_request(n)
+            target = book._written
+            await book.flushed()
+            assert book._synced >= target, "came back before the line was on the disk"
+
+        await asyncio.gather(*(one(n) for n in range(50)))
+
+    with CaptionJournal(tmp_path / "j") as book:
+        monkeypatch.setattr(os, "fsync", slow)
+        asyncio.run(many(book))
+        assert 1 <= len(calls) <= 5
+
+
+def test_one_run_at_a_time(tmp_path):
+    with CaptionJournal(tmp_path / "j"), pytest.raises(JournalInUseError, match="is in use by another run"):
+        CaptionJournal(tmp_path / "j").__enter__()
+    with CaptionJournal(tmp_path / "j") as book:
+        assert len(book) == 0
+
+
+def test_a_full_disk_is_an_error_that_keeps_what_stands_there(tmp_path, monkeypatch):
+    path = tmp_path / "j"
+    fill(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CaptionJournal(path) as book:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
+        try:
+            with pytest.raises(JournalFullError, match=r"cannot grow .* what stands in it is kept"):
+                book.add_captions(None, "new", Captions("n", {"au_caption": "x" * 100}, "m"), 0.0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "new" not in book
+        book.add_captions(None, "new", Captions("n", {}, "m"), 0.0)
+    with CaptionJournal(path) as book:
+        assert len(book) == 4 and book.captions("new").id == "n"
+        monkeypatch.setattr(caption_journal_mf2, "MIN_FREE_BYTES", 1 << 62)
+        with pytest.raises(JournalFullError, match="bytes left"):
+            book.open_request(0.1)
+
+
+def test_a_journal_of_a_later_version_is_refused(tmp_path):
+    (tmp_path / "j").write_text('{"event":"journal","version":9,"id":"x"}\n')
+    with pytest.raises(CaptionError, match="is of version 9, expected 2"):
+        CaptionJournal(tmp_path / "j").__enter__()
+
+
+def test_every_flipped_bit_is_found(tmp_path, caplog):
+    path = tmp_path / "journal.jsonl"
+    fill(path)
+    whole, rng = path.read_bytes(), random.Random(0)
+    with CaptionJournal(path) as book:
+        expected = {key: book.captions(key) for key in ("key0", "key1", "key2")}
+    header = whole.index(b"\n")
+    for place in [*range(header), *(rng.randrange(header, len(whole)) for _ in range(200))]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        caplog.clear()
+        with CaptionJournal(path) as book:
+            assert "expected a line as it was written" in caplog.text, place
+            assert all(book.captions(key) == value for key, value in expected.items() if key in book)
+            assert set(book._places) <= set(expected) and book.spent <= 0.875
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[]", "line 2: got no JSON object"),
+        ('{"event": "paid"}', "line 2: got the event 'paid'"),
+        ('{"event": []}', r"line 2: got the event []"),
+        ('{"event": "journal", "version": 1, "id": "y"}', "line 2: got the first line of a journal again"),
+        ("[" * 100_000, "line 2: got maximum recursion depth"),
+        ('{"event": "captions", "key": "k", "id": 3, "usd": 0, "texts": {}, "writer": "m"}', "line 2: got id: 3"),
+        ('{"event": "captions", "key": "k", "id": "i", "usd": 0, "texts": "", "writer": "m"}', "got texts: ''"),
+        ('{"event": "asked", "n": "1", "usd": 0.5}', "got n: '1'"),
+        ('{"event": "asked", "n": 1, "usd": 1e999}', "got usd: inf"),
+        ('{"event": "asked", "n": 1, "usd": NaN}', "got usd: nan"),
+        ('{"event": "batch", "n": 7, "id": "b"}', "got 7"),
+    ],
+)
+def test_a_line_of_an_older_journal_is_checked_by_its_fields(tmp_path, caplog, line, told):
+    (tmp_path / "j").write_text(f'{{"event": "journal", "version": 1, "id": "x"}}\n{line}\n')
+    with CaptionJournal(tmp_path / "j") as book:
+        assert told in caplog.text and book.spent == 0 and len(book) == 0 and not book.batches
+        book.add_captions(None, "new", Captions("n", {}, "m"), 0.0)
+    with CaptionJournal(tmp_path / "j") as book:
+        assert "new" in book
+
+
+@pytest.mark.parametrize("text", ["null", "[1, 2]", "my notes", '{"a": 1'])
+def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
+    (tmp_path / "j").write_text(text)
+    with pytest.raises(CaptionError, match="expected a journal of captions"):
+        CaptionJournal(tmp_path / "j").__enter__()
+    assert (tmp_path / "j").read_text() == text
+
+
+def test_a_last_line_that_was_cut_off_is_told(tmp_path, caplog):
+    path = tmp_path / "j"
+    fill(path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with CaptionJournal(path):
+        assert "the last line of" in caplog.text and str(path) in caplog.text

@@ -1,0 +1,75 @@
+"""A user's mistake on the command line of an example ends in a sentence."""
+
+import pytest
+from kill_points import KillServer
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def server():
+    preload = ["mf2face.data.build.mfa", "mf2face.captions.run", "mf2face.data.synthetic.faces"]
+    with KillServer([*preload, "mf2face.data.corpora.read"]) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        Image.new("RGB", (32, 32), (40 * number, 90, 9)).save(folder / f"{number}.png")
+    lines = [f"{number}.png,Fear,p{number}" for number in range(6)]
+    (folder / "labels.csv").write_text("\n".join(["image,emotion,subject", *lines]))
+    (folder / "a_file").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--sizes", "train"], "sizes: got 'train', expected NAME=NUMBER"),
+        (["--sizes", "train=most"], "sizes: got 'train=most', expected NAME=NUMBER"),
+        (["--sizes", "training=1"], "split_sizes: got"),
+        (["--per_emotion", "train=1.5"], "per_emotion: got 'train=1.5', expected NAME=WHOLE NUMBER"),
+        (["--reader", "licence"], "reader: got 'licence', expected NAME=VALUE"),
+        (["--reader", "licence=3"], "licence: got 3, expected a text"),
+        (["--map", "Contempt"], "map: got 'Contempt', expected NAME=EMOTION"),
+        (["--map", "Contempt=Othr"], "map: got Contempt=Othr, expected one of Neutral"),
+        (["--label_set", "none"], "label_set"),
+        (["--require", "au"], "require='au'"),
+        (["--fold", "2"], "expected one for every video"),
+        (["--margin", "nan"], "margin: got nan, expected 0 to 1"),
+        (["--min_confidence", "7"], "min_confidence: got 7.0, expected 0 to 1"),
+        (["--seed", "-1"], "seed: got -1"),
+        (["--every", "0"], "every: got 0"),
+        (["--landmark_cache", "{folder}/a_file/cache", "--landmarks", "detector"], "a_file"),
+    ],
+)
+def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, told):
+    options = [option.format(folder=pictures) for option in options]
+    command = ["examples/build_dataset.py", "own", str(pictures), str(tmp_path / "out"), "--landmarks", "template"]
+    run = server.run([*command, *options])
+    assert run.returncode in (1, 2) and told in run.output and "Traceback" not in run.output, run.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--dataset", "{folder}/nowhere"], "dataset: there is no folder"),
+        (["--dataset", "{folder}"], "dataset: "),
+        (["--dataset", "{folder}/damaged"], "dataset: "),
+        (["--writer", "chat", "--model", "unheard-of", "--budget", "1"], "budget: the price of 'unheard-of'"),
+        (["--writer", "chat", "--budget", "-1"], "budget"),
+        (["--writer", "chat", "--concurrency", "0"], "concurrency"),
+        (["--writer", "chat", "--price", "1", "-1"], "price"),
+        (["--writer", "chat"], "OPENAI_API_KEY"),
+        (["--out", "{folder}/a_file/below"], "a_file"),
+    ],
+)
+def test_mistakes_of_write_captions(server, pictures, tmp_path, options, told):
+    damaged = pictures / "damaged" / "data"
+    damaged.mkdir(parents=True, exist_ok=True)
+    (damaged / "train-00000-of-00001.parquet").write_bytes(b"PAR1" + bytes(50))
+    options = [option.format(folder=pictures) for option in options]
+    run = server.run(["examples/write_captions.py", "--out", str(tmp_path / "out"), *options])
+    assert run.returncode in (1, 2) and told in run.output and "Traceback" not in run.output, run.output

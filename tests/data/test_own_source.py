@@ -1,0 +1,157 @@
+"""Your own pictures, by table or by folders."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configuration_mf2.facs import EMOTIONS
+from mf2face.data.build.splits import plan_mfa
+from mf2face.data.corpora.label_files import CorpusError
+from mf2face.data.corpora.read import protocol, read_corpus
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.jpg", "c.png"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def read(folder, text, **options):
+    (folder / "labels.csv").write_text(text, encoding="utf-8")
+    return read_corpus("own", folder, **options)
+
+
+def test_a_table_says_what_is_known(folder):
+    text = (
+        'image,emotion,AU12,AU1,subject\na.jpg,happy,1,,anna\n"b.jpg",,0,1,bo\nc.png,Fear,,0,anna\nd.jpg,Anger,1,1,x\n'
+    )
+    frames = read(folder, text)
+    assert [EMOTIONS[code] if code >= 0 else None for code in frames.emotion] == ["Happiness", None, "Fear"]
+    units = frames.label_set.action_units
+    assert frames.au_labels[:, units.index("AU12")].tolist() == [1, 0, -1]
+    assert frames.au_labels[:, units.index("AU1")].tolist() == [-1, 1, 0]
+    assert (frames.au_labels[:, units.index("AU6")] == -1).all()
+    assert [video.subject for video in frames.videos[:3]] == ["anna", "bo", "anna"] and list(frames.missing) == [
+        "d.jpg"
+    ]
+    assert frames.landmarks is None and "labels.csv" in protocol("own")
+
+
+def test_landmarks_come_with_jsonl(folder):
+    points = np.random.default_rng(0).uniform(0, 50, (68, 2)).round(2).tolist()
+    rows = [{"image": "a.jpg", "landmarks": points, "AU1": 1, "split": "val"}, {"image": "b.jpg", "split": "train"}]
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    frames = read_corpus("own", folder)
+    assert np.allclose(frames.landmarks[0], points) and np.isnan(frames.landmarks[1]).all()
+    assert [video.official for video in frames.videos] == ["validation", "train"]
+    (folder / "labels.jsonl").write_text('{"image": "a.jpg", "landmarks": [[1, 2]]}')
+    with pytest.raises(CorpusError, match=r"line 1, landmarks: got \(1, 2\), expected 68 pairs"):
+        read_corpus("own", folder)
+    (folder / "labels.jsonl").write_text('{"image": "a.jpg"')
+    with pytest.raises(CorpusError, match=r"labels.jsonl, line 1: got .*expected one JSON object a line"):
+        read_corpus("own", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("image,emtion\na.jpg,Fear", "line 1, column 2: got 'emtion', .*Did you mean 'emotion'"),
+        ("image,au12\na.jpg,1", "line 1, column 2: got 'au12', .*Did you mean 'AU12'"),
+        ("image,AU13\na.jpg,1", "line 1, column 2: got 'AU13'"),
+        ("emotion\nFear", "line 1: got emotion, expected a column `image`"),
+        ("image,AU1,AU1\na.jpg,1,1", "got AU1 twice"),
+        ("image,emotion\na.jpg,Feer", "line 2, emotion: got 'Feer', expected one of Neutral, .*Did you mean 'Fear'"),
+        ("image,AU1\na.jpg,3", "line 2, AU1: got '3', expected 1, 0, or nothing"),
+        ("image,AU1\na.jpg", "line 2: got 1 fields, expected 2: image, AU1"),
+        ("image,split\na.jpg,eval", "line 2, split: got 'eval', expected one of train, validation, test"),
+        ("image\na.jpg\na.jpg", "line 3, image: got 'a.jpg' again"),
+        ("image\n/faces/a.jpg", "line 2, image: got '/faces/a.jpg'"),
+        ("image\n", "got no row"),
+        ("image\nx.jpg", "none of 1 listed images on the disk, expected images such as x.jpg"),
+    ],
+)
+def test_wrong_tables(folder, text, told):
+    with pytest.raises(CorpusError, match=told):
+        read(folder, text)
+
+
+def test_people_are_told_apart_by_what_stands_in_the_field(folder):
+    rows = [{"image": "a.jpg", "subject": 0}, {"image": "b.jpg", "subject": 0, "video": 1}]
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [video.subject for video in read_corpus("own", folder).videos] == ["0", "0"]
+    (folder / "labels.jsonl").write_text('{"image": "a.jpg", "emotion": 0}')
+    with pytest.raises(CorpusError, match="line 1, emotion: got '0', expected one of Neutral"):
+        read_corpus("own", folder)  # a code is not taken for "unknown"
+    (folder / "labels.jsonl").unlink()
+    frames = read(folder, "image,subject\na.jpg,s1 \nb.jpg,s1")
+    assert [video.subject for video in frames.videos] == ["s1", "s1"]
+
+
+def test_a_folder_a_class(tmp_path):
+    for place in ("train/happy/x", "train/Anger", "val/Sadness", "val/.hidden"):
+        (tmp_path / place).mkdir(parents=True)
+    for name in (
+        "train/happy/1.jpg",
+        "train/happy/x/2.PNG",
+        "train/Anger/3.jpg",
+        "val/Sadness/4.jpg",
+        "val/Sadness/n.txt",
+    ):
+        (tmp_path / name).touch()
+    frames = read_corpus("own", tmp_path, label_set="affectnet")
+    found = {frames.image(row): frames.label_set.emotions[code] for row, code in enumerate(frames.emotion)}
+    assert found == {
+        "train/Anger/3.jpg": "Anger",
+        "train/happy/1.jpg": "Happiness",
+        "train/happy/x/2.PNG": "Happiness",
+        "val/Sadness/4.jpg": "Sadness",
+    }
+    assert {video.official for video in frames.videos} == {"train", "validation"}
+    (tmp_path / "train" / "Hapiness").mkdir()
+    with pytest.raises(CorpusError, match=r"Hapiness, emotion: got 'Hapiness', .*Did you mean 'Happiness'"):
+        read_corpus("own", tmp_path)
+    (tmp_path / "train" / "Hapiness").rmdir()
+    (tmp_path / "train" / "Anger" / "up").symlink_to(tmp_path / "train" / "Anger")
+    with pytest.raises(CorpusError, match="got a link to a folder that it lies in"):
+        read_corpus("own", tmp_path)
+    (tmp_path / "self").symlink_to("self")
+    with pytest.raises(CorpusError, match=r"self: got Too many levels .*Remove the link"):
+        read_corpus("own", tmp_path)
+    (tmp_path / "self").unlink()
+    (tmp_path / "Fear").mkdir()
+    with pytest.raises(CorpusError, match="got Fear beside train, val, expected splits or classes"):
+        read_corpus("own", tmp_path)
+    with pytest.raises(CorpusError, match="got no picture"):
+        read_corpus("own", tmp_path / "val" / ".hidden")
+
+
+def test_an_emotion_of_another_name_is_mapped_when_asked(folder):
+    text = "image,emotion\na.jpg,Contempt\nb.jpg,Fear\nc.png,contemptuous"
+    with pytest.raises(CorpusError, match=r"line 2, emotion: got 'Contempt'.*--map Contempt=Other"):
+        read(folder, text)
+    frames = read(folder, text, emotion_map={"contempt": "other"})
+    assert [frames.label_set.emotions[code] for code in frames.emotion] == ["Other", "Fear", "Other"]
+    assert frames.counts["contempt_taken_as_Other"] == 2
+    frames = read(folder, text, emotion_map={"Contempt": "unknown"})
+    assert frames.emotion.tolist()[::2] == [-1, -1]
+    with pytest.raises(ValueError, match=r"map: got Contempt=Othr, expected one of Neutral, .*Did you mean 'Other'"):
+        read(folder, text, emotion_map={"Contempt": "Othr"})
+
+
+def test_a_blank_split_leaves_the_written_ones_and_goes_to_train(folder):
+    text = "image,emotion,split\na.jpg,Fear,test\nb.jpg,Anger,\nc.png,Fear,val"
+    for name in ("own", "mine"):  # a corpus that its owner named keeps its split too
+        frames, split = plan_mfa(read(folder, text, name=name))
+        assert split == ["test", "train", "validation"]
+        assert frames.counts["blank_splits_taken_as_train"] == 1
+    frames, split = plan_mfa(read(folder, "image,emotion,split\na.jpg,Fear,\nb.jpg,Anger,\nc.png,Fear,"))
+    assert set(split) == {"train", "validation", "test"} and "blank_splits_taken_as_train" not in frames.counts
+
+
+def test_nothing_is_dropped_unless_asked(folder):
+    frames, _ = plan_mfa(read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1"))
+    assert len(frames) == 3
+    with pytest.raises(CorpusError, match=r"require='both'.*emotions of 2.*action units of 1.*--require any"):
+        plan_mfa(read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1"), require="both")

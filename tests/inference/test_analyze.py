@@ -1,0 +1,264 @@
+"""Runs over images, folders and videos: rows in order, faces followed, memory flat, and going on where a run ended."""
+
+import csv
+import dataclasses
+import json
+import math
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from analysis_media import FakeCamera, FakeDetector, embedded, face_at, write_faces, write_video
+
+import mf2face
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.inference import analyze as analyze_mf2
+from mf2face.inference.analyze import BatchSize, analyze
+from mf2face.inference.model import load_model
+from mf2face.inference.rows import OutputError, has_face, unit_column
+
+
+def test_a_row_says_what_the_pipeline_says(tmp_path: Path) -> None:
+    """With given landmarks, and with a template, whatever else is in the batch."""
+    model, places, lines = embedded(), write_faces(tmp_path, 5), []
+    for index, path in enumerate(places):
+        points = draw_example(index, seed=2)[1]
+        lines.append(",".join(map(str, [path.name, *points[:, 0], *points[:, 1]])))
+    names = ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))
+    (tmp_path / "l.csv").write_text(f"input,{names}\n" + "\n".join(lines) + "\n")
+    for settings in ({"aligned": True}, {"landmarks": tmp_path / "l.csv"}):
+        rows = mf2face.analyze([str(path) for path in places], model=model, **settings).rows
+        assert [row["input"] for row in rows] == [str(path) for path in places]
+        points = None if "aligned" in settings else draw_example(3, seed=2)[1]
+        expected = model.pipeline({"image": str(places[3]), "landmarks": points})[0]
+        assert rows[3]["top_emotion"] == expected["emotion"]
+        assert rows[3]["landmark_source"] == ("template" if points is None else "given")
+        for name, unit in expected["action_units"].items():
+            assert rows[3][unit_column(name)] == pytest.approx(unit["probability"], abs=1e-4)
+            assert rows[3][f"{unit_column(name)}_c"] == unit["active"]
+        for name, share in expected["emotions"].items():
+            assert rows[3][name] == pytest.approx(share, abs=1e-4)
+        assert rows[3]["x_30"] == pytest.approx(expected["landmarks"][30][0], abs=0.01)
+
+
+def test_other_landmarks_are_another_run(tmp_path: Path) -> None:
+    model, (face,), out = embedded(), write_faces(tmp_path, 1), tmp_path / "rows.csv"
+    names = ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))
+    for shift in (0, 1):
+        points = draw_example(0, seed=2)[1] + shift
+        (tmp_path / "l.csv").write_text(f"{names}\n{','.join(map(str, [*points[:, 0], *points[:, 1]]))}\n")
+        if shift:
+            with pytest.raises(OutputError, match="was made with landmark_file"):
+                analyze(str(face), out, model=model, landmarks=tmp_path / "l.csv")
+        else:
+            assert analyze(str(face), out, model=model, landmarks=tmp_path / "l.csv").faces == 1
+
+
+def test_faces_of_a_video_keep_their_numbers_and_empty_frames_their_row(tmp_path: Path) -> None:
+    walk = [[face_at(2 + 3 * step, 2), face_at(50, 10)][:: 1 if step % 2 else -1] for step in range(4)]
+    detector = FakeDetector([*walk, [], [face_at(51, 11, score=0.4)]])
+    video = write_video(tmp_path / "v.avi", 8)
+    summary = analyze(str(video), detector=detector, model=embedded())
+    seen = [(row["frame"], row["face_id"] if has_face(row) else None) for row in summary.rows]
+    ids = [(0, 0), (0, 1), (1, 1), (1, 0), (2, 0), (2, 1), (3, 1), (3, 0), (4, None), (5, 0), (6, None), (7, None)]
+    assert seen == ids
+    assert (summary.frames, summary.faces, summary.without_face) == (8, 9, 3)
+    assert summary.rows[9]["FaceScore"] == 0.4 and summary.rows[9]["time_s"] == pytest.approx(0.5)
+    assert summary.rows[9]["landmark_source"] == "FakeDetector"
+
+
+def test_a_hundred_faces_in_a_picture_are_a_hundred_rows(tmp_path: Path) -> None:
+    write_video(tmp_path / "crowd.avi", 1)
+    cv2.imwrite(str(tmp_path / "crowd.png"), np.zeros((400, 400, 3), np.uint8))
+    crowd = [face_at(40 * x, 40 * y) for y in range(10) for x in range(10)]
+    bad = face_at(0, 0)
+    bad.landmarks[:] = 7  # what a network may find in a wall
+    summary = analyze(tmp_path / "crowd.png", detector=FakeDetector([[*crowd, bad]]), model=embedded(), batch_size=64)
+    assert [row["face_id"] for row in summary.rows] == list(range(100))
+    assert summary.rows[57]["FaceRectX"] == 280 and summary.left_out == 1
+    assert "one spot or one line" in summary.skipped[0][1] and not summary.skipped[0][1].startswith("inputs")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_stopped_run_goes_on_to_what_an_unstopped_one_writes(tmp_path: Path, ending: str) -> None:
+    write_faces(tmp_path / "in", 3)
+    video = write_video(tmp_path / "in" / "v.avi", 12)
+    # Named in another order after the stop; a third is seen at the start, and a fourth there when it is forgotten.
+    walk = [[face_at(2 + 2 * step, 2), face_at(50, 10)][:: 1 if step < 7 else -1] for step in range(12)]
+    for step in (0, 9):
+        walk[step].append(face_at(2, 44, 18))
+    walk[6] = []
+    faces = [[face_at(10, 10, 90)]] * 3
+    settings = {"model": embedded(), "batch_size": 5}
+    whole, cut = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
+    analyze(tmp_path / "in", whole, detector=FakeDetector([*faces, *walk]), **settings)
+
+    class Interrupted(FakeDetector):
+        def detect(self, images: Sequence[torch.Tensor]) -> list:
+            if self.seen >= 10:
+                raise KeyboardInterrupt
+            return super().detect(images)
+
+    Interrupted.__name__ = "FakeDetector"  # its name stands in the rows
+    with pytest.raises(KeyboardInterrupt):
+        analyze(tmp_path / "in", cut, detector=Interrupted([*faces, *walk]), **settings)
+    about = json.loads(Path(f"{cut}.about.json").read_text())
+    assert about["frames"] == 10 and about["finished"] is False and about["stopped"] == "interrupted"
+    assert about["synthetic"] is True and about["settings"]["model"] == "mf2-tiny-synthetic"
+    rest = analyze(tmp_path / "in", cut, detector=FakeDetector(walk[7:]), **settings)
+    assert rest.frames == 5 and rest.resumed == 4
+    if ending == "parquet":
+        import pyarrow.parquet
+
+        both = [pyarrow.parquet.read_table(path).to_pylist() for path in (whole, cut)]
+        assert str(both[0]) == str(both[1])
+    else:
+        assert whole.read_bytes() == cut.read_bytes()
+    again = analyze(str(tmp_path / "in"), cut, detector=FakeDetector([]), **settings)
+    assert again.frames == 0 and str(video) not in dict(again.skipped)
+
+
+def test_rows_of_other_settings_and_of_cameras_are_not_continued(tmp_path: Path, monkeypatch) -> None:
+    write_faces(tmp_path / "in", 1)
+    out, settings = tmp_path / "out.csv", {"model": embedded(), "aligned": True}
+    analyze(tmp_path / "in", out, **settings)
+    with pytest.raises(OutputError, match="thresholds"):
+        analyze(tmp_path / "in", out, thresholds=0.9, **settings)
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCamera(10**6))
+    with pytest.raises(OutputError, match="camera cannot be continued"):
+        analyze(0, out, seconds=0.01, **settings)
+    analyze(0, out, seconds=0.01, overwrite=True, **settings)
+    with open(out) as file:
+        assert {row["input"] for row in csv.DictReader(file)} == {"camera:0"}
+
+
+def test_a_camera_that_is_pulled_out_leaves_its_rows(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCamera(7))
+    with pytest.raises(OSError, match="still plugged in"):
+        analyze(0, tmp_path / "out.jsonl", aligned=True, model=embedded())
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(7)) and {row["face_id"] for row in rows} == {0}
+
+
+def test_captions_come_only_when_asked_for(tmp_path: Path) -> None:
+    (path,) = write_faces(tmp_path, 1)
+    plain = analyze(path, aligned=True, model=embedded()).rows[0]
+    told = analyze(path, aligned=True, model=embedded(), caption=True).rows[0]
+    assert "caption" not in plain and len(told["caption"].split()) > 3
+    assert told["AU12"] == pytest.approx(plain["AU12"], abs=1e-5)
+
+
+def test_memory_does_not_grow_with_a_video_in_which_nobody_is_seen(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.avi", 50)
+
+    class Nothing:
+        rows = 0
+
+        def add(self, rows: Sequence[dict]) -> None:
+            self.rows += len(rows)
+
+    def peak(times: int) -> int:
+        copies = [str(tmp_path / f"copy-{times}-{number}.avi") for number in range(times)]
+        for copy in copies:
+            Path(copy).symlink_to(video)
+        sink = Nothing()
+        tracemalloc.start()
+        analyze(copies, sink, detector=FakeDetector([]), model=embedded())
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sink.rows == 50 * times
+        return found
+
+    peak(1)
+    assert peak(10) < peak(2) + 500_000
+
+
+def test_decoded_frames_are_held_in_bounds_however_large_the_batch(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(analyze_mf2, "_MOST_BYTES", 3 * 96 * 64 * 3)
+    sizes = []
+
+    class Seen(FakeDetector):
+        def detect(self, images: Sequence[torch.Tensor]) -> list:
+            sizes.append(len(images))
+            return super().detect(images)
+
+    analyze(write_video(tmp_path / "v.avi", 10), detector=Seen([]), model=embedded(), batch_size=64)
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it() -> None:
+    for cost, expected in (
+        (lambda size: 1 / size + 0.01 * size, 8),
+        (lambda size: 1.0, 4),
+        (lambda size: 1 / size, 64),
+    ):
+        batch = BatchSize()
+        for _ in range(40):
+            batch.learn(batch.size, cost(batch.size) * batch.size)
+        assert batch.size == expected
+    fixed = BatchSize(5)
+    fixed.learn(5, 1.0)
+    assert fixed.size == 5 and fixed.shrink() and fixed.size == 2 and fixed.shrink() and not fixed.shrink()
+    with pytest.raises(ValueError, match="batch_size: got 0"):
+        BatchSize(0)
+
+
+def test_a_batch_too_large_for_the_device_is_halved(tmp_path: Path) -> None:
+    tried = []
+
+    class Small:
+        model, processor = embedded().pipeline.model, embedded().pipeline.processor
+
+        def __call__(self, images: list, batch_size: int, **settings):
+            tried.append(batch_size)
+            if batch_size > 3:
+                raise torch.OutOfMemoryError("too large")
+            return embedded().pipeline(images, batch_size=batch_size, **settings)
+
+    small = analyze_mf2.AnalysisModel(Small(), "m", None, None)
+    write_faces(tmp_path, 4)
+    summary = analyze(tmp_path, model=small, aligned=True)
+    assert tried == [4, 2] and summary.faces == 4 and summary.batch_size == 2
+
+
+def test_contradicting_sources_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected one of them"):
+        analyze("a.png", aligned=True, detector=FakeDetector([]), model=embedded())
+    with pytest.raises(ValueError, match=r"\.xlsx"):
+        analyze("a.png", "out.xlsx", aligned=True)
+
+
+def test_an_answer_that_is_no_number_is_a_marked_row_and_never_neutral(tmp_path: Path) -> None:
+    model = load_model(device="cpu")
+    with torch.no_grad():
+        for weight in model.pipeline.model.classifiers.parameters():
+            weight.fill_(float("nan"))
+    write_faces(tmp_path, 2)
+    summary = analyze(tmp_path, aligned=True, model=model)
+    assert (summary.frames, summary.faces, summary.without_face, summary.left_out) == (2, 2, 0, 2)
+    assert "finite" in summary.skipped[0][1]
+    for row in summary.rows:
+        assert has_face(row) and row["top_emotion"] is None and row["FaceRectWidth"] > 0
+        assert all(math.isnan(row[name]) for name in row if name.startswith("AU") or name == "Neutral")
+
+
+def test_a_face_that_breaks_the_model_leaves_the_others_their_rows(tmp_path: Path) -> None:
+    write_faces(tmp_path, 3)
+    real = embedded().pipeline
+    bad = cv2.imread(str(tmp_path / "face-001.png"))[..., ::-1].transpose(2, 0, 1)
+
+    class Breaks:
+        model, processor = real.model, real.processor
+
+        def __call__(self, images: list, **settings):
+            if any(np.array_equal(image["image"].numpy(), bad) for image in images):
+                raise IndexError("tile\nand more")
+            return real(images, **settings)
+
+    summary = analyze(tmp_path, aligned=True, model=dataclasses.replace(embedded(), pipeline=Breaks()))
+    assert [has_face(row) for row in summary.rows] == [True, False, True]
+    assert summary.skipped[0][1] == "the model fails (IndexError: tile)" and summary.without_face == 0

@@ -1,0 +1,148 @@
+"""Faces of a frame by a detector, by a file, or the frame as a crop; each says where its landmarks are from."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from analysis_media import FakeDetector, face_at
+
+from mf2face.inference.faces import AlignedCrops, DetectedFaces, GivenLandmarks, check_weights
+from mf2face.inference.media import Frame
+from processing_mf2.landmarks import template_landmarks
+
+
+def frame(name: str = "a.png", number: int = 0) -> Frame:
+    return Frame(name, number, float("nan"), torch.zeros(3, 80, 100, dtype=torch.uint8))
+
+
+def write(path: Path, rows: list[tuple], extra: tuple[str, ...] = ("input", "frame")) -> Path:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        # OpenFace writes a space behind each comma.
+        writer.writerow([*extra, *(f" {axis}_{point}" for axis in "xy" for point in range(68))])
+        for *told, shift in rows:
+            points = template_landmarks(60, 60) + shift
+            writer.writerow([*told, *points[:, 0], *points[:, 1]])
+    return path
+
+
+def test_a_crop_is_one_face_that_fills_it() -> None:
+    ((face,),) = AlignedCrops().faces([frame()])
+    assert face.box == (0, 0, 100, 80) and face.source == "template" and not face.given
+    assert np.isnan(face.score) and np.allclose(face.landmarks, template_landmarks(80, 100))
+
+
+def test_a_detector_s_faces_come_frame_by_frame() -> None:
+    source = DetectedFaces(FakeDetector([[face_at(0, 0), face_at(50, 20, score=0.7)], []]))
+    first, second = source.faces([frame(), frame()])
+    assert [face.box for face in first] == [(0, 0, 40, 40), (50, 20, 90, 60)] and second == []
+    assert first[1].score == 0.7 and first[0].source == "FakeDetector"
+
+
+def test_the_usual_detector_is_refused_before_it_would_download(monkeypatch, tmp_path: Path) -> None:
+    pytest.importorskip("face_alignment")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(OSError, match=r"s3fd.*2DFAN4.*checkpoints.*--aligned.*--landmarks"):
+        check_weights()
+    assert not any(tmp_path.iterdir())
+
+
+def test_given_landmarks_find_their_image_by_path_or_by_file_name(tmp_path: Path) -> None:
+    rows = [("in/a.png", 0, 3), ("in/a.png", 0, 20), ("v.mp4", 4, 0), ("x/same.png", 0, 0), ("y/same.png", 0, 0)]
+    source = GivenLandmarks(write(tmp_path / "l.csv", rows))
+    for name in ("in/a.png", "./in/a.png", "elsewhere/a.png"):
+        ((first, second),) = source.faces([frame(name)])
+        assert np.allclose(first.landmarks, template_landmarks(60, 60) + 3, atol=1e-4) and first.source == "given"
+        assert second.box[0] == pytest.approx(first.box[0] + 17)
+    assert [len(found) for found in source.faces([frame("v.mp4", 3), frame("v.mp4", 4)])] == [0, 1]
+    unknown, ambiguous, known = source.faces([frame("b.png"), frame("same.png"), frame("y/same.png")])
+    assert "no landmarks of it" in unknown and "no landmarks of it" in ambiguous and len(known) == 1
+
+
+def test_openface_s_file_of_one_video_counts_from_one_and_says_what_failed(tmp_path: Path) -> None:
+    path = write(tmp_path / "o.csv", [(1, 1, 0), (2, 0, 0), (3, 1, 5)], ("frame", " success"))
+    source = GivenLandmarks(path, only="v.mp4")
+    assert [len(found) for found in source.faces([frame("v.mp4", number) for number in range(3)])] == [1, 0, 1]
+    with pytest.raises(ValueError, match="no column input"):
+        GivenLandmarks(path)
+
+
+def test_a_file_that_holds_no_landmarks_says_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "l.csv"
+    for text, said in (("", "no column x_0"), ("input,x_0\na,1\n", "no column x_1")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=said):
+            GivenLandmarks(path)
+    write(path, [])
+    with pytest.raises(ValueError, match="holds no face"):
+        GivenLandmarks(path)
+    path.write_text(path.read_text() + "a.png,0," + ",".join(["x"] * 136) + "\n")
+    with pytest.raises(ValueError, match="line 2"):
+        GivenLandmarks(path)
+    with pytest.raises(ValueError, match="could not be read"):
+        GivenLandmarks(tmp_path / "gone.csv")
+
+
+def test_a_frame_that_breaks_the_detector_is_named_and_the_others_are_looked_at() -> None:
+    class Breaks(FakeDetector):
+        def detect(self, images):
+            if any(image.shape[1] == 31 for image in images):
+                raise RuntimeError("Calculated padded input size: (1 x 1). Kernel size: (3 x 3).\nand more")
+            return [[face_at(0, 0)] for _ in images]
+
+    narrow = Frame("n.png", 0, float("nan"), torch.zeros(3, 31, 46, dtype=torch.uint8))
+    first, second, third = DetectedFaces(Breaks([])).faces([frame(), narrow, frame()])
+    assert len(first) == len(third) == 1
+    assert isinstance(second, str) and "RuntimeError" in second and "\n" not in second
+
+    class NoWeights(FakeDetector):
+        def detect(self, images):
+            raise OSError("no weights")
+
+    with pytest.raises(OSError, match="no weights"):
+        DetectedFaces(NoWeights([])).faces([frame(), frame()])
+
+
+def edited(path: Path, edit) -> Path:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(edit(lines)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda lines: [lines[0], lines[1][:400]], "line 2: .*cells, expected 138"),
+        (lambda lines: [lines[0], lines[1] + ",7"], "line 2: got 139 cells"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,-1")], "line 2: frame: got '-1'"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,0.5")], "frame: got '0.5'"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,inf")], "frame: got 'inf'"),
+        (lambda lines: [lines[0], lines[1].replace("a.png,0", ",0")], "input: got an empty cell"),
+        (lambda lines: [f"{lines[0]},x_0", f"{lines[1]},5"], "column x_0 more than once"),
+        (lambda lines: [f"{lines[0]},frame", f"{lines[1]},5"], "column frame more than once"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",nan"], "y_67: got 'nan'"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",inf"], "y_67: got 'inf'"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ","], "y_67: got ''"),
+        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",1e300"], "y_67: got '1e300'"),
+    ],
+)
+def test_damaged_rows_of_landmarks_are_refused_with_their_line(tmp_path: Path, edit, said: str) -> None:
+    path = write(tmp_path / "l.csv", [("a.png", 0, 3)])
+    with pytest.raises(ValueError, match=said):
+        GivenLandmarks(edited(path, edit))
+
+
+def test_a_row_of_nothing_but_nan_is_a_frame_without_a_face_and_escaped_names_are_read_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.csv", [("'-a.png", 0, 3), ("b.png", 0, 0)])
+    edited(path, lambda lines: [*lines, "", "v.mp4,3," + ",".join(["NaN"] * 136)])
+    found, nobody = GivenLandmarks(path).faces([frame("-a.png"), frame("v.mp4", 3)])
+    assert len(found) == 1 and "no landmarks" in nobody
+
+
+def test_a_pipe_of_landmarks_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "l.csv")
+    with pytest.raises(ValueError, match="no file"):
+        GivenLandmarks(tmp_path / "l.csv")

@@ -1,0 +1,131 @@
+"""Augmentation is a pure function of seed and index, and moves landmarks with pixels."""
+
+import numpy as np
+import pytest
+import torch
+
+from configuration_mf2.facs import LANDMARK_MIRROR
+from processing_mf2 import geometry as alignment_mf2
+from processing_mf2.geometry import (
+    MF2Augmentation,
+    canonical_landmarks,
+    resolve_augmentation,
+    transform_points,
+    warp,
+    warp_bytes,
+)
+from processing_mf2.image_io import BACKGROUND
+
+
+STILL = dict.fromkeys(MF2Augmentation.__dataclass_fields__, 0.0)
+
+
+def test_equal_for_equal_seed_and_index_only():
+    draws = {(seed, index): MF2Augmentation().draw(seed, index) for seed in (0, 1) for index in range(20)}
+    assert all(MF2Augmentation().draw(*key) == draw for key, draw in draws.items())
+    assert len({draw.angle for draw in draws.values()}) == len(draws)
+    assert {draw.flips for draw in draws.values()} == {True, False}
+
+
+def test_one_change_switched_off_leaves_the_others():
+    full, calm = MF2Augmentation().draw(3, 4), MF2Augmentation(rotate=0.0).draw(3, 4)
+    assert calm.angle == 0 and full.angle != 0
+    assert (calm.scale, calm.flips, calm.brightness, calm.patch) == (
+        full.scale,
+        full.flips,
+        full.brightness,
+        full.patch,
+    )
+
+
+def test_draws_stay_in_their_ranges_and_reach_them():
+    augmentation = MF2Augmentation(rotate=20, scale=0.3, shift=0.1, cutout=1.0, cutout_size=0.4)
+    draws = [augmentation.draw(0, index) for index in range(400)]
+    angles, scales = np.rad2deg([draw.angle for draw in draws]), np.array([draw.scale for draw in draws])
+    assert 18 < np.abs(angles).max() <= 20 and 0.7 <= scales.min() < 0.72 and 1.28 < scales.max() <= 1.3
+    assert all(0.4 / 3 <= side <= 0.4 for draw in draws for side in draw.patch[2:])
+
+
+def test_nothing_drawn_changes_nothing():
+    draw = MF2Augmentation(**STILL).draw(0, 0)
+    crop = torch.rand(3, 20, 30) * 255
+    assert np.allclose(draw.matrix(20, 30), np.eye(3))
+    assert torch.allclose(draw.recolour(crop.clone()), crop, atol=1e-3)
+
+
+def test_flip_is_its_own_inverse():
+    draw = MF2Augmentation(**{**STILL, "flip": 1.0}).draw(0, 0)
+    matrix, face = draw.matrix(100, 80), canonical_landmarks(100, 80)
+    assert np.allclose(matrix @ matrix, np.eye(3))
+    flipped = draw.reorder_landmarks(transform_points(matrix, face))
+    # The mean face is symmetric: flipped and reordered it is itself.
+    assert np.allclose(flipped, face)
+    once = face + np.arange(136).reshape(68, 2)
+    twice = once
+    for _ in range(2):
+        twice = draw.reorder_landmarks(transform_points(matrix, twice))
+    assert np.allclose(twice, once)
+    assert [LANDMARK_MIRROR[LANDMARK_MIRROR[i]] for i in range(68)] == list(range(68))
+
+
+def test_colours_and_cutout():
+    crop = torch.full((3, 60, 60), 100.0)
+    bright = MF2Augmentation(**{**STILL, "brightness": 0.5}).draw(0, 0)
+    assert torch.allclose(bright.recolour(crop.clone()), crop * bright.brightness, atol=1e-3)
+    grey = MF2Augmentation(**{**STILL, "saturation": 1.0})
+    colours = torch.rand(3, 60, 60) * 200
+    draws = [grey.draw(0, index) for index in range(50)]
+    weakest = min(draws, key=lambda draw: draw.saturation)
+    assert weakest.recolour(colours.clone()).std(0).mean() < colours.std(0).mean() * 0.2
+    hidden = MF2Augmentation(**{**STILL, "cutout": 1.0, "cutout_size": 0.3}).draw(0, 2).recolour(crop.clone())
+    share = (hidden == BACKGROUND).float().mean()
+    assert 0 < share <= 0.09 and torch.equal(hidden != 100.0, hidden == BACKGROUND)
+    recoloured = MF2Augmentation().draw(5, 5).recolour(torch.rand(3, 40, 40) * 255)
+    assert recoloured.min() >= 0 and recoloured.max() <= 255
+
+
+@pytest.mark.parametrize("scale", [0.6, 0.9, 1.3])
+def test_bytes_are_those_of_float_but_for_rounding(scale, monkeypatch):
+    coarse = torch.rand(1, 3, 60, 60, generator=torch.Generator().manual_seed(0)) * 255
+    image = torch.nn.functional.interpolate(coarse, (280, 270), mode="bilinear")[0].round().to(torch.uint8)
+    middle = np.array([[scale, 0, 112 - scale * 135], [0, scale, 112 - scale * 140], [0, 0, 1]])
+    for index in range(8):
+        draw = MF2Augmentation(cutout=0.5).draw(0, index)
+        matrix = draw.matrix(224, 224) @ middle
+        with monkeypatch.context() as without:
+            without.setattr(alignment_mf2, "cv2", None)
+            exact = warp(image, matrix, 224, 224)
+        samples = warp_bytes(image, matrix, 224, 224)
+        apart = np.abs(samples.transpose(2, 0, 1) - exact.numpy())
+        # Along the border a sample of a pixel's quarter may count as beyond it. OpenCV 4: steps of 1/32 pixel.
+        assert np.quantile(apart, 0.99) <= 1.02 and apart.mean() < 0.41
+        plain = torch.from_numpy(samples).permute(2, 0, 1).float()
+        colours = draw.recolour_bytes(samples).transpose(2, 0, 1) - draw.recolour(plain).numpy()
+        assert np.abs(colours).max() <= 0.75  # rounding, and OpenCV's factors in steps of a thousandth
+
+
+def test_only_what_changes_colours_is_rounded():
+    assert not MF2Augmentation(**{**STILL, "flip": 1.0, "rotate": 9.0}).draw(0, 0).changes_colours
+    assert MF2Augmentation(**{**STILL, "contrast": 0.1}).draw(0, 0).changes_colours
+    assert MF2Augmentation(**{**STILL, "cutout": 1.0}).draw(0, 0).changes_colours
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ({"flip": 2}, ValueError, "flip: got 2, expected a number from 0 to 1"),
+        ({"rotate": -5}, ValueError, "rotate: got -5"),
+        ({"scale": 1}, ValueError, "shrink to nothing"),
+        ({"flipp": 1}, ValueError, r"augment: got \['flipp'\], expected names among \['rotate'"),
+        ("strong", TypeError, "augment: got str"),
+    ],
+)
+def test_bad_ranges_are_named(value, error, message):
+    with pytest.raises(error, match=message):
+        resolve_augmentation(value)
+
+
+def test_ways_to_ask():
+    assert resolve_augmentation(None) is None and resolve_augmentation(False) is None
+    assert resolve_augmentation(True) == MF2Augmentation()
+    assert resolve_augmentation({"flip": 0.0}) == resolve_augmentation(MF2Augmentation(flip=0.0))

@@ -1,0 +1,342 @@
+"""Anything that can be called an image is read alike; what is not one is named."""
+
+import base64
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from processing_mf2.image_io import BACKGROUND, FORMATS, _plain_jpeg, flatten_images, image_size, read_image
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """Smooth, so that no colour conversion moves it far."""
+    y, x = np.mgrid[0:24, 0:32]
+    return np.stack([x * 7, y * 9, 255 - x * 4 - y * 4], axis=-1).astype(np.uint8)
+
+
+def _encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P", "L", "LA", "PA", "1", "I", "F"]
+)
+def test_every_mode_of_pil(mode, picture):
+    image = Image.fromarray(picture)
+    if mode == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
+    elif mode in ("I", "F", "LA"):
+        image = image.convert("L").convert(mode)
+    elif mode in ("P", "PA"):
+        image = image.quantize(256).convert(mode)
+    else:
+        image = image.convert(mode)
+    read = read_image(image)
+    assert read.shape == (3, 24, 32)
+    grey = mode in ("L", "LA", "1", "I", "F")
+    expected = np.array(Image.fromarray(picture).convert("L").convert("RGB")) if grey else picture
+    tolerance = {"P": 40, "PA": 40, "1": 256, "HSV": 9, "LAB": 30, "YCbCr": 4}.get(mode, 1)
+    assert np.abs(read.permute(1, 2, 0).numpy().astype(float) - expected).max() <= tolerance
+
+
+def test_transparency_shows_mid_grey(picture):
+    alpha = np.zeros((24, 32, 1), np.uint8)
+    alpha[:, 16:] = 255
+    rgba = np.concatenate([picture, alpha], axis=-1)
+    see_through = Image.fromarray(picture).quantize(4)
+    see_through.info["transparency"] = see_through.getpixel((0, 0))
+    for image in (Image.fromarray(rgba), rgba, torch.tensor(rgba).permute(2, 0, 1), rgba / 255):
+        read = read_image(image)
+        grey = BACKGROUND if read.is_floating_point() else 128
+        assert (read[:, :, :16] == grey).all()
+        assert np.allclose(read[:, :, 16:].permute(1, 2, 0).numpy(), picture[:, 16:], atol=1e-3)
+    assert (read_image(see_through)[:, 0, 0] == 128).all()
+
+
+def test_arrays_of_every_kind(picture):
+    expected = torch.tensor(picture).permute(2, 0, 1).float()
+    chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    frozen = picture.copy()
+    frozen.flags.writeable = False
+    same = [
+        *(picture, frozen, picture[:, ::-1][:, ::-1], chw, torch.tensor(chw), torch.tensor(picture)),
+        *(picture.astype(np.float32), picture / 255, picture.astype(np.int64), torch.tensor(chw) / 255),
+        *(picture.astype(np.uint16) * 257, (picture.astype(">u2") * 257).astype(">u2"), picture.astype(np.int32) * 257),
+    ]
+    for image in same:
+        assert torch.allclose(read_image(image).float(), expected, atol=1e-4)
+    assert read_image(picture).dtype == torch.uint8
+    for grey in (picture[..., 0], picture[..., :1], torch.tensor(chw[:1]), picture[..., 0] / 255):
+        assert torch.allclose(read_image(grey).float(), expected[:1].expand(3, -1, -1), atol=1e-4)
+    assert (read_image(picture[..., 0] > 100).unique() == torch.tensor([0, 255])).all()
+
+
+def test_files_bytes_and_paths(picture, tmp_path):
+    file = tmp_path / "face.png"
+    image = Image.fromarray(picture)
+    image.save(file)
+    for source in (file, str(file), file.read_bytes(), Image.open(file)):
+        assert np.array_equal(read_image(source).permute(1, 2, 0).numpy(), picture)
+    deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    read = read_image(_encoded(deep))
+    assert np.allclose(read[0].numpy(), picture[..., 0], atol=1e-4)
+
+
+def test_exif_rotation_is_applied(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    read = read_image(_encoded(Image.fromarray(picture), exif=exif))
+    assert np.array_equal(read.permute(1, 2, 0).numpy(), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_every_orientation_is_what_pil_makes_of_it(orientation, dtype):
+    pixels = np.random.default_rng(0).integers(0, 200, (20, 33) if dtype == np.uint16 else (20, 33, 3)).astype(dtype)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = _encoded(Image.fromarray(pixels), exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+    read = read_image(content)
+    read = read[0] * 257 if dtype == np.uint16 else read.permute(1, 2, 0)
+    assert np.allclose(read.numpy(), expected, atol=1e-3)
+
+
+def test_strips_join_without_a_seam(monkeypatch):
+    monkeypatch.setattr("processing_mf2.image_io._STRIP", 100)
+    rgba = np.random.default_rng(0).integers(0, 256, (50, 40, 4), np.uint8)
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + BACKGROUND * (1 - alpha)
+    for image in (Image.fromarray(rgba), rgba, rgba / 255):
+        assert np.abs(read_image(image).permute(1, 2, 0).numpy() - expected).max() <= 0.5001
+
+
+def test_only_named_formats_are_opened(tmp_path):
+    face = Image.new("RGB", (40, 40))
+    for kind in ("EPS", "ICO", "TGA", "PCX", "PDF"):
+        file = tmp_path / "face.jpg"
+        face.save(file, kind)
+        with pytest.raises(ValueError, match=r"format that is read here .*JPEG, PNG"):
+            read_image(file)
+        with pytest.raises(ValueError, match="format that is read here"):
+            image_size(file)
+    for kind in FORMATS:
+        assert read_image(_encoded(face, kind)).shape == (3, 40, 40)
+
+
+def test_base64_text_is_an_image(picture):
+    content = _encoded(Image.fromarray(picture))
+    text = base64.b64encode(content).decode()
+    lines = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
+    for image in (text, f"data:image/png;base64,{text}", lines):
+        assert torch.equal(read_image(image), read_image(content))
+    with pytest.raises(ValueError, match="neither a file nor base64"):
+        read_image("x" * 101)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_image(f"{'long' * 100}.png")
+
+
+PEAK = """
+import sys
+from processing_mf2 import MF2ImageProcessor
+processor = MF2ImageProcessor(size=112)
+def peak():
+    return max(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith(("VmHWM", "VmRSS")))
+open("/proc/self/clear_refs", "w").write("5")
+idle = peak()
+try:
+    processor(sys.argv[1])
+    said = "read"
+except ValueError as error:
+    said = str(error)
+print(round(peak() - idle), said)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak is told by Linux alone")
+@pytest.mark.parametrize(
+    ("kind", "mode", "side", "options", "said"),
+    [
+        ("WEBP", "RGBA", (8000, 8000), {"lossless": True}, "expected at most"),
+        ("WEBP", "RGBA", (5000, 5100), {"lossless": True}, "read"),
+        ("PNG", "LA", (7100, 7100), {"compress_level": 1}, "read"),
+        ("JPEG", "CMYK", (6500, 6500), {"progressive": True}, "read"),
+        ("JPEG", "RGB", (7100, 7100), {"progressive": True}, "read"),
+        ("PNG", "RGB", (75_000, 512), {"compress_level": 1}, "read"),
+    ],
+)
+@pytest.mark.slow
+def test_no_image_takes_more_than_600_megabytes(kind, mode, side, options, said, tmp_path):
+    make = f"Image.new({mode!r}, {side!r}).save(sys.argv[1], {kind!r}, **{options!r})"
+    make = f"import sys; from PIL import Image; {make}"
+    for script in (make, PEAK):
+        run = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "face")], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+    peak, _, told = run.stdout.partition(" ")
+    assert int(peak) < 600 and said in told
+
+
+def test_formats_that_take_more_memory_may_have_fewer_pixels(picture):
+    image = Image.fromarray(picture)
+    for kind, most in (("PNG", 768), ("WEBP", 1536), ("TIFF", 1229)):
+        assert read_image(_encoded(image, kind), max_pixels=most).shape == (3, 24, 32)
+        with pytest.raises(ValueError, match="got 32 x 24 pixels, expected at most"):
+            read_image(_encoded(image, kind), max_pixels=most - 1)
+    with pytest.raises(ValueError, match="got 32 x 24 pixels, expected at most"):
+        read_image(picture / 255, max_pixels=768)
+
+
+def test_animation_gives_its_first_frame(picture):
+    frames = [Image.fromarray(np.full((24, 32), value, np.uint8)) for value in (10, 200)]
+    read = read_image(_encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert (read == 10).all()
+
+
+def test_nested_lists_and_batches_are_flattened(picture):
+    assert len(flatten_images([[picture], [picture, (picture,)]])) == 3
+    assert len(flatten_images(np.stack([picture] * 4))) == 4
+    assert len(flatten_images(picture)) == 1
+
+
+def _huge_png(side: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (b"", ValueError, "zero bytes"),
+        (b"no image at all", ValueError, "not an image in a format"),
+        (_huge_png(60_000), ValueError, "PIL itself refuses .*MAX_IMAGE_PIXELS"),
+        (_huge_png(9_000), ValueError, "got 9000 x 9000 pixels, expected at most 51,000,000.*raise max_pixels"),
+        (np.zeros((20, 5000, 3), np.uint8), ValueError, "one side at most 200 times the other"),
+        (np.full((20, 20, 3), np.inf), ValueError, "values from inf"),
+        ({"bytes": None, "path": None}, ValueError, "got neither bytes nor a path"),
+        ({"data": b""}, TypeError, "got dict"),
+        (_huge_png(100), ValueError, "truncated or damaged"),
+        (Image.new("RGB", (1, 1)), ValueError, "got 1 x 1 pixels, expected at least 16 a side"),
+        (np.zeros((1, 1, 3), np.uint8), ValueError, "expected at least 16 a side"),
+        (np.zeros((20, 20, 20, 20), np.uint8), ValueError, r"array of shape \(20, 20, 20, 20\)"),
+        (np.zeros((20, 20, 7), np.uint8), ValueError, r"array of shape \(20, 20, 7\)"),
+        (np.full((20, 20, 3), np.nan), ValueError, "values from nan"),
+        (np.linspace(-2, 2, 1200).reshape(20, 20, 3), ValueError, "already normalised"),
+        (np.full((20, 20), "x", object), ValueError, "array of object"),
+        (np.zeros((20, 20), complex), ValueError, "array of complex"),
+        (torch.zeros(20, 20, dtype=torch.complex64), ValueError, "complex64"),
+        (torch.zeros(3, 20, 20).to_sparse(), TypeError, "got a sparse_coo tensor on cpu"),
+        (torch.zeros(3, 20, 20, device="meta"), TypeError, "got a strided tensor on meta"),
+        ("nowhere.png", FileNotFoundError, "no file 'nowhere.png'"),
+        ("https://example.invalid/face.png", ValueError, "pass allow_url=True"),
+        (12, TypeError, "got int, expected a PIL image"),
+        (None, TypeError, "got NoneType"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_image_is_named(image, error, message):
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(error, match=message) as caught:
+        read_image(image, name="images[3]")
+    assert str(caught.value).startswith("images[3]: ")
+    assert Image.MAX_IMAGE_PIXELS == limit
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_a_file_cut_off_anywhere_is_a_clear_error(kind, tmp_path):
+    rng = np.random.default_rng(0)
+    content = _encoded(Image.fromarray(rng.integers(0, 255, (64, 64, 3), np.uint8)), kind)
+    for share in (0.02, 0.3, 0.8):
+        file = tmp_path / f"cut_{share}.{kind.lower()}"
+        file.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ValueError, match=r"not an image|damaged"):
+            read_image(file, name="image")
+
+
+def test_a_small_limit_stops_before_decoding(picture):
+    with pytest.raises(ValueError, match="expected at most 100 in all"):
+        read_image(_encoded(Image.fromarray(picture)), max_pixels=100)
+    with pytest.raises(ValueError, match="expected at most 100 in all"):
+        read_image(Image.fromarray(picture), max_pixels=100)
+
+
+def test_pil_s_own_limit_is_said_to_be_its_own(picture, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the picture is more than twice as large
+    with pytest.raises(ValueError, match=r"PIL itself .*MAX_IMAGE_PIXELS"):
+        read_image(_encoded(Image.fromarray(picture)))
+
+
+def test_an_undecoded_row_of_datasets_is_an_image(picture, tmp_path):
+    file = tmp_path / "face.png"
+    Image.fromarray(picture).save(file)
+    for row in ({"bytes": file.read_bytes(), "path": None}, {"bytes": None, "path": str(file)}, {"path": file}):
+        assert np.array_equal(read_image(row).permute(1, 2, 0).numpy(), picture)
+    assert len(flatten_images([{"path": file}] * 2)) == 2
+
+
+def test_the_size_is_read_without_decoding(picture, tmp_path):
+    png = _huge_png(5_000)
+    (tmp_path / "face.png").write_bytes(png)
+    for image in (png, tmp_path / "face.png", {"bytes": png, "path": None}):
+        assert image_size(image) == (5_000, 5_000)
+    for image in (picture, torch.tensor(picture).permute(2, 0, 1), Image.fromarray(picture)):
+        assert image_size(image) == (24, 32)
+
+
+def test_address_is_fetched_when_allowed(picture, monkeypatch):
+    content = _encoded(Image.fromarray(picture))
+    monkeypatch.setattr("processing_mf2.image_io.download", lambda url, name, timeout: content)
+    read = read_image("https://example.invalid/face.png", allow_url=True)
+    assert np.array_equal(read.permute(1, 2, 0).numpy(), picture)
+
+
+def test_folder_is_not_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_image(os.fspath(tmp_path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("how", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30, "comment": b"words"}])
+def test_a_plain_jpeg_is_read_as_pil_reads_it(mode, how):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((87, 61), Image.Resampling.BICUBIC).convert(mode)
+    image.save(file := io.BytesIO(), "jpeg", **how)
+    assert _plain_jpeg(file.getvalue(), "image", 10**6) is not None
+    expected = np.array(Image.open(file).convert("RGB")).astype(int)
+    read = read_image(file.getvalue()).permute(1, 2, 0).numpy()
+    assert np.abs(read - expected).max() <= 2  # 0 where both have the same build of libjpeg
+
+
+def test_a_jpeg_that_says_more_is_left_to_pil():
+    image, exif = Image.new("RGB", (40, 30)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(turned := io.BytesIO(), "jpeg", exif=exif)
+    image.convert("CMYK").save(inks := io.BytesIO(), "jpeg")
+    for file in (turned, inks):
+        assert _plain_jpeg(file.getvalue(), "image", 10**6) is None
+    image.save(plain := io.BytesIO(), "jpeg")
+    assert _plain_jpeg(plain.getvalue()[:-5], "image", 10**6) is None
+    with pytest.raises(ValueError, match="at most 1,000 in all"):
+        read_image(plain.getvalue(), max_pixels=1000)

@@ -1,0 +1,264 @@
+"""The four tasks say by name what the bare model says in numbers."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import shake, tiny_config
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import AutoConfig, pipeline
+
+from configuration_mf2 import hub as hub_mf2
+from configuration_mf2.facs import ACTION_UNITS, CANONICAL_FACE
+from modeling_mf2 import (
+    DFNConfig,
+    MF2ForCaptioning,
+    MF2ForFaceAnalysis,
+    MF2ForImageClassification,
+    MF2ForPreTraining,
+    MF2Model,
+)
+from processing_mf2 import MF2Processor, build_tokenizer, face_pipeline
+from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector
+from processing_mf2.pipelines import PIPELINES
+
+
+@pytest.fixture(scope="module")
+def face() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def processor() -> MF2Processor:
+    tokenizer = build_tokenizer()
+    qformer = {"vocab_size": len(tokenizer), "max_position_embeddings": 192}
+    config = tiny_config(qformer=qformer, emotion_max_length=61, au_max_length=169, au_thresholds=[0.2, 0.5, 0.9])
+    made = MF2Processor.for_model(config, tokenizer)
+    made.config = config  # with the tokenizer's ids
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(processor: MF2Processor) -> MF2ForPreTraining:
+    torch.manual_seed(0)
+    return shake(MF2ForPreTraining(processor.config)).eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model: MF2ForPreTraining, processor: MF2Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outputs(model: MF2ForPreTraining, processor: MF2Processor, face: Image.Image):
+    with torch.no_grad():
+        return model(**processor(images=face, return_tensors="pt"))
+
+
+def test_image_classification_of_emotions(model, processor, outputs, face) -> None:
+    classify = face_pipeline("image-classification", model, processor)
+    expected = outputs.emotion_logits[0].softmax(-1)
+    answers = classify(face)
+    assert [answer["score"] for answer in answers] == pytest.approx(expected.sort(descending=True).values.tolist())
+    assert answers[0]["label"] == model.config.emotions[expected.argmax()]
+    assert classify(face, top_k=1) == answers[:1]
+    raw = {answer["label"]: answer["score"] for answer in classify(face, function_to_apply="none")}
+    assert raw == pytest.approx(dict(zip(model.config.emotions, outputs.emotion_logits[0].tolist(), strict=True)))
+    with pytest.raises(TypeError, match="on_many_faces"):  # it answers for one face
+        classify(face, on_many_faces="all")
+    for wrong in ({"top_k": 0}, {"function_to_apply": "softmx"}, {"target": "aus"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            classify(face, **wrong)
+
+
+def test_image_classification_of_action_units_has_a_threshold_each(model, processor, outputs, face) -> None:
+    classify = face_pipeline("image-classification", model, processor, target="action_units")
+    answers = {answer["label"]: answer for answer in classify(face)}
+    assert set(answers) == set(model.config.action_units)
+    for unit, logit, threshold in zip(model.config.action_units, outputs.au_logits[0], (0.2, 0.5, 0.9), strict=True):
+        score = logit.sigmoid().item()
+        assert answers[unit]["score"] == pytest.approx(score, abs=1e-6)
+        assert (answers[unit]["threshold"], answers[unit]["active"]) == (threshold, score >= threshold)
+        assert answers[unit]["name"] == ACTION_UNITS[unit].noun
+    assert not any(answer["active"] for answer in classify(face, thresholds=1.0))
+    assert next(a for a in classify(face, thresholds={"AU6": 0.0}) if a["label"] == "AU6")["active"]
+
+
+def test_image_classification_by_a_model_of_one_target_says_when_it_has_no_other(saved, processor, outputs, face):
+    one = MF2ForImageClassification.from_pretrained(saved, classification_target="action_units")
+    classify = face_pipeline("image-classification", one)
+    assert max(a["score"] for a in classify(face)) == pytest.approx(outputs.au_logits.sigmoid().max().item())
+    with pytest.raises(ValueError, match="AutoModelForPreTraining"):
+        classify(face, target="emotion")
+    # The pipeline of transformers itself takes the model object as well.
+    plain = pipeline("image-classification", model=one, image_processor=processor.image_processor)
+    scores = {answer["label"]: answer["score"] for answer in classify(image=face)}
+    assert {answer["label"]: answer["score"] for answer in plain(face)} == pytest.approx(scores)
+
+
+def test_zero_shot_compares_the_nearest_query_with_each_sentence(model, processor, face) -> None:
+    choose = face_pipeline("zero-shot-image-classification", model, processor)
+    inputs = processor(images=face, return_tensors="pt")
+    sentences = ["The face shows happiness.", "The face shows tired."]
+    answers = {answer["label"]: answer for answer in choose(face, candidate_labels=["Happiness", "tired"])}
+    with torch.no_grad():
+        text = model.mf2.get_text_features(**processor(text=sentences))
+        seen = model.mf2.get_image_features(**inputs)
+        near = (seen[0] @ text.T).amax(0) / model.mf2.emo_vl.temperature
+    assert [answers[label]["score"] for label in ("Happiness", "tired")] == pytest.approx(near.softmax(-1).tolist())
+    assert [answers[label]["sentence"] for label in ("Happiness", "tired")] == sentences
+
+    several = choose([face, face], candidate_labels=["AU25", "AU1"], batch_size=2)
+    assert several[0] == several[1]
+    with torch.no_grad():
+        seen = model.mf2.get_image_features(**inputs, branch="au")
+    for answer in several[0]:
+        place = model.config.action_units.index(answer["action_unit"])
+        with torch.no_grad():
+            text = processor(text=[answer["sentence"], answer["sentence_at_rest"]])
+            pair = model.mf2.get_text_features(**text, branch="au")
+            near = (seen[0, place] @ pair.T).amax(0) / model.mf2.au_vl.temperature
+        assert answer["score"] == pytest.approx(near.softmax(-1)[0].item(), abs=1e-6)
+    alone = choose(face, candidate_labels=["AU25"])[0]["score"]
+    assert alone == pytest.approx(next(a["score"] for a in several[0] if a["label"] == "AU25"), abs=1e-6)
+    for wrong, said in (({"candidate_labels": ["AU2"]}, "action units of this model"), ({}, "got none")):
+        with pytest.raises(ValueError, match=said):
+            choose(face, **wrong)
+    with pytest.raises(ValueError, match="does not know every word"):
+        choose(face, candidate_labels=["笑"])
+
+
+def test_captions_are_those_of_generate_whichever_model_is_handed_in(saved, processor, face) -> None:
+    writer = MF2ForCaptioning.from_pretrained(saved)
+    inputs = processor(images=face, return_tensors="pt")
+    pixels = {"pixel_values": inputs["pixel_values"], "landmarks": inputs["landmarks"]}
+    expected = processor.decode_captions(writer.generate(**pixels, max_new_tokens=6))[0]
+    units = processor.decode_captions(writer.generate(**pixels, branch="au", max_new_tokens=6))[0]
+    for model in (writer, MF2Model.from_pretrained(saved)):
+        tell = face_pipeline("image-to-text", model, processor, max_new_tokens=6)
+        assert tell(face) == [{"generated_text": expected, "kind": "emotion"}]
+        told = tell([face] * 3, captions=["au"], batch_size=2)
+        assert [answer["generated_text"] for answer in told[2]] == units
+        assert [answer["action_unit"] for answer in told[2]] == processor.action_units
+        assert {answer["kind"] for answer in tell(face, captions=True)} == {"emotion", "key_au", "au"}
+    with pytest.raises(ValueError, match="did you mean 'key_au'"):
+        tell(face, captions="key_aus")
+
+
+def test_face_analysis_names_everything(model, processor, outputs, face) -> None:
+    analyse = pipeline("face-analysis", model=model, processor=processor)
+    (found,) = analyse(face, captions=True, max_new_tokens=5)
+    expected = processor.post_process_face_analysis(outputs)[0]
+    assert found["emotion"] == expected["emotion"] and set(found["action_units"]) == set(expected["action_units"])
+    for unit, said in expected["action_units"].items():
+        named = found["action_units"][unit]
+        assert named == {**said, "probability": pytest.approx(said["probability"], abs=1e-5)}
+    assert found["box"] == {"xmin": 0.0, "ymin": 0.0, "xmax": 80.0, "ymax": 90.0}
+    assert (found["box_source"], found["landmark_source"]) == ("image", "template")
+    assert list(found["captions"]) == ["emotion", "key_au", "au"]
+    assert list(found["captions"]["au"]) == model.config.action_units
+    assert "captions" not in analyse(face)[0]
+    points = np.array(CANONICAL_FACE) * 50 + 20
+    (given,) = analyse({"image": face, "landmarks": points})
+    assert given["landmark_source"] == "given"
+    np.testing.assert_allclose(given["landmarks"], points)
+    assert given["box"]["xmin"] == pytest.approx(points[:, 0].min())
+
+
+def detect_two_and_none(self: FaceAlignmentDetector, images: list[torch.Tensor]) -> list[list[DetectedFace]]:
+    """Two faces in an image of 80 pixels' width, none in others."""
+
+    def found(side: float) -> DetectedFace:
+        box = np.array([5.0, 5.0, 5 + side, 5 + side])
+        return DetectedFace(box, 0.75, np.array(CANONICAL_FACE) * side + 5, np.ones(68))
+
+    return [[found(60.0), found(30.0)] if image.shape[2] == 80 else [] for image in images]
+
+
+def test_every_face_is_found_and_an_image_without_one_follows_the_policy(
+    model, processor, face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FaceAlignmentDetector, "detect", detect_two_and_none)
+    empty = Image.new("RGB", (64, 64))
+    analyse = face_pipeline("face-analysis", model, processor, landmark_source="face_alignment")
+    both, none, again = analyse([face, empty, face], batch_size=2, on_no_face="skip")
+    assert [found["box"]["xmax"] for found in both] == [65.0, 35.0] and both == again and none == []
+    assert {found["box_source"] for found in both} == {"face_alignment"} and both[0]["box_score"] == 0.75
+    assert len(analyse(face, on_many_faces="largest")) == 1
+    with pytest.raises(ValueError, match=r"inputs\[1\].*no face was found"):
+        analyse([face, empty])
+    assert analyse([face, empty], on_error="skip")[1]["error"]["type"] == "ValueError"
+    assert analyse(empty, on_no_face="template")[0]["landmark_source"] == "template"
+    classify = face_pipeline("image-classification", model, processor, landmark_source="face_alignment")
+    largest = classify(face)
+    assert largest[0]["label"] == both[0]["emotion"]
+    assert classify([face, empty], on_no_face="skip", batch_size=2) == [largest, []]
+    for task in ("zero-shot-image-classification", "image-to-text"):
+        extra = {"candidate_labels": ["Anger"]} if task.startswith("zero") else {"max_new_tokens": 2}
+        settings = {"landmark_source": "face_alignment", "on_no_face": "skip"}
+        assert face_pipeline(task, model, processor)([empty], **settings, **extra) == [[]]
+
+
+def test_half_precision_moves_no_landmark(saved, processor, face) -> None:
+    analyse = face_pipeline("face-analysis", str(saved), dtype=torch.bfloat16)
+    assert analyse.model.dtype == torch.bfloat16
+    assert set(analyse(face)[0]["emotions"]) == set(processor.emotions)
+
+
+def test_the_checkpoint_names_the_same_classes(saved: Path) -> None:
+    named = AutoConfig.from_pretrained(saved).custom_pipelines
+    assert {task: info["impl"].split(".")[1] for task, info in named.items()} == {
+        task: pipeline_class.__name__ for task, pipeline_class in PIPELINES.items()
+    }
+    assert set(hub_mf2.PIPELINES) == set(PIPELINES)
+
+
+def test_an_adapter_is_as_good_as_a_model(saved: Path, processor, face, tmp_path: Path) -> None:
+    """As peft's wrapper, and by its folder, from which the base and the adapter's own processor are found."""
+    inputs = processor(images=face, return_tensors="pt")
+    own = MF2Processor.from_pretrained(saved)
+    own.au_thresholds = [0.3, 0.4, 0.6]
+    targets = {"target_modules": r".*emo_vl.*cross_attention\.q_proj", "modules_to_save": ["classifiers"]}
+    for config in (DFNConfig(bottleneck=4, pathways=["visual"]), LoraConfig(r=2, **targets)):
+        adapted = shake(get_peft_model(MF2ForFaceAnalysis.from_pretrained(saved), config), seed=3).eval()
+        base = MF2ForFaceAnalysis.from_pretrained(saved)
+        adapted.base_model.model.mf2.load_state_dict(base.mf2.state_dict(), strict=False)  # as they were shaken too
+        folder = tmp_path / str(config.peft_type.value)
+        adapted.save_pretrained(folder)
+        wrapped = PeftModel.from_pretrained(base, folder).eval()
+        with torch.no_grad():
+            expected = wrapped(**inputs).emotion_logits.softmax(-1).max().item()
+        assert abs(expected - face_pipeline("image-classification", str(saved))(face)[0]["score"]) > 1e-4
+        assert face_pipeline("image-classification", wrapped)(face)[0]["score"] == pytest.approx(expected, abs=1e-6)
+        plain = face_pipeline("image-classification", folder)  # no processor there: the base's
+        assert plain(face)[0]["score"] == pytest.approx(expected, abs=1e-6)
+        assert plain.processor.au_thresholds == processor.au_thresholds
+        own.save_pretrained(folder)
+        (found,) = face_pipeline("face-analysis", str(folder))(face)
+        (same,) = pipeline("face-analysis", model=str(folder), processor=str(folder), trust_remote_code=True)(face)
+        assert found == same and max(found["emotions"].values()) == pytest.approx(expected, abs=1e-6)
+        assert [said["threshold"] for said in found["action_units"].values()] == own.au_thresholds
+
+
+def test_a_damaged_adapter_is_named(saved: Path, tmp_path: Path) -> None:
+    get_peft_model(MF2ForFaceAnalysis.from_pretrained(saved), DFNConfig(bottleneck=4)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(OSError, match=r"adapter_model\.safetensors: damaged or cut short \(500 bytes"):
+        MF2ForPreTraining.from_pretrained(tmp_path)
+
+
+def test_an_unknown_task_is_named(model, processor) -> None:
+    with pytest.raises(ValueError, match="did you mean 'face-analysis'"):
+        face_pipeline("face-analyses", model, processor)
+
+
+def test_a_checkpoint_without_heads_answers_nothing(processor: MF2Processor, tmp_path: Path) -> None:
+    MF2Model(processor.config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"lacks \d+ weights.*classifiers\."):
+        face_pipeline("face-analysis", tmp_path, processor)

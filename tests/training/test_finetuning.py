@@ -1,0 +1,234 @@
+"""Fine-tuning by every method from the command line: what is trained, what is saved, and what the store saves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import DatasetDict
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import train
+from configuration_mf2 import MF2Config
+from mf2face.data.examples import MF2Examples
+from mf2face.data.schema import SPLITS
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.finetuning import ADAPTERS, MF2Views, adapt, peft_config, trainable_parameters
+from modeling_mf2 import MF2ForFaceAnalysis
+from processing_mf2 import MF2Processor
+from processing_mf2.geometry import SLIGHT
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose weights are random: enough to see what moves."""
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = MF2Config.from_size("tiny")
+    MF2Processor.for_model(config).save_pretrained(folder)
+    MF2ForFaceAnalysis(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def command(base: Path, task: str, folder: Path, *more: str) -> list[str]:
+    fixed = ["--num_images", "96", "--use_cpu", "True", "--disable_tqdm", "True", "--max_steps", "3"]
+    fixed += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "3", "--save_steps", "3"]
+    fixed += ["--per_device_train_batch_size", "16", "--warmup_steps", "0"]
+    return ["--task", task, "--model_name_or_path", str(base), "--output_dir", str(folder), *fixed, *more]
+
+
+@pytest.mark.parametrize("task", ADAPTERS)
+def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Path, task: str) -> None:
+    figures = train.main(command(base, task, tmp_path / "out", "--logging_steps", "1"))
+    (log,) = (tmp_path / "out").glob("checkpoint-*/trainer_state.json")
+    logged = [entry for entry in json.loads(log.read_text())["log_history"] if "loss" in entry]
+    assert logged and all(entry["au"] + entry["emotion"] == pytest.approx(entry["loss"], rel=1e-3) for entry in logged)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["trainable_parameters"] == figures["trainable_parameters"]
+    whole = MF2ForFaceAnalysis.from_pretrained(base)
+    heads = sum(p.numel() for p in whole.classifiers.parameters())
+    everything = sum(p.numel() for p in whole.parameters())
+    if task == "linear_probe":
+        assert figures["trainable_parameters"] == heads
+        tuned = MF2ForFaceAnalysis.from_pretrained(tmp_path / "out")
+        moved = {n for n, p in tuned.state_dict().items() if not torch.equal(p, whole.state_dict()[n])}
+        assert moved and all(name.startswith("classifiers.") for name in moved)
+        return
+    assert heads < figures["trainable_parameters"] < everything / 5
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any("classifiers" in name for name in saved)
+    tuned = PeftModel.from_pretrained(MF2ForFaceAnalysis.from_pretrained(base), tmp_path / "out").eval()
+    image = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        assert not torch.equal(tuned(pixel_values=image).au_logits, whole.eval()(pixel_values=image).au_logits)
+        with tuned.disable_adapter():
+            assert torch.equal(tuned(pixel_values=image).au_logits, whole(pixel_values=image).au_logits)
+
+
+@pytest.mark.parametrize("task", ["dfn", "linear_probe"])
+def test_the_store_changes_nothing_but_the_time(base: Path, tmp_path: Path, task: str) -> None:
+    exact = ["--store_dtype", "float32", "--store_vision", "False"]
+    train.main(command(base, task, tmp_path / "stored", *exact))
+    assert list((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
+    train.main(command(base, task, tmp_path / "plain", *exact, "--no_store", "True"))
+    name = "model.safetensors" if task == "linear_probe" else "adapter_model.safetensors"
+    stored, plain = (load_file(tmp_path / run / name) for run in ("stored", "plain"))
+    assert set(stored) == set(plain)
+    for key, tensor in plain.items():
+        torch.testing.assert_close(
+            stored[key], tensor, atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+
+
+@pytest.mark.parametrize("task", ["dfn", "full"])
+def test_images_come_in_several_views_which_are_the_same_for_every_seed(base: Path, tmp_path: Path, task: str) -> None:
+    changed = ["--views", "3", "--seed", "1", "--num_images", "48"]
+    train.main(command(base, task, tmp_path / "first", *changed))
+    stores = sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
+    views = [json.loads(store.read_text())["identity"]["views"] for store in stores]
+    assert sorted(views) == ([1, 1, 3] if task == "dfn" else [])
+    train.main(command(base, task, tmp_path / "second", *changed, "--seed", "2"))
+    assert sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json")) == stores
+
+
+def test_views_are_drawn_anew_in_each_epoch(base: Path) -> None:
+    rows, processor = MFASynthetic(16, size=112), MF2Processor.from_pretrained(base)
+    plain = MF2Examples(rows, processor, texts=False)
+    views = MF2Views([plain, *(MF2Examples(rows, processor, texts=False, augment=SLIGHT, seed=n) for n in (1, 2))])
+
+    def pixels(found: list) -> torch.Tensor:
+        return torch.stack([example["pixel_values"] for example in found])
+
+    every = torch.stack([pixels(view.__getitems__(range(16))) for view in views.views])
+    drawn = []
+    for epoch in range(8):
+        views.set_epoch(epoch)
+        found = pixels(views.__getitems__(range(16)))
+        drawn.append((every == found).flatten(2).all(-1).float().argmax(0))
+        assert torch.equal(found, every[drawn[-1], torch.arange(16)])
+    share = torch.stack(drawn).flatten().bincount(minlength=3) / 128
+    assert share.min() > 0.2 and len({tuple(one.tolist()) for one in drawn}) == 8
+
+
+def test_with_captions_the_towers_of_both_modalities_learn(base: Path, tmp_path: Path) -> None:
+    train.main(command(base, "dfn", tmp_path / "out", "--align", "True"))
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    written = {name: tensor.abs().sum() for name, tensor in saved.items() if name.endswith("up.weight")}
+    for pathway in ("visual_emo", "visual_au", "language_emo", "language_au"):
+        assert any(pathway in name and moved > 0 for name, moved in written.items()), pathway
+    assert not (tmp_path / "cache" / "mf2_states").exists()
+    with pytest.raises(ValueError, match="align: the data set synthetic has no captions, or --use_captions is False"):
+        train.main(command(base, "dfn", tmp_path / "none", "--align", "True", "--use_captions", "False"))
+    for task in ("full", "linear_probe"):
+        with pytest.raises(ValueError, match=f"align: got True with --task {task}, expected it with dfn"):
+            train.main(["--task", task, "--align", "True"])
+
+
+def test_a_folder_is_of_one_run(base: Path, tmp_path: Path) -> None:
+    first = command(base, "dfn", tmp_path / "out", "--adapter_options", "bottleneck=8")
+    train.main(first)
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    for other in (["dfn", "--adapter_options", "bottleneck=8", "activation=tanh"], ["lora"]):
+        with pytest.raises(ValueError, match=r"output_dir: .* holds the checkpoints of another run .*now"):
+            train.main(command(base, other[0], tmp_path / "out", *other[1:]))
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_a_damaged_store_is_named_and_computed_anew_on_request(base: Path, tmp_path: Path) -> None:
+    stored = command(base, "linear_probe", tmp_path / "out", "--num_images", "48")
+    train.main(stored)
+    for shard in (tmp_path / "cache" / "mf2_states").glob("*/states-*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    again = [*stored, "--output_dir", str(tmp_path / "again")]
+    with pytest.raises(OSError, match=r"states-00000\.safetensors: missing, damaged or cut short .*--rebuild_store"):
+        train.main(again)
+    train.main([*again, "--rebuild_store", "True"])
+
+
+def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_path: Path) -> None:
+    rows = MFASynthetic(96, size=112)
+    parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
+    for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
+        DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)
+        more = ["--dataset", str(tmp_path / name), "--no_store", "True"]
+        train.main(command(base, "linear_probe", tmp_path / f"out_{name}", *more))
+        saved = MF2ForFaceAnalysis.from_pretrained(tmp_path / f"out_{name}").config
+        assert (saved.au_thresholds is not None) is tuned
+
+
+def test_a_methods_own_options_reach_its_config(base: Path) -> None:
+    config = peft_config("dfn", ["bottleneck=16", 'pooling={"visual": "all"}', "readout=add"])
+    assert (config.bottleneck, config.pooling, config.readout) == (16, {"visual": "all"}, "add")
+    assert peft_config("lora", ["r=4"]).r == 4
+    with pytest.raises(ValueError, match=r"adapter_options: got 'bottlenek=16', expected NAME=VALUE, each name once"):
+        peft_config("dfn", ["bottlenek=16"])
+    assert peft_config("dfn", ["output_layer=False"]).output_layer is False
+    with pytest.raises(ValueError, match="each name once"):
+        peft_config("dfn", ["slots=2", "slots=3"])
+    for task, options, said in (
+        ("dfn", ["bottleneck=wide"], "bottleneck: got 'wide'"),
+        ("dfn", ["peft_type=LORA"], "adapter_options: got 'peft_type=LORA'"),
+        ("full", ["r=4"], "adapter_options: got .* with --task full"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=said):
+            train.main(["--task", task, "--adapter_options", *options])
+    with pytest.raises(ValueError, match="modules_to_save: got 'classifer', expected modules of MF2ForFaceAnalysis"):
+        adapt(MF2ForFaceAnalysis.from_pretrained(base), "dfn", ['modules_to_save=["classifer"]'])
+    with pytest.raises(ValueError, match="a linear probe has no config"):
+        adapt(MF2ForFaceAnalysis.from_pretrained(base), "linear_probe", ["r=4"])
+    with pytest.raises(ValueError, match="views: got 2, expected 1 or more, and 1 with --streaming"):
+        train.main(["--task", "dfn", "--views", "2", "--augment", "True"])
+
+
+def test_a_model_is_needed_and_a_method_must_be_known(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model_name_or_path: got none, expected the model that --task lora is about"):
+        train.main(
+            [
+                "--task",
+                "lora",
+                "--model_size",
+                "base",
+                "--output_dir",
+                str(tmp_path),
+                "--use_cpu",
+                "True",
+                "--num_images",
+                "96",
+            ]
+        )
+    with pytest.raises(ValueError, match=r"task: got 'prefix', expected one of \['dfn', 'lora'"):
+        peft_config("prefix")
+
+
+def test_the_frozen_part_is_frozen(base: Path) -> None:
+    for task in ADAPTERS:
+        model = adapt(MF2ForFaceAnalysis.from_pretrained(base), task)
+        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        assert trained and not any(".vision." in name for name in trained), task
+        assert trainable_parameters(model) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("branch", ["emo", "au"])
+def test_dfn_also_adapts_a_model_of_one_branch(branch: str) -> None:
+    config = MF2Config.from_size("tiny", use_emo_branch=branch == "emo", use_au_branch=branch == "au")
+    model = adapt(MF2ForFaceAnalysis(config), "dfn")
+    assert set(model.peft_config["default"].pathways) == {f"visual_{branch}", f"vision_{branch}"}
+    assert model(pixel_values=torch.randn(1, 3, 112, 112)).emotion_logits.shape == (1, 8)
+
+
+def test_an_adapter_is_measured_again_with_its_own_thresholds(base: Path, tmp_path: Path) -> None:
+    first = train.main(command(base, "lora", tmp_path / "lora"))
+    again = [*command(tmp_path / "lora", "evaluate", tmp_path / "again")]
+    second = train.main(again)
+    told = [name for name in first if name.startswith(("au_f1", "au_threshold", "emotion_")) and "/" not in name]
+    assert told and {name: second[name] for name in told} == pytest.approx({name: first[name] for name in told})
+    thresholds = MF2Processor.from_pretrained(tmp_path / "lora").au_thresholds
+    assert thresholds != MF2ForFaceAnalysis.from_pretrained(base).config.au_thresholds

@@ -1,0 +1,113 @@
+"""Every compared system goes the way of MF²: trained, measured, saved, and read back by those who lack our packages."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+import train
+from configuration_mf2.configuration_mf2 import SIZES
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.tasks import SYSTEMS, build_system, captions_of
+from modeling_mf2.baselines.base import FeatureMaps
+from processing_mf2 import MF2Processor
+
+
+SMALL = ["--num_images", "96", "--use_cpu", "True", "--disable_tqdm", "True", "--max_steps", "3", "--warmup_steps", "0"]
+SMALL += ["--logging_steps", "1", "--per_device_train_batch_size", "16", "--eval_strategy", "steps"]
+SMALL += ["--eval_steps", "3", "--save_strategy", "steps", "--save_steps", "3"]
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "exp_blip"])
+def test_a_system_is_trained_measured_and_kept(name: str, tmp_path: Path) -> None:
+    figures = train.main(["--model", name, "--output_dir", str(tmp_path), *SMALL])
+    (log,) = tmp_path.glob("checkpoint-*/trainer_state.json")
+    logged = next(entry for entry in json.loads(log.read_text())["log_history"] if "loss" in entry)
+    model = SYSTEMS[name].model.from_pretrained(tmp_path)
+    assert set(model.loss_names) <= set(logged), "every part of its loss is trained and told"
+    assert max(model.config.au_class_weights) > 1.2, "rare AUs count more, by the training labels"
+    assert model.config.au_thresholds == MF2Processor.from_pretrained(tmp_path).au_thresholds
+    released = load_file(Path(train.__file__).parent / "model_cards" / "mf2-tiny-synthetic" / "model.safetensors")
+    moved = model.vision.backbone.convolutions[0].weight - released["mf2.vision.backbone.convolutions.0.weight"].float()
+    assert 0 < moved.abs().max() < 0.02, "the backbone begins where MF²'s tower is, and is trained"
+
+    card = (tmp_path / "README.md").read_text()
+    assert SYSTEMS[name].title in card and SYSTEMS[name].paper in card and "An MF² model" not in card
+    assert "synthetic" in card.lower() and "no paper's" in card and (tmp_path / "curves.png").is_file()
+    again = train.main(
+        [
+            *("--model", name, "--task", "evaluate", "--model_name_or_path", str(tmp_path), *SMALL),
+            *("--output_dir", str(tmp_path / "again")),
+        ]
+    )
+    assert again["au_f1_tuned_macro"] == figures["au_f1_tuned_macro"]
+    assert again["emotion_top1"] == figures["emotion_top1"]
+    words = {"local_top5", "global_top5"} if name == "vl_fau" else set()
+    assert {key for key in again if key.endswith("_top5")} == words and all(again[k] == figures[k] for k in words)
+    with pytest.raises(ValueError, match=f"is a checkpoint of '{name}', expected one of 'mf2'"):
+        train.main(["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "no"), *SMALL])
+    assert type(AutoModel.from_pretrained(tmp_path)) is type(model)
+
+
+def test_me_graph_aus_second_stage_begins_with_the_first(tmp_path: Path) -> None:
+    first, _ = build_system("me_graph_au", "tiny", options=["use_edges=False"])
+    first.save_pretrained(tmp_path)
+    MF2Processor.for_model(first.config).save_pretrained(tmp_path)
+    second, _ = build_system("me_graph_au", "tiny", checkpoint=str(tmp_path), options=["use_edges=True"])
+    assert second.config.use_edges and torch.equal(second.narrow.weight, first.narrow.weight)
+    assert not hasattr(first, "edges") and second.edges is not None
+
+
+def test_weights_of_a_label_that_never_occurs_are_finite() -> None:
+    rows = MFASynthetic(16, size=64)
+    labels = [[0, *row[1:]] for row in rows["au_labels"][:]]
+    rows = rows.remove_columns("au_labels").add_column("au_labels", labels)
+    model, _ = build_system("vl_fau", "tiny", train_rows=rows)
+    assert model.config.au_class_weights[0] == 1 and all(0 < w < 100 for w in model.config.au_class_weights)
+
+
+def test_ablations_learn_from_the_captions_that_they_still_have() -> None:
+    def captions(*options: str) -> tuple[str, ...]:
+        return captions_of(build_system("vl_fau", "tiny", options=options)[0])
+
+    assert captions() == ("vl_fau_global", "vl_fau_local")
+    assert captions("use_llga=False") == ("vl_fau_global",)
+    assert captions("use_llga=False", "use_glga=False") == ()
+
+
+def test_a_dataset_without_the_captions_is_told_which_it_lacks(tmp_path: Path) -> None:
+    MFASynthetic(40, size=64).save_to_disk(tmp_path / "rows")
+    command = ["--model", "vl_fau", "--dataset", str(tmp_path / "rows"), "--output_dir", str(tmp_path / "out"), *SMALL]
+    with pytest.raises(ValueError, match="no column vl_fau_global, vl_fau_local, which VL-FAU learns from"):
+        train.main(command)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--task", "dfn"], "task: got 'dfn' with --model vl_fau, expected full or evaluate"),
+        (["--model_size", "giant"], r"model_size: got 'giant', expected one of \['tiny', 'base'\]"),
+        (["--branches", "au"], "branches: got 'au', which --model vl_fau"),
+        (["--store_vision", "True"], "store_vision: got True, which --model vl_fau"),
+        (["--model_options", "use_lga=False"], "model_options: got 'use_lga=False'"),
+    ],
+)
+def test_what_a_system_does_not_have_is_refused(argv: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_arguments(["--model", "vl_fau", *argv])
+
+
+def test_sizes_are_the_models_own() -> None:
+    with pytest.raises(ValueError, match=r"model_size: got 'b2'.*for --model mf2"):
+        parse_arguments(["--model_size", "b2"])
+    assert parse_arguments(["--model", "hsemotion", "--model_size", "b2"])[0].task == "full"
+    assert all(parse_arguments(["--model_size", size])[0].model_size == size for size in SIZES)
+
+
+def test_a_frozen_backbone_stays(tmp_path: Path) -> None:
+    model, _ = build_system("hsemotion", "tiny", options=["frozen=True"])
+    assert isinstance(model.vision, FeatureMaps) and not any(p.requires_grad for p in model.train().vision.parameters())
