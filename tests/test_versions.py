@@ -126,9 +126,10 @@ def overridden() -> Iterator[tuple[type, str]]:
 
 @functools.cache
 def own_names(kind: type) -> set[str]:
-    nodes = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(kind))))
-    stored = (node for node in nodes if isinstance(node, ast.Attribute) and is_stored(node))
-    return {*vars(kind), *(node.attr for node in stored if ast.unparse(node.value) == "self")}
+    source = textwrap.dedent(inspect.getsource(kind))
+    stored = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and is_stored(node))
+    written = {name for name in vars(kind) if name in source}  # not what the libraries keep on a class
+    return {*written, *(node.attr for node in stored if ast.unparse(node.value) == "self")}
 
 
 def private_uses() -> set[tuple[str, int, str]]:

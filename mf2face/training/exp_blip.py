@@ -377,7 +377,7 @@ def kind_of_checkpoint(source: str) -> str:
     return "stage one" if "ExpBlipForPreTraining" in (saved.get("architectures") or []) else "classifier"
 
 
-def is_about_captions(arguments: MF2Arguments) -> bool:
+def uses_caption_stage(arguments: MF2Arguments) -> bool:
     """Whether a run trains or measures what learns from captions, and not the classifier on its features."""
     if arguments.task != "evaluate":
         return arguments.task in ("pretrain", "caption")
@@ -547,7 +547,6 @@ __all__ = [
     "build_classifier",
     "build_stage_one",
     "caption_inputs",
-    "is_about_captions",
     "kind_of_checkpoint",
     "load_captioner",
     "load_language_model",
@@ -555,5 +554,6 @@ __all__ = [
     "run_captions",
     "save_captioner",
     "train_captioner",
+    "uses_caption_stage",
     "write_captions",
 ]

@@ -30,7 +30,7 @@ from mf2face.training.evaluation import (
     tables,
     write_scores,
 )
-from mf2face.training.exp_blip import build_classifier, is_about_captions, kind_of_checkpoint, run_captions
+from mf2face.training.exp_blip import build_classifier, kind_of_checkpoint, run_captions, uses_caption_stage
 from mf2face.training.finetuning import ADAPTERS, adapt, trainable_parameters, with_states
 from mf2face.training.language import FIGURES, WORD_FIGURES, language_scores, word_scores
 from mf2face.training.options import read_options
@@ -61,15 +61,18 @@ logger = logging.getLogger(__name__)
 # The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
 RELEASED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
-# What does not change the weights that a run ends with.
-_OF_NO_MATTER = ("store_vision", "no_store", "store_dtype", "rebuild_store")
+# Arguments that do not change the weights that a run ends with.
+CACHE_ONLY_ARGUMENTS = ("store_vision", "no_store", "store_dtype", "rebuild_store")
 
 TASK_MODELS = {"pretrain": MF2ForPreTraining, "tower": MF2ForTowerTraining}  # any other: MF2ForFaceAnalysis
 
 
-def kinds_of(checkpoint: str) -> list[str]:
-    """Of which classes a checkpoint is, as it says itself."""
-    return MF2Config.from_pretrained(checkpoint).architectures or []
+def checkpoint_classes(checkpoint: str) -> list[str]:
+    """Names of the classes that a checkpoint says it is of; none for an adapter's folder."""
+    try:
+        return MF2Config.from_pretrained(checkpoint).architectures or []
+    except FileNotFoundError:
+        return []
 
 
 def build_model(arguments: MF2Arguments, train_rows: Dataset | None = None) -> tuple[PreTrainedModel, MF2Processor]:
@@ -93,7 +96,7 @@ def build_model(arguments: MF2Arguments, train_rows: Dataset | None = None) -> t
     if arguments.task in ADAPTERS and arguments.model_name_or_path is None and arguments.model_size == "tiny":
         arguments.model_name_or_path = str(RELEASED)
     if arguments.model_name_or_path:
-        if arguments.task == "evaluate" and "MF2ForPreTraining" in kinds_of(arguments.model_name_or_path):
+        if arguments.task == "evaluate" and "MF2ForPreTraining" in checkpoint_classes(arguments.model_name_or_path):
             model_class = MF2ForPreTraining  # it can also be asked what language is worth
         fields = read_options("model_options", arguments.model_options, MF2Config)
         model = model_class.from_pretrained(arguments.model_name_or_path, **fields)
@@ -159,14 +162,14 @@ def run(arguments: MF2Arguments, training: TrainingArguments) -> dict[str, float
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     set_seed(training.seed)
     token = take_token(training)
-    if arguments.model == "exp_blip" and is_about_captions(arguments):
+    if arguments.model == "exp_blip" and uses_caption_stage(arguments):
         return run_captions(arguments, training, pretrained_tower(arguments), cost, token)
     # Once, when all is measured: the Trainer would push half-trained weights and its own card.
     wants_push, training.push_to_hub = training.push_to_hub, False
     if arguments.task == "tower" and not arguments.use_labels:
         training.load_best_model_at_end = False  # its AU and emotion readouts learn nothing, and can judge nothing
     if arguments.task != "evaluate":
-        begun = {name: value for name, value in vars(arguments).items() if name not in _OF_NO_MATTER}
+        begun = {name: value for name, value in vars(arguments).items() if name not in CACHE_ONLY_ARGUMENTS}
         check_same_run(Path(training.output_dir), begun | {"seed": training.seed})
     splits = load_splits(arguments)
     model, processor = build_model(arguments, splits["train"])

@@ -14,7 +14,7 @@ from configuration_mf2.version import FIELD, VERSION, NewerCheckpointWarning, ch
 
 
 def test_one_version_for_the_package_and_for_what_it_writes() -> None:
-    assert version("mf2") == VERSION
+    assert version("mf2face") == VERSION
 
 
 @pytest.mark.parametrize("make", [lambda: MF2Config.from_size("tiny"), MF2VisionConfig], ids=["model", "tower"])
