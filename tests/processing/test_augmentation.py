@@ -98,7 +98,7 @@ def test_bytes_are_those_of_float_but_for_rounding(scale, monkeypatch):
         samples = warp_bytes(image, matrix, 224, 224)
         apart = np.abs(samples.transpose(2, 0, 1) - exact.numpy())
         # Along the border a sample of a pixel's quarter may count as beyond it. OpenCV 4: steps of 1/32 pixel.
-        assert np.quantile(apart, 0.99) <= 1.02 and apart.mean() < 0.41
+        assert np.quantile(apart, 0.99) <= 1.02 and apart.mean() < 0.4
         plain = torch.from_numpy(samples).permute(2, 0, 1).float()
         colours = draw.recolour_bytes(samples).transpose(2, 0, 1) - draw.recolour(plain).numpy()
         assert np.abs(colours).max() <= 0.75  # rounding, and OpenCV's factors in steps of a thousandth
