@@ -79,4 +79,4 @@ def _png_parts(content: bytes) -> Iterator[bytes]:
         place = end
 
 
-__all__ = ['without_metadata']
+__all__ = ["without_metadata"]

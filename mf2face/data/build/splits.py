@@ -223,4 +223,7 @@ PAPER_PROTOCOL: Mapping[str, Any] = {
 """The counts of the MFA paper, for `plan_mfa` on Aff-Wild2: 34,696 images of 151 videos, eight emotions alike."""
 
 
-__all__ = ['units_of', *('PAPER_PROTOCOL', 'balance_emotions', 'official_splits', 'plan_mfa', 'split_units', 'spread_over_videos')]
+__all__ = [
+    "units_of",
+    *("PAPER_PROTOCOL", "balance_emotions", "official_splits", "plan_mfa", "split_units", "spread_over_videos"),
+]
