@@ -97,7 +97,7 @@ class Run:
     def bill(self, usage: Usage | None, at_most: float, *, batch: bool = False) -> float:
         """What an answer did cost; a server that does not say is taken to have asked the most."""
         price = self.writer.price
-        usd = at_most if price is None or usage is None else price.usd(*vars(usage).values(), batch=batch)
+        usd = at_most if price is None or usage is None else price.usd(usage.input, usage.output, usage.cached, batch)
         self.report.tokens += usage or Usage()
         if self.report.usd is not None:
             self.report.usd += usd
