@@ -108,7 +108,7 @@ def test_a_full_disk_is_an_error_that_keeps_what_stands_there(tmp_path, monkeypa
     with CaptionJournal(path) as book:
         assert len(book) == 4 and book.captions("new").id == "n"
         monkeypatch.setattr(caption_journal_mf2, "MIN_FREE_BYTES", 1 << 62)
-        with pytest.raises(JournalFullError, match="bytes left"):
+        with pytest.raises(JournalFullError, match="the disk is full"):
             book.open_request(0.1)
 
 

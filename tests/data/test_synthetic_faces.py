@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS, LabelSet
-from mf2face.data.schema import SPLIT_SIZES, check_leaks, split_by_subject, validate_examples
+from mf2face.data.schema import check_leaks, mfa_features
 from mf2face.data.synthetic.drawing import STYLES
-from mf2face.data.synthetic.faces import MFASynthetic, draw_example, split_of_subjects, synthetic_truth
+from mf2face.data.synthetic.faces import MFASynthetic, draw_example, synthetic_truth
 from mf2face.data.synthetic.geometry import DRAWABLE_AUS
 from mf2face.data.synthetic.subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT
 
@@ -81,7 +81,6 @@ def test_truth_is_kept_apart(faces):
 
 
 def test_rows_follow_the_schema(faces):
-    assert validate_examples(faces) == 160
     check_leaks(faces)
     assert set(faces["split"]) == {"train", "validation", "test"}
     assert len(set(faces["subject"])) == 10 and len(set(faces["video"])) == 20
@@ -114,7 +113,7 @@ def test_a_prefix_shows_the_same_images(faces, cache):
 def test_other_label_sets(name, cache):
     rows = MFASynthetic(3, label_set=name, cache_dir=cache, exact_landmarks=True)
     aus = (LABEL_SETS[name] if isinstance(name, str) else name).action_units
-    assert validate_examples(rows, name) == 3 and len(rows[0]["au_labels"]) == len(aus)
+    assert rows.features == mfa_features(name) and len(rows[0]["au_labels"]) == len(aus)
     assert rows[0]["landmark_source"] == "exact"
     assert (np.asarray(rows[2]["image"]) == draw_example(2)[0]).all()
 
@@ -159,12 +158,6 @@ def test_wrong_arguments(arguments, told, streaming, tmp_path):
 def test_single_examples_name_wrong_arguments(call, told):
     with pytest.raises(ValueError, match=told):
         call()
-
-
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 48, 1000])
-def test_splits_are_those_of_the_list_of_all_images(n):
-    listed = split_by_subject([index // FRAMES_PER_SUBJECT for index in range(n)], seed=5)
-    assert split_of_subjects(n, SPLIT_SIZES, 5) == tuple(listed[::FRAMES_PER_SUBJECT])
 
 
 def test_streaming_a_million_starts_small():
