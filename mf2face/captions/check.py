@@ -98,7 +98,7 @@ def named_aus(text: str) -> list[str]:
 
 def _another_emotion(text: str, emotion: str | None) -> str | None:
     """The emotion that a text is about if it never names its own; one that names none at all is believed."""
-    # "Other" is told by what it is not, and compound emotions by their parts; "neutral" is said of features too.
+    # Texts describe "Other" by what it is not and compound emotions by their parts, and call features neutral.
     if emotion not in _BASIC or parse_emotion(text, [emotion]):
         return None
     return parse_emotion(text, [name for name in _BASIC if name not in (emotion, "Neutral")])

@@ -11,7 +11,6 @@ from mf2face.captions.prompts import (
     CHAT_CAPTIONS,
     answer_schema,
     chat_prompt,
-    correction_prompt,
     known_captions,
     prompt_version,
 )
@@ -82,12 +81,6 @@ def test_a_prompt_without_image_says_so_and_is_another_version():
     assert "No image" not in told[0] and "No image" in told[1]
     versions = {prompt_version(captions, image) for captions in (MFA_CAPTIONS, ("au_caption",)) for image in (0, 1)}
     assert len(versions) == 4 and prompt_version(MFA_CAPTIONS) in versions
-
-
-def test_a_correction_names_every_problem():
-    assert '- "au_caption" names AU9.\n- "b" is missing.' in correction_prompt(
-        {"au_caption": "names AU9", "b": "is missing"}
-    )
 
 
 @pytest.mark.parametrize(
@@ -196,10 +189,6 @@ def test_local_descriptions_must_call_each_state_by_its_name():
     }.items():
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(problem("vl_fau_local", bad, None, states))
-
-
-def test_titles_name_an_action_unit_and_plain_words_do_not():
-    assert named_aus("AU12, Lips Part and the lips part") == ["AU12", "AU25"]
 
 
 @pytest.mark.parametrize("text", ["AUs 6, 7 and 12", "action units 6, 7, and 12", "AU6/7/12", "au 06, AU7 + 12"])

@@ -33,31 +33,22 @@ def test_everything_is_back_after_it_was_closed(tmp_path):
         assert book.answers == {} and "half" in book
 
 
-def test_cut_off_at_any_byte_it_opens_and_loses_at_most_the_line_that_was_cut(tmp_path):
+def test_cut_off_at_any_byte_it_opens_and_loses_at_most_the_line_that_was_cut(tmp_path, caplog):
     path = tmp_path / "journal.jsonl"
     fill(path, rows=2)
     whole = path.read_bytes()
     for size in range(0, len(whole), 29):
+        caplog.clear()
         path.write_bytes(whole[:size])
         complete = [json.loads(line) for line in whole[:size].splitlines(keepends=True) if line.endswith(b"\n")]
         with CaptionJournal(path) as book:
             least = sum(line["event"] == "captions" for line in complete)
             assert least <= len(book) <= least + 1
+            assert size in (0, len(whole)) or "the last line of" in caplog.text or whole[:size].endswith((b"\n", b"}"))
             book.add_captions(None, "later", Captions("l", {}, "m"), 0.0)
         with CaptionJournal(path) as book:
             assert "later" in book, size
             assert path.read_bytes().endswith(b"\n")
-
-
-def test_a_spoilt_line_in_the_middle_is_passed_over_and_told(tmp_path, caplog):
-    path = tmp_path / "journal.jsonl"
-    fill(path)
-    lines = path.read_bytes().splitlines(keepends=True)
-    lines[2] = b"\0\0\xff\n"
-    path.write_bytes(b"".join(lines))
-    with CaptionJournal(path) as book:
-        assert len(book) == 2 and book.captions("key2").id == "r2"
-    assert "line 3" in caplog.text
 
 
 def test_whoever_waits_for_the_disk_shares_one_write(tmp_path, monkeypatch):
@@ -165,11 +156,3 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
     with pytest.raises(CaptionError, match="expected a journal of captions"):
         CaptionJournal(tmp_path / "j").__enter__()
     assert (tmp_path / "j").read_text() == text
-
-
-def test_a_last_line_that_was_cut_off_is_told(tmp_path, caplog):
-    path = tmp_path / "j"
-    fill(path)
-    path.write_bytes(path.read_bytes()[:-5])
-    with CaptionJournal(path):
-        assert "the last line of" in caplog.text and str(path) in caplog.text

@@ -137,14 +137,6 @@ def test_claims_are_read_from_texts_of_any_hand(text: str, claims: dict[str, int
     assert claimed_units(text) == claims
 
 
-def test_no_phrase_means_two_things() -> None:
-    from mf2face.captions.scores import _phrases
-    from processing_mf2.wording import AU_WORDING
-
-    written = sum(len(w.active) + len(w.rest) + 3 for w in AU_WORDING.values())
-    assert len(_phrases()[1]) == written
-
-
 def test_contradictions_are_counted_claim_by_claim() -> None:
     labels = LabelSet(("AU1", "AU12", "AU25"), ("Neutral", "Happiness"))
     written = [

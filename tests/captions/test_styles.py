@@ -5,7 +5,6 @@ import json
 import pytest
 from datasets import Dataset
 
-from configuration_mf2.facs import LABEL_SETS
 from mf2face.captions.styles import (
     PROCESSOR_INPUTS,
     STYLES,
@@ -25,7 +24,7 @@ from mf2face.data.examples import RowReader
 from mf2face.data.schema import described_labels
 from mf2face.data.synthetic.faces import MFASynthetic
 from processing_mf2 import MF2Processor
-from processing_mf2.captions import RuleCaptioner, parse_au_caption
+from processing_mf2.captions import RuleCaptioner
 
 
 ROWS = [CaptionRow(f"c/v/{n}", [n % 2, 1, 0, -1, 0, 0, 1, 0, 0, 0, 0, 0], n % 8) for n in range(40)]
@@ -61,12 +60,6 @@ def test_mix_and_cat_are_made_of_the_two_sentences_that_were_paid():
     assert {text["exp_blip_mix"] for text in texts} == {"A.", "B."}
     half = style.compose(ROWS[0], {"exp_blip_emot": "B."})
     assert list(half.values()) == ["", "B.", "B.", "B.", "B."]
-
-
-def test_local_descriptions_name_every_known_action_unit():
-    found = next(iter(write_by_rule(ROWS, "vl_fau"))).texts["vl_fau_local"]
-    names = LABEL_SETS["mfa"].action_units
-    assert list(parse_au_caption(found, names)) == [au for au in names if au != "AU6"]
 
 
 def test_a_key_belongs_to_row_labels_style_model_and_prompt():

@@ -115,17 +115,11 @@ def test_crops_are_what_the_processor_would_cut_and_have_room_around(built, tmp_
     cut = processor(row["image"], landmarks=np.array(row["landmarks"]))
     assert np.allclose(whole["landmarks"], cut["landmarks"], atol=0.05)
     assert (whole["pixel_values"] - cut["pixel_values"]).abs().mean() < 0.03  # saved as JPEG in between
-
-
-def test_it_is_read_as_it_lies_and_as_a_stream(built):
-    out, *_ = built
-    processor = MF2Processor.for_model(MF2Config.from_size("tiny"))
-    splits = stream_splits(str(out))
-    streamed = MF2StreamedExamples(splits["train"], processor, buffer=1)
-    whole = MF2Examples(datasets.load_dataset(str(out))["train"], processor)
-    for one, other in zip(iter(streamed), (whole[k] for k in range(14)), strict=False):
-        assert (one["pixel_values"] == other["pixel_values"]).all() and (one["input_ids"] == other["input_ids"]).all()
-    assert len(splits["test"]) == 8 and described_labels(splits["train"]) == LABEL_SETS["mfa"]
+    streams = stream_splits(str(out))
+    assert len(streams["test"]) == 8 and described_labels(streams["train"]) == LABEL_SETS["mfa"]
+    example = next(iter(MF2StreamedExamples(streams["train"], processor, buffer=1)))
+    first = MF2Examples(datasets.load_dataset(str(out), cache_dir=str(tmp_path))["train"], processor)[0]
+    assert (example["pixel_values"] == first["pixel_values"]).all()
 
 
 def test_names_that_are_not_utf8_are_refused(tmp_path):

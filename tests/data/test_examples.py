@@ -40,13 +40,6 @@ def test_an_example_is_what_the_processor_makes_of_its_row(rows, processor):
     assert torch.equal(example["au_attention_mask"].any(-1), known)
 
 
-def test_rows_make_a_batch(rows, processor):
-    examples = MF2Examples(rows, processor)
-    batch = MF2Collator(processor.tokenizer.pad_token_id)([examples[i] for i in range(4)])
-    assert batch["pixel_values"].shape == (4, 3, 112, 112) and batch["au_input_ids"].shape[:2] == (4, 12)
-    assert batch["index"].tolist() == [0, 1, 2, 3]
-
-
 def test_augmentation_depends_on_seed_epoch_and_index_alone(rows, processor):
     def pixels(seed, epoch, index=2):
         examples = MF2Examples(rows, processor, augment=MF2Augmentation(), seed=seed)
@@ -143,13 +136,6 @@ def test_processes_share_the_rows_and_repeat_them_in_another_order(rows, process
     assert {*again[0], *again[1]} == everything and again != once
     numbers = [int(example["index"]) for half in seen for example in half[:12]]
     assert sorted(numbers) == list(range(24))
-
-
-def test_an_example_is_that_of_the_data_set_at_hand(rows, processor):
-    streamed = take(MF2StreamedExamples(rows.to_iterable_dataset(), processor, buffer=1), 3)[2]
-    plain = MF2Examples(rows, processor)[2]
-    assert streamed.keys() == plain.keys()
-    assert all(torch.equal(streamed[name], plain[name]) for name in plain)
 
 
 def test_what_was_seen_is_skipped(rows, processor):

@@ -49,15 +49,6 @@ def test_schema_follows_the_label_set(name):
     assert list(features) == list(example())
 
 
-def test_a_row_survives_storage(tmp_path):
-    rows = [example(frame=frame) for frame in range(3)]
-    stored = Dataset.from_list(rows, features=mfa_features())
-    stored.save_to_disk(tmp_path / "rows")
-    back = Dataset.load_from_disk(tmp_path / "rows")
-    assert back[1]["emotion"] == -1 and back[1]["au_labels"] == rows[1]["au_labels"]
-    assert (np.asarray(back[1]["image"]) == rows[1]["image"]).all()
-
-
 @pytest.mark.parametrize("name", ["mfa", "disfa", "bp4d"])
 def test_the_names_of_labels_stay_with_the_rows(name, tmp_path):
     labels = LABEL_SETS[name]

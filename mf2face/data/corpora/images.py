@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ def _in_folder(name: str, images: Folder) -> str:
     return f"{images}/{stem}{'_aligned' if images == 'aligned' else ''}.{ending}"
 
 
+@dataclass
 class RAFAU(ImageCorpus):
     """RAF-AU: `RAFAU_label.txt`, a line `0001.jpg 17+B22+T24` or `0001.jpg null`, pictures `aligned/0001_aligned.jpg`
     (100 x 100) or, with images="original", `original/0001.jpg`. 4,601 pictures, coded completely: an AU that is not
@@ -81,9 +83,8 @@ class RAFAU(ImageCorpus):
     advice = "Name the folder that holds RAFAU_label.txt and aligned (or original)"
     _CODE = re.compile(r"([LRTB]?)(\d{1,2})")
 
-    def __init__(self, root: str | Path, *, images: Folder = "aligned", sides: bool = True, **options: Any) -> None:
-        self.images, self.sides = images, sides
-        super().__init__(root, **options)
+    images: Folder = "aligned"
+    sides: bool = True
 
     def read(self) -> Frames:
         file = self.root / "RAFAU_label.txt"
@@ -240,6 +241,7 @@ def _landmarks(values: Sequence, file: Path, line: int | None) -> np.ndarray:
     return points + np.float32(0.5)
 
 
+@dataclass
 class RAFDB(ImageCorpus):
     """RAF-DB: `EmoLabel/list_patition_label.txt` (the corpus spells it so), a line `train_00001.jpg 5`, pictures
     `Image/aligned/train_00001_aligned.jpg` (100 x 100) or, with images="original", `Image/original/train_00001.jpg`,
@@ -251,9 +253,7 @@ class RAFDB(ImageCorpus):
     advice = "Name the folder that holds basic (or compound), with EmoLabel and Image in it"
     part = "basic"
 
-    def __init__(self, root: str | Path, *, images: Folder = "aligned", **options: Any) -> None:
-        self.images = images
-        super().__init__(root, **options)
+    images: Folder = "aligned"
 
     def read(self) -> Frames:
         base = f"{self.part}/" if (self.root / self.part).is_dir() else ""

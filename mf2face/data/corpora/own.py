@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +26,20 @@ _COLUMNS = ("image", "emotion", "subject", "video", "split", "landmarks")
 _AU_CODES = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
 
 
+@dataclass
 class _Own(ImageCorpus):
     """emotion_map: name in the file -> emotion of the label set, or "unknown"."""
 
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        name: str = "own",
-        licence: str = "as its owner says",
-        label_set: Any = "mfa",
-        emotion_map: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> None:
-        self.name, self.licence = name, licence
-        super().__init__(root, label_set=label_set, **options)
-        self.emotion_map: dict[str, str] = {}
-        self.counts: dict[str, int] = {}
+    name: str = "own"
+    licence: str = "as its owner says"
+    label_set: Any = "mfa"
+    emotion_map: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given, self.emotion_map, self.counts = self.emotion_map or {}, {}, {}
         known = {emotion.lower(): emotion for emotion in (*self.label_set.emotions, _UNKNOWN)}
-        for word, emotion in (emotion_map or {}).items():
+        for word, emotion in given.items():
             if str(emotion).lower() not in known:
                 advice = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
                 raise ValueError(f"map: got {word}={emotion}, expected one of {', '.join(known.values())}. {advice}")
