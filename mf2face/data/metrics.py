@@ -337,21 +337,18 @@ def action_unit_table(scores: Mapping) -> str:
     """One line an AU: labelled images, prevalence, F1 with its interval, threshold; the tuned ones behind, if any."""
     names = [key.partition("/")[2] for key in scores if key.startswith("au_n/")]
     suffixes = [suffix for suffix in ("", "_tuned") if f"au_f1{suffix}_macro" in scores]
-    rows = [["AU", "n", "prevalence"]]
-    for suffix in suffixes:
-        rows[0] += [f"F1{suffix.replace('_', ' ')}", "CI", "threshold"]
+    header, macro, rows = ["AU", "n", "prevalence"], ["macro", "", ""], []
     for name in names:
         prevalence = scores.get(f"au_prevalence/{name}")
-        row = [name, f"{scores[f'au_n/{name}']:.0f}", "-" if prevalence is None else f"{prevalence:.3f}"]
-        for suffix in suffixes:
-            row += _value_and_interval(f"au_f1{suffix}/{name}", scores)
-            row.append(f"{scores[f'au_threshold{suffix}/{name}']:.3f}")
-        rows.append(row)
-    macro = ["macro", "", ""]
+        rows.append([name, f"{scores[f'au_n/{name}']:.0f}", "-" if prevalence is None else f"{prevalence:.3f}"])
     for suffix in suffixes:
+        header += [f"F1{suffix.replace('_', ' ')}", "CI", "threshold"]
         macro += [*_value_and_interval(f"au_f1{suffix}_macro", scores), ""]
+        for row in rows:
+            row += _value_and_interval(f"au_f1{suffix}/{row[0]}", scores)
+            row.append(f"{scores[f'au_threshold{suffix}/{row[0]}']:.3f}")
     notes = {"No positive label, F1 set to 0": "au_no_positive", "No label, not in the macro average": "au_no_label"}
-    return _align([*rows, macro]) + _notes(scores, notes)
+    return _align([header, *rows, macro]) + _notes(scores, notes)
 
 
 def emotion_table(scores: Mapping) -> str:

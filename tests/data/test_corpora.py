@@ -12,11 +12,11 @@ from mf2face.data.corpora.frames import Video, every_and_changes, frames_on_disk
 from mf2face.data.corpora.images import AffectNet
 from mf2face.data.corpora.label_files import (
     CorpusError,
+    Listing,
     csv_rows,
     integer_table,
     parse_integers,
     read_text,
-    safe_path,
 )
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
 from mf2face.data.corpora.videos import BP4D, DISFA
@@ -74,8 +74,8 @@ def test_texts_are_utf8(tmp_path):
 )
 def test_paths_that_leave_the_folder_are_refused(tmp_path, name):
     with pytest.raises(CorpusError, match=r"line 7, image: got .*expected a path below the folder"):
-        safe_path(name, tmp_path / "labels.csv", 7)
-    assert safe_path(" a/b..c.jpg ", tmp_path, 1) == "a/b..c.jpg" and safe_path("a\\b.jpg", tmp_path, 1) == "a/b.jpg"
+        Listing(tmp_path / "labels.csv").path(name, 7)
+    assert [Listing(tmp_path).path(text, 1) for text in (" a/b..c.jpg ", "a\\b.jpg")] == ["a/b..c.jpg", "a/b.jpg"]
 
 
 def test_labels_asked_for_decide_what_is_kept():

@@ -102,7 +102,7 @@ def built(server, folder):
 
 
 BUILD, BUILD_OPTIONS = ["examples/build_dataset.py", "own"], ["--landmarks", "template", "--shard_rows", "3"]
-BUILD_OPTIONS += ["--skip_unreadable"]
+BUILD_OPTIONS += ["--skip_unreadable", "--near", "drop"]
 
 
 @dataclass

@@ -134,29 +134,25 @@ def csv_rows(path: Path, text: str, first_line: int = 1) -> Iterator[tuple[int, 
         raise CorpusError(path, str(error), "fields between commas", advice, line=reader.line_num) from error
 
 
-def safe_path(text: str, path: Path, line: int, field: str = "image") -> str:
-    """An image's path below the corpus's folder, as it stands in a label file: nothing else on the disk is opened."""
-    name = text.strip()
-    if name.startswith(("http://", "https://")) or not name or "\0" in name:
-        expected, got = "a path below the folder", repr(name[:80]) if name else "nothing"
-        raise CorpusError(path, got, expected, "Nothing is fetched: fetch the images first", line=line, field=field)
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        advice = "Write paths relative to the folder, without `..`; link or copy images that lie elsewhere into it"
-        raise CorpusError(path, repr(name[:80]), "a path below the folder", advice, line=line, field=field)
-    return str(parts)
+class Listing:
+    """The images that a label file lists: each once, below the corpus's folder; nothing else on the disk is opened."""
 
+    def __init__(self, file: Path) -> None:
+        self.file, self.lines = file, {}
 
-class Duplicates:
-    """Finds what is listed twice."""
-
-    def __init__(self, path: Path, what: str = "image") -> None:
-        self.path, self.what, self.first = path, what, {}
-
-    def add(self, name: str, line: int) -> None:
-        if (before := self.first.setdefault(name, line)) != line:
+    def path(self, text: str, line: int, field: str = "image") -> str:
+        name, where = text.strip(), {"line": line, "field": field}
+        if name.startswith(("http://", "https://")) or not name or "\0" in name:
+            got, advice = repr(name[:80]) if name else "nothing", "Nothing is fetched: fetch the images first"
+            raise CorpusError(self.file, got, "a path below the folder", advice, **where)
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
+            advice = "Write paths relative to the folder, without `..`; link or copy images that lie elsewhere into it"
+            raise CorpusError(self.file, repr(name[:80]), "a path below the folder", advice, **where)
+        if (before := self.lines.setdefault(str(parts), line)) != line:
             advice = f"Leave out one of the two lines (the other is line {before})"
-            raise CorpusError(self.path, f"{name!r} again", "each once", advice, line=line, field=self.what)
+            raise CorpusError(self.file, f"{name!r} again", "each once", advice, **where)
+        return str(parts)
 
 
-__all__ = ["CorpusError", "csv_rows", "integer_table", "read_text", "safe_path"]
+__all__ = ["CorpusError", "Listing", "csv_rows", "integer_table", "read_text"]

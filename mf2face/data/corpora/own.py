@@ -12,7 +12,7 @@ import numpy as np
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
 from mf2face.data.corpora.frames import IMAGE_ENDINGS, Frames
 from mf2face.data.corpora.images import ImageCorpus
-from mf2face.data.corpora.label_files import CorpusError, Duplicates, csv_rows, near_names, read_text, safe_path
+from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, near_names, read_text
 from mf2face.data.schema import SPLITS
 
 
@@ -84,13 +84,11 @@ class OwnTable(_Own):
         if len(files) != 1:
             got = " and ".join(path.name for path in files) or "neither"
             raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
-        file, duplicates = files[0], Duplicates(files[0])
+        file, listing = files[0], Listing(files[0])
         columns: dict[str, list] = {name: [] for name in ("image", "emotion", "split", "subject", "landmarks", "units")}
         for line, row in self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file):
-            name = safe_path(str(row.get("image") or ""), file, line)
-            duplicates.add(name, line)
             values = {
-                "image": name,
+                "image": listing.path(str(row.get("image") or ""), line),
                 "emotion": self.emotion_code(_text(row.get("emotion")), file, line),
                 "split": _split(row, file, line),
                 "subject": _text(row.get("subject")) or _text(row.get("video")),
