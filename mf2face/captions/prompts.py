@@ -70,7 +70,7 @@ _TASKS: dict[str, str] = {
 CHAT_CAPTIONS = tuple(_TASKS)
 
 _NEEDS_AUS = frozenset(_TASKS) - {"emotion_caption", "exp_blip_emot"}
-_NEEDS_EMOTION = frozenset({"emotion_caption", "key_au_caption", "exp_blip_emot", "exp_blip_exp"})
+NEEDS_EMOTION = frozenset({"emotion_caption", "key_au_caption", "exp_blip_emot", "exp_blip_exp"})
 
 # The example is an angry face with one action unit more than anger needs, so that choosing is part of what is shown.
 _EXAMPLE_AUS, _EXAMPLE_INACTIVE, _EXAMPLE_EMOTION = ("AU4", "AU7", "AU10", "AU23"), ("AU12", "AU25"), "Anger"
@@ -111,7 +111,7 @@ _AGAIN = "Your answer cannot be used as it is:\n{problems}\nGive the whole JSON 
 
 def known_captions(captions: Sequence[str], has_aus: bool, has_emotion: bool) -> tuple[str, ...]:
     """Those of the captions that can be asked for when AUs or the emotion are known, or both."""
-    return tuple(c for c in captions if (has_aus or c not in _NEEDS_AUS) and (has_emotion or c not in _NEEDS_EMOTION))
+    return tuple(c for c in captions if (has_aus or c not in _NEEDS_AUS) and (has_emotion or c not in NEEDS_EMOTION))
 
 
 def chat_prompt(
@@ -177,7 +177,7 @@ _TWO_AUS = LabelSet(("AU4", "AU12"), ("Neutral", "Anger"))
 
 def _needs(captions: Sequence[str]) -> tuple[bool, bool]:
     """Whether the captions need the action units, and the emotion."""
-    return not _NEEDS_AUS.isdisjoint(captions), not _NEEDS_EMOTION.isdisjoint(captions)
+    return not _NEEDS_AUS.isdisjoint(captions), not NEEDS_EMOTION.isdisjoint(captions)
 
 
 def _truth(captions: Sequence[str], active: Sequence[str], inactive: Sequence[str], emotion: str | None) -> str:
