@@ -46,8 +46,8 @@ def test_chat_prompt_has_role_example_and_cue(captions):
     assert list(json.loads(messages[2]["content"])) == list(captions) == answer_schema(captions)["required"]
     assert all(f'"{name}":' in messages[0]["content"] for name in captions)
     cue = messages[-1]["content"]
-    told = "AU1 (Inner Brow Raiser), AU25 (Lips Part) and AU26 (Jaw Drop)" in cue
-    assert told == (captions not in {("emotion_caption",), ("exp_blip_emot",)})
+    has_units = "AU1 (Inner Brow Raiser), AU25 (Lips Part) and AU26 (Jaw Drop)" in cue
+    assert has_units == (captions not in {("emotion_caption",), ("exp_blip_emot",)})
     # Of unknown action units nothing is said, of inactive ones only where their description is asked for.
     assert "AU2 " not in cue and ("AU4 (Brow Lowerer)" in cue) == ("vl_fau_local" in captions)
     # The example is no answer to the question at hand, and the cue gives truth only, never which AUs are key.
@@ -77,8 +77,8 @@ def test_a_face_at_rest_can_be_asked_for():
 
 
 def test_a_prompt_without_image_says_so_and_is_another_version():
-    told = [chat_prompt(MFA_CAPTIONS, LABELS, 3, with_image=image)[0]["content"] for image in (True, False)]
-    assert "No image" not in told[0] and "No image" in told[1]
+    texts = [chat_prompt(MFA_CAPTIONS, LABELS, 3, with_image=image)[0]["content"] for image in (True, False)]
+    assert "No image" not in texts[0] and "No image" in texts[1]
     versions = {prompt_version(captions, image) for captions in (MFA_CAPTIONS, ("au_caption",)) for image in (0, 1)}
     assert len(versions) == 4 and prompt_version(MFA_CAPTIONS) in versions
 

@@ -75,7 +75,7 @@ def test_an_older_or_a_newer_server_is_asked_in_its_own_form_and_that_is_found_o
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "told"),
+    ("settings", "kind", "fields"),
     [
         ({"status": (429, "slow down")}, TryAgainError, {"crowded": True, "lost": False, "wait": None}),
         ({"faults": {"429": 1}, "retry_after": "7"}, TryAgainError, {"crowded": True, "wait": 7.0}),
@@ -93,11 +93,11 @@ def test_an_older_or_a_newer_server_is_asked_in_its_own_form_and_that_is_found_o
         ({"status": (413, "too large")}, RowRefusedError, {}),
     ],
 )
-def test_each_failure_means_something(chat, settings, kind, told):
+def test_each_failure_means_something(chat, settings, kind, fields):
     chat.settings |= settings
     with pytest.raises(kind) as caught:
         ask(chat, timeout=0.3)
-    assert {name: getattr(caught.value, name) for name in told} == told
+    assert {name: getattr(caught.value, name) for name in fields} == fields
 
 
 def test_no_text_has_the_key(chat, caplog, capsys, monkeypatch):

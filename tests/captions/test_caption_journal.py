@@ -126,7 +126,7 @@ def test_every_flipped_bit_is_found(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("[]", "line 2: got no JSON object"),
         ('{"event": "paid"}', "line 2: got the event 'paid'"),
@@ -141,10 +141,10 @@ def test_every_flipped_bit_is_found(tmp_path, caplog):
         ('{"event": "batch", "n": 7, "id": "b"}', "got 7"),
     ],
 )
-def test_a_line_of_an_older_journal_is_checked_by_its_fields(tmp_path, caplog, line, told):
+def test_a_line_of_an_older_journal_is_checked_by_its_fields(tmp_path, caplog, line, message):
     (tmp_path / "j").write_text(f'{{"event": "journal", "version": 1, "id": "x"}}\n{line}\n')
     with CaptionJournal(tmp_path / "j") as book:
-        assert told in caplog.text and book.spent == 0 and len(book) == 0 and not book.batches
+        assert message in caplog.text and book.spent == 0 and len(book) == 0 and not book.batches
         book.add_captions(None, "new", Captions("n", {}, "m"), 0.0)
     with CaptionJournal(tmp_path / "j") as book:
         assert "new" in book

@@ -96,10 +96,10 @@ def test_an_image_is_sent_only_when_it_was_asked_for(tmp_path, chat):
 def test_the_estimate_is_near_the_bill_and_never_below_it_at_most(tmp_path, chat):
     for options in ({}, {"send_images": True}):
         writing = writer(chat, **options)
-        told = writing.estimate(ROWS)
+        estimate = writing.estimate(ROWS)
         report = writing.write(ROWS, tmp_path / f"j{len(options)}")
-        assert told.requests == 6 and 0.5 * report.usd < told.usd < 3 * report.usd
-        assert told.usd_at_most > report.usd and "prices of" in str(told)
+        assert estimate.requests == 6 and 0.5 * report.usd < estimate.usd < 3 * report.usd
+        assert estimate.usd_at_most > report.usd and "prices of" in str(estimate)
     assert writing.estimate(ROWS).input_tokens - writer(chat).estimate(ROWS).input_tokens > 6 * 200, "no image tokens"
     assert writing.estimate(ROWS, batch=True).usd == pytest.approx(writing.estimate(ROWS).usd / 2)
 
@@ -181,7 +181,7 @@ def test_with_faults_of_every_kind_all_rows_are_done_and_none_is_paid_twice(tmp_
         assert chat.asked > 130, "no faults were injected"
         assert chat.counts() | {"rows": 120, "most_paid": 1} == chat.counts()
         assert None not in list(writing.read(rows(120), tmp_path / "j"))
-        # Every answer that came is in the bill, those of no use too; what never came is told apart.
+        # Every answer that came is in the bill, those of no use too; what never came is counted apart.
         billed = writing.price.usd(*chat.usd_tokens)
         assert report.usd <= billed <= report.usd + report.usd_unsure
 
@@ -191,9 +191,9 @@ def test_a_false_caption_is_sent_back_once_with_the_reason(tmp_path):
         report = writer(chat).write(rows(), tmp_path / "j")
         again = [body for body in chat.bodies if len(body["messages"]) == 6]
         assert report.written == 40 and report.by_rule == 0 and 5 < len(again) == chat.asked - 40
-        told = again[0]["messages"]
-        assert "AU28" in told[4]["content"] and told[4]["role"] == "assistant"
-        assert '"au_caption" names AU28 (Lip Suck), which is not active' in told[5]["content"]
+        messages = again[0]["messages"]
+        assert "AU28" in messages[4]["content"] and messages[4]["role"] == "assistant"
+        assert '"au_caption" names AU28 (Lip Suck), which is not active' in messages[5]["content"]
     with LoopbackChat(mistakes=1.0, stubborn=True) as chat:
         writing = writer(chat)
         report = writing.write(rows(5), tmp_path / "stubborn")
@@ -215,7 +215,7 @@ def test_a_rate_limit_is_waited_for_by_all(tmp_path):
         start = time.monotonic()
         report = writer(chat, max_attempts=1).write(rows(30), tmp_path / "j")
         assert report.written == 30 and time.monotonic() - start > 0.3
-        assert chat.asked < 90, "asked on while it was told to wait"
+        assert chat.asked < 90, "asked on while it had to wait"
     with (
         LoopbackChat(faults={"429": 1}, retry_after="86400") as chat,
         pytest.raises(ServerRefusesError, match="86,400"),

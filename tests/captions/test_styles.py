@@ -162,9 +162,9 @@ def test_rows_without_captions_are_told_or_kept(faces):
     with pytest.raises(ValueError, match=r"1 of 6 rows have none, among them MFA-synthetic/.*keep_missing=True"):
         join_captions(faces, captions)
     kept = join_captions(faces, captions, keep_missing=True)
-    told = list(kept["key_au_caption"])
-    assert told[0] == faces["key_au_caption"][0] and told[1:] == [row.texts["key_au_caption"] for row in captions[1:]]
-    assert told != list(faces["key_au_caption"])
+    texts = list(kept["key_au_caption"])
+    assert texts[0] == faces["key_au_caption"][0] and texts[1:] == [row.texts["key_au_caption"] for row in captions[1:]]
+    assert texts != list(faces["key_au_caption"])
 
 
 def test_images_are_read_only_if_asked_and_not_decoded(faces):

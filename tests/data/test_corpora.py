@@ -36,7 +36,7 @@ def test_a_table_is_what_python_reads_line_by_line():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("1,0\n1\n", r"labels.txt, line 3: got 1 values \('1'\), expected 2 values: AU1, AU2. Fetch it again"),
         ("1,0\n1,0,0", r"line 3: got 3 values"),
@@ -50,8 +50,8 @@ def test_a_table_is_what_python_reads_line_by_line():
         ("99999999999,1", r"line 2, AU1: got '99999999999'"),
     ],
 )
-def test_the_first_wrong_line_is_named(tmp_path, text, told):
-    with pytest.raises(CorpusError, match=told):
+def test_the_first_wrong_line_is_named(tmp_path, text, message):
+    with pytest.raises(CorpusError, match=message):
         integer_table(tmp_path / "labels.txt", text, ("AU1", "AU2"), (-1, 0, 1), ADVICE, first_line=2)
 
 
@@ -120,7 +120,7 @@ def test_frames_are_found_whatever_their_digits(names, found):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["1.jpg", "1.png"], "two images of frame 1"),
         (["001.jpg", "1.jpg"], "two images of frame 1"),
@@ -128,8 +128,8 @@ def test_frames_are_found_whatever_their_digits(names, found):
         (["1.jpg", "2.png"], "got '2.png', expected 0.jpg"),
     ],
 )
-def test_folders_of_mixed_names_are_refused(names, told):
-    with pytest.raises(CorpusError, match=told):
+def test_folders_of_mixed_names_are_refused(names, message):
+    with pytest.raises(CorpusError, match=message):
         frames_on_disk(Path("v"), lambda folder: names)
 
 
@@ -190,7 +190,7 @@ def _edit(file: Path, line: int, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda au, ex: _edit(au, 4, "0,1"), r"1-30_left.txt, line 4: got 2 values"),
         (lambda au, ex: _edit(au, 3, ",".join(["2"] * 12)), r"line 3, AU1: got 2, expected one of -1, 0, 1"),
@@ -201,10 +201,10 @@ def _edit(file: Path, line: int, text: str) -> None:
         (lambda au, ex: ex.write_bytes(b"\xff"), r"line 1: got the byte 0xff, expected UTF-8"),
     ],
 )
-def test_wrong_label_files_of_aff_wild2(aff_wild2, damage, told):
+def test_wrong_label_files_of_aff_wild2(aff_wild2, damage, message):
     files = (aff_wild2 / "annotations" / TRACKS[t] / "Train_Set" / "1-30_left.txt" for t in ("AU", "EXPR"))
     damage(*files)
-    with pytest.raises(CorpusError, match=told):
+    with pytest.raises(CorpusError, match=message):
         read_corpus("aff_wild2", aff_wild2, list_folder=all_frames(2))
 
 
@@ -251,16 +251,16 @@ def test_disfa_is_active_from_two_and_has_its_folds(disfa):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("1,0\n2,6", "line 2, intensity: got 6, expected 0 to 5"),
         ("1,0\n2,1", "got 2 lines, expected 20 lines of the same frames"),
         ("frame,intensity\n1,0", "line 1, frame: got 'frame', expected a whole number"),
     ],
 )
-def test_wrong_files_of_disfa(disfa, text, told):
+def test_wrong_files_of_disfa(disfa, text, message):
     (disfa / "ActionUnit_Labels" / "SN003" / "SN003_au26.txt").write_text(text)
-    with pytest.raises(CorpusError, match=f"SN003_au26.txt.*{told}"):
+    with pytest.raises(CorpusError, match=f"SN003_au26.txt.*{message}"):
         read_corpus("disfa", disfa, list_folder=all_frames(20))
 
 
@@ -335,7 +335,7 @@ def test_raf_au_merges_sides_or_leaves_them_unknown(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("0001.jpg 17+X22", "line 1, AUs: got 'X22', expected such as 17, B22 or T24"),
         ("0001.jpg 1\n0001.jpg 2", "line 2, image: got '0001.jpg' again"),
@@ -343,8 +343,8 @@ def test_raf_au_merges_sides_or_leaves_them_unknown(tmp_path):
         ("../0001.jpg 1", "line 1, image: got '../0001.jpg', expected a path below the folder"),
     ],
 )
-def test_wrong_lines_of_raf_au(tmp_path, text, told):
-    with pytest.raises(CorpusError, match=told):
+def test_wrong_lines_of_raf_au(tmp_path, text, message):
+    with pytest.raises(CorpusError, match=message):
         raf_au(tmp_path, text)
 
 
@@ -392,7 +392,7 @@ def test_affectnet_of_2017(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "header", "told"),
+    ("rows", "header", "message"),
     [
         ([f"1/a.jpg,0,0,9,9,{POINTS},11,0,0"], None, "line 2, expression: got '11', expected 0 to 10"),
         (["1/a.jpg,0,0,9,9,1;2;3,1,0,0"], None, "line 2, landmarks: got 3 values, expected 136 numbers"),
@@ -401,8 +401,8 @@ def test_affectnet_of_2017(tmp_path):
         ([], "subDirectory_filepath,face_x", "line 1, column 1: got 'subDirectory_filepath'.*Did you mean"),
     ],
 )
-def test_wrong_lines_of_affectnet(tmp_path, rows, header, told):
-    with pytest.raises(CorpusError, match=told):
+def test_wrong_lines_of_affectnet(tmp_path, rows, header, message):
+    with pytest.raises(CorpusError, match=message):
         read_corpus("affectnet", affect_net(tmp_path, rows, header), list_folder=everything(tmp_path))
 
 

@@ -24,7 +24,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--sizes", "train"], "sizes: got 'train', expected NAME=NUMBER"),
         (["--sizes", "train=most"], "sizes: got 'train=most', expected NAME=NUMBER"),
@@ -44,16 +44,16 @@ def pictures(tmp_path_factory):
         (["--landmark_cache", "{folder}/a_file/cache", "--landmarks", "detector"], "a_file"),
     ],
 )
-def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, told):
+def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, message):
     options = [option.format(folder=pictures) for option in options]
     command = ["examples/build_dataset.py", "own", str(pictures), str(tmp_path / "out"), "--landmarks", "template"]
     run = server.run([*command, *options])
-    assert run.returncode in (1, 2) and told in run.output and "Traceback" not in run.output, run.output
+    assert run.returncode in (1, 2) and message in run.output and "Traceback" not in run.output, run.output
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--dataset", "{folder}/nowhere"], "dataset: there is no folder"),
         (["--dataset", "{folder}"], "dataset: "),
@@ -66,10 +66,10 @@ def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, told):
         (["--out", "{folder}/a_file/below"], "a_file"),
     ],
 )
-def test_mistakes_of_write_captions(server, pictures, tmp_path, options, told):
+def test_mistakes_of_write_captions(server, pictures, tmp_path, options, message):
     damaged = pictures / "damaged" / "data"
     damaged.mkdir(parents=True, exist_ok=True)
     (damaged / "train-00000-of-00001.parquet").write_bytes(b"PAR1" + bytes(50))
     options = [option.format(folder=pictures) for option in options]
     run = server.run(["examples/write_captions.py", "--out", str(tmp_path / "out"), *options])
-    assert run.returncode in (1, 2) and told in run.output and "Traceback" not in run.output, run.output
+    assert run.returncode in (1, 2) and message in run.output and "Traceback" not in run.output, run.output

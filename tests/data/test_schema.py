@@ -112,13 +112,13 @@ def test_leaks_are_found():
     ]
     check_leaks(clean)
     check_leaks(Dataset.from_list(clean, features=mfa_features()))
-    for change, told in (
+    for change, message in (
         ({"subject": "s1"}, "subject: got 's1' in train .row 0. and in test .row 3."),
         ({"video": "s1-v1"}, "video: got 's1-v1'"),
         ({"image": noise(0)}, "image: got identical pictures"),
     ):
         leaking = [*clean, example(**{"image": noise(2), "subject": "s3", "video": "s3-v1", "split": "test", **change})]
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             check_leaks(leaking)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             check_leaks(Dataset.from_list(leaking, features=mfa_features()))

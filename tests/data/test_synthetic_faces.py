@@ -103,7 +103,7 @@ def test_other_label_sets(name, cache):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"n": 0}, "n: got 0, expected a number of images from 1"),
         ({"n": 2.5}, "n: got 2.5"),
@@ -122,8 +122,8 @@ def test_other_label_sets(name, cache):
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_wrong_arguments(arguments, told, streaming, tmp_path):
-    with pytest.raises(ValueError, match=told):
+def test_wrong_arguments(arguments, message, streaming, tmp_path):
+    with pytest.raises(ValueError, match=message):
         MFASynthetic(**{"n": 4, "streaming": streaming, "cache_dir": tmp_path, **arguments})
     assert not list(tmp_path.iterdir())
 
