@@ -1,7 +1,9 @@
 """A user's mistake on the command line of an example ends in a sentence."""
 
+import runpy
+
 import pytest
-from kill_points import KillServer
+from kill_points import ROOT, KillServer
 from PIL import Image
 
 
@@ -73,3 +75,9 @@ def test_mistakes_of_write_captions(server, pictures, tmp_path, options, message
     options = [option.format(folder=pictures) for option in options]
     run = server.run(["examples/write_captions.py", "--out", str(tmp_path / "out"), *options])
     assert run.returncode in (1, 2) and message in run.output and "Traceback" not in run.output, run.output
+
+
+def test_near_identical_images_are_dropped_only_when_asked_or_for_the_papers_counts():
+    parse = runpy.run_path(str(ROOT / "examples" / "build_dataset.py"))["parse"]
+    near = {extra: parse(["own", "a", "b", *extra.split()]).near for extra in ("", "--paper", "--paper --near keep")}
+    assert near == {"": "keep", "--paper": "drop", "--paper --near keep": "keep"}
