@@ -20,11 +20,7 @@ from processing_mf2.wording import KEY_AU_PROMPT
 
 
 MFA = LABEL_SETS["mfa"].action_units
-
-
 LABELS = [1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
-
-
 MFA_CAPTIONS = ("au_caption", "emotion_caption", "key_au_caption")
 
 
@@ -98,14 +94,8 @@ def test_errors(arguments, message):
 
 
 STYLE = CaptionStyle("mfa")
-
-
 ROW = CaptionRow("a", [1, 0, 0, -1, 0, 0, 1, 0, 0, 0, 0, 0], "Happiness")  # AU1 and AU12; AU6 is unknown
-
-
 STATES = STYLE.states(ROW)
-
-
 GOOD = {
     "au_caption": "1. AU1 (Inner Brow Raiser): the inner brows rise.\n2. AU12 (Lip Corner Puller): a smile.",
     "emotion_caption": "Raised lip corners show happiness.",

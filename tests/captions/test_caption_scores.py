@@ -13,11 +13,7 @@ from processing_mf2.captions import RuleCaptioner
 
 
 MFA = resolve_label_set("mfa")
-
-
 LIBRARIES = [name for name in ("sacrebleu", "rouge_score", "pycocoevalcap") if importlib.util.find_spec(name) is None]
-
-
 needs_libraries = pytest.mark.skipif(bool(LIBRARIES), reason=f"the extra `scores` is not installed: {LIBRARIES}")
 
 
@@ -86,8 +82,6 @@ WHOLE = {  # styles that state every active AU
     "vl_fau_local": lambda w, u, e, r: " ".join(w.vl_fau_local(u, r)),
     "key_au": lambda w, u, e, r: w.key_au_caption(u, e, r),
 }
-
-
 STATES_EMOTION = ("exp_blip cat", "exp_blip exp", "key_au", "emotion")
 
 

@@ -35,11 +35,7 @@ from processing_mf2.image_io import read_image
 
 
 PEOPLE, EACH, SIDE = 6, 8, 96
-
-
 OPTIONS = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=12)
-
-
 SIZES = {"train": 4, "validation": 1, "test": 1}
 
 

@@ -13,11 +13,7 @@ from mf2face.data.synthetic.subjects import ACTIVE_FROM
 
 
 THRESHOLD = ACTIVE_FROM / 5
-
-
 QUIET = Scene(noise=0)
-
-
 FACES = {
     "light": Identity(skin=(232, 190, 166)),
     "dark": Identity(skin=(116, 80, 60), lips=(120, 62, 62), hair=(22, 18, 18)),

@@ -1,5 +1,6 @@
 """Landmarks of folders and videos: in batches, once, whatever interrupts it; and the real face-alignment package."""
 
+import contextlib
 import os
 import sqlite3
 
@@ -99,8 +100,6 @@ def test_each_image_is_looked_at_once(folder):
 
 
 def test_what_was_found_before_a_kill_is_kept(folder):
-    names_in(folder)
-
     class Dies(Template):
         def detect(self, images):
             if len(self.batches) == 2:
@@ -150,47 +149,38 @@ def test_the_real_package_builds_a_data_set(weights, tmp_path):  # noqa: F811
     assert report["counts"]["train"]["images"] == report["counts"]["validation"]["images"] == 1
 
 
-def test_an_entry_that_the_disk_changed_is_found_anew(folder, caplog):
-    names = names_in(folder)
+def execute(file, query, *values):
+    with contextlib.closing(sqlite3.connect(file)) as store, store:
+        store.execute(query, values)
+
+
+def test_an_entry_that_the_disk_changed_is_detected_again(folder, caplog):
+    file, name = folder / CACHE_NAME, names_in(folder)[0]
     with LandmarkCache(folder, Template()) as cache:
         expected = look(cache)
-    damages = {
+    for field, value in {
         "landmarks": np.ones((68, 2), np.float32).tobytes(),  # still a shape, but another
         "confidence": b"",
         "box": "a text",
         "score": None,
         "stamp": None,
-    }
-    for field, value in damages.items():
-        with sqlite3.connect(folder / CACHE_NAME) as store:
-            store.execute(f"UPDATE faces SET {field} = ? WHERE image = ?", (value, names[0]))
-        store.close()
+    }.items():
+        execute(file, f"UPDATE faces SET {field} = ? WHERE image = ?", value, name)
         caplog.clear()
         with LandmarkCache(folder, Template()) as cache:
             found = look(cache)
             assert cache.detector.batches == [1], field
         assert np.array_equal(found[0].landmarks, expected[0].landmarks)
-        assert field == "stamp" or f"the landmarks of {names[0]} as they were written" in caplog.text
-
-
-def test_a_cache_without_checksums_stays_of_use(folder):
-    names = names_in(folder)
-    with LandmarkCache(folder, Template()) as cache:
-        look(cache)
-    with sqlite3.connect(folder / CACHE_NAME) as store:
-        store.execute("ALTER TABLE faces DROP COLUMN checksum")
-    store.close()
-    with LandmarkCache(folder, Template()) as cache:
-        assert look(cache)[0].landmarks.shape == (68, 2) and cache.detector.batches == []
-    with sqlite3.connect(folder / CACHE_NAME) as store:
-        store.execute("UPDATE faces SET landmarks = ? WHERE image = ?", (b"1234" * 7, names[0]))
-    store.close()
-    with LandmarkCache(folder, Template()) as cache:
-        assert look(cache)[0].landmarks.shape == (68, 2) and cache.detector.batches == [1]
+        assert field == "stamp" or f"the landmarks of {name} as they were written" in caplog.text
+    execute(file, "ALTER TABLE faces DROP COLUMN checksum")  # of a version without, which stays of use
+    for batches in ([], [1]):
+        with LandmarkCache(folder, Template()) as cache:
+            assert look(cache)[0].landmarks.shape == (68, 2) and cache.detector.batches == batches
+        execute(file, "UPDATE faces SET landmarks = ? WHERE image = ?", b"1234" * 7, name)
 
 
 def test_a_damaged_cache_file_is_named(folder):
-    file, _names = folder / CACHE_NAME, names_in(folder)
+    file = folder / CACHE_NAME
     with LandmarkCache(folder, Template()) as cache:
         look(cache)
     whole = file.read_bytes()
@@ -200,8 +190,6 @@ def test_a_damaged_cache_file_is_named(folder):
             with LandmarkCache(folder, Template()) as cache:
                 look(cache)
     file.unlink()
-    with sqlite3.connect(file) as store:
-        store.execute("CREATE TABLE faces (mine TEXT)")
-    store.close()
+    execute(file, "CREATE TABLE faces (mine TEXT)")
     with pytest.raises(CorpusError, match="got the columns mine, expected a table of faces"):
         LandmarkCache(folder, Template())
