@@ -53,6 +53,8 @@ def test_chat_prompt_has_role_example_and_cue(captions):
 def test_truth_is_given_where_it_is_needed_only():
     assert "Emotion: Surprise." in chat_prompt(("key_au_caption",), LABELS, "Surprise")[-1]["content"]
     assert "Emotion" not in chat_prompt(("au_caption",), LABELS, "Surprise")[-1]["content"]
+    assert chat_prompt(("au_caption",), [0] * 12, None)[-1]["content"].endswith("Active action units: none.")
+    assert "action units" not in chat_prompt(("emotion_caption",), None, "Other")[-1]["content"]
     assert known_captions(MFA_CAPTIONS, True, False) == ("au_caption",)
     assert known_captions(MFA_CAPTIONS, False, True) == ("emotion_caption",)
     assert known_captions(CHAT_CAPTIONS, False, False) == ()
@@ -65,11 +67,6 @@ def test_worked_answers_are_of_the_form_that_our_parsers_read():
     assert [au for au, text in local.items() if text.startswith("Inactive, ")] == ["AU12", "AU25"]
     assert {parse_emotion(example[name], EMOTIONS) for name in ("emotion_caption", "exp_blip_emot")} == {"Anger"}
     assert example["key_au_caption"].startswith(KEY_AU_PROMPT)
-
-
-def test_a_face_at_rest_can_be_asked_for():
-    assert chat_prompt(("au_caption",), [0] * 12, None)[-1]["content"].endswith("Active action units: none.")
-    assert "action units" not in chat_prompt(("emotion_caption",), None, "Other")[-1]["content"]
 
 
 def test_a_prompt_without_image_says_so_and_is_another_version():
@@ -108,22 +105,17 @@ def problem(name, text, emotion="Happiness", states=STATES):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "expected"),
     [
-        json.dumps(GOOD),
-        f"```json\n{json.dumps(GOOD, indent=1)}\n```",
-        f"Here you are: {json.dumps(GOOD)} Anything else?",
+        (json.dumps(GOOD), GOOD),
+        (f"```json\n{json.dumps(GOOD, indent=1)}\n```", GOOD),
+        (f"Here you are: {json.dumps(GOOD)} Anything else?", GOOD),
+        ('{"au_caption": ["1. a", "2. b"], "emotion_caption": 3}', {"au_caption": "1. a\n2. b"}),
+        ('{"au_caption": "1. a\n2. b"}', {"au_caption": "1. a\n2. b"}),  # a bare line break
     ],
 )
-def test_answers_are_read_with_what_stands_around_them(content):
-    assert read_answer(content, tuple(GOOD)) == GOOD
-
-
-def test_an_answer_may_give_a_list_of_lines_and_lack_a_key():
-    assert read_answer('{"au_caption": ["1. a", "2. b"], "emotion_caption": 3}', tuple(GOOD)) == {
-        "au_caption": "1. a\n2. b"
-    }
-    assert read_answer('{"au_caption": "1. a\n2. b"}', tuple(GOOD)) == {"au_caption": "1. a\n2. b"}, "a bare line break"
+def test_answers_are_read_with_what_stands_around_them(content, expected):
+    assert read_answer(content, tuple(GOOD)) == expected
 
 
 @pytest.mark.parametrize("content", ["", "no", "{", '{"au_caption": "1. AU', "[1]", '{"a": 1}}', '{"a":' * 9999 + "}"])
@@ -166,19 +158,15 @@ def test_an_emotion_may_be_compared_with_others_and_a_vague_one_cannot_be_refuse
 
 
 def test_local_descriptions_must_call_each_state_by_its_name():
-    states = {"AU1": 1, "AU2": 0, "AU4": -1}
-    text, wrong = check_caption(
-        "vl_fau_local", "1. AU1 (X): active, it is up.\n2. AU2: Inactive - level.", states, None
-    )
-    assert wrong is None
-    assert text == "1. AU1 (Inner Brow Raiser): It is up.\n2. AU2 (Outer Brow Raiser): Level."
+    states, text = {"AU1": 1, "AU2": 0, "AU4": -1}, "1. AU1 (X): active, it is up.\n2. AU2: Inactive - level."
+    expected = "1. AU1 (Inner Brow Raiser): It is up.\n2. AU2 (Outer Brow Raiser): Level."
+    assert check_caption("vl_fau_local", text, states, None) == (expected, None)
     for bad, message in {
         "1. AU1: active, a.\n2. AU2: active, b.": 'AU2 .* "inactive"',
         "1. AU1: active, a.": "no item for AU2",
         "1. AU1: active, a.\n2. AU2: inactive, b.\n3. AU4: active, c.": "describes AU4",
     }.items():
-        with pytest.raises(AssertionError, match=message):
-            raise AssertionError(problem("vl_fau_local", bad, None, states))
+        assert re.search(message, problem("vl_fau_local", bad, None, states))
 
 
 @pytest.mark.parametrize("text", ["AUs 6, 7 and 12", "action units 6, 7, and 12", "AU6/7/12", "au 06, AU7 + 12"])

@@ -4,9 +4,11 @@ import io
 import json
 import logging
 import sys
+import traceback
 
 import numpy as np
 import pytest
+from aiohttp import web
 from chat_server import LoopbackChat
 from PIL import Image
 
@@ -106,8 +108,6 @@ def test_no_text_has_the_key(chat, caplog, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", wrong)
     with caplog.at_level(logging.DEBUG), pytest.raises(KeyRejectedError, match="does not accept it") as caught:
         ask(chat, api_key=None)
-    import traceback
-
     everything = "".join(traceback.format_exception(caught.value)) + caplog.text + "".join(capsys.readouterr())
     assert "verysecret" not in everything and "[key]" in everything
 
@@ -118,6 +118,10 @@ def test_no_text_has_the_key(chat, caplog, capsys, monkeypatch):
         ({}, KeyMissingError, "put it into the environment variable OPENAI_API_KEY"),
         ({"api_key": "sk-a\n"}, KeyRejectedError, "characters that no key has"),
         ({"base_url": "http://me:secret@host/v1"}, ValueError, "an address with a password"),
+        *(
+            ({"base_url": address}, ValueError, "base_url: got .*expected https://")
+            for address in ("ftp://127.0.0.1/v1", "127.0.0.1:8000/v1", "http:///v1", "http://[::1/v1")
+        ),
     ],
 )
 def test_errors_before_anything_is_sent(options, kind, message, monkeypatch):
@@ -170,12 +174,6 @@ def test_a_key_is_not_sent_in_the_open(address, monkeypatch):
         ChatClient("m", base_url=address, api_key="sk-0123456789")
 
 
-@pytest.mark.parametrize("address", ["ftp://127.0.0.1/v1", "127.0.0.1:8000/v1", "http:///v1", "http://[::1/v1"])
-def test_an_address_that_is_none_is_named(address):
-    with pytest.raises(ValueError, match=r"base_url: got .*expected https://"):
-        ChatClient("m", base_url=address)
-
-
 def test_a_key_for_this_machine_passes_no_proxy(chat, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody is there
@@ -184,8 +182,6 @@ def test_a_key_for_this_machine_passes_no_proxy(chat, monkeypatch):
 
 
 def test_a_redirection_is_not_followed(chat):
-    from aiohttp import web
-
     class Elsewhere(LoopbackChat):
         async def chat(self, request):
             raise web.HTTPTemporaryRedirect(chat.url + "/chat/completions")

@@ -1,7 +1,9 @@
 import asyncio
 import json
+import os
 import random
 import resource
+import time
 
 import pytest
 
@@ -51,27 +53,20 @@ def test_cut_off_at_any_byte_it_opens_and_loses_at_most_the_line_that_was_cut(tm
             assert path.read_bytes().endswith(b"\n")
 
 
-def test_whoever_waits_for_the_disk_shares_one_write(tmp_path, monkeypatch):
-    import os
-    import time
-
+def test_all_that_wait_for_the_disk_share_one_write(tmp_path, monkeypatch):
     calls = []
 
-    def slow(_):
-        calls.append(1)
-        time.sleep(0.02)
+    async def one(book, number):
+        book.close_request(number)
+        target = book._written
+        await book.flushed()
+        assert book._synced >= target, "came back before the line was on the disk"
 
     async def many(book):
-        async def one(n):
-            book.close_request(n)
-            target = book._written
-            await book.flushed()
-            assert book._synced >= target, "came back before the line was on the disk"
-
-        await asyncio.gather(*(one(n) for n in range(50)))
+        await asyncio.gather(*(one(book, number) for number in range(50)))
 
     with CaptionJournal(tmp_path / "j") as book:
-        monkeypatch.setattr(os, "fsync", slow)
+        monkeypatch.setattr(os, "fsync", lambda _: (calls.append(1), time.sleep(0.02)))
         asyncio.run(many(book))
         assert 1 <= len(calls) <= 5
 
@@ -101,12 +96,6 @@ def test_a_full_disk_is_an_error_that_keeps_what_stands_there(tmp_path, monkeypa
         monkeypatch.setattr(caption_journal_mf2, "MIN_FREE_BYTES", 1 << 62)
         with pytest.raises(JournalFullError, match="the disk is full"):
             book.open_request(0.1)
-
-
-def test_a_journal_of_a_later_version_is_refused(tmp_path):
-    (tmp_path / "j").write_text('{"event":"journal","version":9,"id":"x"}\n')
-    with pytest.raises(CaptionError, match="is of version 9, expected 2"):
-        CaptionJournal(tmp_path / "j").__enter__()
 
 
 def test_every_flipped_bit_is_found(tmp_path, caplog):
@@ -150,9 +139,15 @@ def test_a_line_of_an_older_journal_is_checked_by_its_fields(tmp_path, caplog, l
         assert "new" in book
 
 
-@pytest.mark.parametrize("text", ["null", "[1, 2]", "my notes", '{"a": 1'])
-def test_a_file_that_is_no_journal_is_left_as_it_is(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "expected a journal of captions") for text in ("null", "my notes", '{"a": 1')),
+        ('{"event":"journal","version":9,"id":"x"}\n', "is of version 9, expected 2"),
+    ],
+)
+def test_another_file_is_left_as_it_is(tmp_path, text, message):
     (tmp_path / "j").write_text(text)
-    with pytest.raises(CaptionError, match="expected a journal of captions"):
+    with pytest.raises(CaptionError, match=message):
         CaptionJournal(tmp_path / "j").__enter__()
-    assert (tmp_path / "j").read_text() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["j"] and (tmp_path / "j").read_text() == text
