@@ -1,4 +1,4 @@
-"""The losses, as pure functions of tensors. Every one leaves out what is unknown, and is 0 where nothing is known.
+"""The losses, as pure functions of tensors. Each leaves out what is unknown, and is 0 where nothing is known.
 
 With several processes each returns a mean over its own rows whose average over the processes (what DDP takes of the
 gradients) equals the loss of the joined batch: candidates are gathered, and rows are counted over all processes.
@@ -89,11 +89,16 @@ def world_size() -> int:
 
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Rows of all processes in their order; gradients flow back. Every process has to give equally many rows."""
-    return tensor if world_size() == 1 else torch.cat(all_gather(tensor.contiguous()))
+    if world_size() == 1:
+        return tensor
+    gathered = torch.cat(all_gather(tensor))
+    if gathered.requires_grad:  # its backward sends memory as if gradients were contiguous
+        gathered.register_hook(lambda gradient: gradient.contiguous())
+    return gathered
 
 
 def gather_offset(rows: int) -> int:
-    """Where this process's rows stand among the gathered ones."""
+    """Index of this process's first row among the gathered ones."""
     return rows * dist.get_rank() if world_size() > 1 else 0
 
 
@@ -139,7 +144,7 @@ def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def first_of_equals(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows of the first of each kind, which of these every row equals): `keys[first][place] == keys`."""
+    """Returns the first row of each distinct key, and each row's place among them: `keys[first][place] == keys`."""
     kinds, place = torch.unique(keys, return_inverse=True)
     rows = torch.arange(len(keys), device=keys.device)
     first = torch.full((len(kinds),), len(keys), device=keys.device).scatter_reduce(0, place, rows, "amin")
@@ -147,25 +152,24 @@ def first_of_equals(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def image_text_similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The best of an image's queries: (images, queries, dim) and (texts, dim) -> (images, texts)."""
+    """(images, queries, dim), (texts, dim) -> (images, texts): that of the best query."""
     return torch.einsum("iqd,td->iqt", image, text).amax(dim=1)
 
 
 def meaning_keys(text_keys: torch.Tensor, labels: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor:
-    """(rows, 2): what is said and, where the labels are known, what is meant.
+    """(rows, 2): the key of the wording and, where labels are known, of the meaning. labels (rows, n), known (rows,).
 
-    Two wordings of one state are no negatives of each other: no image could tell them apart, and as the most similar
-    sentences of a batch they would be all that ITM ever sees. labels (rows, n), known (rows,).
+    Two wordings of one state are no negatives: no image tells them apart, and as the most similar sentences of a batch
+    they would be all that ITM sees.
     """
     if labels is None:
         return torch.stack([text_keys, text_keys], dim=-1)
-    meant = caption_keys(labels.long() + 1, torch.ones_like(labels))
-    return torch.stack([text_keys, torch.where(known, meant, text_keys)], dim=-1)
+    meaning = caption_keys(labels.long() + 1, torch.ones_like(labels))
+    return torch.stack([text_keys, torch.where(known, meaning, text_keys)], dim=-1)
 
 
 def allowed_negatives(keys: torch.Tensor, all_keys: torch.Tensor, all_valid: torch.Tensor) -> torch.Tensor:
-    """(rows, all rows): another caption, and a known one. A row's own pair and its equals are no negatives; of rows
-    with several keys each, equals are those that share any of them."""
+    """(rows, all rows): known captions that share no key with the row's own."""
     differs = keys[:, None] != all_keys[None, :]
     return differs.flatten(2).all(dim=2) & all_valid[None, :] if differs.ndim > 2 else differs & all_valid[None, :]
 
@@ -179,8 +183,8 @@ def itc_loss(
     offset: int = 0,
     name: str | None = None,
 ) -> torch.Tensor:
-    """Equation 3. Both similarities (rows, all rows): of a row's image to all texts, and of its text to all images.
-    Row i's own pair stands in column offset + i."""
+    """Equation 3. Similarities (rows, all rows): of a row's image to all texts, of its text to all images. Row i's own
+    pair is in column offset + i."""
     rows = torch.arange(len(valid), device=valid.device)
     own = rows + offset
     candidates = negatives.clone()
@@ -195,14 +199,15 @@ def itc_loss(
 def hard_negatives(
     similarity: torch.Tensor, negatives: torch.Tensor, temperature: torch.Tensor, sample: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One negative a row, the likelier the more similar; the most similar one unless `sample`. -> (columns, found)."""
-    found = negatives.any(dim=1)
+    """Draws one negative a row, the more similar the likelier; the most similar unless `sample`. Returns columns, and
+    whether a row has any."""
+    has_any = negatives.any(dim=1)
     logits = (similarity.detach() / temperature.detach()).masked_fill(~negatives, -torch.inf)
     if not sample:
-        return logits.argmax(dim=1), found
-    weights = torch.where(found[:, None], logits, torch.zeros_like(logits)).float().softmax(dim=1)
-    weights = weights.nan_to_num(1.0)  # the loss that is no number shall be reported, not this draw
-    return torch.multinomial(weights, 1).squeeze(1), found
+        return logits.argmax(dim=1), has_any
+    weights = torch.where(has_any[:, None], logits, torch.zeros_like(logits)).float().softmax(dim=1)
+    weights = weights.nan_to_num(1.0)  # the loss that is not finite is reported, not this draw
+    return torch.multinomial(weights, 1).squeeze(1), has_any
 
 
 def compare(
@@ -244,7 +249,7 @@ def itg_loss(
 def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], highest: int) -> None:
     if tuple(labels.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(labels.shape)}, expected {shape}")
-    if labels.device.type != "cpu":  # a look at the values would make a GPU wait
+    if labels.device.type != "cpu":  # reading values would synchronise a GPU
         return
     wrong = labels[(labels < UNKNOWN_LABEL) | (labels > highest)]
     if wrong.numel():

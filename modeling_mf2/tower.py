@@ -1,4 +1,4 @@
-"""Training a vision tower from scratch, where no pretrained one can be had, by a readout of all its patch tokens."""
+"""Training of a vision tower from scratch, by a readout of all its patch tokens."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .modeling_mf2 import MF2PreTrainedModel, check_unused
 from .vision import MF2VisionTower
 
 
-# In units of normalised pixels: what varies less within a patch is noise, and not to be magnified.
+# Normalised pixels: smaller variation within a patch is noise, and not to be magnified.
 _FLAT = 0.1
 _MOST_HIDDEN = 0.6
 
@@ -25,7 +25,7 @@ def patches_of(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def hide_patches(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Grey in place of some patches: of each image another share, up to `_MOST_HIDDEN`."""
+    """Greys out patches: a random share of each image, up to `_MOST_HIDDEN`."""
     batch, _, height, width = images.shape
     share = _MOST_HIDDEN * torch.rand(batch, 1, 1, 1, device=images.device)
     kept = torch.rand(batch, 1, height // size, width // size, device=images.device) >= share
@@ -47,10 +47,9 @@ class MF2TowerOutput(ModelOutput):
 
 
 class MF2ForTowerTraining(MF2PreTrainedModel):
-    """The tower and, for its training alone, a readout of AUs, emotion and landmarks.
+    """The tower with a readout of AUs, emotion and landmarks; only `model.vision` is kept.
 
-    Without labels it learns where the landmarks are and to fill in what is hidden of an image, and nothing that an
-    annotator said: what a tower that was pretrained on other data is like. Only the tower is kept: `model.vision`.
+    Without labels it learns landmarks and hidden patches only, as a tower that was pretrained on other data.
     """
 
     base_model_prefix = "vision"

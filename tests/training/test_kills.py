@@ -16,7 +16,7 @@ RANDOM_KILLS = 8
 PRELOAD = (
     "mf2face.inference.analyze",
     "mf2face.inference.explain.folder",
-    "modeling_mf2.dfn.states",
+    "mf2face.training.stores",
     "train",
     "torch.utils.data",
 )
