@@ -215,7 +215,7 @@ def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
         (Path(given["--output_dir"]) / "metrics.json").write_text(json.dumps(scores))
         runs.append(given)
 
-    monkeypatch.setattr(finetuning.train, "main", recorder)
+    monkeypatch.setattr("train.main", recorder)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     command = ["--no_cost", "--accuracy", "--labelled", "32", "16", "--held_out", "16", "32", "--style", "grain"]
     command += ["--methods_trained", "full", "linear_probe", "dfn", "--output_dir", str(tmp_path / "runs")]

@@ -63,17 +63,9 @@ class Stage:
         self.folder, self.train = folder, folder / "train.py"
         self.train.write_text(FAKE)
         self.plan()
-        self.command = [
-            "--train",
-            str(self.train),
-            "--work_dir",
-            str(folder / "work"),
-            "--num_images",
-            "96",
-            "--test_images",
-            "0",
-        ]
-        self.command += ["--json", str(folder / "out" / "figures.json"), "--markdown", str(folder / "tables.md")]
+        self.command = ["--train", str(self.train), "--work_dir", str(folder / "work"), "--num_images", "96"]
+        self.command += ["--test_images", "0", "--markdown", str(folder / "tables.md")]
+        self.command += ["--json", str(folder / "out" / "figures.json")]
 
     def plan(self, **plan: object) -> None:
         (self.folder / "plan.json").write_text(json.dumps(plan))
@@ -210,16 +202,6 @@ def test_what_a_label_set_cannot_ask_for_is_not_run_and_told(stage: Stage, table
     assert "mf2_au_to_emotion was not run: label set disfa has no emotions" in stage.markdown
 
 
-def test_what_a_run_lacked_is_found_by_the_words_of_the_reader() -> None:
-    import inspect
-
-    import tables_run
-
-    from mf2face.data import examples as examples_mf2
-
-    assert tables_run.INCOMPLETE in inspect.getsource(examples_mf2)
-
-
 def test_it_continues_after_a_kill_and_leaves_no_run_behind(stage: Stage, tables) -> None:
     stage.plan(hang=["vl_fau-0", "me_graph_au-0"])
     command = [*stage.command, "--seeds", "0", "--systems", "me_graph_au", "vl_fau", "mf2", "--tables", "II"]
@@ -269,7 +251,7 @@ def test_all_systems_get_the_same_budget(stage: Stage, tables, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--dataset", "nowhere"], "dataset: there is no folder 'nowhere'"),
+        (["--dataset", "nowhere"], "dataset: folder 'nowhere' does not exist"),
         (["--seeds", "1", "1"], "each seed once"),
         (["--epochs", "0"], "epochs"),
         (["--systems", "nobody"], "nobody"),
