@@ -7,7 +7,7 @@ Cost: random weights of `--size`, steps on a few random images, scaled to an epo
 method in a process of its own. Seconds are CPU-seconds of that process: neither other work on the machine nor waiting
 for a disk counts. A step's forward and backward pass grow with its images and its update does not: they are timed apart
 on few images, and an epoch is put together of both. Images are ready tensors: decoding, which a store saves too, is
-left out, as is the Trainer's bookkeeping. With a store, steps take as many images as an epoch's do, from a real store that
+left out, as is the Trainer's bookkeeping. With a store, steps take as many images as an epoch's do, from a store that
 repeats a few.
 
 Memory is the growth of what the process holds at most over what it held with the model loaded: gradients, the

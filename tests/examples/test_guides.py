@@ -22,13 +22,7 @@ from mf2face.data.synthetic.faces import draw_example
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDES = (
-    "quickstart",
-    "finetune_on_csv",
-    "build_dataset",
-    "write_captions",
-    "add_label_set",
-    "write_adapter",
-    "deploy",
+    "quickstart finetune_on_csv build_dataset write_captions add_label_set write_adapter export_model deploy".split()
 )
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]
 
@@ -150,22 +144,10 @@ def test_docstrings_become_what_sphinx_reads() -> None:
 def test_the_pages_are_built_and_ask_nothing_of_the_network(tmp_path: Path) -> None:
     for package in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(package)
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--keep-going",
-        "-b",
-        "html",
-        str(DOCS),
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", str(DOCS), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for page in tmp_path.rglob("*.html"):
-        fetched = re.findall(
-            r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="((?:https?:)?//[^"]*)"', page.read_text()
-        )
-        assert fetched == [], page
+        tags = re.findall(r"<(?:script|img|link|iframe)\b[^>]*>", page.read_text())
+        assert not [tag for tag in tags if re.search(r'(?:src|href)="(https?:)?//', tag)], page
     assert not [sheet for sheet in tmp_path.rglob("*.css") if re.search(r"url\([\"']?(https?:)?//", sheet.read_text())]
