@@ -125,19 +125,19 @@ def measure_loader(folder: Path, images: int, rounds: int, side: int = 256) -> d
     processor = MF2Processor.for_model(MF2Config.from_size("base"))
     augment = MF2Augmentation()
     ours = MF2Examples(rows, processor, augment=augment, texts=False)
-    told = MF2Examples(rows, processor, augment=augment)
+    with_texts = MF2Examples(rows, processor, augment=augment)
     collate = MF2Collator(processor.tokenizer.pad_token_id)
     common = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "drop_last": True}
     speeds: dict[str, list[float]] = {"imagefolder": [], "loader": [], "loader_with_texts": []}
     for _ in range(rounds):
         speeds["imagefolder"].append(images_per_s(DataLoader(theirs, **common)))
         speeds["loader"].append(images_per_s(DataLoader(ours, collate_fn=collate, **common)))
-        speeds["loader_with_texts"].append(images_per_s(DataLoader(told, collate_fn=collate, **common)))
-    found = {f"{name}_images_per_s": float(np.median(values)) for name, values in speeds.items()}
+        speeds["loader_with_texts"].append(images_per_s(DataLoader(with_texts, collate_fn=collate, **common)))
+    result = {f"{name}_images_per_s": float(np.median(values)) for name, values in speeds.items()}
     for name in ("loader", "loader_with_texts"):  # neighbours in time, for other work on the machine slows both
         pairs = np.array(speeds[name]) / np.array(speeds["imagefolder"])
-        found[f"{name}_ratio"] = float(np.median(pairs))
-    return found
+        result[f"{name}_ratio"] = float(np.median(pairs))
+    return result
 
 
 def measure_memory(folder: Path, images: int) -> dict[str, float]:
@@ -147,8 +147,8 @@ def measure_memory(folder: Path, images: int) -> dict[str, float]:
         draw_corpus(folder / str(count), count, 96)
         code = "import sys, data; print(data.peak_of_build(*sys.argv[1:]))"
         command = [sys.executable, "-c", code, str(folder / str(count)), str(folder / f"built{count}")]
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        extra[count] = json.loads(told.stdout.splitlines()[-1])
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        extra[count] = json.loads(done.stdout.splitlines()[-1])
     peaks = [extra[count] for count in sorted(extra)]
     return {
         "build_images": images,
@@ -238,7 +238,7 @@ def measure_kills(
     server got from the process: a writer asks again only when an answer is in the journal.
 
     kills_lost: rows missing, or other than without kills. kills_paid_again: answers beyond one a row, of which
-    kills_paid_twice are of rows that no kill found in flight.
+    kills_paid_twice are of rows that no kill met in flight.
     """
     start, draw = multiprocessing.get_context("fork"), random.Random(0)
     allowed, moments = Counter(), [draw.uniform(0, longest) for _ in range(kills)]
@@ -255,11 +255,11 @@ def measure_kills(
                 raise RuntimeError(f"kills: the run ended after {number} of {kills}; take more rows or shorter moments")
             writing.kill()
             writing.join()
-            while (found := _ask(url, "keys"))["working"]:  # a question that was sent is answered, and paid
+            while (result := _ask(url, "keys"))["working"]:  # a question that was sent is answered, and paid
                 time.sleep(0.01)
-            last = set(found["arrived"][before:][-concurrency:])
+            last = set(result["arrived"][before:][-concurrency:])
             allowed.update(last)
-            in_flight, before = in_flight + len(last), len(found["arrived"])
+            in_flight, before = in_flight + len(last), len(result["arrived"])
         _write(url, rows, concurrency, journal)
         paid = _ask(url, "keys")["paid"]
         _write(url, rows, concurrency, other)

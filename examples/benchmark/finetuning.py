@@ -181,29 +181,29 @@ def measure(name: str, size: str, batch_size: int, epoch_batch: int, rounds: int
     _load_the_optimiser()
     memory, task = Memory(), METHODS[name].task
     model = model if task == "full" else adapt(model, task)
-    found = {"trainable": trainable_parameters(model)}
+    result = {"trainable": trainable_parameters(model)}
     images = batch_size
     with tempfile.TemporaryDirectory() as folder:
         memory.restart()
         if METHODS[name].stored:
             examples, figures = build_store(model, batch, Path(folder) / "store")
-            found |= {**figures, "building_mb": memory.grown()}
+            result |= {**figures, "building_mb": memory.grown()}
             few, many = ([row % batch_size for row in range(rows)] for rows in (batch_size, epoch_batch))
             memory.restart()
             step_seconds(model, lambda: collate_stored(examples.__getitems__(few)), 1)
-            found["memory_mb"] = memory.grown()
+            result["memory_mb"] = memory.grown()
             memory.restart()
             images = epoch_batch
-            found |= step_seconds(model, lambda: collate_stored(examples.__getitems__(many)), _SHORT * rounds)
-            found["epoch_batch_memory_mb"] = memory.grown()
+            result |= step_seconds(model, lambda: collate_stored(examples.__getitems__(many)), _SHORT * rounds)
+            result["epoch_batch_memory_mb"] = memory.grown()
         else:
-            found |= step_seconds(model, lambda: batch, rounds)
-            found["memory_mb"] = memory.grown()
-        found["image_s"] = found.pop("batch_s") / images
+            result |= step_seconds(model, lambda: batch, rounds)
+            result["memory_mb"] = memory.grown()
+        result["image_s"] = result.pop("batch_s") / images
         # What trains the model itself, or its heads, leaves its cost as it is.
         adapted = hasattr(model, "disable_adapter")
-        found["inference_ratio"] = inference_ratio(model, batch, _SHORT * rounds) if adapted else 1.0
-    return {figure: value for figure, value in found.items() if value is not None}
+        result["inference_ratio"] = inference_ratio(model, batch, _SHORT * rounds) if adapted else 1.0
+    return {figure: value for figure, value in result.items() if value is not None}
 
 
 def _load_the_optimiser() -> None:
@@ -221,17 +221,17 @@ def measure_apart(name: str, **settings: int | str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def epoch_seconds(found: dict[str, float], images: int, epoch_batch: int) -> tuple[float, float]:
+def epoch_seconds(result: dict[str, float], images: int, epoch_batch: int) -> tuple[float, float]:
     """First, with the store's building, and later ones."""
-    later = images * found["image_s"] + images / epoch_batch * found["update_s"]
-    return later + found.get("store_once_s", 0.0) + images * found.get("store_image_s", 0.0), later
+    later = images * result["image_s"] + images / epoch_batch * result["update_s"]
+    return later + result.get("store_once_s", 0.0) + images * result.get("store_image_s", 0.0), later
 
 
 def cost_figures(rows: dict[str, dict[str, float]], images: int, epoch_batch: int) -> dict[str, float]:
     """Each method's own, with its name in front, and what they are to each other."""
-    for found in rows.values():
-        found["first_epoch_s"], found["epoch_s"] = epoch_seconds(found, images, epoch_batch)
-    figures = {f"{name}_{figure}": value for name, found in rows.items() for figure, value in found.items()}
+    for result in rows.values():
+        result["first_epoch_s"], result["epoch_s"] = epoch_seconds(result, images, epoch_batch)
+    figures = {f"{name}_{figure}": value for name, result in rows.items() for figure, value in result.items()}
     dfn = rows.get("dfn", {})
     for other in ("full", "lora") if dfn else ():
         if other in rows:
@@ -248,8 +248,8 @@ def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     shared = {"size": arguments.size, "batch_size": arguments.batch_size, "epoch_batch": arguments.epoch_batch}
     rows = {}
     for name in arguments.methods:
-        found = one(name, **shared, rounds=arguments.rounds)
-        rows[name] = {key: v for key, v in found.items() if not (arguments.no_memory and key.endswith("_mb"))}
+        result = one(name, **shared, rounds=arguments.rounds)
+        rows[name] = {key: v for key, v in result.items() if not (arguments.no_memory and key.endswith("_mb"))}
         print(f"{METHODS[name].title}: " + ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()))
     return rows
 
@@ -294,10 +294,10 @@ def one_run(
 def worth(runs: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     """Of each method's runs, a seed each: means, spreads, and how DFN stands between the linear probe and full."""
     figures: dict[str, float] = {}
-    values = {name: {s: [run[key] for run in found] for key, s in SCORES.items()} for name, found in runs.items()}
+    values = {name: {s: [run[key] for run in result] for key, s in SCORES.items()} for name, result in runs.items()}
     for name, scores in values.items():
-        for short, found in scores.items():
-            figures[f"{name}_{short}"], figures[f"{name}_{short}_sd"] = mean_sd(found)
+        for short, result in scores.items():
+            figures[f"{name}_{short}"], figures[f"{name}_{short}_sd"] = mean_sd(result)
     if not {"dfn", "linear_probe", "full"} <= set(values):
         return figures
     for short in SCORES.values():
@@ -364,19 +364,19 @@ def summary(costs: dict[str, float], worths: dict[int, dict[str, float]], argume
             "AU F1 is macro, at thresholds tuned on validation people; mean ± sd of seeds "
             f"{', '.join(map(str, a.seeds))}."
         )
-    for count, found in worths.items():
+    for count, result in worths.items():
         shown = {UNTOUCHED: "the checkpoint, untouched", **{name: METHODS[name].title for name in a.methods_trained}}
-        lines = [[title, *(score(found, f"{name}_{s}") for s in SCORES.values())] for name, title in shown.items()]
+        lines = [[title, *(score(result, f"{name}_{s}") for s in SCORES.values())] for name, title in shown.items()]
         parts += [
             f"{count:,} labelled images",
             markdown_table(SCORE_TITLES, lines),
         ]
         named = [
             name
-            for name in found
+            for name in result
             if name.startswith(("dfn_minus", "full_minus", "gap_closed")) and not name.endswith("_sd")
         ]
-        parts.append("\n".join(f"- {n} {found[n]:.3f} (sd {number(found, f'{n}_sd', '.3f')})" for n in named))
+        parts.append("\n".join(f"- {n} {result[n]:.3f} (sd {number(result, f'{n}_sd', '.3f')})" for n in named))
     parts += ["\n".join(f"- {name} {costs[name]:.4g}" for name in RATIOS if name in costs), PAPER]
     return "\n\n".join(part for part in parts if part)
 
@@ -423,15 +423,15 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments, rest = parse(argv)
     if arguments.measure:
-        print(json.dumps(found := measure(**arguments.measure)))
-        return found
+        print(json.dumps(result := measure(**arguments.measure)))
+        return result
     rows = {} if arguments.no_cost else measure_costs(arguments)
     costs = cost_figures(rows, arguments.images, arguments.epoch_batch)
     worths = measure_worth(arguments, rest) if arguments.accuracy else {}
     figures = dict(costs)
-    for count, found in worths.items():
+    for count, result in worths.items():
         suffix = "" if count == max(worths) else f"_{count}"
-        figures |= {f"{name}{suffix}": value for name, value in found.items()}
+        figures |= {f"{name}{suffix}": value for name, value in result.items()}
     text = summary(costs, worths, arguments)
     print(f"\n{text}")
     if arguments.markdown:

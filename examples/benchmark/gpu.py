@@ -145,8 +145,8 @@ def host_syncs(step: Callable[[], None], device: torch.device) -> Counter[str]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
-    return Counter(f"{'/'.join(warning.filename.split('/')[-2:])}:{warning.lineno}" for warning in found)
+    result = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
+    return Counter(f"{'/'.join(warning.filename.split('/')[-2:])}:{warning.lineno}" for warning in result)
 
 
 def batches(config: MF2Config, stored_tokens: bool, arguments: argparse.Namespace) -> Iterator[Batch]:

@@ -3,12 +3,12 @@
 python examples/benchmark/inference.py [--size base] [--images 500] [--only folder vit engines f1 memory curve]
     [--au_queries N] [--rounds 5] [--json FILE]
 
-Weights are random, faces drawn; `f1` alone asks the embedded checkpoint. One thread unless OMP_NUM_THREADS says other.
+Weights are random, faces drawn; only `f1` uses the embedded checkpoint. One thread unless OMP_NUM_THREADS is set.
 What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios within
 one round. Every ratio of time has a twin `..._cpu` of CPU-seconds, which other work on the machine hardly moves.
 
 folder_over_bare       seconds of the whole command over a folder (start, model, decoding, rows written, batch size
-                       found by itself), over those of bare forward passes of as many ready faces; at most 1.25
+                       chosen automatically), over those of bare forward passes of as many ready faces; at most 1.25
 over_vit_pipeline      seconds of AUs and emotion of image files, over those of transformers' image-classification
                        pipeline with a plain ViT-B (--size tiny: a narrow one) for the same files; at most 1.6
 onnx_over_eager        speed of ONNX over speed of torch; at least 1
@@ -66,10 +66,10 @@ def printed_turns(calls: dict[str, Callable[[], object]], rounds: int, title: st
 
 
 def ratio(measured: Sequence[dict[str, tuple[float, float]]], over: str, under: str, name: str) -> dict[str, float]:
-    found = {}
+    result = {}
     for kind, suffix in enumerate(("", "_cpu")):
-        found[name + suffix] = statistics.median(times[over][kind] / times[under][kind] for times in measured)
-    return found
+        result[name + suffix] = statistics.median(times[over][kind] / times[under][kind] for times in measured)
+    return result
 
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -120,8 +120,8 @@ def bare_seconds(model: nn.Module, batch: tuple[torch.Tensor, ...], passes: int)
 
 def spent_by(command: list[str]) -> dict[str, float]:
     started = [sys.executable, "-S", "-c", _SMALL_PARENT, *command]
-    told = subprocess.run(started, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    code, wall, cpu, peak_mb = json.loads(told.splitlines()[-1])
+    output = subprocess.run(started, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    code, wall, cpu, peak_mb = json.loads(output.splitlines()[-1])
     if code:
         raise RuntimeError(f"the command ended with {code}: {' '.join(command)}")
     return {"wall": wall, "cpu": cpu, "peak_mb": peak_mb}
@@ -139,7 +139,7 @@ def command_cost(inputs: Path, output: Path, *options: str) -> dict[str, float]:
 def memory_ratios(images: int, minutes: float) -> dict[str, float]:
     """With the embedded model, so that what is not its weights weighs most, and batches of 32, which a long run may
     find and a short one not; the video at two frames a second."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, few, many in (("folder", images, 10 * images), ("video", minutes / 10, minutes)):
@@ -158,8 +158,8 @@ def memory_ratios(images: int, minutes: float) -> dict[str, float]:
                     f"memory: {amount} {unit}, {cost['faces']} faces, batches of {cost['batch_size']}: "
                     f"{cost['peak_mb']:.0f} MiB at most"
                 )
-            found[f"memory_{name}_mb"], found[f"memory_{name}_ratio"] = peaks[1], peaks[1] / peaks[0]
-    return found
+            result[f"memory_{name}_mb"], result[f"memory_{name}_ratio"] = peaks[1], peaks[1] / peaks[0]
+    return result
 
 
 def config_of(size: str, au_queries: int | None) -> MF2Config:
@@ -179,12 +179,12 @@ def folder_over_bare(size: str, au_queries: int | None, images: int, batch_size:
         before = [bare_seconds(model, batch, passes) for _ in range(rounds)]
         cost = command_cost(folder / "images", folder / "rows.csv", "--model", str(folder / "model"))
         after = [bare_seconds(model, batch, passes) for _ in range(rounds)]
-    found = {"folder_batch_size": cost["batch_size"], "folder_images": images}
+    result = {"folder_batch_size": cost["batch_size"], "folder_images": images}
     for kind, suffix in (("wall", ""), ("cpu", "_cpu")):
         bare = images * statistics.median(times[kind] for times in (*before, *after))
         print(f"folder: {images} images, {kind}: command {cost[kind]:.1f}s, bare forward {bare:.1f}s")
-        found[f"folder_over_bare{suffix}"] = cost[kind] / bare
-    return found
+        result[f"folder_over_bare{suffix}"] = cost[kind] / bare
+    return result
 
 
 def over_vit_pipeline(size: str, au_queries: int | None, images: int, batch_size: int, rounds: int) -> dict[str, float]:
@@ -219,10 +219,10 @@ def engine_speeds(size: str, au_queries: int | None, batch_size: int, rounds: in
     calls: dict[str, Callable[[], object]] = {"eager": lambda: export_model.by_torch(model, batch)}
     calls |= {name: lambda run=run: export_model.by_onnx(run, batch) for name, run in runs.items()}
     measured = printed_turns(calls, rounds, f"engines, {batch_size} faces")
-    found = {}
+    result = {}
     for name in runs:  # speeds: the other one's seconds stand above
-        found |= ratio(measured, "eager", name, f"{name}_over_eager")
-    return found
+        result |= ratio(measured, "eager", name, f"{name}_over_eager")
+    return result
 
 
 def int8_f1_loss(faces: int) -> dict[str, float]:
@@ -254,15 +254,15 @@ def cost_curve(size: str, queries: Sequence[int], batch_size: int, rounds: int) 
         return run
 
     calls = {"tower": lambda: model.mf2.vision(pixels), **{f"cost_{count}": whole(count) for count in queries}}
-    measured, found = in_turns(calls, rounds, spent), {}
+    measured, result = in_turns(calls, rounds, spent), {}
     for count in queries:
-        found |= ratio(measured, f"cost_{count}", "tower", f"cost_{count}")
-    return found
+        result |= ratio(measured, f"cost_{count}", "tower", f"cost_{count}")
+    return result
 
 
 def trained_scores(folder: Path, queries: Sequence[int], seeds: Sequence[int]) -> dict[str, float]:
     rows = further_faces(folder / f"faces-{TEST_IMAGES}", TEST_IMAGES, "paint", PEOPLE + 1, "mfa")
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for count in queries:
         runs = []
         for seed in seeds:
@@ -273,8 +273,8 @@ def trained_scores(folder: Path, queries: Sequence[int], seeds: Sequence[int]) -
             scored = ["--task", "evaluate", "--model_name_or_path", str(place), "--dataset", str(rows)]
             runs.append(run_once(place / "tested", [*scored, "--use_captions", "False", "--disable_tqdm", "True"]))
         for name, score in (("f1", "au_f1_tuned_macro"), ("auc", "au_roc_auc_macro"), ("emotion", "emotion_top1")):
-            found[f"{name}_{count}"], found[f"{name}_{count}_sd"] = mean_sd([run[score] for run in runs])
-    return found
+            result[f"{name}_{count}"], result[f"{name}_{count}_sd"] = mean_sd([run[score] for run in runs])
+    return result
 
 
 def draw_curve(figures: dict[str, float], queries: Sequence[int], size: str, picture: Path | None) -> None:
