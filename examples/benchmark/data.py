@@ -300,7 +300,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if "labels" in arguments.only:
             figures |= measure_labels(folder / "labels", 3_000 if quick else 300_000)
         if "memory" in arguments.only:
-            figures |= measure_memory(folder / "memory", 32 if quick else 300)
+            figures |= measure_memory(folder / "memory", 48 if quick else 300)
         if "loader" in arguments.only:
             figures |= measure_loader(folder / "loader", 224 if quick else 1344, 1 if quick else arguments.rounds)
         if "captions" in arguments.only:
