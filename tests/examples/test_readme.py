@@ -128,7 +128,7 @@ def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> Non
     parts = [f"{100 * figures[f'vlfau4/{name}/avg_tuned/mean']:.1f}" for name in ("vl_fau_1", "vl_fau")]
     assert said(r"Of VL-FAU's parts.*?\)") == parts
     expected = [f"{100 * longer[name]:.1f}" for name in ("au_f1_tuned_macro", "emotion_top1")]
-    assert said(r"HSEmotion with 20 epochs.*?\. MF²") == expected
+    assert said(r"HSEmotion with 20 epochs.*?top-1\)") == expected
 
 
 def test_the_figures_of_exp_blip_s_caption_sets_are_those_of_the_benchmark() -> None:
