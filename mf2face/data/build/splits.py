@@ -1,13 +1,15 @@
 """Which images of a corpus are used, and in which split: people and videos whole, splits alike, emotions balanced."""
 
-import numpy as np
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
 from configuration_mf2.facs import UNKNOWN_LABEL
-from mf2face.data.schema import SPLITS, SPLIT_SIZES
 from mf2face.data.corpora.frames import Frames, Required, every_and_changes, keep_labelled
 from mf2face.data.corpora.label_files import CorpusError
+from mf2face.data.schema import SPLIT_SIZES, SPLITS
 
 
 # A wrong number of videos weighs more than any wrong number of images, as long as neither is hopeless.
