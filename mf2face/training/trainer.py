@@ -71,8 +71,8 @@ def _name_in_tower(name: str) -> str | None:
 def layerwise_groups(
     model: nn.Module, lr: float, decay: float = LAYER_DECAY, weight_decay: float = 0.05
 ) -> list[dict[str, Any]]:
-    """Optimizer groups as in BEiT and BLIP-2: layer l of a tower of L layers learns at lr * decay ** (L - l), all else at
-    lr. Layer 0 is where the image enters, L the final norm. Biases and norms have no weight decay."""
+    """Optimizer groups as in BEiT and BLIP-2: layer l of a tower of L layers learns at lr * decay ** (L - l), all else
+    at lr. Layer 0 is where the image enters, L the final norm. Biases and norms have no weight decay."""
     inside = {name: timm for name, _ in model.named_parameters() if (timm := _name_in_tower(name))}
     numbers, last = _layer_numbers(list(inside.values())) if inside and decay != 1 else ({}, 0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}

@@ -421,14 +421,3 @@ def test_a_killed_build_is_continued_or_removed_after_a_day(faces, tower, tmp_pa
     with FileLock(tmp_path / ".running.lock"):
         load_or_store_vision(tower, faces, tmp_path)
         assert sorted(path.stem for path in tmp_path.glob("*.partial")) == ["running", "young"]
-
-
-def test_the_same_rows_have_the_same_fingerprint_in_another_process(faces, tmp_path):
-    code = (
-        "import sys; from datasets import load_from_disk; from datasets.fingerprint import generate_fingerprint\n"
-        "print(generate_fingerprint(load_from_disk(sys.argv[1])))"
-    )
-    faces.dataset.save_to_disk(tmp_path / "rows")
-    command = [sys.executable, "-c", code, str(tmp_path / "rows")]
-    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
-    assert first == second and first.strip()
