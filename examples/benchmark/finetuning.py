@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT
-from mf2face.training.run import RELEASED
+from mf2face.training.build import RELEASED
 
 
 VALIDATION, TEST = 512, 1024  # images
