@@ -219,9 +219,8 @@ def build_examples(
 ) -> dict[str, MF2Examples]:
     """columns: of text, for a compared system."""
     ours, task, training = settings.arguments, settings.task, settings.training
-    stores_tokens = ours.store_vision and ours.task != "tower"
-    tower = parts.model.base_model.vision if stores_tokens else None
-    if stores_tokens and not tower.config.frozen:
+    tower = parts.model.base_model.vision if ours.store_vision else None
+    if tower is not None and not tower.config.frozen:
         raise ValueError(
             "store_vision: got True with a vision tower that is trained, expected False: its output changes"
         )
@@ -244,7 +243,7 @@ def build_examples(
             examples[name] = MF2StreamedExamples(rows, parts.processor, **ranks, **own)
             continue
         made = MF2Examples(rows, parts.processor, **own)
-        if stores_tokens:
+        if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, told=told)
             made.stored = load_or_store_vision(tower, plain, Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision")
         if learning and ours.views > 1:

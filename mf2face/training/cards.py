@@ -1,13 +1,12 @@
 """The model card of a finished run: facts of the run, tables of its figures, metadata; and the push to the Hub."""
 
 import json
-import logging
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +28,14 @@ from mf2face.data.synthetic.faces import CORPUS
 from mf2face.files import write_whole
 from mf2face.training.arguments import Settings
 from mf2face.training.build import LANGUAGE_TOKENIZER
+from mf2face.training.evaluation import EMOTION_FOUR, UNIT_TWO
 from mf2face.training.language import LANGUAGE_FIGURES
 from mf2face.training.tasks import SYSTEMS, TASKS
 from processing_mf2.processing_mf2 import MF2Processor
 
 
-logger = logging.getLogger(__name__)
-
 Figures = Mapping[str, float]
 MISSING = "–"
-EMOTION_FOUR = {
-    "emotion_top1": "emotion top-1",
-    "emotion_macro_recall": "macro recall",
-    "emotion_macro_f1": "macro F1",
-    "emotion_ovr_accuracy": "one-vs-rest accuracy",
-}
-"""One-vs-rest accuracy flatters: none of the four is shown without the others."""
-
-UNIT_TWO = {"au_f1_macro": "AU F1 at 0.5, macro", "au_f1_tuned_macro": "AU F1 at tuned thresholds, macro"}
-
-_LANGUAGE_KINDS = ("itm_", "caption_", "zero_shot_", "retrieval_")
-_CAPTION_COUNTS = ("caption_pairs", "caption_no_reference", "caption_empty", "caption_references")
 
 
 def names_of(figures: Figures, kind: str) -> list[str]:
@@ -97,24 +83,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line[i].replace('|', '/') for i in kept)} |" for line in lines)
 
 
-def _overall(figures: Figures, label: str) -> list[str]:
-    """The AUs' two macro scores and the four emotion scores, each with its interval."""
-    known = [key for key in EMOTION_FOUR if key in figures]
-    if known and len(known) < len(EMOTION_FOUR):
-        logger.warning("%s: only %s of the emotion scores are known, so none is shown in the card", label, known)
-    shown = [*UNIT_TWO, *(EMOTION_FOUR if len(known) == len(EMOTION_FOUR) else [""] * len(EMOTION_FOUR))]
-    bounds = [interval(figures, key) for key in shown]
-    return [
-        number(figures, key) + (f" ({bound})" if bound != MISSING else "")
-        for key, bound in zip(shown, bounds, strict=True)
-    ]
+def _overall(figures: Figures) -> list[str]:
+    """The AUs' two macro scores and, if all are known, the four emotion scores, each with its interval."""
+    whole = all(key in figures for key in EMOTION_FOUR)
+    keys = [*UNIT_TWO, *(EMOTION_FOUR if whole else [""] * len(EMOTION_FOUR))]
+    cells = [(number(figures, key), interval(figures, key)) for key in keys]
+    return [value if bounds == MISSING else f"{value} ({bounds})" for value, bounds in cells]
 
 
 def summary_table(figures: Figures) -> str:
     base = {key.removeprefix("base/"): value for key, value in figures.items() if key.startswith("base/")}
     lines = {"**this checkpoint**": figures, "the base without it": base, "always yes": always_yes(figures)}
     lines["always the commonest emotion"] = always_the_commonest(figures)
-    rows = [[label, *_overall(scores, label)] for label, scores in lines.items()]
+    rows = [[label, *_overall(scores)] for label, scores in lines.items()]
     return table(["", *UNIT_TWO.values(), *EMOTION_FOUR.values()], rows)
 
 
@@ -125,7 +106,7 @@ def group_table(figures: Figures) -> str:
         if key.startswith("group/") and key.count("/") >= 2:
             _, group, score = key.split("/", 2)
             groups.setdefault(group, {})[score] = value
-    rows = [[group, count(scores, "n"), *_overall(scores, group)] for group, scores in groups.items()]
+    rows = [[group, count(scores, "n"), *_overall(scores)] for group, scores in groups.items()]
     return table(["group", "n", *UNIT_TWO.values(), *EMOTION_FOUR.values()], rows)
 
 
@@ -140,48 +121,47 @@ def baseline_table(figures: Figures) -> str:
     return table(["compared with", "score", "value", "this checkpoint"], rows)
 
 
+Column = tuple[str, Callable[[Figures, str], str], str]
+"""Its head, how a cell is written, and the kind of figure."""
+
+
+def _table_of(figures: Figures, head: str, keys: Mapping[str, str], columns: Sequence[Column]) -> str:
+    """keys: a row's name -> what follows the kind in the keys of its figures."""
+    rows = [[name, *(write(figures, kind + key) for _, write, kind in columns)] for name, key in keys.items()]
+    return table([head, *(name for name, _, _ in columns)], rows)
+
+
 def unit_table(figures: Figures) -> str:
-    chance = always_yes(figures)
-    header = ["AU", "n", "prevalence", "always yes", "F1 at 0.5", "95 % interval"]
-    header += ["F1 at tuned threshold", "95 % interval"]
-    rows = []
-    for name, key in _units(figures).items():
-        row = [f"{name} {ACTION_UNITS[name].noun}" if name in ACTION_UNITS else name]
-        row += [count(figures, f"au_n{key}"), number(figures, f"au_prevalence{key}"), number(chance, f"au_f1{key}")]
-        for kind in ("au_f1", "au_f1_tuned"):
-            row += [number(figures, kind + key), interval(figures, kind + key)]
-        rows.append(row)
-    return table(header, rows)
+    columns: list[Column] = [("n", count, "au_n"), ("prevalence", number, "au_prevalence")]
+    columns.append(("always yes", number, "chance_au_f1"))
+    for name, kind in (("F1 at 0.5", "au_f1"), ("F1 at tuned threshold", "au_f1_tuned")):
+        columns += [(name, number, kind), ("95 % interval", interval, kind)]
+    figures = {**figures, **{f"chance_{key}": value for key, value in always_yes(figures).items()}}
+    keys = _units(figures)
+    nouns = {name: f"{name} {ACTION_UNITS[name].noun}" if name in ACTION_UNITS else name for name in keys}
+    return _table_of(figures, "AU", {nouns[name]: key for name, key in keys.items()}, columns)
 
 
 def _units(figures: Figures) -> dict[str, str]:
-    """The AUs and their mean, each with what follows a kind of score in its key."""
     return {name: f"/{name}" for name in names_of(figures, "au_n")} | {"macro": "_macro"}
 
 
 def emotion_table(figures: Figures) -> str:
-    kinds = {"recall": "recall", "f1": "F1", "ovr_accuracy": "one-vs-rest accuracy"}
-    header = ["emotion", "n", *(word for name in kinds.values() for word in (name, "95 % interval"))]
-    rows = []
-    for name in names_of(figures, "emotion_n"):
-        keys = [f"emotion_{kind}/{name}" for kind in kinds]
-        cells = [cell for key in keys for cell in (number(figures, key), interval(figures, key))]
-        rows.append([name, count(figures, f"emotion_n/{name}"), *cells])
-    return table(header, rows)
+    columns: list[Column] = [("n", count, "emotion_n")]
+    for name, kind in (("recall", "recall"), ("F1", "f1"), ("one-vs-rest accuracy", "ovr_accuracy")):
+        columns += [(name, number, f"emotion_{kind}"), ("95 % interval", interval, f"emotion_{kind}")]
+    return _table_of(figures, "emotion", {name: f"/{name}" for name in names_of(figures, "emotion_n")}, columns)
 
 
 def calibration_table(figures: Figures) -> str:
-    kinds = ("au_threshold_tuned", "au_accuracy_tuned", "au_roc_auc", "au_ece")
-    rows = [[name, *(number(figures, kind + key) for kind in kinds)] for name, key in _units(figures).items()]
-    rows.append(["emotion, confidence of the answer", MISSING, MISSING, MISSING, number(figures, "emotion_ece")])
-    return table(["", "threshold", "accuracy at it", "ROC-AUC", "calibration error"], rows)
+    kinds = {"threshold": "threshold_tuned", "accuracy at it": "accuracy_tuned", "ROC-AUC": "roc_auc"}
+    columns: list[Column] = [(name, number, f"au_{kind}") for name, kind in kinds.items()]
+    figures = {**figures, "au_ece_of_emotions": figures.get("emotion_ece", math.nan)}
+    keys = _units(figures) | {"emotion, confidence of the answer": "_of_emotions"}
+    return _table_of(figures, "", keys, [*columns, ("calibration error", number, "au_ece")])
 
 
 def language_table(figures: Figures) -> str:
-    described = {*LANGUAGE_FIGURES, *_CAPTION_COUNTS}
-    unknown = [n for n in figures if n.startswith(_LANGUAGE_KINDS) and n not in described and "/" not in n]
-    if unknown:
-        logger.warning("%s: not described in LANGUAGE_FIGURES, left out of the card", unknown)
     rows = [
         [f"`{name}`", number(figures, name), interval(figures, name), words] for name, words in LANGUAGE_FIGURES.items()
     ]
@@ -226,7 +206,11 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
         "energy_kwh": None,
         "processes": training.world_size,
         "hardware": _hardware(training),
-        "versions": {"mf2": VERSION, "python": platform.python_version(), **_library_versions()},
+        "versions": {
+            "mf2": VERSION,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
     }
 
 
@@ -285,16 +269,6 @@ def _hardware(training: TrainingArguments) -> str:
     if training.device.type == "cuda":
         words = f"{max(training.n_gpu, 1) * training.world_size} x {torch.cuda.get_device_name()}, {words}"
     return words
-
-
-def _library_versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 # Beside the rooms both in a checkout and where a wheel is installed.
@@ -501,8 +475,4 @@ def check_base(base: str | None) -> None:
         )
 
 
-__all__ = [
-    *("card_data", "check_base", "eval_results", "publish", "run_facts", "write_card"),
-    *("baseline_table", "calibration_table", "emotion_table", "group_table", "language_table", "summary_table"),
-    *("unit_table", "without_positives"),
-]
+__all__ = ["card_data", "check_base", "eval_results", "publish", "run_facts", "write_card"]

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from configuration_mf2.json_files import read_json
@@ -23,38 +24,24 @@ _COMPLETE = "complete.json"
 BEGUN = "begun.json"
 
 
-def parallel() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _is_first() -> bool:
-    return not parallel() or dist.get_rank() == 0
-
-
 def from_first_process(value: object) -> object:
     """The first process's value, on all; all have to call."""
-    if not parallel():
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+    return broadcast_object_list([value])[0]
 
 
 def seal(folder: Path) -> None:
     """Writes the sizes of a checkpoint's files, last of all, so that one that was cut short is recognised.
 
     All processes call it, each after its own files."""
-    if parallel():
-        dist.barrier()
-    if _is_first():
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
         sizes = {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())  # a full network disk may report only now
             sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
         write_whole(folder / _COMPLETE, json.dumps(sizes))
-    if parallel():
-        dist.barrier()
+    PartialState().wait_for_everyone()
 
 
 def check_same_run(folder: Path, begun: Mapping[str, Any]) -> None:
@@ -70,16 +57,15 @@ def check_same_run(folder: Path, begun: Mapping[str, Any]) -> None:
                 f"output_dir: {folder} holds the checkpoints of another run ({differences}); give another folder, or "
                 "remove this one to start anew"
             )
-    if parallel():
-        dist.barrier()
-    if _is_first():
+    PartialState().wait_for_everyone()
+    if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(begun, indent=1))
 
 
 def unseal(folder: Path) -> None:
     """Marks a checkpoint that is about to be overwritten as incomplete."""
-    if _is_first():
+    if PartialState().is_main_process:
         (folder / _COMPLETE).unlink(missing_ok=True)
 
 
@@ -111,7 +97,9 @@ def whole_checkpoints(output_dir: str | Path) -> Iterator[Path]:
 
 def last_good_checkpoint(output_dir: str | Path) -> str | None:
     """The newest whole checkpoint; the first process decides for all."""
-    newest = from_first_process(str(next(whole_checkpoints(output_dir), "")) if _is_first() else None)
+    newest = from_first_process(
+        str(next(whole_checkpoints(output_dir), "")) if PartialState().is_main_process else None
+    )
     if newest and not Path(newest).is_dir():
         raise FileNotFoundError(
             f"{newest}: the first process continues from this checkpoint, which is not visible here; --output_dir has "
@@ -195,7 +183,6 @@ __all__ = [
     "disk_may_be_full",
     "from_first_process",
     "last_good_checkpoint",
-    "parallel",
     "seal",
     "sole_user",
     "stopped_early",

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -132,9 +131,11 @@ def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Se
             faces.append(features)
             sentences.append(model.mf2.get_text_features(batch["au_input_ids"], batch["au_attention_mask"], "au"))
     truth = torch.cat(labels).cpu()
-    scores = {"zero_shot_au_auc": _auc(truth, torch.cat(similarities).cpu())}
     states = np.array(written, dtype=np.float64)
-    scores["caption_au_f1"] = action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]
+    scores = {"caption_au_f1": action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]}
+    zero_shot = action_unit_scores(torch.cat(similarities).cpu().double().sigmoid(), truth.numpy(), names)
+    if any(name.startswith("au_roc_auc/") for name in zero_shot):  # some AU occurs in both states
+        scores["zero_shot_au_auc"] = zero_shot["au_roc_auc_macro"]
     if faces:
         similarity = _similarity_of_faces(torch.cat(faces), torch.cat(sentences)).cpu()
         known = (truth != UNKNOWN_LABEL).all(dim=1)
@@ -246,16 +247,6 @@ def matching_accuracy(matches: Matches, threshold: float) -> float:
         for own, other in matches
     ]
     return float(torch.stack(shares).mean()) if shares else float("nan")
-
-
-def _auc(truth: torch.Tensor, scores: torch.Tensor) -> float:
-    """Mean over the AUs that occur in both states."""
-    areas = []
-    for unit in range(truth.shape[1]):
-        known = truth[:, unit] != UNKNOWN_LABEL
-        if len(truth[known, unit].unique()) == 2:
-            areas.append(roc_auc_score(truth[known, unit], scores[known, unit]))
-    return float(np.mean(areas)) if areas else float("nan")
 
 
 def _similarity_of_faces(regions: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:

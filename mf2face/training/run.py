@@ -24,9 +24,11 @@ from mf2face.training.build import (
     with_captions,
     with_sources,
 )
-from mf2face.training.cards import EMOTION_FOUR, UNIT_TWO, check_base, publish, run_facts, write_card
+from mf2face.training.cards import check_base, publish, run_facts, write_card
 from mf2face.training.checkpoints import check_same_run, sole_user, stopped_early
 from mf2face.training.evaluation import (
+    EMOTION_FOUR,
+    UNIT_TWO,
     draw_curves,
     draw_scores,
     group_scores,

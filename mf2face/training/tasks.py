@@ -188,7 +188,7 @@ TASKS: Mapping[tuple[str, str], Task] = {
         stores=(),
         saves="tower",
         pipeline_tag="image-feature-extraction",
-        unused=(*_MF2.unused, "views"),
+        unused=(*_MF2.unused, "views", "store_vision"),
         output="tower",
         defaults={"learning_rate": 1e-3, "num_train_epochs": 6},
     ),

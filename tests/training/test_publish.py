@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from test_hub import STRANGER, run
 
 import train
-from mf2face.training.publish import check_base
+from mf2face.training.cards import check_base
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor
 
