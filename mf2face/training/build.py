@@ -151,10 +151,8 @@ def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: b
     if tower_alone:
         model.vision.save_pretrained(folder)
     else:
-        state = model.state_dict() if half else None
-        for name in [name for name, tensor in (state or {}).items() if tensor.is_floating_point()]:
-            state[name] = state[name].half()
-        model.save_pretrained(folder, state_dict=state)
+        state = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+        model.save_pretrained(folder, state_dict=state if half else None)
     processor.save_pretrained(folder)
     if tokenizer is not processor.tokenizer:
         tokenizer.save_pretrained(Path(folder) / LANGUAGE_TOKENIZER)

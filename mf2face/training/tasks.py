@@ -119,12 +119,7 @@ _EXP_BLIP = Task(
     captions={"exp_blip_{caption_set}": None},
     saves="compared",
     output="exp_blip",
-    full_size={
-        "num_train_epochs": 20,
-        "per_device_train_batch_size": 32,
-        "learning_rate": 1e-5,
-        "warmup_steps": 1000,
-    },
+    full_size={"num_train_epochs": 20, "per_device_train_batch_size": 32, "learning_rate": 1e-5, "warmup_steps": 1000},
 )
 _EXP_BLIP_UNUSED = (*_COMPARED_UNUSED, *_FIXED_INPUT, "streaming")
 _EXP_BLIP_CLASSIFIER = replace(

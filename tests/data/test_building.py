@@ -24,7 +24,7 @@ from mf2face.data.schema import check_leaks, described_labels, validate_examples
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 from mf2face.training.arguments import MF2Arguments
-from mf2face.training.splits import load_splits
+from mf2face.training.build import load_splits
 from processing_mf2 import MF2Processor
 from processing_mf2.image_io import read_image
 

@@ -14,9 +14,9 @@ from mf2face.training.evaluation import (
     draw_curves,
     draw_scores,
     group_scores,
+    metrics_for_trainer,
     probabilities,
     score,
-    metrics_for_trainer,
     write_scores,
 )
 
