@@ -214,11 +214,7 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if (
-        ours.dataset != "synthetic"
-        and not Path(ours.dataset).exists()
-        and not _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)
-    ):
+    if ours.dataset != "synthetic" and not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
         raise ValueError(
             f"dataset: there is no folder {ours.dataset}; expected synthetic, a folder that examples/build_dataset.py "
             "wrote, or a name on the Hub"

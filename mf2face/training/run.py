@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.data.metrics import tune_thresholds
@@ -39,7 +39,7 @@ from mf2face.training.evaluation import (
     write_scores,
 )
 from mf2face.training.exp_blip import CaptionedFaces, caption_trainer, measure_captions, stage_one_config
-from mf2face.training.finetuning import METHODS, adapt, peft_config, trainable_parameters, with_states
+from mf2face.training.finetuning import adapt, peft_config, trainable_parameters, with_states
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
 from mf2face.training.trainer import (
     Cost,
@@ -99,8 +99,7 @@ def _run(settings: Settings) -> dict[str, float]:
     }
     if trainer.is_world_process_zero():
         if task.measures == "labels" and not ours.streaming:
-            names = labels.action_units, labels.emotions
-            baselines = baseline_scores(splits["train"], splits["test"], *names)
+            baselines = baseline_scores(splits["train"], splits["test"], labels.action_units, labels.emotions)
             scores |= {f"baseline/{name}": value for name, value in baselines.items()}
         if isinstance(parts.model, MF2ForPreTraining) and task.measures and examples["test"].captions:
             scores |= language_scores(parts.model, parts.processor, examples["test"], examples["validation"])
@@ -124,14 +123,13 @@ def _trainer(
             f"align: the data set {ours.dataset} has no captions, or --use_captions is False; expected captions, which "
             "the alignment losses are about"
         )
-    model = (
-        adapt(parts.model, ours.task, ours.adapter_options) if ours.task in (*METHODS, "linear_probe") else parts.model
-    )
+    model = parts.model
+    if task.trains in ("adapter", "heads"):
+        model = adapt(model, ours.task, ours.adapter_options)
     if not ours.no_store:
         root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
         how = (root, ours.store_dtype, ours.rebuild_store)
         examples = {name: with_states(model, made, *how) for name, made in examples.items()}
-    callbacks: list[TrainerCallback] = [EarlyStoppingCallback(5)] if training.load_best_model_at_end else []
     trainer = MF2Trainer(
         model=model,
         args=training,
@@ -139,7 +137,7 @@ def _trainer(
         eval_dataset=examples.get("validation"),
         data_collator=MF2Collator(parts.processor.tokenizer.pad_token_id) if ours.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(parts.model.config),
-        callbacks=callbacks,
+        callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
     )
     trainer.layer_decay = task.layer_decay
     return trainer, examples
