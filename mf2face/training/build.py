@@ -226,14 +226,14 @@ def build_examples(
     if ours.model not in SYSTEMS:
         texts = ours.use_captions and "captions" in task.learns
     # What a dataset lacks is logged once, not for each split or by each process.
-    told = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
-    shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "told": told}
+    warned = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
+    shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "warned": warned}
     examples = {}
     for name in splits if task.measures else ("train",):
         rows, learning = splits[name], name == "train"
         if learning and ours.task == "tower" and not ours.use_labels:
             rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
-            told.update(LABELS)
+            warned.update(LABELS)
         augment = MF2Augmentation() if learning and ours.augment else None
         own = {"augment": augment, "seed": training.seed, **shared}
         if learning and ours.streaming:
@@ -242,7 +242,7 @@ def build_examples(
             continue
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
-            plain = MF2Examples(rows, parts.processor, texts=False, told=told)
+            plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
             made.stored = load_or_store_vision(tower, plain, Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision")
         if learning and ours.views > 1:
             # Every other view is mirrored.
