@@ -107,7 +107,7 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     on_no_face, on_many_faces (`str`): what follows when `"face_alignment"` finds none (`"raise"`, `"template"`,
         `"skip"`) or several (`"largest"`, `"all"`).
     face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
-    max_pixels (`int`): a larger image is refused before it is decoded (see [`read_image`]).
+    max_pixels (`int`): a larger image is refused before it is decoded (see `read_image`).
     allow_url (`bool`), timeout (`float`): fetch images whose address is given, within so many seconds.
     return_landmark_source (`bool`): also return `landmark_source` (`"given"`, `"face_alignment"` or `"template"`) and
         `image_index` (which image it was cut from) of each row. Off by default: a model takes neither.
