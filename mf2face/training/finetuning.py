@@ -1,7 +1,5 @@
 """Fine-tuning with the foundation model frozen: DFN, LoRA, IA3 and a linear probe, on images or on stored states."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ from transformers import PreTrainedModel
 from configuration_mf2.facs import UNKNOWN_LABEL
 from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.training.arguments import read_options
+from mf2face.training.stores import StoredExamples, frozen_states
 from modeling_mf2.dfn.config import DFNConfig
-from modeling_mf2.dfn.states import StoredExamples, frozen_states, store_identity
 
 
 _HEADS = ["classifiers"]
@@ -150,14 +148,13 @@ def with_states(
     processor = first.processor.image_processor.to_dict()
     data = f"{generate_fingerprint(first.dataset)} landmarks={first.read.landmarks}"
     data += "".join(f" view={view.read.seed} {view.read.augment}" for view in views[1:])
-    identity = store_identity(model, len(first), len(views), data, processor, dtype)
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     collate = MF2Collator(first.processor.tokenizer.pad_token_id)
     images, *more = (_Images(view) for view in views)
     store = frozen_states(
         model,
         images,
-        Path(root) / name,
+        root,
+        named=True,
         data=data,
         processor=processor,
         more_views=more,

@@ -41,6 +41,7 @@ from mf2face.training.evaluation import (
 from mf2face.training.exp_blip import CaptionedFaces, caption_trainer, measure_captions, stage_one_config
 from mf2face.training.finetuning import adapt, peft_config, trainable_parameters, with_states
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
+from mf2face.training.stores import collate_stored
 from mf2face.training.trainer import (
     Cost,
     MF2Trainer,
@@ -50,7 +51,6 @@ from mf2face.training.trainer import (
     loss_names,
 )
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
-from modeling_mf2.dfn.states import collate_stored
 from modeling_mf2.pretraining import MF2ForPreTraining
 
 
