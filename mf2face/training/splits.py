@@ -17,7 +17,7 @@ from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store_vision
 from mf2face.training.tasks import SYSTEMS, captions_of
 from modeling_mf2.pretraining import MF2ForPreTraining
-from processing_mf2.geometry import SLIGHT, MF2Augmentation
+from processing_mf2.augmentation import SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 

@@ -11,8 +11,8 @@ from mf2face.captions.prompts import (
     known_captions,
     prompt_version,
 )
-from processing_mf2.captions import RuleCaptioner, au_state_prompts, emotion_prompts, parse_au_caption, parse_emotion
-from processing_mf2.wording import KEY_AU_PROMPT
+from processing_mf2.captions import RuleCaptioner, parse_au_caption, parse_emotion
+from processing_mf2.wording import KEY_AU_PROMPT, au_state_prompts, emotion_prompts
 
 
 MFA = LABEL_SETS["mfa"].action_units

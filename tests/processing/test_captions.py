@@ -7,6 +7,8 @@ import pytest
 from configuration_mf2.facs import ACTION_UNITS, EMOTIONS, LABEL_SETS
 from processing_mf2.captions import (
     EXP_BLIP_VARIANTS,
+    NEUTRAL_CAPTION,
+    PARTLY_NEUTRAL_CAPTION,
     RuleCaptioner,
     au_sentence_state,
     caption_grammar,
@@ -14,7 +16,7 @@ from processing_mf2.captions import (
     parse_emotion,
     split_au_caption,
 )
-from processing_mf2.wording import AU_WORDING, KEY_AU_PROMPT, NEUTRAL_CAPTION, PARTLY_NEUTRAL_CAPTION, emotion_wording
+from processing_mf2.wording import AU_WORDING, KEY_AU_PROMPT, emotion_wording
 
 
 MFA = LABEL_SETS["mfa"].action_units

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from tqdm.auto import tqdm
-from processing_mf2.image_io import read_image
+from processing_mf2.image_io import IMAGE_ENDINGS, read_image
 from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, check_landmarks
-from mf2face.data.corpora.frames import IMAGE_ENDINGS
 from mf2face.data.corpora.label_files import CorpusError, check_folder
 
 

@@ -17,7 +17,6 @@ from mf2face.data.corpora.label_files import CorpusError
 Required = Literal["both", "au", "emotion", "any"]
 REQUIRED: tuple[str, ...] = ("both", "au", "emotion", "any")
 _IMAGE = re.compile(r"(\d+)(\.(?:jpe?g|png|bmp|webp))", re.IGNORECASE)
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 ListFolder = Callable[[Path], Sequence[str]]
 
