@@ -189,7 +189,7 @@ def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, shortest: int = 1) -> t
 
 
 def _caption_tokenizer() -> PreTrainedTokenizerBase:
-    """By name, because the captions it is made of do not travel with a checkpoint, which has its own tokenizer."""
+    """Imported by name: the captions it is made of do not travel with a checkpoint, which has its own tokenizer."""
     try:
         return importlib.import_module("processing_mf2.tokenizer").build_tokenizer()
     except ModuleNotFoundError as error:

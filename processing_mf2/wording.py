@@ -21,7 +21,7 @@ class AUWording:
     cue: str
     """A noun phrase, with an article exactly if it is singular."""
     trace: str
-    """What else the action leaves on the face; second sentence of a local description."""
+    """A further trace of the action; second sentence of a local description."""
 
 
 # AU | active; ... | at rest; ... | cue | trace

@@ -41,12 +41,12 @@ class Picture:
     landmarks: tuple[np.ndarray, ...] = ()
     """(68, 2) of each face, where they are known: of drawn ones."""
     drawn: str | None = None
-    """What was drawn, which a model ought to find."""
+    """The drawn labels, which a model ought to find."""
 
 
 @dataclass
 class Look:
-    """What is shown of one picture. `before`: of each face the probabilities without the adapter, if there is one."""
+    """The faces of one picture; `before`: each face's probabilities without the adapter, if one is used."""
 
     picture: Picture
     faces: list[Explanation]
@@ -59,7 +59,7 @@ class Adapter:
     label: str
     folder: Path
     base: str
-    """Of the model it belongs to, the last part of its name: folders are moved."""
+    """Last part of its model's name: folders may be moved."""
     kind: str
 
     @staticmethod
@@ -115,8 +115,8 @@ class _Loaded:
             processor = MF2Processor.from_pretrained(folder)  # its thresholds
         device = self.base.pipeline.device
         pipeline = face_pipeline("face-analysis", self.wrapped, processor, device=device)
-        told = [is_synthetic(folder), self.base.synthetic]
-        synthetic = True if True in told else None if None in told else False
+        known = [is_synthetic(folder), self.base.synthetic]
+        synthetic = True if True in known else None if None in known else False
         model = replace(self.base, pipeline=pipeline, adapter=adapter.label, synthetic=synthetic)
         self.adapted[adapter.label] = (key, model)
 
@@ -271,6 +271,3 @@ def _drawn_with(style: str, number: int) -> str:
     truth = synthetic_truth(number + 1, style, seed=2)
     units = zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][-1], strict=True)
     return f"{EMOTIONS[truth['emotion'][-1]]}: {', '.join(name for name, is_active in units if is_active) or 'no AU'}"
-
-
-__all__ = ["EXAMPLES", "Adapter", "Engine", "Look", "Picture", "example"]

@@ -128,8 +128,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         return _fail(2, error)
     if not given.quiet:
-        _tell(f"model: {model.name}{f' with {model.adapter}' if model.adapter else ''}, {model.trained_on}")
-        _tell(f"landmarks: {_SOURCES.get(source.name, source.name)}")
+        _say(f"model: {model.name}{f' with {model.adapter}' if model.adapter else ''}, {model.trained_on}")
+        _say(f"landmarks: {_SOURCES.get(source.name, source.name)}")
     try:
         if given.output is not None:
             run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
@@ -145,7 +145,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         raise
     except OSError as error:  # a camera that is not there
         if not analysis.summary.frames:
-            analysis.summary.stopped = None  # it is told once
+            analysis.summary.stopped = None  # it is said once
         return _end(given, analysis, _fail(2 if not analysis.summary.frames else 1, error))
     except KeyboardInterrupt as stop:
         alone = all(isinstance(one, int) for one in found) and not isinstance(stop, _Terminated)
@@ -162,11 +162,11 @@ def _finish(given: argparse.Namespace, why: Any) -> int:
     from mf2face.inference.rows import OutputError
 
     try:
-        told = None if why is None else why.finish(given.output)
+        made = None if why is None else why.finish(given.output)
     except OutputError as error:
         return _fail(4, error)
-    if told and not given.quiet:
-        _tell(f"pictures: {given.why} ({told})")
+    if made and not given.quiet:
+        _say(f"pictures: {given.why} ({made})")
     return 0
 
 
@@ -176,15 +176,15 @@ def _picture(given: argparse.Namespace) -> int:
 
     left_out: list[tuple[str, str]] = []
     try:
-        folder, told = picture(given.picture, given.why, lambda *why: left_out.append(why))
+        folder, made = picture(given.picture, given.why, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:
         return _fail(2, error)
     if not given.quiet:
-        _tell(f"pictures: {folder} ({told})")
+        _say(f"pictures: {folder} ({made})")
     for name, why in left_out:
-        _tell(f"left out: {name}: {why}")
+        _say(f"left out: {name}: {why}")
     return 1 if left_out else 0
 
 
@@ -249,18 +249,18 @@ def _screen(analysis: Any, format: str) -> Any:
     return _AroundBar(FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
 
 
-def _tell(text: str) -> None:
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _fail(code: int, error: BaseException) -> int:
-    _tell(f"mf2: {error}")
+    _say(f"mf2: {error}")
     return code
 
 
 def _end(given: argparse.Namespace, analysis: Any, code: int) -> int:
     if not given.quiet:
-        _tell(analysis.summary.text(given.output))
+        _say(analysis.summary.text(given.output))
     return code
 
 

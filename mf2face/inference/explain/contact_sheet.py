@@ -47,8 +47,8 @@ def save_contact_sheet(rows: PictureRows, path: str | os.PathLike) -> list[Path]
     pages = range(0, len(faces), FACES_A_PAGE)
     saved = []
     for number, start in enumerate(pages, 1):
-        told = f" · page {number} of {len(pages)}" if len(pages) > 1 else ""
-        figure = draw_contact_sheet(rows, faces[start : start + FACES_A_PAGE], told)
+        place_text = f" · page {number} of {len(pages)}" if len(pages) > 1 else ""
+        figure = draw_contact_sheet(rows, faces[start : start + FACES_A_PAGE], place_text)
         saved.append(save_figure(figure, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")))
     return saved
 
@@ -62,7 +62,7 @@ def summary(rows: PictureRows) -> str:
     return " · ".join(said + [f"{name} {count:,}" for name, count in counts.most_common()])
 
 
-def draw_contact_sheet(rows: PictureRows, page: Sequence[Mapping[str, Any]], told: str = "") -> "Figure":
+def draw_contact_sheet(rows: PictureRows, page: Sequence[Mapping[str, Any]], place_text: str = "") -> "Figure":
     columns = 8 if len(rows.stills) > 24 else 6 if len(rows.stills) > 8 else 4
     side = (WIDTH - 2 * _EDGE - (columns - 1) * _GAP) / columns
     words = max(1, max(len(_units(rows, row, columns)) for row in page))
@@ -73,7 +73,7 @@ def draw_contact_sheet(rows: PictureRows, page: Sequence[Mapping[str, Any]], tol
     axis.set(xlim=(0, WIDTH), ylim=(height, 0))
     axis.set_axis_off()
     axis.text(_EDGE, 0.3, "Contact sheet", fontsize=15, fontweight="bold", color=INK, va="top")
-    axis.text(_EDGE, 0.63, summary(rows) + told, fontsize=9, color=SOFT, va="top")
+    axis.text(_EDGE, 0.63, summary(rows) + place_text, fontsize=9, color=SOFT, va="top")
     colours = emotion_colours(rows.emotions)
     for place, (row, image) in enumerate(zip(page, thumbnails(page, 260), strict=True)):
         down, across = divmod(place, columns)
@@ -232,6 +232,3 @@ def _linked(rows: PictureRows, row: Mapping[str, Any], name: str) -> str:
     if where is None:
         return name
     return f'<a href="{quote(where.replace(os.sep, "/"), errors="surrogateescape")}">{name}: why</a>'
-
-
-__all__ = ["contact_html", "draw_contact_sheet", "save_contact_html", "save_contact_sheet", "summary"]
