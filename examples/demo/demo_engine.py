@@ -20,7 +20,7 @@ from mf2face.inference.explain.explainer import Explainer
 from mf2face.inference.explain.explanation import Explanation
 from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face
 from mf2face.inference.media import Frame
-from mf2face.inference.model import EMBEDDED, AnalysisModel, is_synthetic, load_model
+from mf2face.inference.model import EMBEDDED, AnalysisModel, any_synthetic, is_synthetic, load_model
 from modeling_mf2.loading import check_adapter_file
 from processing_mf2.landmarks import face_in_image
 from processing_mf2.pipelines import face_pipeline
@@ -115,8 +115,7 @@ class _Loaded:
             processor = MF2Processor.from_pretrained(folder)  # its thresholds
         device = self.base.pipeline.device
         pipeline = face_pipeline("face-analysis", self.wrapped, processor, device=device)
-        known = [is_synthetic(folder), self.base.synthetic]
-        synthetic = True if True in known else None if None in known else False
+        synthetic = any_synthetic(is_synthetic(folder), self.base.synthetic)
         model = replace(self.base, pipeline=pipeline, adapter=adapter.label, synthetic=synthetic)
         self.adapted[adapter.label] = (key, model)
 

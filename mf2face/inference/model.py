@@ -91,7 +91,7 @@ def engine_model(
 ) -> EngineModel:
     """load: the model in torch, called only if it has to be exported."""
     check_engine(engine, None)
-    beside = None if adapter is not None else _found(name, _FILES[engine])
+    beside = None if adapter is not None else _file_of(name, _FILES[engine])
     if beside is not None:
         expected = {"precision": "int8" if engine == "int8" else "float32", **expected_facts(name, config)}
         return EngineModel(config, _agreeing(beside, expected))
@@ -108,7 +108,7 @@ def expected_facts(name: str, config: MF2Config) -> dict[str, Any]:
 
 def saved_mark(name: str) -> str | None:
     """The mark of a checkpoint's classifiers; None if its weights are in several files."""
-    file, start = _found(name, "model.safetensors"), "classifiers."
+    file, start = _file_of(name, "model.safetensors"), "classifiers."
     if file is None:
         return None
     with safe_open(file, framework="pt") as saved:
@@ -189,11 +189,11 @@ def _short(content: Any) -> str:
 
 def _place(name: str) -> Path | None:
     """The folder with a checkpoint's files, also of one on the Hub."""
-    file = _found(name, "config.json") or _found(name, "adapter_config.json")
+    file = _file_of(name, "config.json") or _file_of(name, "adapter_config.json")
     return None if file is None else file.absolute().parent
 
 
-def _found(name: str, file: str) -> Path | None:
+def _file_of(name: str, file: str) -> Path | None:
     try:
         return Path(cached_file(name, file))
     except OSError:  # missing, or out of reach
@@ -270,7 +270,7 @@ def _load(
     if model is None and not EMBEDDED.is_dir():
         raise OSError(f"the embedded model is not installed ({EMBEDDED}); name one: --model FOLDER_OR_NAME")
     with_processor = name
-    if adapter is not None and _file(str(adapter), "processor_config.json"):
+    if adapter is not None and _file_of(str(adapter), "processor_config.json"):
         with_processor = str(adapter)  # its thresholds
     in_torch = functools.partial(_in_torch, name, None if adapter is None else str(adapter))
     if engine == "torch":
@@ -288,9 +288,7 @@ def _load(
                 "answers would bear wrong names: copy both files from one checkpoint"
             )
     pipeline = face_pipeline("face-analysis", loaded, processor, device=device)
-    known = [is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])]
-    # An adapter on real faces over a base on drawn ones still stands on drawn ones: both are asked.
-    synthetic = True if True in known else None if None in known else False
+    synthetic = any_synthetic(*(is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])))
     label = EMBEDDED.name if model is None else name
     return AnalysisModel(pipeline, label, None if adapter is None else str(adapter), synthetic, engine)
 
@@ -304,21 +302,19 @@ def _in_torch(name: str, adapter: str | None) -> Any:
     return adapted
 
 
-def _file(place: str, name: str) -> str | None:
-    try:
-        return cached_file(place, name)
-    except OSError:  # missing, or out of reach
-        return None
+def any_synthetic(*known: bool | None) -> bool | None:
+    """Combines adapter and base: an adapter trained on real faces over a base trained on drawn ones is synthetic."""
+    return True if True in known else None if None in known else False
 
 
 def is_synthetic(place: str) -> bool | None:
-    run = _file(place, "run.json")
+    run = _file_of(place, "run.json")
     if run is not None:
         try:
             return bool(read_json(run)["synthetic"])
         except (OSError, ValueError, LookupError, TypeError):
             pass
-    card = _file(place, "README.md")
+    card = _file_of(place, "README.md")
     try:
         tags: Sequence[Any] = ModelCard.load(card).data.tags or () if card else ()
     except (OSError, ValueError):

@@ -97,6 +97,11 @@ def fills(box: Sequence[float], height: int, width: int) -> bool:
     return right - left > 0.97 * width and bottom - top > 0.97 * height
 
 
+def numbered(path: Path, number: int) -> Path:
+    """`sheet.png`, `sheet-2.png`, ..."""
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """In inches. A figure of its own: nothing of the program's other plots, or of its settings, is touched."""
     from matplotlib.figure import Figure

@@ -15,6 +15,7 @@ import torch
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
+from mf2face.inference.explain.page import fills
 from mf2face.inference.rows import box_of, format_of, has_face, unescape_cell, unit_column
 from processing_mf2.image_io import read_image
 
@@ -215,7 +216,7 @@ def thumbnails(rows: Sequence[Mapping[str, Any]], side: int = 200) -> Iterator[n
 def _thumbnail(pixels: torch.Tensor, row: Mapping[str, Any], side: int) -> np.ndarray:
     height, width = pixels.shape[1:]
     left, top, right, bottom = box_of(row) if has_face(row) else (0, 0, width, height)
-    whole = right - left > 0.97 * width and bottom - top > 0.97 * height
+    whole = fills((left, top, right, bottom), height, width)
     reach = max(right - left, bottom - top) * (0.5 if whole or not has_face(row) else 0.72)
     centre = np.array([(left + right) / 2, (top + bottom) / 2 - (0 if whole or not has_face(row) else 0.06 * reach)])
     low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)

@@ -19,6 +19,7 @@ from mf2face.inference.explain.page import (
     emotion_colours,
     ink_on,
     new_figure,
+    numbered,
     origin,
     page,
     save_figure,
@@ -45,11 +46,7 @@ def save_timeline(rows: PictureRows, name: str, path: str | os.PathLike) -> list
     tracks, path = _tracks(rows, name), Path(path)
     pages = [tracks[start : start + FACES_A_PAGE] for start in range(0, len(tracks), FACES_A_PAGE)] or [[]]
     return [
-        save_figure(
-            draw_timeline(rows, name, page),
-            path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"),
-        )
-        for number, page in enumerate(pages, 1)
+        save_figure(draw_timeline(rows, name, page), numbered(path, number)) for number, page in enumerate(pages, 1)
     ]
 
 
