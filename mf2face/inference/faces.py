@@ -33,6 +33,10 @@ class Face:
     given: bool = True
     """False: a crop, whose landmarks are the template's."""
 
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
 
 class FaceSource(Protocol):
     name: str
@@ -53,7 +57,7 @@ class AlignedCrops:
     name, fingerprint = "template", None
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        return [[_face(frame, None)] for frame in frames]
+        return [[known_face(frame.pixels, None)] for frame in frames]
 
 
 class DetectedFaces:
@@ -156,7 +160,7 @@ class GivenLandmarks:
             name = self.by_file_name.get(os.path.basename(name), name)
         if name not in self.inputs:
             return f"{self.path} has no landmarks of it"
-        return [_face(frame, points) for points in self.points.get((name, frame.number), [])]
+        return [known_face(frame.pixels, points) for points in self.points.get((name, frame.number), [])]
 
 
 def _points(cells: Sequence[str]) -> np.ndarray | None:
@@ -188,9 +192,10 @@ def _frame_number(cell: str | None, first: int) -> int:
     return int(number)
 
 
-def _face(frame: Frame, points: np.ndarray | None) -> Face:
+def known_face(pixels: torch.Tensor, points: np.ndarray | None) -> Face:
+    """The face with these landmarks, or without any the one that fills the image."""
     source = "template" if points is None else "given"
-    known: dict[str, Any] = face_in_image(*frame.pixels.shape[1:], points, source)
+    known: dict[str, Any] = face_in_image(*pixels.shape[1:], points, source)
     landmarks = np.asarray(known["landmarks"])
     return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
 

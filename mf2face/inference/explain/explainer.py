@@ -1,8 +1,7 @@
-"""Why: of a face the answers, where the queries looked, what the model wrote, and whether hiding a region matters."""
+"""Explains a face: decisions, attention of the queries, what the model wrote, and the effect of hiding regions."""
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from mf2face.inference.explain.attention import attention_maps
 from mf2face.inference.explain.explanation import EMOTION, Explanation
 from mf2face.inference.explain.occlusion import occlusion_check
-from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face
+from mf2face.inference.faces import DetectedFaces, Detector, Face, known_face
 from mf2face.inference.media import Frame
 from mf2face.inference.model import AnalysisModel, load_model
 from processing_mf2.geometry import alignment_matrix, resize_matrix, warp
@@ -100,17 +99,6 @@ def _rgb(pixels: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
-class _Given:
-    """One image's landmarks."""
-
-    def __init__(self, landmarks: Any) -> None:
-        self.landmarks = np.asarray(landmarks, np.float64)
-
-    def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        box = (*self.landmarks.min(0).tolist(), *self.landmarks.max(0).tolist())
-        return [[Face(box, float("nan"), self.landmarks, "given")] for _ in frames]
-
-
 def explain(
     image: Any,
     *,
@@ -137,14 +125,14 @@ def explain(
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where the face is")
     pixels = read_image(image, name="image")
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "image"
-    if landmarks is not None:
-        source: Any = _Given(landmarks)
+    if aligned or landmarks is not None:
+        found = [known_face(pixels, None if landmarks is None else np.asarray(landmarks, np.float64))]
     else:
-        source = AlignedCrops() if aligned else DetectedFaces(detector, device or "cpu")
-    (found,) = source.faces([Frame(name, 0, float("nan"), pixels)])
+        (found,) = DetectedFaces(detector, device or "cpu").faces([Frame(name, 0, float("nan"), pixels)])
+    if isinstance(found, str):
+        raise ValueError(f"image: {found}")
     if not found:
         raise ValueError(f"image: no face was found in {name}; give its landmarks, or aligned=True for a crop")
     model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device)
-    largest = max(found, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
     explainer = Explainer(model, occlusion=occlusion, sentences=sentences, thresholds=thresholds)
-    return explainer.explain(name, pixels, largest)
+    return explainer.explain(name, pixels, max(found, key=lambda face: face.area))
