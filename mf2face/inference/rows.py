@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from configuration_mf2.json_files import read_json
-from mf2face.files import private, whole_file
+from mf2face.files import append_whole, private, whole_file, write_whole
 
 
 NAN = float("nan")
@@ -269,18 +269,13 @@ class RowFile:
             ) from error
 
     def _append(self, text: str) -> None:
-        content = text.encode("utf-8", "surrogateescape")
-        rest = memoryview(content)
         try:
-            while rest:
-                rest = rest[self.file.write(rest) :]
+            self.size = append_whole(self.file.fileno(), self.size, text.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            self.file.truncate(self.size)  # half a line would be left
             raise OutputError(
                 f"output: {self.path} cannot be written further ({error.strerror}); rows up to there are whole. Make "
                 "room and give the same command again: it continues"
             ) from error
-        self.size += len(content)
 
     def _check_same_run(self) -> dict[str, Any]:
         there = [file for file in (self.path, self.lines) if file.exists() and not self._holds_no_row(file)]
@@ -364,12 +359,8 @@ class RowFile:
         self.lines.unlink()
 
     def _write_about(self, finished: bool) -> None:
-        _write_json(self.about_file, {**self.about, "finished": finished, "bytes": self.size})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        content = {**self.about, "finished": finished, "bytes": self.size}
+        write_whole(self.about_file, json.dumps(content, indent=1, default=str) + "\n", shared=False)
 
 
 def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:

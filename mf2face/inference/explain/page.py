@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from configuration_mf2.version import VERSION
-from mf2face.files import whole_file
+from mf2face.files import write_whole
 
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def save_figure(figure: "Figure", path: str | os.PathLike, dpi: int = 160) -> Pa
 def _write(path: str | os.PathLike, content: bytes) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_bytes(content)
+    write_whole(path, content, shared=False)
     return path
 
 
