@@ -241,22 +241,31 @@ def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Fr
         raise failed[0]
 
 
-def choose_source(
+def prepare(
+    inputs: Any,
+    model: AnalysisModel | str | os.PathLike | None,
+    adapter: str | os.PathLike | None,
     *,
-    aligned: bool = False,
-    landmarks: str | os.PathLike | None = None,
-    detector: Detector | None = None,
-    only: str | None = None,
-    device: str = "cpu",
-) -> FaceSource:
-    """only: the one input, for a file of landmarks that names none."""
+    aligned: bool,
+    landmarks: str | os.PathLike | None,
+    detector: Detector | None,
+    sampling: Sampling,
+    device: str | None,
+    engine: str,
+    **settings: Any,
+) -> Analysis:
+    """A run that is ready to start; settings: those of `Analysis`."""
+    found = find_inputs(inputs)
     if aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
     if aligned:
-        return AlignedCrops()
-    if landmarks is not None:
-        return GivenLandmarks(landmarks, only)
-    return DetectedFaces(detector, device)
+        source: FaceSource = AlignedCrops()
+    elif landmarks is not None:
+        source = GivenLandmarks(landmarks, found[0] if len(found) == 1 and isinstance(found[0], str) else None)
+    else:
+        source = DetectedFaces(detector, "cpu" if device in (None, "auto") else device)
+    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
+    return Analysis(found, model, source, sampling=sampling, **settings)
 
 
 def analyze(
@@ -294,12 +303,9 @@ def analyze(
     """
     if output is not None and not hasattr(output, "add"):
         format = format_of(output, format)  # before the model is loaded
-    sampling, found = Sampling(every, fps, seconds), find_inputs(inputs)
-    only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
-    source = choose_source(aligned=aligned, landmarks=landmarks, detector=detector, only=only, device=device or "cpu")
-    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
+    where = {"aligned": aligned, "landmarks": landmarks, "detector": detector, "device": device, "engine": engine}
     settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
-    analysis = Analysis(found, model, source, sampling=sampling, **settings)
+    analysis = prepare(inputs, model, adapter, sampling=Sampling(every, fps, seconds), **where, **settings)
     if output is None or hasattr(output, "add"):
         return analysis.run(output)
     return run_into_file(analysis, output, format=format, overwrite=overwrite)

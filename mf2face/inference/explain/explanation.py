@@ -501,7 +501,7 @@ def unit_row(face: Explanation, name: str, before: float | None = None) -> str:
         )
     said = f"{name} {unit['name']}: probability {share:.2f}, threshold {limit:.2f}, {state}"
     return (
-        f'<{tag} class="mf-row{" on" * unit["active"]}" aria-label="{text(said)}"{more}><span>{text(name)}</span>'
+        f'<{tag} class="mf-row{" on" * unit["active"]}"{more} aria-label="{text(said)}"><span>{text(name)}</span>'
         f"<span>{text(unit['name'])}</span>{_bar(share, before, f'<u style=left:{100 * limit:.1f}%></u>')}"
         f'<span>{share:.2f}<span class="mf-state"> {state}</span></span></{tag}>'
     )
