@@ -113,7 +113,7 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     on_no_face (`str`): `"raise"`, `"template"` or `"skip"` if no face is detected.
     on_many_faces (`str`): `"largest"` or `"all"` if several are.
     face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
-    max_pixels (`int`): a larger image is refused before it is decoded (see [`read_image`]).
+    max_pixels (`int`): a larger image is refused before it is decoded (see `read_image`).
     allow_url (`bool`), timeout (`float`): fetch images given by URL, within so many seconds.
     return_landmark_source (`bool`): also return each row's `landmark_source` and `image_index` (the image it was cut
         from).
