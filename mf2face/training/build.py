@@ -25,7 +25,7 @@ from mf2face.training.stores import load_or_store_vision
 from mf2face.training.tasks import SYSTEMS, TASKS
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
-from processing_mf2.geometry import SLIGHT, MF2Augmentation
+from processing_mf2.augmentation import SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 

@@ -14,8 +14,9 @@ from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.losses import image_text_similarity
 from modeling_mf2.modeling_mf2 import Branch, MF2ForCaptioning
 from modeling_mf2.pretraining import MF2ForPreTraining
-from processing_mf2.captions import au_sentence_state, au_state_prompts, emotion_prompts, parse_emotion
+from processing_mf2.captions import au_sentence_state, parse_emotion
 from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.wording import au_state_prompts, emotion_prompts
 
 
 FIGURES: dict[str, str] = {

@@ -18,7 +18,7 @@ from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.finetuning import METHODS, MF2Views, adapt, peft_config, trainable_parameters
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
-from processing_mf2.geometry import SLIGHT
+from processing_mf2.augmentation import SLIGHT
 
 
 @pytest.fixture(scope="module")
