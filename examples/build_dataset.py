@@ -11,8 +11,9 @@ Reader options behind --reader: --reader threshold=1 images=original.
 import argparse
 
 from mf2face.command_line import named, python_value, run_as_command
+from mf2face.data.build.card import summary
 from mf2face.data.build.landmark_cache import LandmarkCache
-from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
+from mf2face.data.build.mfa import BuildOptions, build_mfa
 from mf2face.data.build.splits import PAPER_PROTOCOL, plan_mfa
 from mf2face.data.corpora.frames import REQUIRED
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
@@ -45,8 +46,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="of the landmark detector")
     for name, default in vars(BuildOptions()).items():
         flag = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
-        parser.add_argument(f"--{name}", default=default, **flag)
-    return parser.parse_args(argv)
+        parser.add_argument(f"--{name}", default=None if name == "near" else default, **flag)
+    given = parser.parse_args(argv)
+    given.near = given.near or ("drop" if given.paper else BuildOptions.near)
+    return given
 
 
 def main(argv: list[str] | None = None) -> dict:

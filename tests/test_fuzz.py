@@ -952,9 +952,11 @@ class LandmarkCaches(Kind):
         from test_landmark_cache import Template
 
         from mf2face.data.build.landmark_cache import LandmarkCache
+        from processing_mf2.image_io import read_image
 
         with heard() as told, LandmarkCache(self.images, Template(), file=given / "mf2_landmarks.sqlite") as cache:
-            faces = cache.faces([f"{index}.png" for index in range(6)])
+            names = [f"{index}.png" for index in range(6)]
+            faces = cache.faces(names, [read_image(self.images / name) for name in names])
         return Answer([[face.landmarks.tolist(), face.confidence.tolist(), face.box.tolist()] for face in faces], told)
 
     def cases(self) -> Iterator[Case]:

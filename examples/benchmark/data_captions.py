@@ -75,7 +75,7 @@ def measure_ceiling(rows: int, concurrency: int, latency: float) -> float:
 
         async def ask_all(client: ChatClient) -> None:
             for row in left:
-                await client.ask(writer.messages(row, asked)[0], asked, row.id)
+                await client.ask(writer.messages(row)[0], asked, row.id)
 
         async def run() -> None:
             async with writer.client() as client:

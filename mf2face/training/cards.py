@@ -21,7 +21,7 @@ from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
 from configuration_mf2.version import VERSION
-from mf2face.data.metrics import name_emotion_scores, scores_from_confusion
+from mf2face.data.metrics import confusion_scores
 from mf2face.data.reference_scores import BASELINES
 from mf2face.data.synthetic.faces import CORPUS
 from mf2face.training.arguments import MF2Arguments
@@ -72,7 +72,7 @@ def always_the_commonest(figures: Figures) -> dict[str, float]:
         return {}
     confusion = np.zeros((len(names), len(names)))
     confusion[:, counts.argmax()] = counts
-    return {name: float(value) for name, value in name_emotion_scores(scores_from_confusion(confusion), names).items()}
+    return {name: float(value) for name, value in confusion_scores(confusion, names).items()}
 
 
 def number(figures: Figures, key: str) -> str:
