@@ -129,7 +129,7 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        return self.config.losses
+        return ("au", "emotion")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
