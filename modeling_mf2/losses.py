@@ -4,38 +4,92 @@ With several processes each returns a mean over its own rows whose average over 
 gradients) equals the loss of the joined batch: candidates are gathered, and rows are counted over all processes.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_gather
 
 from configuration_mf2.facs import UNKNOWN_LABEL
+
+
+@dataclass
+class Features:
+    """A branch's rows as the contrastive loss compares them; `rows` are the pairs that ITM and ITG take."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    keys: torch.Tensor
+    input_ids: torch.Tensor
+    mask: torch.Tensor
+    temperature: torch.Tensor
+    rows: torch.Tensor
+    valid: torch.Tensor
+
+
+@dataclass
+class Comparison:
+    """The contrastive loss of some rows among all, and the hard negatives of those that ITM takes."""
+
+    contrast: torch.Tensor
+    wrong_image: torch.Tensor
+    wrong_text: torch.Tensor
+    match_valid: torch.Tensor
+    gradients: tuple[torch.Tensor, ...] = ()  # of the joined loss: temperature, image and text features
+
+    def surrogate(self, features: Features) -> torch.Tensor:
+        """The stored loss with a graph, whose gradient is that of the joined loss."""
+        live = (features.temperature, features.image, features.text)
+        return self.contrast + sum(
+            ((tensor - tensor.detach()) * gradient).sum() for tensor, gradient in zip(live, self.gradients, strict=True)
+        )
+
+
+@dataclass
+class StepContext:
+    """What one of several micro-batches of a step knows of the others, see mf2face/training/grad_cache.py.
+
+    counts: what each loss is divided by, as if spread evenly over micro-batches and processes. first_pass: the model
+    fills in `features`, `sample` (whether negatives are drawn) and `image_tokens`, and computes no loss.
+    """
+
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+    first_pass: bool = False
+    sample: bool = False
+    features: dict[str, Features] = field(default_factory=dict)
+    image_tokens: torch.Tensor | None = None
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    images: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+_step: StepContext | None = None
+
+
+def current_step() -> StepContext | None:
+    return _step
+
+
+@contextmanager
+def step_context(step: StepContext | None) -> Iterator[None]:
+    global _step
+    before, _step = _step, step
+    try:
+        yield
+    finally:
+        _step = before
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.rows = len(tensor)
-        gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(gathered, tensor.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
-        """Every process's loss has read these rows: their gradients add up."""
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[gather_offset(ctx.rows) :][: ctx.rows]
-
-
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes, in the processes' order; gradients flow back to where a row came from.
-
-    All processes have to call it alike, with equally many rows."""
-    return tensor if world_size() == 1 else _Gather.apply(tensor)
+    """Rows of all processes in their order; gradients flow back. Every process has to give equally many rows."""
+    return tensor if world_size() == 1 else torch.cat(all_gather(tensor.contiguous()))
 
 
 def gather_offset(rows: int) -> int:
@@ -58,18 +112,23 @@ def wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def masked_mean(values: torch.Tensor, valid: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
-    """count: what to divide by instead, where this is one micro-batch of several."""
+def masked_mean(values: torch.Tensor, valid: torch.Tensor, name: str | None = None) -> torch.Tensor:
+    """name: of the loss in `StepContext.counts`."""
     # `where`, not a product: an invalid value may be infinite.
     total = torch.where(valid, values, torch.zeros_like(values)).sum()
-    if count is not None:
-        return total / count
+    if _step is not None and name in _step.counts:
+        return total / _step.counts[name]
     count = valid.sum().to(values.dtype)
     if world_size() > 1:
         count = count.clone()
         dist.all_reduce(count)
         count = count / world_size()
     return total / count.clamp_min(1 / world_size())
+
+
+def row_weight(rows: int) -> torch.Tensor | float:
+    """For a mean over all rows of a micro-batch, of which the last may have fewer."""
+    return 1.0 if _step is None else rows / _step.counts["rows"]
 
 
 def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -118,7 +177,7 @@ def itc_loss(
     negatives: torch.Tensor,
     valid: torch.Tensor,
     offset: int = 0,
-    count: torch.Tensor | None = None,
+    name: str | None = None,
 ) -> torch.Tensor:
     """Equation 3. Both similarities (rows, all rows): of a row's image to all texts, and of its text to all images.
     Row i's own pair stands in column offset + i."""
@@ -130,7 +189,7 @@ def itc_loss(
     for similarity in (image_to_text, text_to_image):
         logits = (similarity / temperature).masked_fill(~candidates, -torch.inf)
         losses.append(logits.logsumexp(dim=1) - logits[rows, own])
-    return masked_mean((losses[0] + losses[1]) / 2, valid, count)
+    return masked_mean((losses[0] + losses[1]) / 2, valid, name)
 
 
 def hard_negatives(
@@ -146,20 +205,40 @@ def hard_negatives(
     return torch.multinomial(weights, 1).squeeze(1), found
 
 
-def itm_loss(
-    logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor, count: torch.Tensor | None = None
-) -> torch.Tensor:
+def compare(
+    own: Features,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    keys: torch.Tensor,
+    valid: torch.Tensor,
+    start: int,
+    sample: bool,
+    name: str | None = None,
+) -> Comparison:
+    """Compares a branch's own rows with all: features, keys and validity of all rows, own ones from `start`."""
+    image_to_text = image_text_similarity(own.image, text)
+    text_to_image = image_text_similarity(image, own.text).T
+    negatives = allowed_negatives(own.keys, keys, valid)
+    contrast = itc_loss(image_to_text, text_to_image, own.temperature, negatives, own.valid, start, name)
+    picked = (negatives[own.rows], own.temperature, sample)
+    wrong_text, text_found = hard_negatives(image_to_text[own.rows], *picked)
+    wrong_image, image_found = hard_negatives(text_to_image[own.rows], *picked)
+    known = own.valid[own.rows]
+    return Comparison(contrast, wrong_image, wrong_text, torch.cat([known, known & image_found, known & text_found]))
+
+
+def itm_loss(logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor, name: str | None = None) -> torch.Tensor:
     """Equation 4. logits (rows, queries, 2), averaged over the queries; matched (rows,) in {0, 1}."""
     losses = nn.functional.cross_entropy(wide(logits.mean(dim=1)), matched, reduction="none")
-    return masked_mean(losses, valid, count)
+    return masked_mean(losses, valid, name)
 
 
 def itg_loss(
-    logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
+    logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, name: str | None = None
 ) -> torch.Tensor:
     """Equation 5. logits (rows, length, vocabulary); each token is predicted from those before it."""
     losses = nn.functional.cross_entropy(wide(logits[:, :-1]).transpose(1, 2), input_ids[:, 1:], reduction="none")
-    return masked_mean(losses, mask[:, 1:].bool(), count)
+    return masked_mean(losses, mask[:, 1:].bool(), name)
 
 
 def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], highest: int) -> None:
@@ -176,7 +255,6 @@ def au_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     class_weights: list[float] | tuple[float, ...] | None = None,
-    count: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
     check_labels("au_labels", labels, tuple(logits.shape), highest=1)
@@ -186,10 +264,10 @@ def au_loss(
     )
     if class_weights is not None:
         losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
-    return masked_mean(losses, known, count)
+    return masked_mean(losses, known, "au")
 
 
-def emotion_loss(logits: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     check_labels("emotion_labels", labels, (len(logits),), highest=logits.shape[1] - 1)
     losses = nn.functional.cross_entropy(wide(logits), labels.clamp_min(0), reduction="none")
-    return masked_mean(losses, labels != UNKNOWN_LABEL, count)
+    return masked_mean(losses, labels != UNKNOWN_LABEL, "emotion")

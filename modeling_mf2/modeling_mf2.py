@@ -23,7 +23,6 @@ from configuration_mf2.facs import LABEL_ARGUMENTS
 from configuration_mf2.hub import SelfContainedMixin
 from modeling_mf2.dfn.port import DFNPort, PathwayShape
 
-from .accumulation import BatchShare, count_of
 from .loading import check_adapter_file, fetched
 from .losses import au_loss, emotion_loss, itg_loss
 from .qformer import MF2QFormer, MF2QFormerOutput
@@ -577,14 +576,12 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        share: BatchShare | None = None,
         states: dict[str, torch.Tensor] | None = None,
         **kwargs: object,
     ) -> MF2FaceAnalysisOutput:
         r"""
         states: a batch of `StateStore`, instead of images.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
-        share: what the Trainer tells one of several micro-batches of a step.
         """
         check_unused(self, kwargs)
         read = self.mf2(
@@ -597,7 +594,7 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             return_dict=True,
         )
         logits = self.classifiers(read.emo_states, read.au_states)
-        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels), share)
+        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels))
         loss = weighted_sum(self.config, parts)
         return MF2FaceAnalysisOutput(loss=loss, emotion_logits=logits[0], au_logits=logits[1], **parts, **read)
 
@@ -661,16 +658,15 @@ def label_losses(
     au_states: torch.Tensor | None,
     logits: tuple[torch.Tensor | None, torch.Tensor | None],
     labels: tuple[torch.Tensor | None, torch.Tensor | None],
-    share: BatchShare | None = None,
 ) -> dict[str, torch.Tensor]:
     """Of the logits and labels of (emotion, AUs); in training a share of them is that of the AUs alone."""
     pairs = (logits[0], labels[0], logits[1], labels[1])
-    parts = classification_losses(model.config, *pairs, share)
+    parts = classification_losses(model.config, *pairs)
     alone = model.config.units_alone_share
     if not (model.training and alone and parts) or emo_states is None or au_states is None:
         return parts
     by_units = model.classifiers(None, au_states)
-    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1], share)
+    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1])
     return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
 
 
@@ -680,13 +676,12 @@ def classification_losses(
     emotion_labels: torch.Tensor | None,
     au_logits: torch.Tensor | None,
     au_labels: torch.Tensor | None,
-    share: BatchShare | None = None,
 ) -> dict[str, torch.Tensor]:
     parts = {}
     if au_logits is not None and au_labels is not None:
-        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights, count_of(share, "au"))
+        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights)
     if emotion_logits is not None and emotion_labels is not None:
-        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels, count_of(share, "emotion"))
+        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels)
     return parts
 
 

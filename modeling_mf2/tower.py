@@ -9,8 +9,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
-from .accumulation import BatchShare, count_of, row_weight
-from .losses import au_loss, emotion_loss
+from .losses import au_loss, emotion_loss, row_weight
 from .modeling_mf2 import MF2PreTrainedModel, check_unused
 from .vision import MF2VisionTower
 
@@ -83,7 +82,6 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
         landmarks: torch.Tensor | None = None,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
-        share: BatchShare | None = None,
         **kwargs: object,
     ) -> MF2TowerOutput:
         check_unused(self, kwargs)
@@ -97,12 +95,12 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
             emotion_logits=self.emotion(face) if self.emotion is not None else None,
             landmark_points=self.landmarks(face).view(-1, 68, 2),
         )
-        weighted, weight = [], row_weight(share, len(tokens))
+        weighted, weight = [], row_weight(len(tokens))
         if au_labels is not None and output.au_logits is not None:
-            output.au = au_loss(output.au_logits, au_labels, self.config.au_class_weights, count_of(share, "au"))
+            output.au = au_loss(output.au_logits, au_labels, self.config.au_class_weights)
             weighted.append(2.0 * output.au)
         if emotion_labels is not None and output.emotion_logits is not None:
-            output.emotion = emotion_loss(output.emotion_logits, emotion_labels, count_of(share, "emotion"))
+            output.emotion = emotion_loss(output.emotion_logits, emotion_labels)
             weighted.append(0.5 * output.emotion)
         if landmarks is not None:
             places = 2 * landmarks.float() / vision.image_size - 1  # the crop spans -1 to 1

@@ -805,8 +805,8 @@ class States(Kind):
     def __init__(self, folder: Path, rng: random.Random) -> None:
         from peft import get_peft_model
 
+        from mf2face.training.stores import frozen_states, store_identity
         from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-        from modeling_mf2.dfn.states import frozen_states, store_identity
 
         super().__init__(folder, rng)
         torch.manual_seed(0)
@@ -822,7 +822,7 @@ class States(Kind):
         self.undamaged = self.answer(self.store).value
 
     def answer(self, given: Path) -> Answer:
-        from modeling_mf2.dfn.states import frozen_states
+        from mf2face.training.stores import frozen_states
 
         store = frozen_states(self.model, self.examples, given, data="faces", dtype="float32", shard_rows=4)
         return Answer({name: tensor.tolist() for name, tensor in store.batch(range(6)).items()}, [])

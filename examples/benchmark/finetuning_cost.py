@@ -31,8 +31,8 @@ from gpu import random_batch
 
 from configuration_mf2 import MF2Config
 from mf2face.training.finetuning import adapt, trainable_parameters
+from mf2face.training.stores import StoredExamples, collate_stored, frozen_states, store_identity
 from modeling_mf2 import MF2ForFaceAnalysis
-from modeling_mf2.dfn.states import StoredExamples, collate_stored, frozen_states, store_identity
 
 
 Batch = dict[str, torch.Tensor]

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from configuration_mf2.facs import UNKNOWN_LABEL
 from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.training.options import read_options
+from mf2face.training.stores import StoredExamples, frozen_states, store_identity
 from modeling_mf2.dfn.config import DFNConfig
-from modeling_mf2.dfn.states import StoredExamples, frozen_states, store_identity
 
 
 ADAPTERS = ("dfn", "lora", "ia3", "linear_probe")

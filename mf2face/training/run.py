@@ -36,6 +36,7 @@ from mf2face.training.language import FIGURES, WORD_FIGURES, language_scores, wo
 from mf2face.training.options import read_options
 from mf2face.training.publish import check_base, publish, take_token
 from mf2face.training.splits import build_examples, load_splits, name_data
+from mf2face.training.stores import collate_stored
 from mf2face.training.tasks import SYSTEMS, build_system, captions_of, with_captions
 from mf2face.training.trainer import (
     LAYER_DECAY,
@@ -49,7 +50,6 @@ from mf2face.training.trainer import (
 from modeling_mf2.baselines.exp_blip import ExpBlipForFaceAnalysis
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
-from modeling_mf2.dfn.states import collate_stored
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.pretraining import MF2ForPreTraining
 from modeling_mf2.tower import MF2ForTowerTraining

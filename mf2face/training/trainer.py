@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mf2face.training.checkpoints import (
     seal,
     unseal,
 )
-from modeling_mf2.accumulation import share_out
+from mf2face.training.grad_cache import MicroBatch, micro_batches
 from modeling_mf2.weights import vision_name
 from processing_mf2.processing_mf2 import MF2Processor
 
@@ -109,8 +110,8 @@ class MF2Trainer(Trainer):
         self.write_beside_checkpoint: Callable[[Path], None] | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
-        self._micro_batches: list[dict[str, Any]] = []
-        self._shared: list[dict[str, Any]] = []
+        self._batches: list[dict[str, Any]] = []  # of one step, before they know each other
+        self._micro_batches: list[MicroBatch] = []
         if isinstance(self.train_dataset, MF2StreamedExamples):
             self.add_callback(EpochOfStream())
         # Older checkpoints go when the new one is sealed, not before: the callback removes them, not the Trainer.
@@ -164,24 +165,27 @@ class MF2Trainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
         batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # Shared out at the first of them: after a resume, the state of the random numbers is loaded in between.
-        self._micro_batches, self._shared = (batches if len(batches) > 1 else []), []
+        # Compared at the first of them: after a resume, the state of the random numbers is loaded in between.
+        self._batches, self._micro_batches = (batches if len(batches) > 1 else []), []
         return batches, number
 
-    def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self._micro_batches:
-            batches = send_to_device(self._micro_batches, self.args.device)
+    def _micro_batch(self, model: nn.Module) -> MicroBatch | None:
+        """One of several micro-batches of a step, or None."""
+        if self._batches:
+            batches, self._batches = send_to_device(self._batches, self.args.device), []
             compares = getattr(self.accelerator.unwrap_model(model), "compares_rows", False)
-            first_pass = compares and any(name in batches[0] for name in _CAPTIONS)
-            self._shared, self._micro_batches = share_out(model, batches, first_pass), []
-        return self._shared.pop(0) if self._shared else inputs
+            self._micro_batches = micro_batches(
+                model, batches, compares and not batches[0].keys().isdisjoint(_CAPTIONS)
+            )
+        return self._micro_batches.pop(0) if self._micro_batches else None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        if model.training:
-            inputs = self._with_share(model, inputs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        micro_batch = self._micro_batch(model) if model.training else None
+        with nullcontext() if micro_batch is None else micro_batch.entered():
+            inputs = inputs if micro_batch is None else micro_batch.inputs
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if loss is None:
             raise ValueError(
                 f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"

@@ -17,7 +17,6 @@ from transformers.utils import ModelOutput
 from configuration_mf2.baselines import ComparedConfig
 from configuration_mf2.facs import LABEL_ARGUMENTS, UNKNOWN_LABEL
 from configuration_mf2.hub import SelfContainedMixin
-from modeling_mf2.accumulation import BatchShare, count_of
 from modeling_mf2.loading import fetched
 from modeling_mf2.losses import au_loss, emotion_loss
 from modeling_mf2.vision import MF2ConvTower, init_backbone, keep_own_start, no_graph_if, timm_model
@@ -138,7 +137,7 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
 
 # What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
 _BATCH_FIELDS = {
-    *("pixel_values", "landmarks", "index", "au_labels", "emotion_labels", "share"),
+    *("pixel_values", "landmarks", "index", "au_labels", "emotion_labels"),
     *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
     *("key_au_input_ids", "key_au_attention_mask"),
 }
@@ -237,13 +236,12 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
         emotion_labels: torch.Tensor | None,
         au_logits: torch.Tensor | None,
         au_labels: torch.Tensor | None,
-        share: BatchShare | None,
     ) -> dict[str, torch.Tensor]:
         parts = {}
         if au_logits is not None and au_labels is not None:
-            parts["au"] = au_loss(au_logits, au_labels, self.config.au_class_weights, count_of(share, "au"))
+            parts["au"] = au_loss(au_logits, au_labels, self.config.au_class_weights)
         if emotion_logits is not None and emotion_labels is not None:
-            parts["emotion"] = emotion_loss(emotion_logits, emotion_labels, count_of(share, "emotion"))
+            parts["emotion"] = emotion_loss(emotion_logits, emotion_labels)
         return parts
 
     def weighted_sum(self, parts: dict[str, torch.Tensor]) -> torch.Tensor | None:

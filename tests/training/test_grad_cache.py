@@ -1,14 +1,15 @@
 """Several micro-batches, on one process or two, are one large batch: every loss and every gradient."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from configuration_mf2.configuration_mf2 import LOSSES, MF2Config
+from mf2face.training.grad_cache import micro_batches
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
-from modeling_mf2.accumulation import share_out
 
 
 TEXTS = (("input_ids", "attention_mask"), ("key_au_input_ids", "key_au_attention_mask"))
@@ -50,9 +51,12 @@ def cut(batch: dict[str, torch.Tensor], sizes: list[int]) -> list[dict[str, torc
 def step(model, batches: list[dict[str, torch.Tensor]], first_pass: bool = True) -> dict[str, torch.Tensor]:
     """The Trainer's step: the mean of the micro-batches' losses. -> the parts' means; gradients are in the model."""
     sums = {}
-    for batch in share_out(model, batches, first_pass):
-        read = model(**batch)
-        (read.loss / len(batches)).backward()
+    parts = micro_batches(model, batches, first_pass)
+    for part in parts:
+        with model.no_sync() if part is not parts[-1] and hasattr(model, "no_sync") else nullcontext():
+            with part.entered():
+                read = model(**part.inputs)
+            (read.loss / len(batches)).backward()
         for name in LOSSES:
             if read.get(name) is not None:
                 sums[name] = sums.get(name, 0) + read[name].detach() / len(batches)
@@ -120,8 +124,9 @@ def test_classification_alone(make_config, make_batch, shaken):
     grads = gradients(model)
     model.zero_grad()
     losses = 0
-    for part in share_out(model, cut(batch, [6, 2]), first_pass=False):
-        loss = model(**part).loss / 2
+    for part in micro_batches(model, cut(batch, [6, 2]), compares_rows=False):
+        with part.entered():
+            loss = model(**part.inputs).loss / 2
         loss.backward()
         losses += loss.detach()
     assert losses.item() == pytest.approx(expected.loss.item(), rel=1e-12)
@@ -141,26 +146,16 @@ def test_nothing_known_is_zero(make_config, make_batch, shaken):
 
 
 def test_dropout_drops_the_same_in_both_passes(make_config, make_batch, shaken):
-    """The features that ITC's gradients were made for are the ones that these then flow through."""
     dropping = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.2}
     model = build(make_config(qformer=dropping), shaken).train()
-    parts = share_out(model, cut(uneven_batch(make_batch, model.config), [4, 4]), True)
-    for name, branch in (("emo", model.mf2.emo_vl), ("au", model.mf2.au_vl)):
-        features = []
-        hook = branch.heads.image_projection.register_forward_hook(lambda _, __, out, seen=features: seen.append(out))
-        other = branch.heads.text_projection.register_forward_hook(lambda _, __, out, seen=features: seen.append(out))
-        model(**parts[0])
-        again = share_out(model, cut(uneven_batch(make_batch, model.config), [4, 4]), True)
-        first_pass = features[2:4]
-        del features[:]
-        model(**again[0])
-        assert len(features) == 2
-        for one, two in zip(
-            sorted(first_pass, key=torch.Tensor.dim), sorted(features, key=torch.Tensor.dim), strict=True
-        ):
-            assert torch.equal(one, two), name
-        hook.remove()
-        other.remove()
+    seen = {}
+    for branch in (model.mf2.emo_vl, model.mf2.au_vl):
+        for layer in (branch.heads.image_projection, branch.heads.text_projection):
+            layer.register_forward_hook(lambda layer, _, output: seen.setdefault(layer, []).append(output))
+    step(model, cut(uneven_batch(make_batch, model.config), [4, 4]))
+    for outputs in seen.values():
+        first, second, first_again, second_again = outputs
+        assert torch.equal(first, first_again) and torch.equal(second, second_again)
 
 
 def test_the_tower_looks_once(make_config, make_batch, shaken):
@@ -179,18 +174,7 @@ def _process(rank: int, folder: str) -> None:
     model = MF2ForPreTraining(MF2Config.from_dict(given["config"])).double().eval()
     model.load_state_dict(given["state"])
     parallel = torch.nn.parallel.DistributedDataParallel(model)
-    sums = {}
-    parts = share_out(parallel, given["parts"][rank], True)
-    for number, part in enumerate(parts):
-        if number + 1 < len(parts):
-            with parallel.no_sync():
-                read = parallel(**part)
-                (read.loss / len(parts)).backward()
-        else:
-            read = parallel(**part)
-            (read.loss / len(parts)).backward()
-        for name in LOSSES:
-            sums[name] = sums.get(name, 0) + read[name].detach() / len(parts)
+    sums = step(parallel, given["parts"][rank])
     torch.save({"losses": sums, "gradients": gradients(model)}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

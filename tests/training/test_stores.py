@@ -1,4 +1,4 @@
-"""Training from stored states is training, and no store is ever read that is not of this model and these images."""
+"""Training from stored outputs is training, and a stale, foreign or damaged store is never read."""
 
 import json
 import os
@@ -8,19 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from peft import get_peft_model
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
-from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-from modeling_mf2.dfn.states import (
+from configuration_mf2 import MF2Config
+from mf2face.data.examples import MF2Examples
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.stores import (
     StaleStoreError,
+    StateStore,
     StoredExamples,
     collate_stored,
-    compute_states,
     frozen_states,
-    outputs_from_states,
+    load_or_store_vision,
+    shard_name,
     store_identity,
 )
+from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
+from modeling_mf2.dfn.states import compute_states
+from modeling_mf2.vision import MF2VisionTower
+from processing_mf2 import MF2Processor
 
 
 ROWS = 12
@@ -82,7 +91,7 @@ def test_full_precision_states_give_the_same_gradients_in_every_bit(build, batch
     with_images.loss.backward()
     expected = {name: gradient.clone() for name, gradient in gradients(model).items()}
     model.zero_grad()
-    from_store = outputs_from_states(model, store.batch(range(4, 8)), **labels(batch, rows))
+    from_store = model(states=store.batch(range(4, 8)), **labels(batch, rows))
     assert torch.equal(from_store.loss, with_images.loss)
     assert torch.equal(from_store.emotion_logits, with_images.emotion_logits)
     from_store.loss.backward()
@@ -90,31 +99,12 @@ def test_full_precision_states_give_the_same_gradients_in_every_bit(build, batch
     assert expected and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_twelve_steps_end_in_the_same_weights(build, batch, examples, tmp_path):
-    ends = []
-    for stored in (False, True):
-        torch.manual_seed(1)
-        model = build(config(dropout=0.2)).train()
-        store = store_of(model, examples, tmp_path / "store", dtype="float32")
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-        torch.manual_seed(2)
-        for step in range(12):
-            rows = list(range(4 * (step % 3), 4 * (step % 3) + 4))
-            images = {} if stored else {name: batch[name][rows] for name in ("pixel_values", "landmarks")}
-            states = {"states": store.batch(rows)} if stored else {}
-            model(**images, **states, **labels(batch, rows)).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        ends.append({name: p.clone() for name, p in model.named_parameters() if p.requires_grad})
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-
-
 def test_half_precision_states_give_nearly_the_same_gradients(build, batch, examples, tmp_path):
     model = build(config(init_weights=False)).train()
     store = store_of(model, examples, tmp_path / "store")
     found = []
     for states in (compute_states(model, {name: batch[name] for name in examples[0]}), store.batch(range(ROWS))):
-        outputs_from_states(model, states, **labels(batch)).loss.backward()
+        model(states=states, **labels(batch)).loss.backward()
         found.append(torch.cat([gradient.flatten() for gradient in gradients(model).values()]))
         model.zero_grad()
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3
@@ -152,19 +142,19 @@ def test_a_store_of_anything_else_is_refused_and_rebuilt_on_request(build, examp
         ({"dtype": "float32"}, "dtype"),
         ({"more_views": [examples]}, "views"),
     ):
-        with pytest.raises(StaleStoreError, match=f"the store is of another .*{what}"):
+        with pytest.raises(StaleStoreError, match=f"another .*{what}: stored"):
             store_of(model, examples, folder, **{"processor": {"size": 64}, **options})
-    with pytest.raises(StaleStoreError, match="of another read"):
+    with pytest.raises(StaleStoreError, match="another read"):
         store_of(build(config(layers=[1])), examples, folder, processor={"size": 64})
     other = build()
     other.config.region_window = 0.5
-    with pytest.raises(StaleStoreError, match="of another config"):
+    with pytest.raises(StaleStoreError, match="another config"):
         store_of(other, examples, folder, processor={"size": 64})
     model.config.au_thresholds = [0.4] * len(model.config.action_units)  # tuned after training: of no matter
     store_of(model, examples, folder, processor={"size": 64})
     with torch.no_grad():
         model.get_base_model().mf2.emo_vl.queries[0, 0, 0] += 1e-3
-    with pytest.raises(StaleStoreError, match="of another backbone"):
+    with pytest.raises(StaleStoreError, match="another backbone"):
         store_of(model, examples, folder, processor={"size": 64})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     store_of(model, examples, folder, processor={"size": 64}, rebuild=True)
@@ -250,10 +240,10 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_store_that_was_there(bu
     store_of(model, examples[:4], small_disk / "store")
     before = {path.name: path.read_bytes() for path in (small_disk / "store").iterdir()}
     many = examples * 20
-    with pytest.raises(OSError, match=r"MiB more, but only .* MiB are free"):
+    with pytest.raises(OSError, match="the disk is full"):
         store_of(model, many, small_disk / "store", rebuild=True)
     # And where another program takes the space meanwhile.
-    monkeypatch.setattr("modeling_mf2.dfn.states.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 40}))
+    monkeypatch.setattr("mf2face.files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 40}))
     with pytest.raises(OSError, match="No space left"):
         store_of(model, many, small_disk / "store", rebuild=True)
     found = {path.name: path.read_bytes() for path in (small_disk / "store").iterdir()}
@@ -268,7 +258,7 @@ import torch
 from conftest import shake, tiny_batch, tiny_config
 from peft import get_peft_model
 from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-from modeling_mf2.dfn.states import frozen_states
+from mf2face.training.stores import frozen_states
 torch.manual_seed(0)
 config = tiny_config()
 model = get_peft_model(shake(MF2ForFaceAnalysis(config)), DFNConfig(bottleneck=4, layers=3, pathways=["visual"]))
@@ -309,3 +299,136 @@ def test_the_trainer_runs_on_a_store_as_on_images(build, batch, examples, tmp_pa
     assert ends[0][0] == pytest.approx(ends[1][0], abs=1e-5)
     for name, parameter in ends[0][1].items():
         torch.testing.assert_close(ends[1][1][name], parameter, rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.fixture
+def store(build, examples, tmp_path):
+    """12 images, 2 views, 8 rows a shard."""
+    flipped = [{**row, "pixel_values": row["pixel_values"].flip(-1)} for row in examples]
+    return store_of(build(), examples, tmp_path / "store", more_views=[flipped], dtype="float32")
+
+
+def test_rows_come_in_any_order_across_shards(store):
+    states = store.batch([20, 0, 4, 0])["last_emo"]
+    for place, row in enumerate((20, 0, 4, 0)):
+        assert torch.equal(states[place], store.batch([row])["last_emo"][0])
+    with pytest.raises(IndexError, match="expected 0 to 23"):
+        store.batch([24])
+
+
+def test_a_loader_gets_batches_with_their_labels_and_both_views(store):
+    examples = StoredExamples(store, {"emotion_labels": torch.arange(ROWS)})
+    every = store.batch(range(2 * ROWS))["last_emo"]
+    seen = set()
+    for _ in range(5):
+        for batch in DataLoader(examples, 5, shuffle=True, collate_fn=collate_stored):
+            for state, label in zip(batch["states"]["last_emo"], batch["emotion_labels"].tolist(), strict=True):
+                (view,) = [view for view in (0, 1) if torch.equal(state, every[view * ROWS + label])]
+                seen.add(view)
+    assert seen == {0, 1}
+    still = StoredExamples(store, {"emotion_labels": torch.arange(ROWS)}, draw_views=False)
+    assert torch.equal(still[3]["states"]["last_emo"][0], every[3])
+    with pytest.raises(ValueError, match=r"got {'au_labels': 4} rows, expected 12"):
+        StoredExamples(store, {"au_labels": torch.zeros(4, 2)})
+
+
+@pytest.mark.parametrize("name", [shard_name(1), "store.json", "shared.safetensors"])
+@pytest.mark.parametrize("harm", ["cut", "lost"])
+def test_a_damaged_file_is_named(store, name, harm):
+    path = store.folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if harm == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match=f"{name}.*rebuild"):
+        StateStore(store.folder)
+
+
+@pytest.mark.parametrize("name", [shard_name(2), "shared.safetensors"])
+def test_a_flipped_bit_is_noticed_before_the_file_is_read(store, name):
+    path = store.folder / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 4  # of a number: the header and the size stay as they were
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{name}: checksum: got .* expected .*rebuild"):
+        StateStore(store.folder).batch([23])
+    if name != "shared.safetensors":
+        assert StateStore(store.folder).batch([0])["last_emo"].isfinite().all()
+
+
+def test_a_manifest_of_wrong_types_names_its_file_and_field(store):
+    path = store.folder / "store.json"
+    text = path.read_text()
+    for field in ("identity", "identity.images", "identity.views", "shard_rows", "checksums", ""):
+        for value in (None, True, "x", 1.5, -1, 0, [], {}, "missing"):
+            manifest = json.loads(text)
+            owner, last = manifest["identity"] if "." in field else manifest, field.rpartition(".")[2]
+            if not field:
+                manifest = value
+            elif value == "missing":
+                del owner[last]
+            else:
+                owner[last] = value
+            path.write_text(json.dumps(manifest))
+            with pytest.raises(OSError, match=r"store.json: |: checksum: ") as raised:
+                StateStore(store.folder).batch([0])
+            assert (field or "identity").rstrip("s") in str(raised.value) and "rebuild" in str(raised.value)
+    path.write_text("[" * 100_000)
+    with pytest.raises(OSError, match=r"store\.json"):
+        StateStore(store.folder)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    rows = MFASynthetic(10, size=64, cache_dir=tmp_path_factory.mktemp("faces"))
+    return MF2Examples(rows, MF2Processor.for_model(MF2Config.from_size("tiny")), texts=False)
+
+
+@pytest.fixture
+def tower():
+    torch.manual_seed(0)
+    return MF2VisionTower(MF2Config.from_size("tiny").vision_config)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("float32", 1e-5)])
+def test_stored_tokens_are_those_of_the_tower(faces, tower, tmp_path, dtype, tolerance):
+    store = load_or_store_vision(tower, faces, tmp_path, dtype, batch_size=4)
+    assert len(store) == 10
+    for index in (0, 9):
+        tokens = tower(faces[index]["pixel_values"][None])[0]
+        torch.testing.assert_close(store[index]["image_tokens"], tokens, rtol=tolerance, atol=tolerance)
+        assert torch.equal(store[index]["landmarks"], faces[index]["landmarks"])
+
+
+def test_tokens_are_stored_once_for_each_tower_and_rows(faces, tower, tmp_path, monkeypatch):
+    first = load_or_store_vision(tower, faces, tmp_path).folder
+    monkeypatch.setattr(MF2VisionTower, "forward", lambda *_: pytest.fail("the tower was asked again"))
+    assert load_or_store_vision(tower, faces, tmp_path).folder == first
+    monkeypatch.undo()
+    fewer = MF2Examples(faces.dataset.select(range(9)), faces.processor, texts=False)
+    assert load_or_store_vision(tower, fewer, tmp_path).folder != first
+    with torch.no_grad():
+        tower.backbone.norm.bias[0] += 1e-3
+    assert load_or_store_vision(tower, faces, tmp_path).folder != first
+
+
+def test_a_killed_build_is_continued_or_removed_after_a_day(faces, tower, tmp_path):
+    names = ("old", "young", "running")
+    for name in names:
+        (tmp_path / f"{name}.partial").mkdir()
+    for name in ("old", "running"):
+        os.utime(tmp_path / f"{name}.partial", (0, 0))
+    with FileLock(tmp_path / ".running.lock"):
+        load_or_store_vision(tower, faces, tmp_path)
+        assert sorted(path.stem for path in tmp_path.glob("*.partial")) == ["running", "young"]
+
+
+def test_the_same_rows_have_the_same_fingerprint_in_another_process(faces, tmp_path):
+    code = (
+        "import sys; from datasets import load_from_disk; from datasets.fingerprint import generate_fingerprint\n"
+        "print(generate_fingerprint(load_from_disk(sys.argv[1])))"
+    )
+    faces.dataset.save_to_disk(tmp_path / "rows")
+    command = [sys.executable, "-c", code, str(tmp_path / "rows")]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second and first.strip()
