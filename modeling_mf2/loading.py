@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,31 @@ from configuration_mf2.json_files import read_json
 
 
 try:
-    from accelerate.utils import align_module_device
+    from accelerate.hooks import AlignDevicesHook
 except ImportError:  # without accelerate nothing is offloaded
-    align_module_device = None
+    AlignDevicesHook = None
+
+
+@contextmanager
+def _aligned(module: nn.Module, hooks: list[Any]) -> Iterator[None]:
+    for hook in hooks:
+        hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.post_forward(module, None)
 
 
 def fetched(module: nn.Module) -> AbstractContextManager:
-    """Inside it a module has its own weights (not those of its submodules), also where they are offloaded."""
-    if align_module_device is None or torch.compiler.is_compiling():
+    """Inside it a module has its own weights (not those of its submodules), also where they are offloaded.
+
+    accelerate's `align_module_device` skips the module that `cpu_offload` was called on: it has two hooks.
+    """
+    if AlignDevicesHook is None or torch.compiler.is_compiling() or not hasattr(module, "_hf_hook"):
         return nullcontext()
-    return align_module_device(module)
+    hooks = getattr(module._hf_hook, "hooks", [module._hf_hook])
+    return _aligned(module, [hook for hook in hooks if isinstance(hook, AlignDevicesHook) and hook.offload])
 
 
 # Keys that the collator may emit, and flags that transformers may pass to any model.
