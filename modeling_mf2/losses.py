@@ -7,6 +7,7 @@ gradients) equals the loss of the joined batch: candidates are gathered, and row
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -276,3 +277,24 @@ def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     check_labels("emotion_labels", labels, (len(logits),), highest=logits.shape[1] - 1)
     losses = nn.functional.cross_entropy(wide(logits), labels.clamp_min(0), reduction="none")
     return masked_mean(losses, labels != UNKNOWN_LABEL, "emotion")
+
+
+def classification_losses(
+    config: Any,
+    emotion_logits: torch.Tensor | None,
+    emotion_labels: torch.Tensor | None,
+    au_logits: torch.Tensor | None,
+    au_labels: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    parts = {}
+    if au_logits is not None and au_labels is not None:
+        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights)
+    if emotion_logits is not None and emotion_labels is not None:
+        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels)
+    return parts
+
+
+def weighted_sum(config: Any, parts: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The sum of the losses by the weights of the config; None without any."""
+    weighted = [config.loss_weights.get(name, 1.0) * part for name, part in parts.items()]
+    return sum(weighted) if weighted else None

@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import UNKNOWN_LABEL
 
+from .loading import check_unused
 from .losses import (
     Features,
     StepContext,
@@ -22,6 +23,7 @@ from .losses import (
     itm_loss,
     meaning_keys,
     pad_as_others,
+    weighted_sum,
     world_size,
 )
 from .modeling_mf2 import (
@@ -29,10 +31,8 @@ from .modeling_mf2 import (
     MF2Classifiers,
     MF2Model,
     MF2PreTrainedModel,
-    check_unused,
     kept_states,
     label_losses,
-    weighted_sum,
 )
 from .qformer import MF2QFormerOutput
 

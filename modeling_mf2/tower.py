@@ -9,8 +9,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
+from .loading import check_unused
 from .losses import au_loss, emotion_loss, row_weight
-from .modeling_mf2 import MF2PreTrainedModel, check_unused
+from .modeling_mf2 import MF2PreTrainedModel
 from .vision import MF2VisionTower
 
 

@@ -34,7 +34,8 @@ from torch.nn.functional import cross_entropy, pad
 from configuration_mf2 import MF2Config
 from configuration_mf2.configuration_mf2 import LOSSES
 from modeling_mf2 import MF2ForPreTraining
-from modeling_mf2.modeling_mf2 import MF2Branch, classification_losses, weighted_sum
+from modeling_mf2.losses import classification_losses, weighted_sum
+from modeling_mf2.modeling_mf2 import MF2Branch
 
 
 Batch = dict[str, torch.Tensor]

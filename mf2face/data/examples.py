@@ -15,8 +15,8 @@ from torch.utils.data import default_collate
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS
 from mf2face.data.schema import described_labels
+from processing_mf2.augmentation import MF2Augmentation
 from processing_mf2.captions import parse_au_caption, split_au_caption
-from processing_mf2.geometry import MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 

@@ -21,7 +21,9 @@ from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.hub import SelfContainedMixin
-from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel, check_unused, classification_losses, weighted_sum
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import classification_losses, weighted_sum
+from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel
 from modeling_mf2.pretraining import MF2ForPreTraining, MF2ForPreTrainingOutput
 from modeling_mf2.vision import MF2VisionTower, no_graph_if
 from modeling_mf2.weights import branch_name, vision_name
@@ -123,7 +125,7 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        return self.config.losses
+        return ("au", "emotion")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:

@@ -8,6 +8,8 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import AFFECTNET_ORDER, HSEmotionConfig
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import classification_losses, weighted_sum
 from modeling_mf2.weights import read_weights
 
 from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps
@@ -39,13 +41,13 @@ class HSEmotionForFaceAnalysis(ComparedPreTrainedModel):
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
-        self.check_unused(kwargs)
+        check_unused(self, kwargs)
         face = self.dropout(self.vision.tokens(pixel_values).mean(dim=1))
         emotion_logits = None if self.emotion is None else self.emotion(face)
         au_logits = None if self.units is None else self.units(face)
-        parts = self.classification_losses(emotion_logits, emotion_labels, au_logits, au_labels)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         return FaceAnalysisOutput(
-            loss=self.weighted_sum(parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
+            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
         )
 
 

@@ -8,7 +8,8 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import MEGraphAUConfig
-from modeling_mf2.losses import check_labels, masked_mean, row_weight, wide
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import check_labels, classification_losses, masked_mean, row_weight, weighted_sum, wide
 
 from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps, face_and_units
 
@@ -222,7 +223,7 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
-        self.check_unused(kwargs)
+        check_unused(self, kwargs)
         face, nodes, edges = self.look(pixel_values)
         probabilities = self.classifiers(nodes)
         output = MEGraphAUOutput(au_logits=probabilities.clamp(_CLOSEST, 1 - _CLOSEST).logit())
@@ -230,7 +231,7 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
             output.emotion_logits = self.emotion(face_and_units(face, nodes))
         if edges is not None:
             output.edge_logits = self.together(edges)
-        parts = self.classification_losses(output.emotion_logits, emotion_labels, None, None)
+        parts = classification_losses(self.config, output.emotion_logits, emotion_labels, None, None)
         if au_labels is not None:
             weights = self.config.au_class_weights
             parts["au"] = weighted_asymmetric_loss(probabilities, au_labels, weights)
@@ -238,7 +239,7 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
                 parts["edge"] = row_weight(len(au_labels)) * edge_loss(output.edge_logits, au_labels)
         for name, part in parts.items():
             output[name] = part
-        output.loss = self.weighted_sum(parts)
+        output.loss = weighted_sum(self.config, parts)
         return output
 
 

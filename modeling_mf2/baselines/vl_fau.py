@@ -9,8 +9,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.baselines import VLFAUConfig
-from modeling_mf2.loading import fetched
-from modeling_mf2.losses import au_loss, masked_mean, wide
+from modeling_mf2.loading import check_unused, fetched
+from modeling_mf2.losses import au_loss, classification_losses, masked_mean, weighted_sum, wide
 
 from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps, face_and_units
 
@@ -392,10 +392,10 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
         au_input_ids, au_attention_mask (`(batch, AU, length)`): a local description an AU, active or not; likewise.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
-        self.check_unused(kwargs)
+        check_unused(self, kwargs)
         face, units = self.look(pixel_values)
         emotion_logits, au_logits = self.classify(face, units)
-        parts = self.classification_losses(emotion_logits, emotion_labels, au_logits, au_labels)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         output = VLFAUOutput(emotion_logits=emotion_logits, au_logits=au_logits)
         if self.local_decoder is not None and au_input_ids is not None:
             shape = (len(pixel_values), len(self.config.action_units))
@@ -410,7 +410,7 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
                 parts["global_au"] = au_loss(found, au_labels, weights)
         for name, part in parts.items():
             output[name] = part
-        output.loss = self.weighted_sum(parts)  # equation 12
+        output.loss = weighted_sum(self.config, parts)  # equation 12
         return output
 
     def _describe(

@@ -15,8 +15,8 @@ from mf2face.captions.prompts import (
     prompt_version,
 )
 from mf2face.captions.styles import CaptionRow, CaptionStyle
-from processing_mf2.captions import RuleCaptioner, au_state_prompts, emotion_prompts, parse_au_caption, parse_emotion
-from processing_mf2.wording import KEY_AU_PROMPT
+from processing_mf2.captions import RuleCaptioner, parse_au_caption, parse_emotion
+from processing_mf2.wording import KEY_AU_PROMPT, au_state_prompts, emotion_prompts
 
 
 MFA = LABEL_SETS["mfa"].action_units

@@ -141,7 +141,7 @@ def test_a_missing_key_an_open_batch_and_a_missing_journal_are_named(tmp_path, c
 
 def test_killed_processes_neither_lose_nor_repay(tmp_path):
     """Few kills here; the benchmark does fifty. Before the last, no more than 200 answers can have come."""
-    found = load("benchmark/data_captions").measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
+    found = load("benchmark/data").measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
     assert found["kills_lost"] == found["kills_paid_twice"] == 0 and found["kills"] == 3
     assert found["kills_in_flight"] > 0, "no kill met a request"
 

@@ -18,6 +18,7 @@ PRELOAD = (
     "mf2face.inference.explain.folder",
     "mf2face.training.stores",
     "train",
+    "mf2face.training.run",
     "torch.utils.data",
 )
 CHANGING = (".about.json", "trainer_state.json", "training_args.bin", "cost.json", "README.md", "metrics.json", ".png")

@@ -17,7 +17,6 @@ from mf2face.data.schema import as_label_set
 
 Required = Literal["both", "au", "emotion", "any"]
 REQUIRED: tuple[str, ...] = ("both", "au", "emotion", "any")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FRAME = re.compile(r"(\d+)(\.(?:jpe?g|png|bmp|webp))", re.IGNORECASE)
 _LISTED_MISSING = 20
 
@@ -241,4 +240,4 @@ class Corpus:
         return Frames(self.name, self.licence, self.root, self.label_set, videos, *columns, **more)
 
 
-__all__ = ["IMAGE_ENDINGS", "REQUIRED", "Corpus", "Frames", "Video", "every_and_changes", "keep_labelled"]
+__all__ = ["REQUIRED", "Corpus", "Frames", "Video", "every_and_changes", "keep_labelled"]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
-from mf2face.data.corpora.frames import IMAGE_ENDINGS, Frames
+from mf2face.data.corpora.frames import Frames
 from mf2face.data.corpora.images import ImageCorpus
 from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, near_names, read_text
 from mf2face.data.schema import SPLITS
+from processing_mf2.image_io import IMAGE_ENDINGS
 
 
 _SYNONYMS: Mapping[str, str] = {
