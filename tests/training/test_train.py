@@ -162,7 +162,7 @@ def test_stored_tokens_stand_in_for_images(tower: Path, tmp_path: Path, monkeypa
     command += ["--save_strategy", "no", "--load_best_model_at_end", "False"]
     plain = train.main([*command, "--output_dir", str(tmp_path / "plain")])
     stored = train.main([*command, "--store_vision", "True", "--output_dir", str(tmp_path / "stored")])
-    assert list((tmp_path / "cache" / "mf2_vision").glob("*/complete.json"))
+    assert list((tmp_path / "cache" / "mf2_vision").glob("*/store.json"))
     assert stored["emotion_top1"] == pytest.approx(plain["emotion_top1"], abs=0.1)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "stored")]
     for name, tensor in weights[0].items():
