@@ -31,6 +31,8 @@ class DetectedFace:
     """(68, 2)"""
     confidence: np.ndarray
     """(68,), the network's response at each landmark: low where it is hidden. The image processor uses neither."""
+    pose: tuple[float, float, float] | None = None
+    """Pitch, yaw and roll in degrees, where the detector tells it."""
 
     @property
     def area(self) -> float:
