@@ -41,9 +41,8 @@ _CROP = 1.5
 
 
 def network_folder() -> Path:
-    """`MF2_HOME/mediapipe`, by default below the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MF2_HOME") or Path(cache) / "mf2") / "mediapipe"
+    """Where `mf2 setup` puts the networks: `mf2/mediapipe` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mf2" / "mediapipe"
 
 
 def missing_networks() -> list[str]:
