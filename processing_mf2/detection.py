@@ -35,6 +35,8 @@ MESH_TO_68 = (
 )
 _OVERLAP = 0.3
 """Boxes of one face: intersection over union of MediaPipe's non-maximum suppression."""
+_ATTEMPTS = (("full", 1.0), ("short", 1.0), ("short", 1.5))
+"""Network and margin around the image until a face is found: the full range misses faces that fill the frame."""
 _MESH_SIDE = 192
 _CROP = 1.5
 """Side of the mesh network's crop over the box's longer side."""
@@ -70,9 +72,9 @@ class MediaPipeDetector:
         return [self._mesh(pixels, crop, face.score) for crop, face in zip(crops, faces, strict=True)]
 
     def _detect(self, pixels: np.ndarray) -> list[DetectedFace]:
-        for range in ("full", "short"):
+        for range, margin in _ATTEMPTS:
             faces: list[DetectedFace] = []
-            for score, box, ((x0, y0), (x1, y1)) in _boxes(pixels, range, self.min_score):
+            for score, box, ((x0, y0), (x1, y1)) in _boxes(pixels, range, margin, self.min_score):
                 crop = (*_center(box), max(_size(box)) * _CROP, math.atan2(y1 - y0, x1 - x0))
                 face = self._mesh(pixels, crop, score)
                 if face is not None and all(overlap(face.box, other.box) < _OVERLAP for other in faces):
@@ -121,11 +123,11 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     return shared / max(1e-9, float(np.prod(_size(first)) + np.prod(_size(second))) - shared)
 
 
-def _boxes(pixels: np.ndarray, range: str, min_score: float) -> list[tuple[float, np.ndarray, np.ndarray]]:
+def _boxes(pixels: np.ndarray, range: str, margin: float, min_score: float) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Score, box and the two eyes (2, 2) of each face, best first, in pixels of the image."""
     side, anchors = _anchors(range)
     height, width = pixels.shape[:2]
-    scale = max(height, width) / side
+    scale = margin * max(height, width) / side
     size = max(1, round(width / scale)), max(1, round(height / scale))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_LINEAR)
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
