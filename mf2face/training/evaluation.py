@@ -11,14 +11,7 @@ from matplotlib import pyplot as plt
 from transformers import EvalPrediction
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from mf2face.data.metrics import (
-    action_unit_intervals,
-    action_unit_scores,
-    action_unit_table,
-    emotion_intervals,
-    emotion_scores,
-    emotion_table,
-)
+from mf2face.data.metrics import ActionUnitMetric, EmotionMetric, action_unit_table, emotion_table
 
 
 matplotlib.use("Agg")
@@ -48,13 +41,13 @@ def score(
     scores: Scores = {}
     intervals: dict[str, tuple[float, float]] = {}
     if config.action_units:
-        scores |= action_unit_scores(units, labels[1], config.action_units, thresholds=thresholds)
-        if subjects is not None:
-            intervals |= action_unit_intervals(units, labels[1], subjects, config.action_units, thresholds=thresholds)
+        options = {"thresholds": thresholds, "subjects": subjects}
+        scores |= ActionUnitMetric(config.action_units).compute(predictions=units, references=labels[1], **options)
+        intervals |= scores.pop("intervals", {})
     if config.emotions:
-        scores |= emotion_scores(emotion, labels[0], config.emotions)
-        if subjects is not None:
-            intervals |= emotion_intervals(emotion, labels[0], subjects, config.emotions)
+        metric = EmotionMetric(config.emotions)
+        scores |= metric.compute(predictions=emotion, references=labels[0], subjects=subjects)
+        intervals |= scores.pop("intervals", {})
     return {**scores, "intervals": intervals}
 
 

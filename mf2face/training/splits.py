@@ -84,7 +84,7 @@ def build_examples(
         texts: bool | tuple[str, ...] = isinstance(model, MF2ForPreTraining) and arguments.use_captions
         if arguments.model in SYSTEMS:
             texts = captions_of(model)
-        shared = {"texts": texts, "landmarks": arguments.landmarks == "dataset", "told": told}
+        shared = {"texts": texts, "landmarks": arguments.landmarks == "dataset", "warned": told}
         made = (MF2StreamedExamples if learning and arguments.streaming else MF2Examples)(
             rows,
             processor,
@@ -94,7 +94,7 @@ def build_examples(
             **shared,
         )
         if arguments.store_vision and arguments.task != "tower":
-            plain = MF2Examples(rows, processor, texts=False, told=told)
+            plain = MF2Examples(rows, processor, texts=False, warned=told)
             root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
             made.stored = load_or_store_vision(model.base_model.vision, plain, root)
         if learning and arguments.views > 1:

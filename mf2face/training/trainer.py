@@ -355,7 +355,7 @@ def _now() -> dict[str, float]:
 
 def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processor, most: int = 256) -> float:
     """CPU-seconds from all test images to answers, nothing stored; measured on the first ones, where there are many."""
-    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, told={*LABELS})
+    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, warned={*LABELS})
     collator, trainer.data_collator = trainer.data_collator, MF2Collator(processor.tokenizer.pad_token_id)
     begun = cpu_seconds()
     trainer.predict(timed)

@@ -48,14 +48,14 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except (OSError, RuntimeError) as error:
-        told = "The corpus is not complete, or not where it is looked for"
-        raise CorpusError(path, getattr(error, "strerror", None) or error, "a readable file", told) from error
+        advice = "The corpus is not complete, or not where it is looked for"
+        raise CorpusError(path, getattr(error, "strerror", None) or error, "a readable file", advice) from error
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        told = "Save the file as UTF-8, or fetch it again"
-        raise CorpusError(path, f"the byte {content[error.start]:#04x}", "UTF-8 text", told, line=line) from error
+        advice = "Save the file as UTF-8, or fetch it again"
+        raise CorpusError(path, f"the byte {content[error.start]:#04x}", "UTF-8 text", advice, line=line) from error
 
 
 def parse_integers(text: str, width: int) -> np.ndarray | None:
@@ -109,13 +109,14 @@ def _first_wrong_line(path: Path, text: str, columns: Sequence[str], advice: str
 
 
 def check_header(path: Path, got: Sequence[str], expected: Sequence[str], advice: str, line: int = 1) -> None:
-    """Names have to be the same, in the same order."""
+    """Names must be the same, in the same order."""
     if [name.strip() for name in got] == list(expected):
         return
     for place, (name, wanted) in enumerate(zip(got, expected, strict=False), start=1):
         if name.strip() != wanted:
-            told = f"{advice}. The whole header: got {', '.join(got)[:200]}; expected {', '.join(expected)}"
-            raise CorpusError(path, repr(name), repr(wanted), told, line=line, field=f"column {place}")
+            whole = f"The whole header: got {', '.join(got)[:200]}; expected {', '.join(expected)}"
+            advice = f"{near_names(name, expected)}{advice}. {whole}"
+            raise CorpusError(path, repr(name), repr(wanted), advice, line=line, field=f"column {place}")
     raise CorpusError(path, f"{len(got)} columns", f"{len(expected)}: {', '.join(expected)}", advice, line=line)
 
 
@@ -132,8 +133,8 @@ def csv_rows(path: Path, text: str, first_line: int = 1) -> Iterator[tuple[int, 
             if fields:
                 yield first_line - 1 + reader.line_num, fields
     except csv.Error as error:
-        told = "Close the quotation mark, or write the file anew"
-        raise CorpusError(path, str(error), "fields between commas", told, line=reader.line_num) from error
+        advice = "Close the quotation mark, or write the file anew"
+        raise CorpusError(path, str(error), "fields between commas", advice, line=reader.line_num) from error
 
 
 def safe_path(text: str, path: Path, line: int, field: str = "image") -> str:
@@ -144,8 +145,8 @@ def safe_path(text: str, path: Path, line: int, field: str = "image") -> str:
         raise CorpusError(path, got, expected, "Nothing is fetched: fetch the images first", line=line, field=field)
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        told = "Write paths relative to the folder, without `..`; link or copy images that lie elsewhere into it"
-        raise CorpusError(path, repr(name[:80]), "a path below the folder", told, line=line, field=field)
+        advice = "Write paths relative to the folder, without `..`; link or copy images that lie elsewhere into it"
+        raise CorpusError(path, repr(name[:80]), "a path below the folder", advice, line=line, field=field)
     return str(parts)
 
 
@@ -157,8 +158,8 @@ class Duplicates:
 
     def add(self, name: str, line: int) -> None:
         if (before := self.first.setdefault(name, line)) != line:
-            told = f"Leave out one of the two lines (the other is line {before})"
-            raise CorpusError(self.path, f"{name!r} again", "each once", told, line=line, field=self.what)
+            advice = f"Leave out one of the two lines (the other is line {before})"
+            raise CorpusError(self.path, f"{name!r} again", "each once", advice, line=line, field=self.what)
 
 
 __all__ = ["CorpusError", "csv_rows", "integer_table", "read_text", "safe_path"]

@@ -6,31 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from mf2face.data.corpora.frames import Frames
-from mf2face.data.corpora.images import IMAGE_CORPORA
+from mf2face.data.corpora.images import RAFAU, RAFDB, AffectNet, EmotioNet, RAFDBCompound
 from mf2face.data.corpora.own import OwnFolders, OwnTable, own_corpus
 from mf2face.data.corpora.videos import BP4D, DISFA, GFT, AffWild2
 
 
-SOURCES: Mapping[str, Callable[..., Any]] = {
-    **{reader.name: reader for reader in (AffWild2, DISFA, BP4D, GFT)},
-    **IMAGE_CORPORA,
-    "own": own_corpus,
-}
-"""Each class's docstring tells its files and its protocol."""
+_READERS = (AffWild2, DISFA, BP4D, GFT, RAFAU, EmotioNet, AffectNet, RAFDB, RAFDBCompound)
+SOURCES: Mapping[str, Callable[..., Any]] = {**{reader.name: reader for reader in _READERS}, "own": own_corpus}
+"""Each class's docstring states its files and its protocol."""
+
+_KINDS = ((bool, bool, "True or False"), (int, int, "a whole number"), (float, (int, float), "a number"))
+_KINDS += ((str, str, "a text"),)
 
 
 def read_corpus(corpus: str, root: str | Path, **options: Any) -> Frames:
     """The labels of a corpus that lies in `root`; options are those of its reader."""
     if corpus not in SOURCES:
         raise ValueError(f"corpus: got {corpus!r}, expected one of {', '.join(SOURCES)}")
-    known = _options(corpus)
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{corpus}: got the options {unknown}, expected some of {', '.join(sorted(known))}")
+    defaults = _defaults(OwnTable if corpus == "own" else SOURCES[corpus])
+    if unknown := sorted(set(options) - set(defaults)):
+        raise ValueError(f"{corpus}: got the options {unknown}, expected some of {', '.join(sorted(defaults))}")
     for name, value in options.items():
-        default = known[name].default
-        for kind, what in ((bool, "True or False"), (int, "a whole number"), (float, "a number"), (str, "a text")):
-            if isinstance(default, kind):
-                if not isinstance(value, (int, float) if kind is float else kind):
+        for kind, accepted, what in _KINDS:
+            if isinstance(defaults[name], kind):
+                if not isinstance(value, accepted):
                     raise ValueError(f"{name}: got {value!r}, expected {what}")
                 break
     return SOURCES[corpus](root, **options).read()
@@ -41,11 +40,11 @@ def protocol(corpus: str) -> str:
     return "\n".join(" ".join(reader.__doc__.split()) for reader in readers)
 
 
-def _options(corpus: str) -> dict[str, inspect.Parameter]:
-    classes = (OwnTable if corpus == "own" else SOURCES[corpus]).__mro__
-    kinds = [kind for kind in reversed(classes) if "__init__" in vars(kind)]
-    found = {name: told for kind in kinds for name, told in inspect.signature(kind).parameters.items()}
-    return {name: told for name, told in found.items() if name not in ("self", "root", "options", "args", "kwargs")}
+def _defaults(reader: type) -> dict[str, Any]:
+    """The options of a reader, and of the classes that it passes them on to."""
+    signatures = [inspect.signature(kind) for kind in reversed(reader.__mro__) if "__init__" in vars(kind)]
+    options = {name: one.default for signature in signatures for name, one in signature.parameters.items()}
+    return {name: default for name, default in options.items() if name not in ("root", "options", "args", "kwargs")}
 
 
 __all__ = ["SOURCES", "protocol", "read_corpus"]
