@@ -112,7 +112,7 @@ def head_pose(mesh: np.ndarray) -> tuple[float, float, float]:
     y = down - (down @ x) * x
     y /= np.linalg.norm(y)
     z = np.cross(x, y)
-    pitch, yaw, roll = math.asin(np.clip(-y[2], -1, 1)), math.atan2(x[2], z[2]), math.atan2(x[1], y[1])
+    pitch, yaw, roll = math.atan2(-y[2], z[2]), math.asin(np.clip(x[2], -1, 1)), math.atan2(x[1], x[0])
     return math.degrees(pitch), math.degrees(yaw), math.degrees(roll)
 
 
@@ -123,7 +123,9 @@ def overlap(first: np.ndarray, second: np.ndarray) -> float:
     return shared / max(1e-9, float(np.prod(_size(first)) + np.prod(_size(second))) - shared)
 
 
-def _boxes(pixels: np.ndarray, range: str, margin: float, min_score: float) -> list[tuple[float, np.ndarray, np.ndarray]]:
+def _boxes(
+    pixels: np.ndarray, range: str, margin: float, min_score: float
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Score, box and the two eyes (2, 2) of each face, best first, in pixels of the image."""
     side, anchors = _anchors(range)
     height, width = pixels.shape[:2]
