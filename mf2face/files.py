@@ -209,11 +209,11 @@ def cache_folder(name: str) -> Path:
 
 def checksum(path: str | os.PathLike) -> int:
     """CRC-32 of a file's content."""
-    found = 0
+    total = 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            found = zlib.crc32(block, found)
-    return found
+            total = zlib.crc32(block, total)
+    return total
 
 
 __all__ = [

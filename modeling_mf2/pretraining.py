@@ -9,32 +9,30 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import UNKNOWN_LABEL
 
-from .accumulation import BatchShare, BranchShare, count_of, rng_state, same_draws
+from .loading import check_unused
 from .losses import (
-    allowed_negatives,
+    Features,
+    StepContext,
     caption_keys,
+    compare,
+    current_step,
     first_of_equals,
     gather,
     gather_offset,
-    hard_negatives,
-    image_text_similarity,
-    itc_loss,
     itg_loss,
     itm_loss,
     meaning_keys,
     pad_as_others,
+    weighted_sum,
     world_size,
 )
 from .modeling_mf2 import (
     Branch,
-    MF2Branch,
     MF2Classifiers,
     MF2Model,
     MF2PreTrainedModel,
-    check_unused,
     kept_states,
     label_losses,
-    weighted_sum,
 )
 from .qformer import MF2QFormerOutput
 
@@ -64,18 +62,8 @@ class MF2ForPreTrainingOutput(ModelOutput):
     au_cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-_IMAGES = ("pixel_values", "image_tokens")
-
-
 def _matched(rows: torch.Tensor) -> torch.Tensor:
     return torch.arange(3, device=rows.device).eq(0).long().repeat_interleave(len(rows))
-
-
-def _learned(mask: torch.Tensor, prompt_length: int) -> torch.Tensor:
-    """Tokens that are to be written: a prompt is given."""
-    learned = mask.clone()
-    learned[:, 1 : 1 + prompt_length] = 0
-    return learned
 
 
 class MF2ForPreTraining(MF2PreTrainedModel):
@@ -95,99 +83,65 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         spoken = [name for name in ("emo", "au") if self.config.loss_weights.get(f"itc_{name}", 1.0)]
         return ("visual_emo", "visual_au", *(f"language_{name}" for name in spoken))
 
+    def _features(
+        self, name: Branch, read: MF2QFormerOutput, input_ids: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor
+    ) -> Features:
+        """keys: equal where rows say the same."""
+        branch = self.mf2.branch(name)
+        return Features(
+            image=branch.heads.image_features(read.query_states),
+            text=self._text_features(name, input_ids, mask, keys[:, 0]),
+            keys=keys,
+            input_ids=input_ids,
+            mask=mask,
+            temperature=branch.positive_temperature(),
+            rows=self._pair_rows(name, mask),
+            valid=mask.any(dim=1),
+        )
+
     def _align(
-        self,
-        name: Branch,
-        read: MF2QFormerOutput,
-        image: torch.Tensor,
-        input_ids: torch.Tensor,
-        mask: torch.Tensor,
-        said: torch.Tensor,
-        share: BatchShare | None,
+        self, name: Branch, read: MF2QFormerOutput, image: torch.Tensor, own: Features
     ) -> dict[str, torch.Tensor]:
         """The three alignment losses of one branch, a row being an image and its caption, or a region and its sentence.
 
         The image-only pass (`read`) and the text-only pass are each made once: ITC compares them, ITG lets text attend
-        to the first, and ITM takes its image keys and values. said: the keys by which rows are known to say the same.
+        to the first, and ITM takes its image keys and values.
         """
-        branch = self.mf2.branch(name)
-        if share is not None:
-            return self._align_share(name, read, input_ids, mask, share)
-        input_ids, mask = pad_as_others(input_ids, mask)
-        valid = mask.any(dim=1)
-        image_features = branch.heads.image_features(read.query_states)
-        text_features = self._text_features(name, input_ids, mask, said[:, 0])
-        image_to_text = image_text_similarity(image_features, gather(text_features))
-        text_to_image = image_text_similarity(gather(image_features), text_features).T
-        negatives = allowed_negatives(said, gather(said), gather(valid))
-        temperature = branch.positive_temperature()
-        contrast = itc_loss(image_to_text, text_to_image, temperature, negatives, valid, gather_offset(len(valid)))
-
-        rows = self._pair_rows(name, valid)
-        picked = (negatives[rows], temperature, self.training)
-        wrong_text, text_found = hard_negatives(image_to_text[rows], *picked)
-        wrong_image, image_found = hard_negatives(text_to_image[rows], *picked)
-        # The wrong image may be another process's: its keys and values are then computed here.
-        others = None if world_size() == 1 else gather(image)[wrong_image]
-        texts = (gather(input_ids)[wrong_text], gather(mask)[wrong_text])
-        match_logits = self._match(name, read, others, input_ids, mask, rows, wrong_image, texts)
-        match_valid = torch.cat([valid[rows], valid[rows] & image_found, valid[rows] & text_found])
+        step, others = current_step(), None
+        ids, mask = pad_as_others(own.input_ids, own.mask)
+        if step is None:
+            everyone = map(gather, (own.image, own.text, own.keys, own.valid))
+            compared = compare(own, *everyone, gather_offset(len(ids)), self.training)
+            contrast, texts = compared.contrast, (gather(ids), gather(mask))
+            if world_size() > 1:  # the wrong image may be another process's: its keys and values are computed here
+                others = gather(image)[compared.wrong_image]
+        else:
+            compared, texts = step.comparisons[name], step.texts[name]
+            contrast = compared.surrogate(own)
+            missing = (0, texts[0].shape[1] - ids.shape[1])
+            ids, mask = nn.functional.pad(ids, missing), nn.functional.pad(mask, missing)
+            others = self._other_images(name, step, compared.wrong_image)
+        wrong_texts = tuple(tensor[compared.wrong_text] for tensor in texts)
+        match_logits = self._match(name, read, others, ids, mask, own.rows, compared.wrong_image, wrong_texts)
         return {
             f"itc_{name}": contrast,
-            f"itm_{name}": itm_loss(match_logits, _matched(rows), match_valid),
-            f"itg_{name}": self._write(branch, read, input_ids, mask, rows),
+            f"itm_{name}": itm_loss(match_logits, _matched(own.rows), compared.match_valid, f"itm_{name}"),
+            f"itg_{name}": self._write(name, read, own.input_ids, own.mask, own.rows),
         }
 
-    def _align_share(
-        self, name: Branch, read: MF2QFormerOutput, input_ids: torch.Tensor, mask: torch.Tensor, share: BatchShare
-    ) -> dict[str, torch.Tensor]:
-        """The same of one micro-batch: the others are known from the first pass."""
-        branch, part, (all_ids, all_mask) = self.mf2.branch(name), share.branches[name], share.texts[name]
-        image_features = branch.heads.image_features(read.query_states)
-        with same_draws(part.draws[1], self.device):
-            text_features = self._text_features(name, input_ids, mask, caption_keys(input_ids, mask))
-        temperature = branch.positive_temperature()
-        missing = (0, all_ids.shape[1] - input_ids.shape[1])
-        ids, shown = nn.functional.pad(input_ids, missing), nn.functional.pad(mask, missing)
-        texts = (all_ids[part.wrong_text], all_mask[part.wrong_text])
-        others = self._other_images(name, share, part)
-        match_logits = self._match(name, read, others, ids, shown, part.rows, part.wrong_image, texts)
-        itm = itm_loss(match_logits, _matched(part.rows), part.match_valid, share.counts[f"itm_{name}"])
-        return {
-            f"itc_{name}": part.contrast(image_features, text_features, temperature),
-            f"itm_{name}": itm,
-            f"itg_{name}": self._write(branch, read, input_ids, mask, part.rows, count_of(share, f"itg_{name}")),
-        }
-
-    def _other_images(self, name: Branch, share: BatchShare, part: BranchShare) -> torch.Tensor:
-        """The wrong images as the branch reads them, computed here, so that their gradients arise here."""
+    def _other_images(self, name: Branch, step: StepContext, rows: torch.Tensor) -> torch.Tensor:
+        """Wrong images of other micro-batches as the branch reads them, computed here so that gradients arise here."""
         units = 1 if name == "emo" else len(self.config.action_units)
-        images, place = torch.unique(part.wrong_image // units, return_inverse=True)
-        tokens = self.mf2.look(*(share.images[key][images] if key in share.images else None for key in _IMAGES))
-        landmarks = share.images["landmarks"][images] if "landmarks" in share.images else None
-        regions = self.mf2.branch_image(name, tokens, landmarks)
-        return regions[place * units + part.wrong_image % units]
+        images, place = torch.unique(rows // units, return_inverse=True)
+        seen = {key: tensor[images] for key, tensor in step.images.items()}
+        tokens = self.mf2.look(seen.get("pixel_values"), seen.get("image_tokens"))
+        return self.mf2.branch_image(name, tokens, seen.get("landmarks"))[place * units + rows % units]
 
     def _text_features(
         self, name: Branch, input_ids: torch.Tensor, mask: torch.Tensor, keys: torch.Tensor
     ) -> torch.Tensor:
         first, place = first_of_equals(keys)  # many AUs are at rest: equal sentences are read once
         return self.mf2.branch(name).text_features(input_ids[first], mask[first])[place]
-
-    def _features(
-        self, name: Branch, image: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, said: torch.Tensor
-    ) -> dict[str, object]:
-        """The first pass over a micro-batch: what the others have to know of it."""
-        branch = self.mf2.branch(name)
-        before_read = rng_state(self.device)
-        states = self.mf2.read(name, image).query_states
-        before_text = rng_state(self.device)
-        text = self._text_features(name, input_ids, mask, said[:, 0])
-        return {
-            **{"image": branch.heads.image_features(states), "text": text, "keys": said, "valid": mask.any(dim=1)},
-            **{"ids": input_ids, "mask": mask, "temperature": branch.positive_temperature()},
-            **{"rows": self._pair_rows(name, mask), "sample": self.training, "draws": (before_read, before_text)},
-        }
 
     def _pair_rows(self, name: Branch, texts: torch.Tensor) -> torch.Tensor:
         """The pairs that ITM and ITG take this time; while training a share of them, drawn anew."""
@@ -231,21 +185,21 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         return branch.heads.itm(states)
 
     def _write(
-        self,
-        branch: MF2Branch,
-        read: MF2QFormerOutput,
-        input_ids: torch.Tensor,
-        mask: torch.Tensor,
-        rows: torch.Tensor,
-        count: torch.Tensor | None = None,
-        prompt_length: int = 0,
+        self, name: str, read: MF2QFormerOutput, input_ids: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor
     ) -> torch.Tensor:
         """ITG: its queries see no text, so the image-only pass is what they do; text attends to that pass's keys."""
+        branch = self.mf2.branch("au" if name == "au" else "emo")
         started, mask = input_ids[rows], mask[rows]
         started[:, 0] = branch.qformer.config.bos_token_id
         seen = tuple((keys[rows], values[rows]) for keys, values in read.query_key_values)
         states = branch.qformer(input_ids=started, text_mask=mask, query_key_values=seen, mode="causal").text_states
-        return itg_loss(branch.language_logits(states), started, _learned(mask, prompt_length), count)
+        return itg_loss(branch.language_logits(states), started, self._learned(name, mask), f"itg_{name}")
+
+    def _learned(self, name: str, mask: torch.Tensor) -> torch.Tensor:
+        """Tokens that ITG learns to write: a prompt is given."""
+        learned = mask.clone()
+        learned[:, 1 : 1 + (self.config.key_au_prompt_length if name == "key_au" else 0)] = 0
+        return learned
 
     @can_return_tuple
     def forward(
@@ -261,8 +215,6 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
-        share: BatchShare | None = None,
-        features_only: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs: object,
@@ -272,60 +224,60 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         au_input_ids, au_attention_mask (`(batch, AU, length)`): a sentence an AU, active or at rest; likewise.
         key_au_input_ids, key_au_attention_mask (`(batch, length)`): key-AU captions, which Emo-VL learns to write.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
-        share, features_only: how the Trainer makes one step of several micro-batches, see `accumulation_mf2`.
         """
         check_unused(self, kwargs)
-        draws = rng_state(self.device) if features_only else share.draws if share is not None else None
-        with same_draws(draws, self.device):
-            image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
+        image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
         given = {
             "emo": (input_ids, attention_mask),
             "key_au": (key_au_input_ids, key_au_attention_mask),
             "au": (au_input_ids, au_attention_mask),
         }
         texts = self._texts(image_tokens.shape[0], given, au_labels, emotion_labels)
-        if features_only:
-            return self._first_pass(image_tokens, landmarks, texts, draws)
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
+        images, reads, features, returned = {}, {}, {}, {}
+        # What is random here comes before all else that is, so that a first pass of micro-batches draws the same.
+        for name in self.mf2.branch_names:
+            images[name] = self.mf2.branch_image(name, image_tokens, landmarks)
+            read = self.mf2.read(name, images[name], vision.get(name), output_key_values=True, **kept)
+            reads[name] = read
+            returned |= {f"{name}_hidden_states": read.hidden_states, f"{name}_cross_attentions": read.cross_attentions}
+            if name in texts:
+                features[name] = self._features(name, read, *texts[name])
+        key_au_rows = self._pair_rows("emo", texts["key_au"][1]) if "key_au" in texts else None
+        step = current_step()
+        if step is not None and step.first_pass:
+            self._remember(step, image_tokens, features, texts, key_au_rows)
+            return MF2ForPreTrainingOutput()
         parts: dict[str, torch.Tensor] = {}
-        emo_states = au_states = None
-        kept, told = kept_states(self.config, output_hidden_states, output_attentions), {}
-        if self.config.use_emo_branch:
-            read = self._read("emo", image_tokens, share, vision.get("emo"), **kept)
-            emo_states = read.query_states
-            told |= {"emo_hidden_states": read.hidden_states, "emo_cross_attentions": read.cross_attentions}
-            if "emo" in texts:
-                parts |= self._align("emo", read, image_tokens, *texts["emo"], share)
-            if "key_au" in texts:
-                ids, mask, _ = texts["key_au"]
-                rows = self._pair_rows("emo", mask) if share is None else share.key_au_rows
-                length = self.config.key_au_prompt_length
-                count = count_of(share, "itg_key_au")
-                parts["itg_key_au"] = self._write(self.mf2.emo_vl, read, ids, mask, rows, count, length)
-        if self.config.use_au_branch:
-            regions = self.mf2.branch_image("au", image_tokens, landmarks)
-            read = self._read("au", regions, share, vision.get("au"), **kept)
-            count = len(self.config.action_units)
-            au_states = read.query_states.unflatten(0, (-1, count))
-            told |= {"au_hidden_states": read.hidden_states, "au_cross_attentions": read.cross_attentions}
-            if "au" in texts:
-                parts |= self._align("au", read, regions, *texts["au"], share)
+        for name, own in features.items():
+            parts |= self._align(name, reads[name], images[name], own)
+        if key_au_rows is not None:
+            parts["itg_key_au"] = self._write("key_au", reads["emo"], *texts["key_au"][:2], key_au_rows)
+        emo_states, au_states = (reads[name].query_states if name in reads else None for name in ("emo", "au"))
+        if au_states is not None:
+            au_states = au_states.unflatten(0, (-1, len(self.config.action_units)))
         logits = self.classifiers(emo_states, au_states)
-        parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels), share)
+        parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels))
         return MF2ForPreTrainingOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=logits[0], au_logits=logits[1], **parts, **told
+            loss=weighted_sum(self.config, parts), emotion_logits=logits[0], au_logits=logits[1], **parts, **returned
         )
 
-    def _read(
+    def _remember(
         self,
-        name: Branch,
-        image: torch.Tensor,
-        share: BatchShare | None,
-        vision: tuple[torch.Tensor, ...] | None = None,
-        **kept: bool,
-    ) -> MF2QFormerOutput:
-        part = None if share is None else share.branches.get(name)
-        with same_draws(None if part is None else part.draws[0], self.device):
-            return self.mf2.read(name, image, vision, output_key_values=True, **kept)
+        step: StepContext,
+        image_tokens: torch.Tensor,
+        features: dict[str, Features],
+        texts: dict[str, tuple[torch.Tensor, ...]],
+        key_au_rows: torch.Tensor | None,
+    ) -> None:
+        step.features, step.sample = features, self.training
+        if self.config.vision_config.frozen:
+            step.image_tokens = image_tokens
+        masks = {name: own.mask[own.rows] for name, own in features.items()}
+        if key_au_rows is not None:
+            masks["key_au"] = texts["key_au"][1][key_au_rows]
+        step.counts |= {f"itc_{name}": own.valid.sum() for name, own in features.items()}
+        step.counts |= {f"itg_{name}": self._learned(name, m)[:, 1:].bool().sum() for name, m in masks.items()}
 
     def _texts(
         self,
@@ -363,29 +315,6 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         units = torch.arange(labels[:1].numel(), device=labels.device).repeat(len(labels))
         states = labels.flatten()
         return meaning_keys(text_keys, torch.stack([units, states], dim=1), states != UNKNOWN_LABEL)
-
-    def _first_pass(
-        self,
-        image_tokens: torch.Tensor,
-        landmarks: torch.Tensor | None,
-        texts: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-        draws: object,
-    ) -> dict[str, object]:
-        found: dict[str, object] = {"draws": draws}
-        counts: dict[str, torch.Tensor] = {}
-        if self.config.vision_config.frozen:
-            found["image_tokens"] = image_tokens
-        for name in ("emo", "au"):
-            if name in texts:
-                part = self._features(name, self.mf2.branch_image(name, image_tokens, landmarks), *texts[name])
-                counts[f"itc_{name}"] = part["valid"].sum()
-                counts[f"itg_{name}"] = part["mask"][part["rows"], 1:].bool().sum()
-                found[name] = part
-        if "key_au" in texts:
-            mask = texts["key_au"][1]
-            rows = found["key_au_rows"] = self._pair_rows("emo", mask)
-            counts["itg_key_au"] = _learned(mask[rows], self.config.key_au_prompt_length)[:, 1:].bool().sum()
-        return {**found, "counts": counts}
 
 
 __all__ = ["MF2ForPreTraining"]

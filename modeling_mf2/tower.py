@@ -1,4 +1,4 @@
-"""Training a vision tower from scratch, where no pretrained one can be had, by a readout of all its patch tokens."""
+"""Training of a vision tower from scratch, by a readout of all its patch tokens."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
 
-from .accumulation import BatchShare, count_of, row_weight
-from .losses import au_loss, emotion_loss
-from .modeling_mf2 import MF2PreTrainedModel, check_unused
+from .loading import check_unused
+from .losses import au_loss, emotion_loss, row_weight
+from .modeling_mf2 import MF2PreTrainedModel
 from .vision import MF2VisionTower
 
 
-# In units of normalised pixels: what varies less within a patch is noise, and not to be magnified.
+# Normalised pixels: smaller variation within a patch is noise, and not to be magnified.
 _FLAT = 0.1
 _MOST_HIDDEN = 0.6
 
@@ -26,7 +26,7 @@ def patches_of(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def hide_patches(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Grey in place of some patches: of each image another share, up to `_MOST_HIDDEN`."""
+    """Greys out patches: a random share of each image, up to `_MOST_HIDDEN`."""
     batch, _, height, width = images.shape
     share = _MOST_HIDDEN * torch.rand(batch, 1, 1, 1, device=images.device)
     kept = torch.rand(batch, 1, height // size, width // size, device=images.device) >= share
@@ -48,10 +48,9 @@ class MF2TowerOutput(ModelOutput):
 
 
 class MF2ForTowerTraining(MF2PreTrainedModel):
-    """The tower and, for its training alone, a readout of AUs, emotion and landmarks.
+    """The tower with a readout of AUs, emotion and landmarks; only `model.vision` is kept.
 
-    Without labels it learns where the landmarks are and to fill in what is hidden of an image, and nothing that an
-    annotator said: what a tower that was pretrained on other data is like. Only the tower is kept: `model.vision`.
+    Without labels it learns landmarks and hidden patches only, as a tower that was pretrained on other data.
     """
 
     base_model_prefix = "vision"
@@ -83,7 +82,6 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
         landmarks: torch.Tensor | None = None,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
-        share: BatchShare | None = None,
         **kwargs: object,
     ) -> MF2TowerOutput:
         check_unused(self, kwargs)
@@ -97,12 +95,12 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
             emotion_logits=self.emotion(face) if self.emotion is not None else None,
             landmark_points=self.landmarks(face).view(-1, 68, 2),
         )
-        weighted, weight = [], row_weight(share, len(tokens))
+        weighted, weight = [], row_weight(len(tokens))
         if au_labels is not None and output.au_logits is not None:
-            output.au = au_loss(output.au_logits, au_labels, self.config.au_class_weights, count_of(share, "au"))
+            output.au = au_loss(output.au_logits, au_labels, self.config.au_class_weights)
             weighted.append(2.0 * output.au)
         if emotion_labels is not None and output.emotion_logits is not None:
-            output.emotion = emotion_loss(output.emotion_logits, emotion_labels, count_of(share, "emotion"))
+            output.emotion = emotion_loss(output.emotion_logits, emotion_labels)
             weighted.append(0.5 * output.emotion)
         if landmarks is not None:
             places = 2 * landmarks.float() / vision.image_size - 1  # the crop spans -1 to 1

@@ -805,8 +805,8 @@ class States(Kind):
     def __init__(self, folder: Path, rng: random.Random) -> None:
         from peft import get_peft_model
 
+        from mf2face.training.stores import frozen_states, store_identity
         from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-        from modeling_mf2.dfn.states import frozen_states, store_identity
 
         super().__init__(folder, rng)
         torch.manual_seed(0)
@@ -822,7 +822,7 @@ class States(Kind):
         self.undamaged = self.answer(self.store).value
 
     def answer(self, given: Path) -> Answer:
-        from modeling_mf2.dfn.states import frozen_states
+        from mf2face.training.stores import frozen_states
 
         store = frozen_states(self.model, self.examples, given, data="faces", dtype="float32", shard_rows=4)
         return Answer({name: tensor.tolist() for name, tensor in store.batch(range(6)).items()}, [])
@@ -952,9 +952,11 @@ class LandmarkCaches(Kind):
         from test_landmark_cache import Template
 
         from mf2face.data.build.landmark_cache import LandmarkCache
+        from processing_mf2.image_io import read_image
 
         with heard() as told, LandmarkCache(self.images, Template(), file=given / "mf2_landmarks.sqlite") as cache:
-            faces = cache.faces([f"{index}.png" for index in range(6)])
+            names = [f"{index}.png" for index in range(6)]
+            faces = cache.faces(names, [read_image(self.images / name) for name in names])
         return Answer([[face.landmarks.tolist(), face.confidence.tolist(), face.box.tolist()] for face in faces], told)
 
     def cases(self) -> Iterator[Case]:

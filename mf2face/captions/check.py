@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
+from mf2face.captions.prompts import NEEDS_EMOTION
 from mf2face.captions.styles import CaptionRow, Captions, CaptionStyle, numbered
 from processing_mf2.captions import au_title, parse_au_caption, parse_emotion
 from processing_mf2.wording import KEY_AU_PROMPT, capitalise
@@ -20,7 +21,6 @@ _BY_TITLE = {unit.noun.title(): au for au, unit in ACTION_UNITS.items()}
 _TITLES = re.compile(rf"\b(?:{'|'.join(map(re.escape, _BY_TITLE))})\b")
 _STATE = re.compile(r"^(active|inactive)\b[\s,.:;–—-]*", re.IGNORECASE)
 _WITHOUT_CODES = {"emotion_caption", "exp_blip_au", "exp_blip_emot", "exp_blip_exp", "vl_fau_global"}
-_OF_EMOTION = {"emotion_caption", "key_au_caption", "exp_blip_emot", "exp_blip_exp"}
 
 
 class UnreadableAnswerError(ValueError):
@@ -68,7 +68,7 @@ def check_caption(name: str, text: str, states: Mapping[str, int], emotion: str 
         return numbered({au: sentences[au] for au in active}), None
     if name == "key_au_caption" and not text.lower().startswith(KEY_AU_PROMPT.lower()):
         text = f"{KEY_AU_PROMPT} {text}"
-    if name in _OF_EMOTION and (other := _another_emotion(text, emotion)):
+    if name in NEEDS_EMOTION and (other := _another_emotion(text, emotion)):
         return text, f"tells of {other.lower()}, but the emotion is {emotion}"
     return capitalise(" ".join(text.split())) if name != "au_caption" else text, None
 
@@ -98,7 +98,7 @@ def named_aus(text: str) -> list[str]:
 
 def _another_emotion(text: str, emotion: str | None) -> str | None:
     """The emotion that a text is about if it never names its own; one that names none at all is believed."""
-    # "Other" is told by what it is not, and compound emotions by their parts; "neutral" is said of features too.
+    # Texts describe "Other" by what it is not and compound emotions by their parts, and call features neutral.
     if emotion not in _BASIC or parse_emotion(text, [emotion]):
         return None
     return parse_emotion(text, [name for name in _BASIC if name not in (emotion, "Neutral")])

@@ -15,8 +15,8 @@ from torch.utils.data import default_collate
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS
 from mf2face.data.schema import described_labels
+from processing_mf2.augmentation import MF2Augmentation
 from processing_mf2.captions import parse_au_caption, split_au_caption
-from processing_mf2.geometry import MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 
@@ -143,21 +143,7 @@ class RowReader:
         return split_au_caption(row[column], row["au_labels"], names, rng)
 
 
-class HasReader:
-    """The columns that a set of examples reads."""
-
-    read: RowReader
-
-    @property
-    def captions(self) -> list[str]:
-        return self.read.captions
-
-    @property
-    def labels(self) -> list[str]:
-        return self.read.labels
-
-
-class MF2Examples(HasReader, torch.utils.data.Dataset):
+class MF2Examples(torch.utils.data.Dataset):
     """Examples of a dataset on disk or in memory, in any order. Options are those of `RowReader`.
 
     stored: for each row the tensors that replace its image, such as the tower's output and the landmarks in the crop;
@@ -182,6 +168,7 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
         first = dict.fromkeys(present) | known
         options.setdefault("described", described_labels(dataset))
         self.read = RowReader(first, processor, augment=augment, **options)
+        self.captions, self.labels = self.read.captions, self.read.labels
         self.dataset, self.processor, self.epoch = dataset, processor, 0
         self.stored = stored
 
@@ -350,4 +337,4 @@ def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | Non
     return default_collate(values)  # stacks them; in a loader's worker at once where the parent can see them
 
 
-__all__ = ["LABELS", "HasReader", "MF2Collator", "MF2Examples", "RowReader", "as_image"]
+__all__ = ["LABELS", "MF2Collator", "MF2Examples", "RowReader", "as_image"]

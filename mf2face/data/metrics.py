@@ -177,30 +177,21 @@ def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, size: int) -> np
     return np.bincount(labels[known] * size + predicted[known], minlength=size * size).reshape(size, size)
 
 
-def scores_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """(..., C, C) -> top-1 (...) and an emotion's recall, F1 and one-vs-rest accuracy (..., C)."""
+def confusion_scores(confusion: np.ndarray, emotions: Sequence[str]) -> dict[str, np.ndarray]:
+    """(..., C, C) -> scores (...,) by name: top-1; recall, F1 and one-vs-rest accuracy, each emotion's and the mean."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, predicted, n = confusion.sum(-1), confusion.sum(-2), confusion.sum((-2, -1))
-    return {
-        "top1": divide(hits.sum(-1), n),
+    values = {
         "recall": divide(hits, true),
         "f1": f1_from_counts(hits, predicted - hits, true - hits),
         # One-vs-rest: an image of another emotion that is not called this one counts as right.
         "ovr_accuracy": divide(n[..., None] - true - predicted + 2 * hits, n[..., None]),
     }
-
-
-def name_emotion_scores(values: dict[str, np.ndarray], emotions: Sequence[str]) -> dict[str, np.ndarray]:
-    """The public names; arrays keep their leading dimensions, so that resamples are named by the same hand."""
-    named = {
-        "emotion_top1": values["top1"],
-        "emotion_macro_recall": values["recall"].mean(-1),
-        "emotion_macro_f1": values["f1"].mean(-1),
-        "emotion_ovr_accuracy": values["ovr_accuracy"].mean(-1),
-    }
-    for kind in ("recall", "f1", "ovr_accuracy"):
-        named.update({f"emotion_{kind}/{name}": values[kind][..., i] for i, name in enumerate(emotions)})
-    return named
+    means = {"recall": "emotion_macro_recall", "f1": "emotion_macro_f1", "ovr_accuracy": "emotion_ovr_accuracy"}
+    scores = {"emotion_top1": divide(hits.sum(-1), n)} | {means[kind]: values[kind].mean(-1) for kind in means}
+    for kind, each in values.items():
+        scores |= {f"emotion_{kind}/{name}": each[..., i] for i, name in enumerate(emotions)}
+    return scores
 
 
 def emotion_scores(
@@ -213,8 +204,7 @@ def emotion_scores(
     probabilities, labels = _check_emotions(probabilities, labels, emotions)
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(predicted, labels, len(emotions))
-    named = name_emotion_scores(scores_from_confusion(confusion), emotions)
-    scores: dict = {name: float(value) for name, value in named.items()}
+    scores: dict = {name: float(value) for name, value in confusion_scores(confusion, emotions).items()}
     known = labels != -1
     scores["emotion_ece"] = expected_calibration_error(probabilities.max(1)[known], (predicted == labels)[known])
     scores["emotion_n"] = float(known.sum())
@@ -276,7 +266,7 @@ def emotion_intervals(
     cell = labels * size + probabilities.argmax(1)
     events = (cell[:, None] == np.arange(size * size)) & known[:, None]
     confusion = (weights @ _sum_by_subject(events, subject_of)).reshape(-1, size, size)
-    named = name_emotion_scores(scores_from_confusion(confusion), emotions)
+    named = confusion_scores(confusion, emotions)
     bounds = _bounds(np.stack(list(named.values()), 1))
     return dict(zip(named, bounds, strict=True))
 
@@ -347,21 +337,18 @@ def action_unit_table(scores: Mapping) -> str:
     """One line an AU: labelled images, prevalence, F1 with its interval, threshold; the tuned ones behind, if any."""
     names = [key.partition("/")[2] for key in scores if key.startswith("au_n/")]
     suffixes = [suffix for suffix in ("", "_tuned") if f"au_f1{suffix}_macro" in scores]
-    rows = [["AU", "n", "prevalence"]]
-    for suffix in suffixes:
-        rows[0] += [f"F1{suffix.replace('_', ' ')}", "CI", "threshold"]
+    header, macro, rows = ["AU", "n", "prevalence"], ["macro", "", ""], []
     for name in names:
         prevalence = scores.get(f"au_prevalence/{name}")
-        row = [name, f"{scores[f'au_n/{name}']:.0f}", "-" if prevalence is None else f"{prevalence:.3f}"]
-        for suffix in suffixes:
-            row += _value_and_interval(f"au_f1{suffix}/{name}", scores)
-            row.append(f"{scores[f'au_threshold{suffix}/{name}']:.3f}")
-        rows.append(row)
-    macro = ["macro", "", ""]
+        rows.append([name, f"{scores[f'au_n/{name}']:.0f}", "-" if prevalence is None else f"{prevalence:.3f}"])
     for suffix in suffixes:
+        header += [f"F1{suffix.replace('_', ' ')}", "CI", "threshold"]
         macro += [*_value_and_interval(f"au_f1{suffix}_macro", scores), ""]
+        for row in rows:
+            row += _value_and_interval(f"au_f1{suffix}/{row[0]}", scores)
+            row.append(f"{scores[f'au_threshold{suffix}/{row[0]}']:.3f}")
     notes = {"No positive label, F1 set to 0": "au_no_positive", "No label, not in the macro average": "au_no_label"}
-    return _align([*rows, macro]) + _notes(scores, notes)
+    return _align([header, *rows, macro]) + _notes(scores, notes)
 
 
 def emotion_table(scores: Mapping) -> str:
@@ -399,5 +386,5 @@ def _notes(scores: Mapping, notes: Mapping[str, str]) -> str:
 __all__ = [
     *("ActionUnitMetric", "EmotionMetric", "Intervals", "tune_thresholds"),
     *("action_unit_intervals", "action_unit_scores", "action_unit_table"),
-    *("emotion_intervals", "emotion_scores", "emotion_table", "name_emotion_scores", "scores_from_confusion"),
+    *("emotion_intervals", "emotion_scores", "emotion_table", "confusion_scores"),
 ]

@@ -33,7 +33,7 @@ def centred_landmarks(landmarks: np.ndarray) -> np.ndarray:
 
 
 def logistic(train: np.ndarray, targets: np.ndarray, test: np.ndarray, c: float) -> np.ndarray:
-    """One regression a column of targets, fitted where it is known; answers for `test`. A constant target is repeated."""
+    """One regression a column of targets, fitted where it is known. A constant target is repeated."""
     mean, scale = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / scale, (test - mean) / scale
     answers = []

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from mf2face.data.examples import HasReader, RowReader, as_image
+from mf2face.data.examples import RowReader, as_image
 from mf2face.data.schema import SPLITS, described_labels
 from mf2face.data.synthetic.faces import MFASynthetic
 from processing_mf2.processing_mf2 import MF2Processor
@@ -20,7 +20,7 @@ _SHARDS = 64
 _UNDECODED = Image(decode=False)
 
 
-class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
+class MF2StreamedExamples(torch.utils.data.IterableDataset):
     """Endless examples: each epoch reads all rows in another order. Options are those of `RowReader`.
 
     Each of `world_size` processes reads its own rows, and none twice before all were read. `buffer` rows are held,
@@ -44,6 +44,7 @@ class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
             raise ValueError("dataset: got a stream without rows, expected at least one")
         options.setdefault("described", described_labels(rows))
         self.read = RowReader(first, processor, seed=seed, **options)
+        self.captions, self.labels = self.read.captions, self.read.labels
         rows = undecoded(rows).select_columns(self.read.columns(first))
         rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer > 1 else rows
         self.rows = split_dataset_by_node(rows, rank, world_size)

@@ -1,4 +1,4 @@
-"""Where the faces of a frame come from: a detector, a file of landmarks, or the frame itself if it is a crop."""
+"""Faces of a frame, from a detector, a file of landmarks or the frame itself (a crop); their numbers over time."""
 
 import csv
 import hashlib
@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from mf2face.inference.media import Frame
-from mf2face.inference.rows import unescape_cell
-from mf2face.inference.summary import first_line
-from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, face_in_image
+from mf2face.inference.rows import PATIENCE, first_line, unescape_cell
+from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, face_in_image, missing_weights
 
 
 _MOST_PIXELS = 1e7
-"""Of a coordinate, far beyond any image."""
+"""Largest coordinate, far beyond any image."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,25 @@ class Face:
     box: tuple[float, float, float, float]
     """left, top, right, bottom"""
     score: float
-    """Of the detector; NaN where none was asked."""
+    """The detector's; NaN without one."""
     landmarks: np.ndarray
     """(68, 2)"""
     source: str
     given: bool = True
     """False: a crop, whose landmarks are the template's."""
 
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
 
 class FaceSource(Protocol):
     name: str
     fingerprint: str | None
-    """Of a file that the faces come from."""
+    """Hash of the file that the faces come from."""
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        """Of each frame its faces, or why it cannot be looked at."""
+        """The faces of each frame, or why it cannot be analysed."""
 
 
 class Detector(Protocol):
@@ -54,7 +57,7 @@ class AlignedCrops:
     name, fingerprint = "template", None
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        return [[_face(frame, None)] for frame in frames]
+        return [[known_face(frame.pixels, None)] for frame in frames]
 
 
 class DetectedFaces:
@@ -157,7 +160,7 @@ class GivenLandmarks:
             name = self.by_file_name.get(os.path.basename(name), name)
         if name not in self.inputs:
             return f"{self.path} has no landmarks of it"
-        return [_face(frame, points) for points in self.points.get((name, frame.number), [])]
+        return [known_face(frame.pixels, points) for points in self.points.get((name, frame.number), [])]
 
 
 def _points(cells: Sequence[str]) -> np.ndarray | None:
@@ -189,25 +192,20 @@ def _frame_number(cell: str | None, first: int) -> int:
     return int(number)
 
 
-def _face(frame: Frame, points: np.ndarray | None) -> Face:
+def known_face(pixels: torch.Tensor, points: np.ndarray | None) -> Face:
+    """The face with these landmarks, or without any the one that fills the image."""
     source = "template" if points is None else "given"
-    known: dict[str, Any] = face_in_image(*frame.pixels.shape[1:], points, source)
+    known: dict[str, Any] = face_in_image(*pixels.shape[1:], points, source)
     landmarks = np.asarray(known["landmarks"])
     return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
 
 
 def check_weights() -> None:
-    """face-alignment would fetch what it lacks from the network, unasked."""
-    try:  # it takes seconds to import
-        from face_alignment import api
-        from face_alignment.detection.sfd import sfd_detector
+    """face-alignment would download missing weights unasked."""
+    try:
+        folder, missing = missing_weights()
     except ImportError as error:
-        raise OSError(
-            f"the face detector needs the face-alignment package ({error}): pip install face-alignment"
-        ) from error
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    addresses = [sfd_detector.models_urls["s3fd"], api.models_urls["2DFAN-4"]]
-    missing = [address for address in addresses if not (folder / os.path.basename(address)).is_file()]
+        raise OSError(str(error)) from error
     if missing:
         raise OSError(
             f"the face detector has no weights, and nothing is downloaded unasked. Put {' and '.join(missing)} into "
@@ -216,4 +214,53 @@ def check_weights() -> None:
         )
 
 
-__all__ = ["AlignedCrops", "DetectedFaces", "Face", "FaceSource", "GivenLandmarks", "check_weights"]
+LEAST_OVERLAP = 0.2
+"""Intersection over union; between sampled frames a head moves by up to half its width."""
+
+
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of (n, 4) and (m, 4) boxes (left, top, right, bottom): (n, m)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+class FaceTracker:
+    """`follow` a video's frames in their order. The best overlapping pair is joined first; each face has one number."""
+
+    def __init__(self) -> None:
+        self.next_id = 0
+        self.boxes = np.zeros((0, 4))
+        self.ids: list[int] = []
+        self.unseen: list[int] = []
+
+    def follow(self, boxes: Sequence[Sequence[float]]) -> list[int]:
+        found = np.asarray(boxes, np.float64).reshape(-1, 4)
+        numbers = [-1] * len(found)
+        scores = overlaps(self.boxes, found)
+        for place in np.argsort(-scores, axis=None, kind="stable"):
+            old, new = divmod(int(place), max(1, len(found)))
+            if scores[old, new] < LEAST_OVERLAP:
+                break
+            if numbers[new] < 0 and self.ids[old] not in numbers:
+                numbers[new] = self.ids[old]
+        for new, number in enumerate(numbers):
+            if number < 0:
+                numbers[new], self.next_id = self.next_id, self.next_id + 1
+        self.remember(found, numbers)
+        return numbers
+
+    def remember(self, boxes: np.ndarray, numbers: Sequence[int]) -> None:
+        """A frame whose faces have their numbers already, such as one of an output that is resumed."""
+        hidden = [
+            (box, number, unseen + 1)
+            for box, number, unseen in zip(self.boxes, self.ids, self.unseen, strict=True)
+            if number not in numbers and unseen < PATIENCE
+        ]
+        self.boxes = np.array([*np.asarray(boxes).reshape(-1, 4), *(box for box, _, _ in hidden)]).reshape(-1, 4)
+        self.ids = [*numbers, *(number for _, number, _ in hidden)]
+        self.unseen = [0] * len(numbers) + [unseen for _, _, unseen in hidden]
+        self.next_id = max([self.next_id, *(number + 1 for number in numbers)])

@@ -140,6 +140,3 @@ def _wrap(parts: Sequence[str], width: int) -> str:
             lines.append("")
         lines[-1] += f"{' · ' if lines[-1] else ''}{part}"
     return "\n".join(lines) + "\n"
-
-
-__all__ = ["FaceTable"]

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,10 +29,6 @@ _COLUMNS = ("image", "detector", "stamp", "landmarks", "confidence", "box", "sco
 _REMOVE = "It is damaged, or another program's: remove it, and the landmarks are detected again"
 
 
-class Detector(Protocol):
-    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]: ...
-
-
 @dataclass(frozen=True)
 class CachedFace:
     """The largest face of an image: landmarks (68, 2) in pixels of the upright image, confidence (68,), box (4,)."""
@@ -46,6 +42,7 @@ class CachedFace:
 class LandmarkCache:
     """The largest face of each image below `root`; each batch is on the disk before the next begins.
 
+    detector: its `detect` takes images and gives a list of `DetectedFace` each; `FaceAlignmentDetector` unless given.
     An image is detected again if it changed (its size or its date), if the detector's name or settings differ, or if
     the entry's checksum is wrong. file: where the cache is kept, `mf2_landmarks.sqlite` in `root` unless given.
     """
@@ -53,7 +50,7 @@ class LandmarkCache:
     def __init__(
         self,
         root: str | Path,
-        detector: Detector | None = None,
+        detector: Any = None,
         *,
         file: str | Path | None = None,
         batch_size: int = 32,

@@ -1,4 +1,4 @@
-"""Removes EXIF, XMP, comments, thumbnails and appended bytes from JPEG and PNG files, and leaves the pixels as they are."""
+"""Removes EXIF, XMP, comments, thumbnails and appended bytes from JPEG and PNG files; the pixels stay."""
 
 from collections.abc import Iterator
 

@@ -1,13 +1,15 @@
 """Which images of a corpus are used, and in which split: people and videos whole, splits alike, emotions balanced."""
 
-import numpy as np
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
 from configuration_mf2.facs import UNKNOWN_LABEL
-from mf2face.data.schema import SPLITS, SPLIT_SIZES
 from mf2face.data.corpora.frames import Frames, Required, every_and_changes, keep_labelled
 from mf2face.data.corpora.label_files import CorpusError
+from mf2face.data.schema import SPLIT_SIZES, SPLITS
 
 
 # A wrong number of videos weighs more than any wrong number of images, as long as neither is hopeless.
@@ -144,12 +146,10 @@ def spread_over_videos(video: np.ndarray, count: int) -> np.ndarray:
     taken = np.minimum(sizes, low)
     longer = np.argsort(-sizes, kind="stable")[: int((sizes > low).sum())]
     taken[longer[: count - int(taken.sum())]] += 1
-    return np.concatenate(
-        [
-            np.zeros(0, np.int64),
-            *(s + ((np.arange(k) + 0.5) * n / k).astype(np.int64) for s, k, n in zip(starts, taken, sizes, strict=True)),
-        ]
-    )
+    chosen = [np.zeros(0, np.int64)]
+    for start, number, size in zip(starts, taken, sizes, strict=True):
+        chosen.append(start + ((np.arange(number) + 0.5) * size / number).astype(np.int64))
+    return np.concatenate(chosen)
 
 
 def balance_emotions(frames: Frames, split: Sequence[str], per_emotion: Mapping[str, int] | None = None) -> np.ndarray:

@@ -4,9 +4,9 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from mf2face.data.schema import as_label_set
 
 Required = Literal["both", "au", "emotion", "any"]
 REQUIRED: tuple[str, ...] = ("both", "au", "emotion", "any")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _FRAME = re.compile(r"(\d+)(\.(?:jpe?g|png|bmp|webp))", re.IGNORECASE)
 _LISTED_MISSING = 20
 
@@ -205,23 +204,27 @@ def emotion_codes(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     return np.array([*known, UNKNOWN_LABEL], np.int8)
 
 
+@dataclass
 class Corpus:
-    """A reader of one corpus. Its docstring states the files and the protocol; it is printed and goes into cards.
+    """A reader of one corpus; its fields are its options. Each reader's docstring states its files and protocol: it is
+    printed, and copied into cards.
 
     label_set: the AUs and emotions wanted, by name; the corpus's own unless given. list_folder: `os.listdir`, or a list
     of what is on another disk.
     """
 
-    name: str
-    licence: str
-    advice: str
+    root: str | Path
+    _: KW_ONLY
+    label_set: Any = None
+    list_folder: ListFolder = os.listdir
 
-    def __init__(
-        self, root: str | Path, *, label_set: str | LabelSet | None = None, list_folder: ListFolder = os.listdir
-    ) -> None:
-        self.root = check_folder(Path(root), f"the {self.name} corpus", self.advice)
-        self.label_set = as_label_set(self.name if label_set is None else label_set)
-        self.list_folder = list_folder
+    name: ClassVar[str]
+    licence: ClassVar[str]
+    advice: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self.root = check_folder(Path(self.root), f"the {self.name} corpus", self.advice)
+        self.label_set = as_label_set(self.label_set or self.name)
 
     def read(self) -> Frames:
         raise NotImplementedError
@@ -237,4 +240,4 @@ class Corpus:
         return Frames(self.name, self.licence, self.root, self.label_set, videos, *columns, **more)
 
 
-__all__ = ["IMAGE_ENDINGS", "REQUIRED", "Corpus", "Frames", "Video", "every_and_changes", "keep_labelled"]
+__all__ = ["REQUIRED", "Corpus", "Frames", "Video", "every_and_changes", "keep_labelled"]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,12 +12,11 @@ from configuration_mf2.facs import LABEL_SETS, UNKNOWN_LABEL
 from mf2face.data.corpora.frames import Corpus, Frames, columns_by_name, emotion_codes, stills
 from mf2face.data.corpora.label_files import (
     CorpusError,
-    Duplicates,
+    Listing,
     check_folder,
     check_header,
     csv_rows,
     read_text,
-    safe_path,
 )
 
 
@@ -53,15 +53,13 @@ class ImageCorpus(Corpus):
 
     def pairs(self, file: Path, expected: str) -> Iterator[tuple[int, str, str]]:
         """Line number, picture and label of a file of two words a line."""
-        duplicates = Duplicates(file)
+        listing = Listing(file)
         for number, line in enumerate(read_text(file).split("\n"), start=1):
             if not (words := line.split()):
                 continue
             if len(words) != 2:
                 raise CorpusError(file, repr(line[:60]), expected, self.advice, line=number)
-            name = safe_path(words[0], file, number)
-            duplicates.add(name, number)
-            yield number, name, words[1]
+            yield number, listing.path(words[0], number), words[1]
 
 
 def _in_folder(name: str, images: Folder) -> str:
@@ -70,6 +68,7 @@ def _in_folder(name: str, images: Folder) -> str:
     return f"{images}/{stem}{'_aligned' if images == 'aligned' else ''}.{ending}"
 
 
+@dataclass
 class RAFAU(ImageCorpus):
     """RAF-AU: `RAFAU_label.txt`, a line `0001.jpg 17+B22+T24` or `0001.jpg null`, pictures `aligned/0001_aligned.jpg`
     (100 x 100) or, with images="original", `original/0001.jpg`. 4,601 pictures, coded completely: an AU that is not
@@ -81,9 +80,8 @@ class RAFAU(ImageCorpus):
     advice = "Name the folder that holds RAFAU_label.txt and aligned (or original)"
     _CODE = re.compile(r"([LRTB]?)(\d{1,2})")
 
-    def __init__(self, root: str | Path, *, images: Folder = "aligned", sides: bool = True, **options: Any) -> None:
-        self.images, self.sides = images, sides
-        super().__init__(root, **options)
+    images: Folder = "aligned"
+    sides: bool = True
 
     def read(self) -> Frames:
         file = self.root / "RAFAU_label.txt"
@@ -132,14 +130,13 @@ class EmotioNet(ImageCorpus):
         if not plain or not plain[0].lower().startswith("url") or not columns:
             got, expected = ", ".join(header)[:120] or "no header", "URL, then columns such as 'AU 1'"
             raise CorpusError(file, got, expected, self.advice, line=1)
-        names, labels, duplicates = [], [], Duplicates(file)
+        names, labels, listing = [], [], Listing(file)
         for line, fields in rows:
             if len(fields) != len(header):
                 expected = f"{len(header)} fields, as in the header"
                 raise CorpusError(file, f"{len(fields)} fields", expected, self.advice, line=line)
             address = fields[0].strip().strip("'\"").rstrip("/").rpartition("/")[2]
-            names.append(f"images/{safe_path(address, file, line, 'URL')}")
-            duplicates.add(names[-1], line)
+            names.append(f"images/{listing.path(address, line, 'URL')}")
             labels.append([self._code(fields[place], file, line, name) for place, name in columns.items()])
         values = np.array(labels, np.int8).reshape(len(names), len(columns))
         wanted = columns_by_name(values, list(columns.values()), self.label_set.action_units, UNKNOWN_LABEL)
@@ -188,7 +185,7 @@ class AffectNet(ImageCorpus):
             raise CorpusError(self.root, "neither of them", "training.csv, or a folder train_set", self.advice)
         check_folder(self.root / self.images, "the pictures of the 2017 form", self.advice)
         for split, file in files.items():
-            duplicates = Duplicates(file)
+            listing = Listing(file)
             for line, fields in csv_rows(file, read_text(file)) if file.is_file() else ():
                 if line == 1 and "/" not in fields[0]:
                     check_header(file, fields, self.columns, self.advice)
@@ -196,8 +193,7 @@ class AffectNet(ImageCorpus):
                 if len(fields) != len(self.columns):
                     expected = f"{len(self.columns)}: {', '.join(self.columns)}"
                     raise CorpusError(file, f"{len(fields)} fields", expected, self.advice, line=line)
-                name = f"{self.images}/{safe_path(fields[0], file, line, self.columns[0])}"
-                duplicates.add(name, line)
+                name = f"{self.images}/{listing.path(fields[0], line, self.columns[0])}"
                 yield name, _expression(fields[6], file, line), split, _landmarks(fields[5].split(";"), file, line)
 
     def _npy(self) -> Iterator[tuple[str, int, str, np.ndarray]]:
@@ -240,6 +236,7 @@ def _landmarks(values: Sequence, file: Path, line: int | None) -> np.ndarray:
     return points + np.float32(0.5)
 
 
+@dataclass
 class RAFDB(ImageCorpus):
     """RAF-DB: `EmoLabel/list_patition_label.txt` (the corpus spells it so), a line `train_00001.jpg 5`, pictures
     `Image/aligned/train_00001_aligned.jpg` (100 x 100) or, with images="original", `Image/original/train_00001.jpg`,
@@ -251,9 +248,7 @@ class RAFDB(ImageCorpus):
     advice = "Name the folder that holds basic (or compound), with EmoLabel and Image in it"
     part = "basic"
 
-    def __init__(self, root: str | Path, *, images: Folder = "aligned", **options: Any) -> None:
-        self.images = images
-        super().__init__(root, **options)
+    images: Folder = "aligned"
 
     def read(self) -> Frames:
         base = f"{self.part}/" if (self.root / self.part).is_dir() else ""

@@ -3,16 +3,18 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
-from mf2face.data.corpora.frames import IMAGE_ENDINGS, Frames
+from mf2face.data.corpora.frames import Frames
 from mf2face.data.corpora.images import ImageCorpus
-from mf2face.data.corpora.label_files import CorpusError, Duplicates, csv_rows, near_names, read_text, safe_path
+from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, near_names, read_text
 from mf2face.data.schema import SPLITS
+from processing_mf2.image_io import IMAGE_ENDINGS
 
 
 _SYNONYMS: Mapping[str, str] = {
@@ -25,25 +27,20 @@ _COLUMNS = ("image", "emotion", "subject", "video", "split", "landmarks")
 _AU_CODES = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
 
 
+@dataclass
 class _Own(ImageCorpus):
     """emotion_map: name in the file -> emotion of the label set, or "unknown"."""
 
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        name: str = "own",
-        licence: str = "as its owner says",
-        label_set: Any = "mfa",
-        emotion_map: Mapping[str, str] | None = None,
-        **options: Any,
-    ) -> None:
-        self.name, self.licence = name, licence
-        super().__init__(root, label_set=label_set, **options)
-        self.emotion_map: dict[str, str] = {}
-        self.counts: dict[str, int] = {}
+    name: str = "own"
+    licence: str = "as its owner says"
+    label_set: Any = "mfa"
+    emotion_map: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given, self.emotion_map, self.counts = self.emotion_map or {}, {}, {}
         known = {emotion.lower(): emotion for emotion in (*self.label_set.emotions, _UNKNOWN)}
-        for word, emotion in (emotion_map or {}).items():
+        for word, emotion in given.items():
             if str(emotion).lower() not in known:
                 advice = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
                 raise ValueError(f"map: got {word}={emotion}, expected one of {', '.join(known.values())}. {advice}")
@@ -88,13 +85,11 @@ class OwnTable(_Own):
         if len(files) != 1:
             got = " and ".join(path.name for path in files) or "neither"
             raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
-        file, duplicates = files[0], Duplicates(files[0])
+        file, listing = files[0], Listing(files[0])
         columns: dict[str, list] = {name: [] for name in ("image", "emotion", "split", "subject", "landmarks", "units")}
         for line, row in self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file):
-            name = safe_path(str(row.get("image") or ""), file, line)
-            duplicates.add(name, line)
             values = {
-                "image": name,
+                "image": listing.path(str(row.get("image") or ""), line),
                 "emotion": self.emotion_code(_text(row.get("emotion")), file, line),
                 "split": _split(row, file, line),
                 "subject": _text(row.get("subject")) or _text(row.get("video")),

@@ -1,7 +1,7 @@
 """Licensed corpora, and your own pictures, read into one schema: `read_corpus("aff_wild2", folder)`."""
 
-import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ def read_corpus(corpus: str, root: str | Path, **options: Any) -> Frames:
     """The labels of a corpus that lies in `root`; options are those of its reader."""
     if corpus not in SOURCES:
         raise ValueError(f"corpus: got {corpus!r}, expected one of {', '.join(SOURCES)}")
-    defaults = _defaults(OwnTable if corpus == "own" else SOURCES[corpus])
+    reader = OwnTable if corpus == "own" else SOURCES[corpus]
+    defaults = {option.name: option.default for option in fields(reader) if option.name != "root"}
     if unknown := sorted(set(options) - set(defaults)):
         raise ValueError(f"{corpus}: got the options {unknown}, expected some of {', '.join(sorted(defaults))}")
     for name, value in options.items():
@@ -38,13 +39,6 @@ def read_corpus(corpus: str, root: str | Path, **options: Any) -> Frames:
 def protocol(corpus: str) -> str:
     readers = (OwnTable, OwnFolders) if corpus == "own" else (SOURCES[corpus],)
     return "\n".join(" ".join(reader.__doc__.split()) for reader in readers)
-
-
-def _defaults(reader: type) -> dict[str, Any]:
-    """The options of a reader, and of the classes that it passes them on to."""
-    signatures = [inspect.signature(kind) for kind in reversed(reader.__mro__) if "__init__" in vars(kind)]
-    options = {name: one.default for signature in signatures for name, one in signature.parameters.items()}
-    return {name: default for name, default in options.items() if name not in ("root", "options", "args", "kwargs")}
 
 
 __all__ = ["SOURCES", "protocol", "read_corpus"]

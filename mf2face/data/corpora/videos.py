@@ -36,6 +36,7 @@ def check_order(file: Path, frames: np.ndarray, first_line: int) -> None:
         raise CorpusError(file, frames[wrong[0]], expected, "Each frame once, in order", **where)
 
 
+@dataclass
 class VideoCorpus(Corpus):
     """A corpus of videos.
 
@@ -43,14 +44,8 @@ class VideoCorpus(Corpus):
     files beyond the other's) are accepted in a video.
     """
 
-    images: str
-
-    def __init__(
-        self, root: str | Path, *, images: str | None = None, extra_frames: int = 0, **options: object
-    ) -> None:
-        super().__init__(root, **options)
-        self.images = self.images if images is None else images
-        self.extra_frames = extra_frames
+    images: str = ""
+    extra_frames: int = 0
 
     def labelled(self) -> Iterator[Labelled]:
         """Every labelled video."""
@@ -96,6 +91,7 @@ class VideoCorpus(Corpus):
         return video, there
 
 
+@dataclass
 class AffWild2(VideoCorpus):
     """Aff-Wild2 as ABAW gives it out since 2022: `AU_Detection_Challenge` and `EXPR_Classification_Challenge` (or
     `EXPR_Recognition_Challenge`), each with `Train_Set` and `Validation_Set`, a text file a video; line 0 is the
@@ -105,7 +101,7 @@ class AffWild2(VideoCorpus):
 
     name = "aff_wild2"
     licence = "Aff-Wild2: academic research only, by agreement with its authors; not to be passed on"
-    images = "cropped_aligned"
+    images: str = "cropped_aligned"
     advice = "Unpack ABAW's annotations and `cropped_aligned` into one folder and name that folder"
     _TRACKS = {
         "AU": ("AU_Detection_Challenge",),
@@ -170,6 +166,7 @@ class AffWild2(VideoCorpus):
         return max(counts)
 
 
+@dataclass
 class DISFA(VideoCorpus):
     """DISFA: `ActionUnit_Labels/SN001/SN001_au1.txt`, a line `frame,intensity` (0 to 5) for each of 4,845 frames and
     12 files a subject; an AU counts as active from intensity 2, as in the literature (`threshold`). 27 subjects of one
@@ -179,7 +176,7 @@ class DISFA(VideoCorpus):
 
     name = "disfa"
     licence = "DISFA: academic research only, by agreement with its authors; not to be passed on"
-    images = "Images"
+    images: str = "Images"
     advice = "Name the folder that holds ActionUnit_Labels and Images (a folder of frames a subject)"
     action_units = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))
     folds = (
@@ -188,11 +185,12 @@ class DISFA(VideoCorpus):
         (3, 29, 23, 25, 8, 5, 7, 17, 4),
     )
 
-    def __init__(self, root: str | Path, *, threshold: int = 2, **options: object) -> None:
-        if not 1 <= threshold <= 5:
-            raise ValueError(f"threshold: got {threshold}, expected an intensity from 1 to 5")
-        self.threshold = threshold
-        super().__init__(root, **options)
+    threshold: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threshold <= 5:
+            raise ValueError(f"threshold: got {self.threshold}, expected an intensity from 1 to 5")
+        super().__post_init__()
 
     def labelled(self) -> Iterator[Labelled]:
         folder = check_folder(self.root / "ActionUnit_Labels", "a folder of label files a subject", self.advice)
@@ -232,8 +230,11 @@ class DISFA(VideoCorpus):
         return frames, np.stack(columns, 1)
 
 
+@dataclass
 class OccurrenceCorpus(VideoCorpus):
     """Corpora with a csv a video: a header of AU numbers after the frames' column; 0, 1, and 9 for unknown."""
+
+    extra_frames: int = 10**9  # only a part of each video is coded
 
     def occurrences(self, file: Path) -> tuple[np.ndarray, np.ndarray]:
         first, _, rest = read_text(file).partition("\n")
@@ -268,6 +269,7 @@ class OccurrenceCorpus(VideoCorpus):
         return Labelled(file.stem, subject, folder, file, frames, labels, unknown, official=official)
 
 
+@dataclass
 class BP4D(OccurrenceCorpus):
     """BP4D-Spontaneous: `AUCoding/AU_OCC/F001_T1.csv`, a header of AU numbers and a line a coded frame: its number,
     then 0, 1, or 9 for unknown; images `2D+3D/F001/T1/<frame>.jpg`. 41 subjects, 8 tasks each; three subject-exclusive
@@ -276,7 +278,7 @@ class BP4D(OccurrenceCorpus):
 
     name = "bp4d"
     licence = "BP4D-Spontaneous: by agreement with Binghamton University; not to be passed on"
-    images = "2D+3D"
+    images: str = "2D+3D"
     advice = "Name the folder that holds AUCoding/AU_OCC and 2D+3D"
     folds = (
         "F001 M007 F018 F008 F002 M004 F010 F009 M012 M001 F016 M014 F023 M008",
@@ -285,7 +287,6 @@ class BP4D(OccurrenceCorpus):
     )
 
     def labelled(self) -> Iterator[Labelled]:
-        self.extra_frames = 10**9  # only 20 seconds of a task are coded
         folder = check_folder(self.root / "AUCoding" / "AU_OCC", "a csv file a subject and task", self.advice)
         check_folder(self.root / self.images, "the images, a folder a subject and one a task", self.advice)
         files = sorted(folder.glob("[FM][0-9][0-9][0-9]_T[0-9]*.csv"))
@@ -297,6 +298,7 @@ class BP4D(OccurrenceCorpus):
             yield self.read_file(file, subject, f"{self.images}/{subject}/{task}", fold_of.get(subject, ""))
 
 
+@dataclass
 class GFT(OccurrenceCorpus):
     """GFT (Sayette Group Formation Task): `labels/001A.csv`, one a subject, in BP4D's form (a header of AU numbers,
     then frame, 0, 1, or 9), images `images/001A/<frame>.jpg`, cut from the videos. 96 subjects in groups of three, one
@@ -305,21 +307,18 @@ class GFT(OccurrenceCorpus):
 
     name = "gft"
     licence = "GFT: academic research only, by agreement with its authors; not to be passed on"
-    images = "images"
+    images: str = "images"
     advice = "Name the folder that holds labels (a csv file a subject) and images (a folder of frames a subject)"
 
-    def __init__(self, root: str | Path, *, test_subjects: Collection[str] = (), **options: object) -> None:
-        self.test_subjects = set(test_subjects)
-        super().__init__(root, **options)
+    test_subjects: Collection[str] = ()
 
     def labelled(self) -> Iterator[Labelled]:
-        self.extra_frames = 10**9  # a minute of each video is coded
         folder = check_folder(self.root / "labels", "a csv file a subject", self.advice)
         check_folder(self.root / self.images, "the frames, a folder a subject", self.advice)
         files = {file.stem: file for file in sorted(folder.glob("[0-9][0-9][0-9][A-C].csv"))}
         if not files:
             raise CorpusError(folder, "no label file", "files such as 001A.csv", self.advice)
-        if unknown := sorted(self.test_subjects - set(files)):
+        if unknown := sorted(set(self.test_subjects) - set(files)):
             raise ValueError(
                 f"test_subjects: got {unknown}, expected subjects that have labels, such as {next(iter(files))}"
             )
