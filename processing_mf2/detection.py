@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from .landmarks import DetectedFace
+from .landmarks import DetectedFace, FaceAlignmentDetector
 
 
 NETWORKS = {
@@ -77,7 +77,8 @@ class MediaPipeDetector:
             for score, box, ((x0, y0), (x1, y1)) in _boxes(pixels, range, margin, self.min_score):
                 crop = (*_center(box), max(_size(box)) * _CROP, math.atan2(y1 - y0, x1 - x0))
                 face = self._mesh(pixels, crop, score)
-                if face is not None and all(overlap(face.box, other.box) < _OVERLAP for other in faces):
+                known = np.array([other.box for other in faces]).reshape(-1, 4)
+                if face is not None and (overlaps(known, face.box[None]) < _OVERLAP).all():
                     faces.append(face)
             if faces:
                 return sorted(faces, key=lambda face: -face.area)
@@ -116,11 +117,14 @@ def head_pose(mesh: np.ndarray) -> tuple[float, float, float]:
     return math.degrees(pitch), math.degrees(yaw), math.degrees(roll)
 
 
-def overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two boxes."""
-    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
-    shared = float(np.clip(high - low, 0, None).prod())
-    return shared / max(1e-9, float(np.prod(_size(first)) + np.prod(_size(second))) - shared)
+def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Intersection over union of (n, 4) and (m, 4) boxes (left, top, right, bottom): (n, m)."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 def _boxes(
@@ -144,20 +148,17 @@ def _boxes(
     points[:, [0, 2, 3]] += anchors[good][:, None]
     center, half = points[:, 0], points[:, 1]
     boxes = np.concatenate([center - half, center + half], axis=1)
-    found = []
-    for index in np.argsort(-scores, kind="stable"):
-        if not (half[index] > 0).all() or any(overlap(boxes[index], boxes[i]) >= _OVERLAP for i in found):
-            continue
-        found.append(index)
-    border = np.array([left, top])
-    faces = []
-    for best in found:
-        # MediaPipe's suppression: the mean of all boxes of one face, weighted by their scores.
-        same = [i for i, box in enumerate(boxes) if overlap(boxes[best], box) >= _OVERLAP]
-        weights = scores[same] / scores[same].sum()
-        box = (weights @ boxes[same] - np.tile(border, 2)) * scale
-        eyes = (np.tensordot(weights, points[same][:, 2:4], 1) - border) * scale
-        faces.append((float(scores[best]), box, eyes))
+    shared = overlaps(boxes, boxes) >= _OVERLAP
+    border, faces, left_over = np.array([left, top]), [], (half > 0).all(1)
+    for best in np.argsort(-scores, kind="stable"):
+        if left_over[best]:
+            # MediaPipe's suppression: the mean of all boxes of one face, weighted by their scores.
+            same = np.flatnonzero(shared[best])
+            weights = scores[same] / scores[same].sum()
+            box = (weights @ boxes[same] - np.tile(border, 2)) * scale
+            eyes = (np.tensordot(weights, points[same][:, 2:4], 1) - border) * scale
+            faces.append((float(scores[best]), box, eyes))
+            left_over &= ~shared[best]
     return faces
 
 
@@ -238,4 +239,16 @@ def _roll(landmarks: np.ndarray) -> float:
     return math.atan2(y, x)
 
 
-__all__ = ["NETWORKS", "MediaPipeDetector", "head_pose", "missing_networks", "network_folder", "overlap"]
+DETECTORS = {"face_alignment": FaceAlignmentDetector, "mediapipe": MediaPipeDetector}
+"""`landmark_source` -> its detector."""
+
+
+__all__ = [
+    "DETECTORS",
+    "NETWORKS",
+    "MediaPipeDetector",
+    "head_pose",
+    "missing_networks",
+    "network_folder",
+    "overlaps",
+]

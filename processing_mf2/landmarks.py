@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .geometry import STEADY_POINTS, canonical_landmarks, pooled
 
 
-LandmarkSource = Literal["template", "face_alignment", "given"]
+LandmarkSource = Literal["template", "mediapipe", "face_alignment", "given"]
 NoFacePolicy = Literal["raise", "template", "skip"]
 ManyFacesPolicy = Literal["largest", "all"]
 
@@ -256,7 +256,3 @@ def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: 
         raise OSError(
             f"face-alignment could not load its weights ({error}) from {folder}; without access to its server, {advice}"
         ) from error
-
-
-DETECTORS = {"face_alignment": FaceAlignmentDetector}
-"""`landmark_source` -> its detector."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from processing_mf2 import detection
-from processing_mf2.detection import MESH_TO_68, MediaPipeDetector, head_pose, missing_networks, overlap
+from processing_mf2.detection import MESH_TO_68, MediaPipeDetector, head_pose, missing_networks, overlaps
 
 
 def picture(height: int, width: int, *faces: tuple[float, float, float, float]) -> torch.Tensor:
@@ -120,10 +120,8 @@ def test_head_pose_is_that_of_the_turned_mesh(pose: tuple[float, float, float]) 
 
 
 def test_overlap_of_boxes() -> None:
-    box = np.array([0.0, 0, 10, 10])
-    assert overlap(box, box) == pytest.approx(1)
-    assert overlap(box, np.array([5.0, 0, 15, 10])) == pytest.approx(1 / 3)
-    assert overlap(box, np.array([20.0, 0, 30, 10])) == 0
+    boxes = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 0, 30, 10], [3, 3, 3, 3]])
+    np.testing.assert_allclose(overlaps(boxes[:1], boxes), [[1, 1 / 3, 0, 0]])
 
 
 def test_the_landmarks_are_68_vertices_of_the_mesh() -> None:
