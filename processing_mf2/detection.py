@@ -63,19 +63,21 @@ class MediaPipeDetector:
 
     def detect(self, images: Sequence[torch.Tensor | np.ndarray]) -> list[list[DetectedFace]]:
         """(3, height, width) images from 0 to 255 -> the faces of each, largest first."""
-        return [self._detect(_pixels(image)) for image in images]
+        return [self._detect(_image_bytes(image)) for image in images]
 
     def follow(self, image: torch.Tensor | np.ndarray, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
         """The faces of the frame before, placed in this one; None where a face is lost."""
-        pixels = _pixels(image)
-        crops = [(*_center(face.box), max(_size(face.box)) * _CROP, _roll(face.landmarks)) for face in faces]
+        pixels = _image_bytes(image)
+        crops = [
+            (*_box_center(face.box), max(_box_size(face.box)) * _CROP, _eye_angle(face.landmarks)) for face in faces
+        ]
         return [self._mesh(pixels, crop, face.score) for crop, face in zip(crops, faces, strict=True)]
 
     def _detect(self, pixels: np.ndarray) -> list[DetectedFace]:
         for range, margin in _ATTEMPTS:
             faces: list[DetectedFace] = []
-            for score, box, ((x0, y0), (x1, y1)) in _boxes(pixels, range, margin, self.min_score):
-                crop = (*_center(box), max(_size(box)) * _CROP, math.atan2(y1 - y0, x1 - x0))
+            for score, box, ((x0, y0), (x1, y1)) in _find_boxes(pixels, range, margin, self.min_score):
+                crop = (*_box_center(box), max(_box_size(box)) * _CROP, math.atan2(y1 - y0, x1 - x0))
                 face = self._mesh(pixels, crop, score)
                 known = np.array([other.box for other in faces]).reshape(-1, 4)
                 if face is not None and (overlaps(known, face.box[None]) < _OVERLAP).all():
@@ -89,8 +91,8 @@ class MediaPipeDetector:
         x, y, side, angle = crop
         if not (math.isfinite(x + y + side + angle) and side >= 4):
             return None
-        face, to_image = _upright(pixels, x, y, side, angle)
-        presence, points = _forward("face_landmark.tflite", cv2.dnn.blobFromImage(face, 1 / 255))
+        face, to_image = _turned_crop(pixels, x, y, side, angle)
+        presence, points = _run_network("face_landmark.tflite", cv2.dnn.blobFromImage(face, 1 / 255))
         presence = 1 / (1 + math.exp(-float(np.clip(presence.flat[0], -50, 50))))
         if presence < self.min_presence:
             return None
@@ -127,11 +129,11 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _boxes(
+def _find_boxes(
     pixels: np.ndarray, range: str, margin: float, min_score: float
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Score, box and the two eyes (2, 2) of each face, best first, in pixels of the image."""
-    side, anchors = _anchors(range)
+    side, anchors = _box_anchors(range)
     height, width = pixels.shape[:2]
     scale = margin * max(height, width) / side
     size = max(1, round(width / scale)), max(1, round(height / scale))
@@ -139,7 +141,7 @@ def _boxes(
     top, left = (side - size[1]) // 2, (side - size[0]) // 2
     small = cv2.copyMakeBorder(small, top, side - size[1] - top, left, side - size[0] - left, cv2.BORDER_CONSTANT)
     blob = cv2.dnn.blobFromImage(small, 1 / 127.5, mean=(127.5, 127.5, 127.5))
-    logits, values = (output[0] for output in _forward(f"face_detection_{range}_range.tflite", blob))
+    logits, values = (output[0] for output in _run_network(f"face_detection_{range}_range.tflite", blob))
     good = np.flatnonzero(logits[:, 0] > math.log(min_score / (1 - min_score)))
     good = good[np.isfinite(values[good]).all(1)]
     scores = 1 / (1 + np.exp(-np.clip(logits[good, 0].astype(np.float64), -50, 50)))
@@ -163,7 +165,7 @@ def _boxes(
 
 
 @lru_cache
-def _anchors(range: str) -> tuple[int, np.ndarray]:
+def _box_anchors(range: str) -> tuple[int, np.ndarray]:
     """Side of the network's input, and the center of each of its boxes in pixels of it."""
     side, strides = (192, (4,)) if range == "full" else (128, (8, 8, 16, 16, 16, 16, 16, 16))
     centers = []
@@ -173,7 +175,7 @@ def _anchors(range: str) -> tuple[int, np.ndarray]:
     return side, np.concatenate(centers)
 
 
-def _upright(pixels: np.ndarray, x: float, y: float, side: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def _turned_crop(pixels: np.ndarray, x: float, y: float, side: float, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """The turned square of an image as the mesh network's input, and the (2, 3) map from its pixels to the image's."""
     scale, half = side / _MESH_SIDE, _MESH_SIDE / 2
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
@@ -196,18 +198,18 @@ _NETWORKS = threading.local()
 """OpenCV's networks hold their activations: each thread has its own."""
 
 
-def _forward(name: str, blob: np.ndarray) -> list[np.ndarray]:
+def _run_network(name: str, blob: np.ndarray) -> list[np.ndarray]:
     """Outputs in the order of their shapes' sizes: scores before boxes, presence before points."""
     path = network_folder() / name
     networks = _NETWORKS.__dict__.setdefault("networks", {})
     if path not in networks:
-        networks[path] = _load(path)
+        networks[path] = _read_network(path)
     network = networks[path]
     network.setInput(blob)
     return sorted(network.forward(network.getUnconnectedOutLayersNames()), key=lambda output: output.size)
 
 
-def _load(path: Path) -> cv2.dnn.Net:
+def _read_network(path: Path) -> cv2.dnn.Net:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -219,22 +221,22 @@ def _load(path: Path) -> cv2.dnn.Net:
     return cv2.dnn.readNetFromTFLite(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
 
 
-def _pixels(image: torch.Tensor | np.ndarray) -> np.ndarray:
+def _image_bytes(image: torch.Tensor | np.ndarray) -> np.ndarray:
     """(3, height, width) -> (height, width, 3) bytes."""
     if isinstance(image, torch.Tensor):
         image = (image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)).cpu().numpy()
     return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
-def _center(box: np.ndarray) -> tuple[float, float]:
+def _box_center(box: np.ndarray) -> tuple[float, float]:
     return float(box[0] + box[2]) / 2, float(box[1] + box[3]) / 2
 
 
-def _size(box: np.ndarray) -> tuple[float, float]:
+def _box_size(box: np.ndarray) -> tuple[float, float]:
     return float(box[2] - box[0]), float(box[3] - box[1])
 
 
-def _roll(landmarks: np.ndarray) -> float:
+def _eye_angle(landmarks: np.ndarray) -> float:
     x, y = landmarks[45] - landmarks[36]
     return math.atan2(y, x)
 

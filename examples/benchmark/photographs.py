@@ -182,7 +182,7 @@ def run(
     analysis = Analysis(list(labels), loaded, choose_source(landmarks=landmarks))
     stages, pipeline = Stages(), loaded.pipeline
     stages.wrap(mf2face.inference.media, "read_image", "decode")
-    stages.wrap(processing_mf2.detection, "_boxes", "detect")
+    stages.wrap(processing_mf2.detection, "_find_boxes", "detect")
     stages.wrap(processing_mf2.detection.MediaPipeDetector, "_mesh", "landmarks")
     stages.wrap(pipeline, "preprocess", "align")
     stages.wrap(pipeline.model, "forward", "model")
@@ -203,7 +203,7 @@ def run(
 
 
 def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
-    """CPU time of S3FD and 2DFAN4, one face a photograph, over `chain_ms`; random weights are as slow as trained ones."""
+    """CPU time of S3FD and 2DFAN4, one face a photograph, over `chain_ms`; random weights are as slow as trained."""
     from face_alignment.detection.sfd.net_s3fd import s3fd
     from face_alignment.models import FAN
 

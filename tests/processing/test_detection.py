@@ -50,7 +50,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             mesh[[263, 454]] = [*second, 0]
             mesh[152, :2] += 40
             return [np.array([[10.0 if visible else -10.0]]), mesh.reshape(1, -1)]
-        _, anchors = detection._anchors("full" if "full" in name else "short")
+        _, anchors = detection._box_anchors("full" if "full" in name else "short")
         logits, values = np.full((1, len(anchors), 1), -9.0), np.zeros((1, len(anchors), 16))
         if visible and ("short" in name or np.linalg.norm(second - first) < 50):
             middle, size = (first + second) / 2, 3 * np.linalg.norm(second - first)
@@ -63,7 +63,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 )
         return [logits, values]
 
-    monkeypatch.setattr(detection, "_forward", forward)
+    monkeypatch.setattr(detection, "_run_network", forward)
     return asked
 
 
