@@ -19,10 +19,10 @@ from transformers.utils import TensorType, cached_file, logging
 from configuration_mf2.hub import SelfContainedMixin
 from configuration_mf2.json_files import read_json
 
+from .detection import DETECTORS
 from .geometry import alignment_matrix, resize_matrix, transform_points, warp, warp_by_pil
 from .image_io import MOST_PIXELS, flatten_images, read_image
 from .landmarks import (
-    DETECTORS,
     DetectedFace,
     FaceAlignmentDetector,
     LandmarkSource,
@@ -108,8 +108,9 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_align (`bool`): align the face to the canonical one by rotation, scale and shift; `False`: resize the image.
     landmark_source (`str`): landmarks of an image for which none are given. `"template"`: the image is a ready-aligned
-        crop with the mean face's landmarks; `"face_alignment"`: detected by the face-alignment package, which downloads
-        its weights at the first use; `"given"`: they are required.
+        crop with the mean face's landmarks; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
+        `"face_alignment"`: by the face-alignment package, which downloads its weights at the first use; `"given"`: they
+        are required.
     on_no_face (`str`): `"raise"`, `"template"` or `"skip"` if no face is detected.
     on_many_faces (`str`): `"largest"` or `"all"` if several are.
     face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
@@ -367,7 +368,8 @@ class _AlignedCrops(CheckedFilesMixin):
             else:
                 raise ValueError(f"landmarks{place}: got none, but landmark_source='given' requires them")
         if searched:
-            detector = DETECTORS[settings.landmark_source](**(settings.face_alignment_kwargs or {}))
+            with_settings = settings.landmark_source == "face_alignment" and settings.face_alignment_kwargs
+            detector = DETECTORS[settings.landmark_source](**(with_settings or {}))
             policy = {"on_no_face": settings.on_no_face, "on_many_faces": settings.on_many_faces}
             for (index, pixels), faces in zip(searched.items(), detector.detect(list(searched.values())), strict=True):
                 chosen = choose_faces(faces, **policy, name=f"images{places[index]}")
@@ -446,5 +448,5 @@ def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
     if not 0.8 < (width / height) / (size.width / size.height) < 1.25:
         logger.warning_once(
             "An image came without landmarks and is taken as a ready-aligned crop, but its sides differ much from the "
-            "crop's. If it is a photograph, give landmarks or set landmark_source='face_alignment'."
+            "crop's. If it is a photograph, give landmarks or set landmark_source='mediapipe'."
         )

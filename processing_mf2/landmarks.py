@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .geometry import STEADY_POINTS, canonical_landmarks, pooled
 
 
-LandmarkSource = Literal["template", "face_alignment", "given"]
+LandmarkSource = Literal["template", "mediapipe", "face_alignment", "given"]
 NoFacePolicy = Literal["raise", "template", "skip"]
 ManyFacesPolicy = Literal["largest", "all"]
 
@@ -31,6 +31,8 @@ class DetectedFace:
     """(68, 2)"""
     confidence: np.ndarray
     """(68,), the network's response at each landmark: low where it is hidden."""
+    pose: tuple[float, float, float] | None = None
+    """Pitch, yaw and roll in degrees, from a detector that tells them."""
 
     @property
     def area(self) -> float:
@@ -254,7 +256,3 @@ def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: 
         raise OSError(
             f"face-alignment could not load its weights ({error}) from {folder}; without access to its server, {advice}"
         ) from error
-
-
-DETECTORS = {"face_alignment": FaceAlignmentDetector}
-"""`landmark_source` -> its detector."""

@@ -13,10 +13,20 @@ import torch
 from tqdm.auto import tqdm
 
 from configuration_mf2.version import VERSION
-from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face, FaceSource, FaceTracker, GivenLandmarks
+from mf2face.inference.faces import (
+    AlignedCrops,
+    DetectedFaces,
+    Detector,
+    Face,
+    FaceSource,
+    FaceTracker,
+    GivenLandmarks,
+    quality_of,
+)
 from mf2face.inference.media import Frame, Sampling, count_frames, find_inputs, read_frames
 from mf2face.inference.model import AnalysisModel, load_model
-from mf2face.inference.rows import OutputError, RowFile, Summary, box_of, first_line, format_of
+from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, first_line, format_of
+from processing_mf2.detection import DETECTORS
 from processing_mf2.processing_mf2 import NotFiniteError
 
 
@@ -101,7 +111,7 @@ class Analysis:
         return {
             "settings": settings,
             **facts,
-            "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1"},
+            "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1", ", ".join(POSE): "degrees"},
         }
 
     def run(self, sink: RowSink | None = None) -> Summary:
@@ -155,7 +165,10 @@ class Analysis:
                 rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
             for (face, answer), number in zip(good, numbers, strict=True):
                 place = (frame.input, frame.number, frame.time_s, number)
-                rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer))
+                marks = {"pose": face.pose, "quality": quality_of(frame.pixels, face)}
+                rows.append(
+                    self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer, **marks)
+                )
                 if self.on_face is not None and answer:
                     self.on_face(frame, face, number)
         return rows
@@ -260,10 +273,10 @@ def prepare(
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
     if aligned:
         source: FaceSource = AlignedCrops()
-    elif landmarks is not None:
+    elif landmarks is not None and landmarks not in DETECTORS:
         source = GivenLandmarks(landmarks, found[0] if len(found) == 1 and isinstance(found[0], str) else None)
     else:
-        source = DetectedFaces(detector, "cpu" if device in (None, "auto") else device)
+        source = DetectedFaces(detector or landmarks, "cpu" if device in (None, "auto") else device)
     model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
     return Analysis(found, model, source, sampling=sampling, **settings)
 
@@ -295,8 +308,8 @@ def analyze(
     output: `.csv`, `.jsonl` or `.parquet`, which is continued if it is there; or whatever has `add(rows)`; without one
         the rows are in the answer's `rows`.
     model, adapter: a folder or a name on the Hub, or a model loaded by `load_model`; the embedded one unless given.
-    aligned, landmarks, detector: images are ready-aligned crops; a csv of landmarks; what has `detect(images)`. Without
-        any, the detector of face-alignment.
+    aligned, landmarks, detector: images are ready-aligned crops; a csv of landmarks or a detector's name (`mediapipe`,
+        `face_alignment`); what has `detect(images)`. Without any, the detector that is set up.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.

@@ -6,6 +6,7 @@ mf2 film.mp4 --fps 5 -o film.parquet        five frames of each second; faces ke
 mf2 --camera --seconds 30                   the first camera, as a table
 mf2 photos --why pictures                   and of every face a page that shows why
 mf2 --picture faces.csv                     contact sheet and timelines of rows that are there
+mf2 setup                                   once: fetch the networks that find faces in photographs
 """
 
 import argparse
@@ -51,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", metavar="NAME", help="of the model, or with its own base")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--aligned", action="store_true", help="each image is one face that fills it (no detector)")
-    where.add_argument("--landmarks", metavar="CSV", help="68 points a face: x_0..x_67, y_0..y_67, input, frame")
+    where.add_argument(
+        "--landmarks",
+        metavar="WHERE",
+        help="mediapipe, face_alignment, or a csv with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
+    )
+    parser.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
     parser.add_argument("--fps", type=float, metavar="N", help="of a video so many frames a second, by its own clock")
     parser.add_argument("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
@@ -76,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any = None) -> int:
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["setup"]:  # a folder of this name is ./setup
+        from mf2face.inference.setup import main as setup
+
+        return setup(argv[1:])
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
@@ -113,6 +124,10 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         settings = {name: getattr(given, name) for name in names} | {"detector": detector}
         settings["sampling"] = Sampling(given.every, given.fps, given.seconds)
         settings["progress"] = not given.quiet and sys.stderr.isatty()
+        if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
+            from mf2face.inference.setup import setup_mediapipe
+
+            setup_mediapipe()
         analysis = prepare(inputs, model or given.model, **settings)
         if given.why is not None:
             from mf2face.inference.explain.folder import WhyFolder
@@ -188,6 +203,7 @@ _SOURCES = {
     "template": "template, each image is taken for one ready-aligned face",
     "given": "given with the images",
     "face_alignment": "found by face-alignment",
+    "mediapipe": "found by MediaPipe's networks",
 }
 
 

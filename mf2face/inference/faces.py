@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 
 from mf2face.inference.media import Frame
 from mf2face.inference.rows import PATIENCE, first_line, unescape_cell
-from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, face_in_image, missing_weights
+from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks, overlaps
+from processing_mf2.landmarks import DetectedFace, face_in_image, missing_weights
 
 
+DETECT_EVERY = 5
+"""Frames of a video between two searches for faces; in the others the faces of the frame before are followed."""
 _MOST_PIXELS = 1e7
 """Largest coordinate, far beyond any image."""
 
@@ -32,6 +36,8 @@ class Face:
     source: str
     given: bool = True
     """False: a crop, whose landmarks are the template's."""
+    pose: tuple[float, float, float] = (float("nan"),) * 3
+    """Pitch, yaw and roll in degrees; NaN where the detector tells none."""
 
     @property
     def area(self) -> float:
@@ -61,16 +67,22 @@ class AlignedCrops:
 
 
 class DetectedFaces:
+    """Faces by a detector. In a video, one that can `follow` faces looks for them every `DETECT_EVERY` frames only."""
+
     fingerprint = None
 
-    def __init__(self, detector: Detector | None = None, device: str = "cpu") -> None:
-        self.name = "face_alignment" if detector is None else type(detector).__name__
-        if detector is None:
-            check_weights()
-            detector = FaceAlignmentDetector(device=device)
-        self.detector = detector
+    def __init__(self, detector: Detector | str | None = None, device: str = "cpu") -> None:
+        if detector is None or isinstance(detector, str):
+            self.name = check_detector(detector)
+            self.detector = DETECTORS[self.name](**({} if self.name == "mediapipe" else {"device": device}))
+        else:
+            self.name, self.detector = type(detector).__name__, detector
+        self.followed: list[DetectedFace] = []
+        self.video, self.frames_followed = "", 0
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
+        if isinstance(self.detector, MediaPipeDetector):
+            return [self._next(frame) for frame in frames]
         try:
             found = self.detector.detect([frame.pixels for frame in frames])
         except (OSError, ImportError):  # its weights or its package, which every frame needs
@@ -78,14 +90,30 @@ class DetectedFaces:
         except Exception as error:  # a network, which raises whatever stopped it
             if len(frames) > 1:
                 return [answer for frame in frames for answer in self.faces([frame])]
-            return [f"the face detector fails ({type(error).__name__}: {first_line(error)})"]
-        return [
-            [
-                Face(tuple(map(float, face.box)), float(face.score), np.asarray(face.landmarks), self.name)
-                for face in faces
-            ]
-            for faces in found
-        ]
+            return [_failure(error)]
+        return [[self._face(face) for face in faces] for faces in found]
+
+    def _next(self, frame: Frame) -> list[Face] | str:
+        try:
+            known = self.followed if frame.is_moving and frame.input == self.video else []
+            faces = self.detector.follow(frame.pixels, known) if self.frames_followed < DETECT_EVERY - 1 else []
+            self.frames_followed += 1
+            if not faces or None in faces:
+                [faces], self.frames_followed = self.detector.detect([frame.pixels]), 0
+        except OSError:
+            raise
+        except Exception as error:
+            return _failure(error)
+        self.video, self.followed = frame.input, faces
+        return [self._face(face) for face in faces]
+
+    def _face(self, face: DetectedFace) -> Face:
+        box, pose = tuple(map(float, face.box)), face.pose or (float("nan"),) * 3
+        return Face(box, float(face.score), np.asarray(face.landmarks), self.name, pose=pose)
+
+
+def _failure(error: Exception) -> str:
+    return f"the face detector fails ({type(error).__name__}: {first_line(error)})"
 
 
 class GivenLandmarks:
@@ -200,32 +228,62 @@ def known_face(pixels: torch.Tensor, points: np.ndarray | None) -> Face:
     return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
 
 
-def check_weights() -> None:
-    """face-alignment would download missing weights unasked."""
-    try:
-        folder, missing = missing_weights()
-    except ImportError as error:
-        raise OSError(str(error)) from error
-    if missing:
+def check_detector(name: str | None = None) -> str:
+    """The detector to use: the one asked for, or the first that is set up. Nothing is downloaded unasked."""
+    found = "" if missing_networks() else "mediapipe"
+    if name == "mediapipe" and found == name:
+        return name
+    if name == "face_alignment" or (name is None and not found):
+        try:
+            folder, missing = missing_weights()
+        except ImportError as error:
+            raise OSError(str(error)) from error
+        found = "" if missing else "face_alignment"
+        if name == "face_alignment" and missing:
+            raise OSError(
+                f"face-alignment has no weights in {folder}, and nothing is downloaded unasked: `mf2 setup "
+                f"face_alignment` fetches them, or put {' and '.join(missing)} there"
+            )
+    if not found:
         raise OSError(
-            f"the face detector has no weights, and nothing is downloaded unasked. Put {' and '.join(missing)} into "
-            f"{folder}. Without a detector: --aligned for images that one face fills (ready-aligned crops), or "
-            "--landmarks FILE.csv with each face's 68 points"
+            "no face detector is set up, and nothing is downloaded unasked: `mf2 setup` (or --yes) fetches one (7 MB). "
+            "Without it: --aligned for images that one face fills (ready-aligned crops), or --landmarks FILE.csv with "
+            "each face's 68 points"
         )
+    return found
+
+
+_SMALL, _BLURRED, _TURNED, _OUTSIDE = 24.0, 0.08, (35.0, 45.0), 0.1
+
+
+def quality_of(pixels: torch.Tensor, face: Face) -> str:
+    """Marks of a face whose answer is unreliable, separated by spaces; empty if it has none.
+
+    small: the outer corners of the eyes are less than 24 pixels apart. blurred: the mean absolute Laplacian of the grey
+    face at 96 pixels is below 0.08 of its standard deviation. profile: the head is turned by more than 45 degrees, or
+    tilted up or down by more than 35. cut_off: more than a tenth of the landmarks lies outside the image.
+    """
+    if not face.given:
+        return ""
+    height, width = pixels.shape[1:]
+    points, marks = face.landmarks, []
+    if np.linalg.norm(points[45] - points[36]) < _SMALL:
+        marks.append("small")
+    left, top, right, bottom = (int(value) for value in np.clip(face.box, 0, [width, height] * 2))
+    crop = pixels[:, top : bottom + 1, left : right + 1].numpy().mean(0, dtype=np.float32)
+    if crop.size:
+        crop = cv2.resize(crop, (96, 96), interpolation=cv2.INTER_AREA)
+        if np.abs(cv2.Laplacian(crop, cv2.CV_32F)).mean() < _BLURRED * crop.std():
+            marks.append("blurred")
+    if abs(face.pose[0]) > _TURNED[0] or abs(face.pose[1]) > _TURNED[1]:
+        marks.append("profile")
+    if ((points < 0) | (points > [width, height])).any(1).mean() > _OUTSIDE:
+        marks.append("cut_off")
+    return " ".join(marks)
 
 
 LEAST_OVERLAP = 0.2
 """Intersection over union; between sampled frames a head moves by up to half its width."""
-
-
-def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Intersection over union of (n, 4) and (m, 4) boxes (left, top, right, bottom): (n, m)."""
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(-1)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
 class FaceTracker:

@@ -26,7 +26,8 @@ NAN = float("nan")
 PATIENCE = 5
 """Looked-at frames for which a face may be hidden and still keep its number."""
 
-TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source")
+TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source", "quality")
+POSE = ("Pitch", "Roll", "Yaw")
 _WHOLE = ("frame", "face_id")
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
@@ -72,12 +73,13 @@ class Columns:
             *("input", "frame", "time_s", "face_id"),
             *("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"),
             *(f"{axis}_{point}" for axis in "xy" for point in range(68)),
+            *POSE,
             *units,
             *(f"{name}_c" for name in units),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
             *(["caption"] if self.caption else []),
-            "landmark_source",
+            *("landmark_source", "quality"),
         ]
 
     def is_text(self, name: str) -> bool:
@@ -102,11 +104,17 @@ class Columns:
         landmarks: Sequence[Sequence[float]],
         source: str,
         answer: Mapping[str, Any],
+        pose: Sequence[float] = (NAN, NAN, NAN),
+        quality: str = "",
     ) -> dict[str, Any]:
-        """Pixels to a hundredth, probabilities to six digits: finer than either is known."""
+        """Pixels to a hundredth, degrees to a tenth, probabilities to six digits: finer than any is known.
+
+        pose: pitch, yaw and roll. quality: marks of an unreliable face, see `quality_of`.
+        """
         left, top, right, bottom = box
         row = self.empty_row(input, frame, time_s)
-        row |= {"face_id": face_id, "FaceScore": _round(score, 4), "landmark_source": source}
+        row |= {"face_id": face_id, "FaceScore": _round(score, 4), "landmark_source": source, "quality": quality}
+        row |= dict(zip(POSE, (_round(pose[place], 1) for place in (0, 2, 1)), strict=True))
         row |= {"FaceRectX": _round(left, 2), "FaceRectY": _round(top, 2)}
         row |= {"FaceRectWidth": _round(right - left, 2), "FaceRectHeight": _round(bottom - top, 2)}
         for point, (x, y) in enumerate(landmarks):

@@ -29,14 +29,18 @@ def test_the_names() -> None:
     assert [name for name in names if not name.startswith(("x_", "y_"))] == [
         *("input", "frame", "time_s", "face_id"),
         *("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"),
-        *("AU01", "AU12", "AU01_c", "AU12_c", "Neutral", "Happiness", "top_emotion", "caption", "landmark_source"),
+        *("Pitch", "Roll", "Yaw", "AU01", "AU12", "AU01_c", "AU12_c", "Neutral", "Happiness", "top_emotion", "caption"),
+        *("landmark_source", "quality"),
     ]
     assert "caption" not in Columns((), ()).names and "top_emotion" not in Columns((), ()).names
 
 
 def test_a_face_s_row() -> None:
     points = np.arange(136).reshape(68, 2) / 3
-    row = COLUMNS.row("a.png", 7, 0.28, 2, (10, 20, 40.004, 70), 0.98765, points, "given", ANSWER)
+    row = COLUMNS.row(
+        "a.png", 7, 0.28, 2, (10, 20, 40.004, 70), 0.98765, points, "given", ANSWER, (1.04, 2, -3), "small"
+    )
+    assert (row["Pitch"], row["Yaw"], row["Roll"], row["quality"]) == (1.0, 2, -3, "small")
     assert list(row) == COLUMNS.names and has_face(row)
     assert (row["FaceRectWidth"], row["FaceRectHeight"], row["FaceScore"]) == (30.0, 50, 0.9877)
     assert (row["x_1"], row["y_67"]) == (0.67, 45.0)

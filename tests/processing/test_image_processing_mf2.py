@@ -189,7 +189,7 @@ def test_a_wide_photograph_without_landmarks_is_warned_about(processor, caplog):
         processor(np.zeros((100, 100), np.uint8))
         assert "ready-aligned" not in caplog.text
         processor(np.zeros((100, 180), np.uint8))
-        assert "landmark_source='face_alignment'" in caplog.text
+        assert "landmark_source=" in caplog.text
     finally:
         logger.propagate = propagate
 
