@@ -24,6 +24,9 @@ from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 TextMode = Literal["two_way", "causal", "unimodal"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
+_COLLECTED = ("attentions", "text_attentions", "cross_attentions", "hidden_states", "text_hidden_states")
+_COLLECTED += ("query_key_values", "image_key_values")
+
 # Without gradients a CPU goes through the wide layer in parts that stay in its cache.
 _ROWS_AT_ONCE = 1024
 
@@ -357,13 +360,11 @@ class MF2QFormer(PreTrainedModel):
             raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
         text = text_additive = query_additive = None
         if queries is not None:
-            batch = image.shape[0] if image is not None else image_key_values[0][0].shape[0]
+            batch = (image if image is not None else image_key_values[0][0]).shape[0]
             dropout = max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob)
-            # Dropout differs between images, and outputs have a row for each.
-            outputs = output_hidden_states or output_attentions
-            if input_ids is not None or outputs or (self.training and dropout > 0):
-                queries = _repeated(queries, batch)
-            queries = self.embed_queries(queries)
+            # Dropout and texts differ between images, and outputs have a row for each.
+            each = input_ids is not None or output_hidden_states or output_attentions
+            queries = self.embed_queries(_repeated(queries, batch) if each or (self.training and dropout) else queries)
         if input_ids is not None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             text = self.embed_text(input_ids, past)
@@ -373,15 +374,21 @@ class MF2QFormer(PreTrainedModel):
             text_additive, query_additive = self._masks(queries, text, text_mask, mode, num_prefix, past)
 
         keep_hidden_states |= output_hidden_states
-        state_kinds, weight_kinds = kinds if output_hidden_states else None, kinds if output_attentions else None
-        returned = queries
-        if queries is not None:
-            returned, queries = split_kinds(queries, state_kinds)
-        query_hidden, text_hidden = ((returned,), (text,)) if keep_hidden_states else ((), ())
-        collected_queries, collected_image, attentions, text_attentions, cross_attentions = [], [], [], [], []
+        collected: dict[str, list] = {name: [] for name in _COLLECTED}
+
+        def keep(queries: torch.Tensor | None) -> torch.Tensor | None:
+            if queries is not None:
+                returned, queries = split_kinds(queries, kinds if output_hidden_states else None)
+            if keep_hidden_states and queries is not None:
+                collected["hidden_states"].append(returned)
+            if keep_hidden_states and text is not None:
+                collected["text_hidden_states"].append(text)
+            return queries
+
+        queries = keep(queries)
         for index, layer in enumerate(self.layers):
             crossing = index // self.config.cross_attention_frequency
-            queries, text, query_kv, image_kv, query_weights, text_weights, cross_weights = layer(
+            queries, text, query_kv, image_kv, *weights = layer(
                 queries,
                 text,
                 image,
@@ -392,32 +399,15 @@ class MF2QFormer(PreTrainedModel):
                 mode,
                 past_key_values=past_key_values,
                 keep_key_values=output_key_values,
-                kinds=weight_kinds,
+                kinds=kinds if output_attentions else None,
             )
-            returned = queries
-            if queries is not None:
-                returned, queries = split_kinds(queries, state_kinds)
+            queries = keep(queries)
             if output_key_values and queries is not None:
-                collected_queries.append(tuple(_repeated(states, batch) for states in query_kv))
+                collected["query_key_values"].append(tuple(_repeated(states, batch) for states in query_kv))
                 if layer.cross_attention is not None:
-                    collected_image.append(image_kv)
-            if keep_hidden_states:
-                query_hidden, text_hidden = (*query_hidden, returned), (*text_hidden, text)
-            if output_attentions:
-                attentions.append(query_weights)
-                text_attentions.append(text_weights)
-                if cross_weights is not None:
-                    cross_attentions.append(cross_weights)
-
-        has_queries, has_text = queries is not None, text is not None
-        return MF2QFormerOutput(
-            query_states=queries,
-            text_states=text,
-            query_key_values=tuple(collected_queries) or None,
-            image_key_values=tuple(collected_image) or None,
-            hidden_states=query_hidden if keep_hidden_states and has_queries else None,
-            text_hidden_states=text_hidden if keep_hidden_states and has_text else None,
-            attentions=tuple(attentions) if output_attentions and has_queries else None,
-            text_attentions=tuple(text_attentions) if output_attentions and has_text else None,
-            cross_attentions=tuple(cross_attentions) if output_attentions and has_queries else None,
-        )
+                    collected["image_key_values"].append(image_kv)
+            for name, value in zip(_COLLECTED, weights, strict=False):
+                if output_attentions and value is not None:
+                    collected[name].append(value)
+        lists = {name: tuple(values) for name, values in collected.items() if values}
+        return MF2QFormerOutput(query_states=queries, text_states=text, **lists)

@@ -94,8 +94,8 @@ class StoreArguments:
         None, "run the frozen tower once on each image; no augmentation then. The tiny size's default"
     )
     no_store: bool = _option(False, "dfn, linear_probe: run the frozen model in each epoch, not once")
-    store_dtype: Literal["float16", "bfloat16", "float32"] = _option("float16", "dfn, linear_probe: of the states")
-    rebuild_store: bool = _option(False, "dfn, linear_probe: compute the states anew, for example if a file is damaged")
+    store_dtype: Literal["float16", "bfloat16", "float32"] = _option("float16", "precision of stored tokens and states")
+    rebuild_store: bool = _option(False, "compute stored outputs anew, for example if a file is damaged")
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,8 @@ def build_examples(
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
-            made.stored = load_or_store_vision(tower, plain, Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision")
+            root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
+            made.stored = load_or_store_vision(tower, plain, root, ours.store_dtype, ours.rebuild_store)
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

@@ -33,7 +33,7 @@ from modeling_mf2.vision import MF2VisionTower
 MANIFEST, SHARED, _PLAN = "store.json", "shared.safetensors", "identity.json"
 _REBUILD = "build the store anew (rebuild=True; train.py: --rebuild_store True)"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_EXACT = ("landmarks",)
+_EXACT = ("landmarks",)  # stored as they are, whatever the dtype
 _FORMAT = 4
 _IRRELEVANT_FIELDS = {
     *("au_thresholds", "au_class_weights", "loss_weights", "classification_target", "auto_map", "architectures"),
