@@ -24,8 +24,10 @@ from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 TextMode = Literal["two_way", "causal", "unimodal"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
-_COLLECTED = ("attentions", "text_attentions", "cross_attentions", "hidden_states", "text_hidden_states")
-_COLLECTED += ("query_key_values", "image_key_values")
+_COLLECTED = (
+    *("attentions", "text_attentions", "cross_attentions"),
+    *("hidden_states", "text_hidden_states", "query_key_values", "image_key_values"),
+)
 
 # Without gradients a CPU goes through the wide layer in parts that stay in its cache.
 _ROWS_AT_ONCE = 1024
