@@ -25,8 +25,8 @@ TextMode = Literal["two_way", "causal", "unimodal"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 _COLLECTED = (
-    *("attentions", "text_attentions", "cross_attentions"),
-    *("hidden_states", "text_hidden_states", "query_key_values", "image_key_values"),
+    *("attentions", "text_attentions", "cross_attentions", "hidden_states", "text_hidden_states"),
+    *("query_key_values", "image_key_values"),
 )
 
 # Without gradients a CPU goes through the wide layer in parts that stay in its cache.
