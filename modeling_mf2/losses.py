@@ -4,9 +4,9 @@ With several processes each returns a mean over its own rows whose average over 
 gradients) equals the loss of the joined batch: candidates are gathered, and rows are counted over all processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,64 +18,82 @@ from configuration_mf2.facs import UNKNOWN_LABEL
 
 
 @dataclass
+class Captions:
+    """A branch's captions. keys: equal where captions say or mean the same. rows: those that ITM and ITG take. learned:
+    the tokens of `rows` that ITG learns to write."""
+
+    input_ids: torch.Tensor
+    mask: torch.Tensor
+    keys: torch.Tensor
+    rows: torch.Tensor
+    learned: torch.Tensor
+
+    @property
+    def valid(self) -> torch.Tensor:
+        return self.mask.any(dim=1)
+
+
+@dataclass
 class Features:
-    """A branch's rows as the contrastive loss compares them; `rows` are the pairs that ITM and ITG take."""
+    """What the contrastive loss of a branch compares, a row being an image or region and its caption."""
 
     image: torch.Tensor
     text: torch.Tensor
-    keys: torch.Tensor
-    input_ids: torch.Tensor
-    mask: torch.Tensor
     temperature: torch.Tensor
-    rows: torch.Tensor
-    valid: torch.Tensor
+    captions: Captions
 
 
 @dataclass
 class Comparison:
-    """The contrastive loss of some rows among all, and the hard negatives of those that ITM takes."""
+    """The contrastive loss of some rows among all; hard negatives of those that ITM takes, and which pairs count.
+
+    wrong_image: row numbers, of this batch unless `other_images` has the wrong images as the branch reads them.
+    """
 
     contrast: torch.Tensor
     wrong_image: torch.Tensor
-    wrong_text: torch.Tensor
+    wrong_texts: tuple[torch.Tensor, torch.Tensor]
     match_valid: torch.Tensor
-    gradients: tuple[torch.Tensor, ...] = ()  # of the joined loss: temperature, image and text features
-
-    def surrogate(self, features: Features) -> torch.Tensor:
-        """The stored loss with a graph, whose gradient is that of the joined loss."""
-        live = (features.temperature, features.image, features.text)
-        return self.contrast + sum(
-            ((tensor - tensor.detach()) * gradient).sum() for tensor, gradient in zip(live, self.gradients, strict=True)
-        )
+    other_images: torch.Tensor | None = None
 
 
-@dataclass
-class StepContext:
-    """What one of several micro-batches of a step knows of the others, see mf2face/training/grad_cache.py.
+class Step:
+    """What a forward pass knows of the rest of its optimizer step: here it is all of it, on one or several processes.
 
-    counts: what each loss is divided by, as if spread evenly over micro-batches and processes. first_pass: the model
-    fills in `features`, `sample` (whether negatives are drawn) and `image_tokens`, and computes no loss.
+    mf2face/training/grad_cache.py has the step of several micro-batches.
     """
 
-    counts: dict[str, torch.Tensor] = field(default_factory=dict)
-    first_pass: bool = False
-    sample: bool = False
-    features: dict[str, Features] = field(default_factory=dict)
-    image_tokens: torch.Tensor | None = None
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
-    texts: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    images: dict[str, torch.Tensor] = field(default_factory=dict)
+    counts: Mapping[str, torch.Tensor] = {}  # what the losses are divided by, by name
+
+    def compare(
+        self,
+        model: nn.Module,
+        features: Mapping[str, Features],
+        captions: Mapping[str, Captions],
+        images: Mapping[str, torch.Tensor],
+        image_tokens: torch.Tensor,
+    ) -> dict[str, Comparison] | None:
+        """Compares the features of each branch; None ends the forward pass. images: as the branches read them."""
+        comparisons = {}
+        for name, own in features.items():
+            texts = pad_as_others(own.captions.input_ids, own.captions.mask)
+            start, texts = gather_offset(own.text.shape[0]), tuple(map(gather, texts))
+            everyone = map(gather, (own.image, own.text, own.captions.keys, own.captions.valid))
+            comparisons[name] = compared = compare(own, *everyone, texts, start, model.training)
+            if world_size() > 1:  # the wrong image may be another process's
+                compared.other_images = gather(images[name])[compared.wrong_image]
+        return comparisons
 
 
-_step: StepContext | None = None
+_step = Step()
 
 
-def current_step() -> StepContext | None:
+def current_step() -> Step:
     return _step
 
 
 @contextmanager
-def step_context(step: StepContext | None) -> Iterator[None]:
+def use_step(step: Step) -> Iterator[None]:
     global _step
     before, _step = _step, step
     try:
@@ -119,10 +137,10 @@ def wide(logits: torch.Tensor) -> torch.Tensor:
 
 
 def masked_mean(values: torch.Tensor, valid: torch.Tensor, name: str | None = None) -> torch.Tensor:
-    """name: of the loss in `StepContext.counts`."""
+    """name: of the loss in `Step.counts`."""
     # `where`, not a product: an invalid value may be infinite.
     total = torch.where(valid, values, torch.zeros_like(values)).sum()
-    if _step is not None and name in _step.counts:
+    if name in _step.counts:
         return total / _step.counts[name]
     count = valid.sum().to(values.dtype)
     if world_size() > 1:
@@ -134,7 +152,7 @@ def masked_mean(values: torch.Tensor, valid: torch.Tensor, name: str | None = No
 
 def row_weight(rows: int) -> torch.Tensor | float:
     """For a mean over all rows of a micro-batch, of which the last may have fewer."""
-    return 1.0 if _step is None else rows / _step.counts["rows"]
+    return rows / _step.counts["rows"] if "rows" in _step.counts else 1.0
 
 
 def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -217,20 +235,23 @@ def compare(
     text: torch.Tensor,
     keys: torch.Tensor,
     valid: torch.Tensor,
+    texts: tuple[torch.Tensor, torch.Tensor],
     start: int,
     sample: bool,
     name: str | None = None,
 ) -> Comparison:
-    """Compares a branch's own rows with all: features, keys and validity of all rows, own ones from `start`."""
+    """Compares a branch's own rows with all: features, keys, validity and texts of all rows, own ones from `start`."""
+    captions = own.captions
     image_to_text = image_text_similarity(own.image, text)
     text_to_image = image_text_similarity(image, own.text).T
-    negatives = allowed_negatives(own.keys, keys, valid)
-    contrast = itc_loss(image_to_text, text_to_image, own.temperature, negatives, own.valid, start, name)
-    picked = (negatives[own.rows], own.temperature, sample)
-    wrong_text, text_found = hard_negatives(image_to_text[own.rows], *picked)
-    wrong_image, image_found = hard_negatives(text_to_image[own.rows], *picked)
-    known = own.valid[own.rows]
-    return Comparison(contrast, wrong_image, wrong_text, torch.cat([known, known & image_found, known & text_found]))
+    negatives = allowed_negatives(captions.keys, keys, valid)
+    contrast = itc_loss(image_to_text, text_to_image, own.temperature, negatives, captions.valid, start, name)
+    picked = (negatives[captions.rows], own.temperature, sample)
+    wrong_text, text_found = hard_negatives(image_to_text[captions.rows], *picked)
+    wrong_image, image_found = hard_negatives(text_to_image[captions.rows], *picked)
+    known = captions.valid[captions.rows]
+    match_valid = torch.cat([known, known & image_found, known & text_found])
+    return Comparison(contrast, wrong_image, (texts[0][wrong_text], texts[1][wrong_text]), match_valid)
 
 
 def itm_loss(logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor, name: str | None = None) -> torch.Tensor:

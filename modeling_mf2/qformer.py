@@ -126,9 +126,8 @@ class MF2QFormerAttention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(
-            1, 2
-        )  # (batch, heads, length, head_dim)
+        states = states.view(*states.shape[:2], self.num_heads, self.head_dim)
+        return states.transpose(1, 2)  # (batch, heads, length, head_dim)
 
     def key_values(self, states: torch.Tensor) -> KeyValue:
         return self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
@@ -242,16 +241,11 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
             text_key_values = self.attention.key_values(text)
             if past_key_values is not None:
                 text_key_values = past_key_values.update(*text_key_values, self.layer_idx)
-            seen = text_key_values
-            if mode != "unimodal":
-                seen = _joined(query_key_values, text_key_values)
+            seen = text_key_values if mode == "unimodal" else _joined(query_key_values, text_key_values)
             attended_text, text_weights = self.attention(text, seen, text_mask)
         if queries is not None:
-            seen = (
-                _joined(query_key_values, text_key_values)
-                if mode == "two_way" and text is not None
-                else query_key_values
-            )
+            sees_text = mode == "two_way" and text is not None
+            seen = _joined(query_key_values, text_key_values) if sees_text else query_key_values
             queries, query_weights = self.attention(queries, seen, query_mask)
             if self.cross_attention is not None:
                 queries = _repeated(queries, (image if image_key_values is None else image_key_values[0]).shape[0])

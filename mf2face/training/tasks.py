@@ -178,7 +178,7 @@ TASKS: Mapping[tuple[str, str], Task] = {
     ),
     ("mf2", "tower"): replace(
         _MF2,
-        builds="modeling_mf2.tower:MF2ForTowerTraining",
+        builds="mf2face.training.tower:MF2ForTowerTraining",
         trains="all",
         stores=(),
         saves="tower",

@@ -172,17 +172,16 @@ class MF2Trainer(Trainer):
         if self._batches:
             batches, self._batches = send_to_device(self._batches, self.args.device), []
             compares = getattr(self.accelerator.unwrap_model(model), "compares_rows", False)
-            self._micro_batches = micro_batches(
-                model, batches, compares and not batches[0].keys().isdisjoint(_CAPTIONS)
-            )
+            compares = compares and not batches[0].keys().isdisjoint(_CAPTIONS)
+            self._micro_batches = micro_batches(model, batches, compares)
         return self._micro_batches.pop(0) if self._micro_batches else None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         micro_batch = self._micro_batch(model) if model.training else None
+        inputs = inputs if micro_batch is None else micro_batch.inputs
         with nullcontext() if micro_batch is None else micro_batch.entered():
-            inputs = inputs if micro_batch is None else micro_batch.inputs
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if loss is None:
             raise ValueError(
@@ -220,14 +219,11 @@ class MF2Trainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         logits = [outputs.get("emotion_logits"), outputs.get("au_logits")]
-        rows = next(tensor for tensor in logits if tensor is not None).shape[0]
-        labels = [inputs.get("emotion_labels"), inputs.get("au_labels")]
-        for place, given in enumerate(logits):
-            if given is None:
-                logits[place] = torch.zeros(rows, 0, device=self.args.device)
-            if labels[place] is None:
-                shape = (rows,) if place == 0 else (rows, logits[1].shape[1])
-                labels[place] = torch.full(shape, UNKNOWN_LABEL, device=self.args.device)
+        rows = next(len(tensor) for tensor in logits if tensor is not None)
+        logits = [torch.zeros(rows, 0, device=self.args.device) if given is None else given for given in logits]
+        shapes = {"emotion_labels": (rows,), "au_labels": tuple(logits[1].shape)}
+        unknown = {name: torch.full(shape, UNKNOWN_LABEL, device=self.args.device) for name, shape in shapes.items()}
+        labels = [inputs.get(name, none) for name, none in unknown.items()]
         loss = outputs.get("loss")
         return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
 

@@ -229,7 +229,7 @@ class AttentionDecoder(nn.Module):
         self, maps: Attended, input_ids: torch.Tensor, mask: torch.Tensor, loss_name: str | None = None
     ) -> Described:
         """input_ids, mask (batch, branches, length): a description that starts with any token; without tokens there is
-        none. loss_name: in `StepContext.counts`."""
+        none. loss_name: in `Step.counts`."""
         given = input_ids[..., :-1].clone()
         given[..., :1] = self.config.bos_token_id
         words, keys = self.gates_word(self.words(given)), self.attend_map(maps.maps())

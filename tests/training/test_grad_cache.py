@@ -51,11 +51,14 @@ def cut(batch: dict[str, torch.Tensor], sizes: list[int]) -> list[dict[str, torc
 def step(model, batches: list[dict[str, torch.Tensor]], first_pass: bool = True) -> dict[str, torch.Tensor]:
     """The Trainer's step: the mean of the micro-batches' losses. -> the parts' means; gradients are in the model."""
     sums = {}
-    parts = micro_batches(model, batches, first_pass) if len(batches) > 1 else [MicroBatch(batches[0], None)]
+    parts = micro_batches(model, batches, first_pass) if len(batches) > 1 else batches
     for part in parts:
         with model.no_sync() if part is not parts[-1] and hasattr(model, "no_sync") else nullcontext():
-            with part.entered():
-                read = model(**part.inputs)
+            if isinstance(part, MicroBatch):
+                with part.entered():
+                    read = model(**part.inputs)
+            else:
+                read = model(**part)
             (read.loss / len(batches)).backward()
         for name in LOSSES:
             if read.get(name) is not None:

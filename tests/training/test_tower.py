@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from configuration_mf2 import MF2Config
-from modeling_mf2.tower import MF2ForTowerTraining, hide_patches, patches_of
+from mf2face.training.tower import MF2ForTowerTraining, hide_patches, patches_of
 
 
 @pytest.fixture

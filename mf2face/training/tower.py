@@ -8,11 +8,10 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
-
-from .loading import check_unused
-from .losses import au_loss, emotion_loss, row_weight
-from .modeling_mf2 import MF2PreTrainedModel
-from .vision import MF2VisionTower
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import au_loss, emotion_loss, row_weight
+from modeling_mf2.modeling_mf2 import MF2PreTrainedModel
+from modeling_mf2.vision import MF2VisionTower
 
 
 # Normalised pixels: smaller variation within a patch is noise, and not to be magnified.
