@@ -41,8 +41,8 @@ from scipy.stats import rankdata
 import mf2face.inference.analyze
 import mf2face.inference.media
 import processing_mf2.detection
-from mf2face.inference.analyze import Analysis, choose_source
-from mf2face.inference.media import read_frames
+from mf2face.inference.analyze import prepare
+from mf2face.inference.media import Sampling, read_frames
 from mf2face.inference.model import load_model
 from mf2face.inference.rows import RowFile
 
@@ -177,9 +177,10 @@ def run(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of every face, and the figures of the path."""
     loaded = load_model(model, device="cpu")
-    analysis = Analysis(list(labels), loaded, choose_source(landmarks=landmarks))
+    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
+    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
     analysis.rows_of(list(read_frames(list(labels)[:4], analysis.sampling)))  # loads and warms
-    analysis = Analysis(list(labels), loaded, choose_source(landmarks=landmarks))
+    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
     stages, pipeline = Stages(), loaded.pipeline
     stages.wrap(mf2face.inference.media, "read_image", "decode")
     stages.wrap(processing_mf2.detection, "_find_boxes", "detect")

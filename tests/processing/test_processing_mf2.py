@@ -11,8 +11,9 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import LABEL_SETS
 from processing_mf2 import MF2Processor, RuleCaptioner, build_tokenizer
+from processing_mf2.detection import DETECTORS
 from processing_mf2.image_processing_mf2 import MF2ImageProcessor
-from processing_mf2.landmarks import DETECTORS, DetectedFace, template_landmarks
+from processing_mf2.landmarks import DetectedFace, template_landmarks
 
 
 AUS = LABEL_SETS["mfa"].action_units
