@@ -77,7 +77,14 @@ def damaged(
 
 
 def byte_damages(
-    rng: random.Random, size: int, *, flips: int, cuts: int, zeros: int = 2, end: int | None = None, rule: str = "finite"
+    rng: random.Random,
+    size: int,
+    *,
+    flips: int,
+    cuts: int,
+    zeros: int = 2,
+    end: int | None = None,
+    rule: str = "finite",
 ) -> Iterator[Damage]:
     """Flipped bits, missing ends, zeros, bytes inserted or lost, bytes behind the end.
 

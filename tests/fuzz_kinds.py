@@ -169,7 +169,12 @@ def arrays(folder: Path, rng: random.Random) -> Kind:
             spoiled[rng.randrange(68), rng.randrange(2)] = value
             yield case(f"landmarks with {value}", landmarks=spoiled)
         for label, wrong in {
-            **{"short": points[:60], "turned": points.T, "flat": points.ravel(), "3D": np.pad(points, ((0, 0), (0, 1)))},
+            **{
+                "short": points[:60],
+                "turned": points.T,
+                "flat": points.ravel(),
+                "3D": np.pad(points, ((0, 0), (0, 1))),
+            },
             **{"zeros": points * 0, "huge": points * 1e9, "tiny": points * 1e-9, "far": points + 1e6, "text": "points"},
             **{"strings": points.astype(str), "objects": points.astype(object), "complex": points + 1j, "number": 5},
             **{"integers": points.astype(int), "list": points.tolist(), "ragged": [[1.0, 2.0], [3.0]], "empty": []},
@@ -300,7 +305,11 @@ def own_tables(folder: Path, rng: random.Random) -> Kind:
         damages += byte_damages(rng, len(good), flips=14, cuts=14, zeros=1, rule="same")
         for label, new in {
             **{"a field too many": b"p3,p3", "a field too few": b"", "an absolute path": b"/etc/passwd"},
-            **{"a path above": b"../labels.csv/3.png", "an address": b"http://127.0.0.1/3.png", "no such picture": b"33.png"},
+            **{
+                "a path above": b"../labels.csv/3.png",
+                "an address": b"http://127.0.0.1/3.png",
+                "no such picture": b"33.png",
+            },
         }.items():
             damages.append(Damage(label, "same", good.replace(b"p3," if "field" in label else b"3.png", new)))
         named = ("3.png", "split")
@@ -489,8 +498,8 @@ def dfn_stores(folder: Path, rng: random.Random) -> Kind:
     """Frozen states for DFN."""
     from peft import get_peft_model
 
+    from mf2face.training.stores import frozen_states
     from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-    from modeling_mf2.dfn.states import frozen_states
 
     torch.manual_seed(0)
     base = shake(MF2ForFaceAnalysis(tiny_config()))
@@ -508,7 +517,10 @@ def dfn_stores(folder: Path, rng: random.Random) -> Kind:
         yield from damaged(header, json_file_damages(rng, header, each=6), expected=expected)
         files = sorted(header.parent.glob("*.safetensors"))
         for source in files:
-            damages = [*byte_damages(rng, source.stat().st_size, flips=18, cuts=6, rule="same"), *odd_damages("missing")]
+            damages = [
+                *byte_damages(rng, source.stat().st_size, flips=18, cuts=6, rule="same"),
+                *odd_damages("missing"),
+            ]
             damages += [Damage(f"is {other.name}", "same", other.read_bytes()) for other in files if other != source]
             yield from damaged(source, damages, expected=expected)
 
@@ -532,7 +544,7 @@ def vision_stores(folder: Path, rng: random.Random) -> Kind:
 
     def answer(path: Path) -> Answer:
         store = load_or_store_vision(tower, examples, path.parent.parent)
-        return Answer([{name: tensor.tolist() for name, tensor in store[n].items()} for n in range(len(store))])
+        return Answer({name: tensor.tolist() for name, tensor in store.batch(range(6)).items()})
 
     def cases() -> Iterator[Case]:
         root = folder / "root"
@@ -606,6 +618,7 @@ def landmark_caches(folder: Path, rng: random.Random) -> Kind:
     import sqlite3
 
     from mf2face.data.build.landmark_cache import LandmarkCache
+    from processing_mf2.image_io import read_image
     from processing_mf2.landmarks import DetectedFace, template_landmarks
 
     class Template:
@@ -617,9 +630,12 @@ def landmark_caches(folder: Path, rng: random.Random) -> Kind:
     for index in range(6):
         inputs.face(index).save(folder / "images" / f"{index}.png")
 
+    names = [f"{index}.png" for index in range(6)]
+    pixels = [read_image(folder / "images" / name) for name in names]
+
     def answer(path: Path) -> Answer:
         with logged_warnings() as messages, LandmarkCache(folder / "images", Template(), file=path) as cache:
-            faces = cache.faces([f"{index}.png" for index in range(6)])
+            faces = cache.faces(names, pixels)
         numbers = [[face.landmarks.tolist(), face.confidence.tolist(), face.box.tolist()] for face in faces]
         return Answer(numbers, messages)
 
