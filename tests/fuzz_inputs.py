@@ -25,8 +25,8 @@ from mf2face.data.synthetic.faces import draw_example
 class Case:
     """One input. make: writes it below a scratch folder and returns what the kind's `answer` takes.
 
-    rule: `same`, the expected answer or a refusal; `finite`, any finite answer or a refusal, where the damage may change
-    the answer (a pixel, a weight without checksum); `accept`, the expected answer only.
+    rule: `same`, the expected answer or a refusal; `finite`, any finite answer or a refusal, where the damage may
+    change the answer (a pixel, a weight without checksum); `accept`, the expected answer only.
     names: a refusal must name one of these: the file or the field. expected: None where only a refusal is right.
     """
 
@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Damage:
-    """content: the new bytes of a file, or how they follow from the old ones. put: makes something else in its place."""
+    """content: the new bytes of a file, or a function of the old ones. put: makes something else in its place."""
 
     label: str
     rule: str
