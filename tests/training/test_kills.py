@@ -21,7 +21,8 @@ PRELOAD = (
     "mf2face.training.run",
     "torch.utils.data",
 )
-CHANGING = (".about.json", "trainer_state.json", "training_args.bin", "cost.json", "README.md", "metrics.json", ".png")
+CHANGING = (".about.json", "trainer_state.json", "training_args.bin", "cost.json", "README.md", "metrics.json")
+CHANGING += ("run.json", "complete.json", ".png")
 """Names of files in which times, and how often a run was begun, are written; of others the content is compared."""
 
 
@@ -78,7 +79,7 @@ def training(folder: Path) -> None:
     import train
 
     datasets.config.HF_DATASETS_CACHE = folder / "in"
-    options = "--task full --num_images 32 --use_cpu True --disable_tqdm True --per_device_train_batch_size 8"
+    options = "--task full --num_images 64 --use_cpu True --disable_tqdm True --per_device_train_batch_size 8"
     options += " --max_steps 4 --save_strategy steps --save_steps 2 --eval_strategy steps --eval_steps 2"
     train.main([*options.split(), "--output_dir", f"{folder}/out/run"])
 
@@ -188,12 +189,12 @@ def test_a_killed_run_that_is_repeated_ends_as_if_it_had_not_been_killed(trial: 
     kills = [{"kill_at": number} for number in range(1, count + 1, every)]
     kills += [{"kill_after": chance.uniform(0.05, 1.0) * trial.undisturbed.seconds} for _ in range(RANDOM_KILLS)]
     wrong = [each for kill in kills for each in trial.killed_and_repeated(**kill)]
-    told = f"{len(kills)} kills ({RANDOM_KILLS} at random times; {count} file operations)"
-    print(f"{trial.name}: {told}, {len(wrong)} differences")
+    total = f"{len(kills)} kills ({RANDOM_KILLS} at random times; {count} file operations)"
+    print(f"{trial.name}: {total}, {len(wrong)} differences")
     assert not wrong, "\n".join(wrong)
 
 
 if __name__ == "__main__":
     job, *arguments = JOBS[sys.argv[1]]
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     job(Path(sys.argv[2]), *arguments)
