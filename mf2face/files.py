@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-_PART = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-(\d+)-\d+")
+_PART = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.\w+)?")
 _FOREIGN_AGE = 24 * 3600
 """Seconds; a process of another machine, container or boot cannot be looked up, so its part goes when it is old."""
 
@@ -34,14 +34,16 @@ def private(path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike, *, shared: bool = False, sync: bool = False) -> Iterator[Path]:
+def whole_file(
+    path: str | os.PathLike, *, shared: bool = False, sync: bool = False, suffix: str = ""
+) -> Iterator[Path]:
     """Yields an empty temporary file in the same folder, which replaces `path` if nothing is raised.
 
     Its name does not contain that of `path`, which may be as long as the file system allows. shared: the mode is the
-    user's default, not 0600. sync: the content is on the disk before the rename.
+    user's default, not 0600. sync: the content is on the disk before the rename. suffix: the temporary name's.
     """
     path = Path(path)
-    part = _part_beside(path)
+    part = _part_beside(path, suffix)
     try:
         with open(part, "xb", opener=None if shared else private):
             pass
@@ -86,14 +88,14 @@ def _put_back(old: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _part_beside(path: Path) -> Path:
+def _part_beside(path: Path, suffix: str = "") -> Path:
     """The first part of a process in a folder removes what dead processes left there."""
     folder = os.path.abspath(path.parent)
     if folder not in _SWEPT:
         _SWEPT.add(folder)
         remove_leftovers(folder)
     pid = os.getpid()
-    return path.with_name(f".part-{_machine()}-{pid}-{_started(pid) or 0}-{next(_COUNTER)}")
+    return path.with_name(f".part-{_machine()}-{pid}-{_started(pid) or 0}-{next(_COUNTER)}{suffix}")
 
 
 def remove_leftovers(folder: str | os.PathLike) -> list[str]:

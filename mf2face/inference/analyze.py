@@ -94,6 +94,8 @@ class Analysis:
         self.trackers: dict[str, FaceTracker] = {}
         self.on_face: Callable[[Frame, Face, int], None] | None = None
         """Called with every face that gets a row, and its number."""
+        self.on_frame: Callable[[Frame, list[dict[str, Any]]], None] | None = None
+        """Called with every frame and its rows."""
         self.on_input: Callable[[str], None] | None = None
         """Called with every input that has rows, in their order, those of earlier runs too."""
 
@@ -152,6 +154,7 @@ class Analysis:
         answers = iter(self._answers([(frame, face) for frame, of in seen for face in of]))
         rows: list[dict[str, Any]] = []
         for frame, of_frame in zip(chunk, faces, strict=True):
+            start = len(rows)
             if isinstance(of_frame, str):
                 self.summary.skip(frame.input, of_frame)
                 continue
@@ -171,6 +174,8 @@ class Analysis:
                 )
                 if self.on_face is not None and answer:
                     self.on_face(frame, face, number)
+            if self.on_frame is not None:
+                self.on_frame(frame, rows[start:])
         return rows
 
     def _answers(self, items: Sequence[tuple[Frame, Face]]) -> list[Any]:

@@ -76,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--picture", metavar="ROWS", help="of a file of rows, without a model; into --why, or beside it"
     )
+    parser.add_argument(
+        "--annotate", metavar="FILE.mp4", help="of one video: it again, with boxes, landmarks, active AUs and emotions"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser
 
@@ -92,6 +95,11 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
     if given.occlusion and (given.why is None or given.picture is not None):
         parser.error("--occlusion: got no faces to explain, expected images and --why FOLDER with it")
+    if given.annotate is not None:
+        if not given.annotate.endswith(".mp4") or len(inputs) != 1 or given.camera is not None:
+            parser.error("--annotate: expected one video as input and a name that ends in .mp4")
+        if given.output is not None and os.path.exists(given.output) and not given.overwrite:
+            parser.error("--annotate: a run that is continued has only the rest of its frames; add --overwrite")
     if given.picture is not None:
         if inputs:
             parser.error("--picture: got inputs too, expected a file of rows alone")
@@ -142,14 +150,15 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
         _say(f"landmarks: {_SOURCES.get(source, source)}")
     try:
-        if given.output is not None:
-            run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
-        else:
-            sink = _screen(analysis, format)
-            try:
-                analysis.run(sink if why is None else why.beside(sink))
-            finally:
-                sink.close()
+        with _annotated(given.annotate, analysis):
+            if given.output is not None:
+                run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
+            else:
+                sink = _screen(analysis, format)
+                try:
+                    analysis.run(sink if why is None else why.beside(sink))
+                finally:
+                    sink.close()
     except OutputError as error:
         return _end(given, analysis, _fail(4, error))
     except BrokenPipeError:
@@ -167,6 +176,18 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     nothing = not summary.frames and not summary.resumed
     code = 0 if nothing else _finish(given, why)
     return _end(given, analysis, code or (3 if nothing else 1 if summary.left_out else 0))
+
+
+@contextlib.contextmanager
+def _annotated(path: str | None, analysis: Any) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    from mf2face.inference.annotate import AnnotatedVideo
+
+    with AnnotatedVideo(path, analysis.columns) as video:
+        analysis.on_frame = video.add
+        yield
 
 
 def _finish(given: argparse.Namespace, why: Any) -> int:
