@@ -67,7 +67,7 @@ class AlignedCrops:
 
 
 class DetectedFaces:
-    """Faces by a detector. In a video, one that can `follow` faces looks for them every `DETECT_EVERY` frames only."""
+    """Faces by a detector. In videos MediaPipe's looks for new faces every `DETECT_EVERY` frames, or if one is lost."""
 
     fingerprint = None
 
@@ -96,10 +96,12 @@ class DetectedFaces:
     def _next(self, frame: Frame) -> list[Face] | str:
         try:
             known = self.followed if frame.is_moving and frame.input == self.video else []
-            faces = self.detector.follow(frame.pixels, known) if self.frames_followed < DETECT_EVERY - 1 else []
+            faces = [face for face in self.detector.follow(frame.pixels, known) if face is not None]
             self.frames_followed += 1
-            if not faces or None in faces:
-                [faces], self.frames_followed = self.detector.detect([frame.pixels]), 0
+            if not faces or len(faces) < len(known) or self.frames_followed >= DETECT_EVERY:
+                [detected], self.frames_followed = self.detector.detect([frame.pixels]), 0
+                boxes = np.array([face.box for face in faces]).reshape(-1, 4)
+                faces += [face for face in detected if (overlaps(boxes, face.box[None]) < LEAST_OVERLAP).all()]
         except OSError:
             raise
         except Exception as error:
