@@ -168,7 +168,7 @@ def _run(asked: dict[str, Any]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     sys.argv = asked["argv"]
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    sys.path[:1] = [os.path.dirname(os.path.abspath(sys.argv[0])), str(ROOT / "tests")]
     install(asked["under"], asked["log"], asked["kill_at"])
     code: Any = 0
     try:

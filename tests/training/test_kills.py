@@ -196,5 +196,4 @@ def test_a_killed_run_that_is_repeated_ends_as_if_it_had_not_been_killed(trial: 
 
 if __name__ == "__main__":
     job, *arguments = JOBS[sys.argv[1]]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     job(Path(sys.argv[2]), *arguments)
