@@ -115,6 +115,17 @@ def test_the_figures_of_inference_are_those_of_the_benchmark() -> None:
     assert said(r"The curve says why.*?points") == [f"{figures['cost_4']:.2f}", f"{figures['cost_32']:.2f}", gained]
 
 
+def test_the_figures_on_photographs_are_those_of_the_benchmark() -> None:
+    figures = results("photographs")
+    passage = re.search(r"In (\d+)\s+photographs.*?landmarks, (\d+) times.*?does (\d+) photographs", README, re.DOTALL)
+    whole = ("photographs", "over_face_alignment", "photos_per_s")
+    assert list(passage.groups()) == [f"{figures[name]:.0f}" for name in whole]
+    parts = [100 * figures["faces_found"], figures["detect_ms"], figures["landmarks_ms"]]
+    assert said(r"In 939\s+photographs.*?photographs a CPU-second") == [f"{part:.1f}" for part in parts]
+    worth = ("au12_happiness_auc", "emotion_macro_recall", "emotion_chance")
+    assert said(r"with an AUC of.*?chance [\d.]+") == [f"{figures[name]:.3f}" for name in worth]
+
+
 def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> None:
     figures, longer = results("tables_tiny"), results("hsemotion_20_epochs")
     titles = {"mf2": r"MF² \(pre-train\)", "mf2_dfn": r"MF² \+ DFN", "exp_blip": "Exp-BLIP", "hsemotion": "HSEmotion"}
