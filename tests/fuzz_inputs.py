@@ -1,14 +1,16 @@
-"""Damaged inputs for `test_fuzz.py`: how files are spoiled, and drawn images and videos in many formats to spoil."""
+"""Damaged inputs for `test_fuzz.py`: how bytes, JSON and csv are damaged, and drawn images and videos to damage."""
 
 import contextlib
 import io
 import json
 import os
 import random
+import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +21,93 @@ from PIL import Image
 from mf2face.data.synthetic.faces import draw_example
 
 
-Spoil = Callable[[bytes], bytes]
-
-
 @dataclass(frozen=True)
 class Case:
-    """make: writes the input below a scratch folder; what it returns is given to the kind's `answer`.
+    """One input. make: writes it below a scratch folder and returns what the kind's `answer` takes.
 
-    rule: `same`, the answer of the undamaged input or a refusal; `finite`, any finite answer or a refusal, where the
-    damage may change what is said (a pixel, a weight without checksum); `accept`, the undamaged answer alone.
-    names: of these a refusal must name one: the file or the field.
+    rule: `same`, the expected answer or a refusal; `finite`, any finite answer or a refusal, where the damage may
+    change the answer (a pixel, a weight without checksum); `accept`, the expected answer only.
+    names: a refusal must name one of these: the file or the field. expected: None where only a refusal is right.
     """
 
     label: str
     make: Callable[[Path], Any]
     rule: str
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
+    expected: Any = None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """content: a file's new bytes, or a function of the old ones. put: makes something else in its place."""
+
+    label: str
+    rule: str
+    content: bytes | Callable[[bytes], bytes] = b""
+    put: Callable[[Path], Any] | None = None
+    field: str = ""
+
+    def of(self, content: bytes) -> bytes:
+        return self.content if isinstance(self.content, bytes) else self.content(content)
+
+    def apply(self, path: Path) -> None:
+        if self.put is None:
+            path.write_bytes(self.of(path.read_bytes()))
+        else:
+            path.unlink()
+            self.put(path)
+
+
+UNDAMAGED = Damage("undamaged", "accept", lambda content: content)
+
+
+def damaged(
+    source: Path, damages: Iterable[Damage], *names: str, expected: Any = None, prefix: str = ""
+) -> Iterator[Case]:
+    """Copies of `source`'s folder with this file damaged; `answer` gets the file's path in the copy."""
+
+    def make(damage: Damage, scratch: Path) -> Path:
+        copy = shutil.copytree(source.parent, scratch / "copy" / source.parent.name)
+        damage.apply(copy / source.name)
+        return copy / source.name
+
+    for damage in damages:
+        named = (source.name, "case/copy", *names, *filter(None, [damage.field]))
+        yield Case(f"{prefix}{source.name}: {damage.label}", partial(make, damage), damage.rule, named, expected)
 
 
 def byte_damages(
-    rng: random.Random, size: int, *, flips: int, cuts: int, zeros: int = 2, end: int | None = None
-) -> Iterator[tuple[str, str, Spoil]]:
-    """(label, what it is, spoil): bits flipped, the end cut off, zeros, bytes inserted or lost, bytes behind the end.
+    rng: random.Random,
+    size: int,
+    *,
+    flips: int,
+    cuts: int,
+    zeros: int = 2,
+    end: int | None = None,
+    rule: str = "finite",
+) -> Iterator[Damage]:
+    """Flipped bits, missing ends, zeros, bytes inserted or lost, bytes behind the end.
 
-    end: flips lie before this byte, for instance in a header.
+    end: flips lie before this byte, for instance in a header. rule: `same` where a checksum finds changed bytes.
     """
     for _ in range(flips):
-        places = [rng.randrange(min(end or size, size)) for _ in range(rng.choice((1, 1, 1, 3, 16)))]
+        places = [rng.randrange(min(end, size)) for _ in range(rng.choice((1, 1, 1, 3, 16)))]
         bits = [1 << rng.randrange(8) for _ in places]
-        yield f"flip {places[:3]}", "flip", lambda content, p=places, b=bits: flipped(content, p, b)
+        yield Damage(f"flip {places[:3]}", rule, lambda content, p=places, b=bits: flipped(content, p, b))
     for _ in range(cuts):
-        length = rng.choice(
-            (rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 40)))
-        )
-        yield f"cut to {length} of {size}", "cut", lambda content, n=length: content[:n]
+        ends = (rng.randrange(size), rng.randrange(min(size, 64)), size - 1 - rng.randrange(min(size, 40)))
+        length = rng.choice(ends)
+        yield Damage(f"cut to {length} of {size}", "same", lambda content, n=length: content[:n])
     for _ in range(zeros):
         start, length = rng.randrange(size), rng.choice((4, 64, 512))
-        yield f"zeros from {start}", "flip", lambda c, s=start, n=length: c[:s] + bytes(len(c[s : s + n])) + c[s + n :]
-        yield f"bytes lost at {start}", "flip", lambda c, s=start, n=length: c[:s] + c[s + n // 4 :]
-        yield f"bytes put in at {start}", "flip", lambda c, s=start, n=length: c[:s] + b"\xa5" * (n // 4) + c[s:]
+        for label, old, new in (
+            ("zeros from", length, bytes(min(length, size - start))),
+            ("bytes lost at", length // 4, b""),
+            ("bytes put in at", 0, b"\xa5" * (length // 4)),
+        ):
+            yield Damage(f"{label} {start}", rule, lambda c, s=start, o=old, n=new: c[:s] + n + c[s + o :])
     if zeros:
-        yield "bytes behind the end", "same", lambda content: content + b"\0trailing" * 9
+        yield Damage("bytes behind the end", "same", lambda content: content + b"\0trailing" * 9)
 
 
 def flipped(content: bytes, places: list[int], bits: list[int]) -> bytes:
@@ -69,80 +117,152 @@ def flipped(content: bytes, places: list[int], bits: list[int]) -> bytes:
     return bytes(changed)
 
 
-TEXT_DAMAGES: dict[str, Spoil] = {
-    "empty": lambda c: b"",
-    "blanks": lambda c: b" \n ",
-    "null": lambda c: b"null",
-    "list": lambda c: b"[]",
-    "number": lambda c: b"3",
-    "text": lambda c: b'"x"',
+def overwritten(content: bytes, place: int, new: bytes) -> bytes:
+    return content[:place] + new + content[place + len(new) :]
+
+
+_TEXTS: dict[str, bytes | Callable[[bytes], bytes]] = {
+    **{"empty": b"", "blanks": b" \n ", "null": b"null", "list": b"[]", "number": b"3", "text": b'"x"'},
+    **{"deep": b"[" * 100_000, "binary": bytes(range(256)) * 4},
     "UTF-16": lambda c: c.decode().encode("utf-16"),
     "UTF-8 with mark": lambda c: b"\xef\xbb\xbf" + c,
     "latin-1": lambda c: c.replace(b"e", b"\xe9", 1),
     "late latin-1": lambda c: c[:-20] + c[-20:].replace(b'"', b'\xe9"', 1),
     "comma at the end": lambda c: c.rstrip().rstrip(b"}") + b",}",
-    "deep": lambda c: b"[" * 100_000,
     "deep field": lambda c: c.replace(b":", b": " + b'{"a":' * 20_000, 1),
     "NUL": lambda c: c[: len(c) // 2] + b"\0" + c[len(c) // 2 :],
-    "binary": lambda c: bytes(range(256)) * 4,
     "half": lambda c: c[: len(c) // 2],
     "all but the end": lambda c: c.rstrip()[:-1],
     "twice": lambda c: c + c,
     "long number": lambda c: c.replace(b": ", b": " + b"9" * 5000, 1),
 }
+BINARY_TEXTS = ("empty", "null", "binary", "half", "twice")
 
-VALUES: tuple[Any, ...] = (
+
+def text_damages(*labels: str) -> Iterator[Damage]:
+    return (Damage(label, "same", _TEXTS[label]) for label in labels or _TEXTS)
+
+
+def odd_damages(*labels: str, image: str = "same") -> Iterator[Damage]:
+    """What may stand in a file's place; a reader may wait for ever for a device or a pipe. image: the rule of one."""
+    made: dict[str, Callable[[Path], Any]] = {
+        "missing": lambda path: None,
+        "folder": Path.mkdir,
+        "link to nothing": lambda path: path.symlink_to("/nothing/there"),
+        "link to itself": lambda path: path.symlink_to(path),
+        "link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+        "pipe": os.mkfifo,
+        "zero bytes": Path.touch,
+        "text": lambda path: path.write_text("no video\n" * 50),
+        "zeros": lambda path: path.write_bytes(bytes(5000)),
+        "image": lambda path: path.write_bytes(encoded(face(), "PNG")),
+    }
+    return (Damage(name, image if name == "image" else "same", put=made[name]) for name in labels or made)
+
+
+_VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 3, 100_000, 10**30, 0.25, -0.5, float("nan"), float("inf"), "", "x", "1"),
     *([], ["x"], [None], [0, 0, 0], [[1.0]], {}, {"x": 1}, {"height": -1}, "\ud800"),
 )
 
 
-def fields_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths of every value of a JSON document; of a list its first value alone."""
-    children = (
-        content.items() if isinstance(content, dict) else enumerate(content[:1] if isinstance(content, list) else ())
-    )
-    for name, value in children:
-        yield (*path, name)
-        yield from fields_of(value, (*path, name))
+def _fields_of(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Path and value of every field of a JSON document; of a list only its first value."""
+    fields = content.items() if isinstance(content, dict) else enumerate(content[:1]) if type(content) is list else ()
+    for name, value in fields:
+        yield (*path, name), value
+        yield from _fields_of(value, (*path, name))
 
 
-def value_at(content: Any, path: tuple[Any, ...]) -> Any:
-    for name in path:
-        content = content[name]
-    return content
+def _json_type(value: Any) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if is_number else type(value).__name__
 
 
-def with_value(content: Any, path: tuple[Any, ...], value: Any) -> Any:
-    changed = json.loads(json.dumps(content))
-    value_at(changed, path[:-1])[path[-1]] = value
-    return changed
+def json_damages(rng: random.Random, content: Any, each: int) -> Iterator[Damage]:
+    """Each field with `each` other values, and the field left out.
 
-
-def json_type(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return type(value).__name__
-    return "number" if isinstance(value, int | float) else type(value).__name__
-
-
-def json_damages(rng: random.Random, content: Any, each: int) -> Iterator[tuple[str, str, Any, str]]:
-    """(label, rule, document, field): each field with `each` values of other types, and the field left out.
-
-    Another value of the same type, and null for "not given", may rightly change the answer; a wrong type never.
+    Another value of the same type, and null for "not given", may change the answer; a wrong type never.
     """
-    for path in fields_of(content):
-        old = value_at(content, path)
+
+    def changed(path: tuple[Any, ...], **value: Any) -> bytes:
+        new = json.loads(json.dumps(content))
+        parent = new
+        for name in path[:-1]:
+            parent = parent[name]
+        if value:
+            parent[path[-1]] = value["to"]
+        else:
+            del parent[path[-1]]
+        return json.dumps(new).encode()
+
+    for path, old in _fields_of(content):
         field = next(str(name) for name in reversed(path) if not isinstance(name, int))
         where = ".".join(map(str, path))
-        for value in rng.sample(VALUES, each):
-            is_legal = value is None or old is None or json_type(value) == json_type(old)
-            is_for_all = isinstance(old, list) and old and {json_type(old[0]), json_type(value)} == {"number"}
+        for value in rng.sample(_VALUES, each):
+            is_legal = value is None or old is None or _json_type(value) == _json_type(old)
+            is_for_all = isinstance(old, list) and old and {_json_type(old[0]), _json_type(value)} == {"number"}
             rule = "finite" if is_legal or is_for_all else "same"  # one number may stand for one of each
-            yield f"{where} = {json.dumps(value)[:40]}", rule, with_value(content, path, value), field
+            yield Damage(f"{where} = {json.dumps(value)[:40]}", rule, changed(path, to=value), field=field)
         if isinstance(path[-1], str):
-            parent = json.loads(json.dumps(content))
-            del value_at(parent, path[:-1])[path[-1]]
-            yield f"{where} left out", "finite", parent, field
+            yield Damage(f"{where} left out", "finite", changed(path), field=field)
+
+
+def json_file_damages(rng: random.Random, source: Path, each: int) -> Iterator[Damage]:
+    yield UNDAMAGED
+    yield from json_damages(rng, json.loads(source.read_text()), each)
+    yield from text_file_damages(rng, source)
+
+
+def text_file_damages(rng: random.Random, source: Path) -> Iterator[Damage]:
+    yield from text_damages()
+    yield from byte_damages(rng, source.stat().st_size, flips=0, cuts=5, zeros=0)
+    yield from odd_damages("missing", "folder", "link to nothing")
+
+
+Row = list[str]
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Row], mark: str = ",") -> bytes:
+    return "".join(mark.join(row) + "\n" for row in (columns, *rows)).encode("utf-8", "surrogateescape")
+
+
+def csv_damages(
+    rng: random.Random, columns: Row, rows: list[Row], cells: Iterable[tuple[int, str, str]], places: Iterable[int]
+) -> Iterator[Damage]:
+    """cells: column, text and rule of a damaged cell. places: columns that are left out, repeated or renamed."""
+    good, everything = csv_text(columns, rows), range(len(columns))
+    head, _, body = good.partition(b"\n")
+
+    def kept(label: str, keep: list[int], names: Row = columns) -> Damage:
+        return Damage(label, "same", csv_text([names[n] for n in keep], [[row[n] for n in keep] for row in rows]))
+
+    yield UNDAMAGED
+    for place, text, rule in cells:
+        line, changed = rng.randrange(len(rows)), [[*row] for row in rows]
+        changed[line][place] = text
+        yield Damage(f"line {line + 2}, {columns[place]} = {text[:20]!r}", rule, csv_text(columns, changed))
+    for place in places:
+        name = columns[place]
+        yield kept(f"without {name}", [n for n in everything if n != place])
+        yield kept(f"{name} twice", [*everything, place])
+        for other in ("other", columns[place - 1]):
+            named = [*columns[:place], other, *columns[place + 1 :]]
+            yield kept(f"{name} renamed to {other}", [*everything], named)
+    yield kept("another order", rng.sample(everything, len(columns)))
+    first_end, last_line = len(head) + 1, good.splitlines(keepends=True)[-1]
+    for label, text in {
+        **{"semicolons": csv_text(columns, rows, ";"), "tabs": csv_text(columns, rows, "\t")},
+        **{"carriage returns": good.replace(b"\n", b"\r\n"), "blank lines": good.replace(b"\n", b"\n\n")},
+        **{"header twice": head + b"\n" + good, "no header": body, "header only": good[:first_end]},
+        **{"row too long": good[:-1] + b",7\n", "row too short": good[: -len(last_line)] + last_line[:9] + b"\n"},
+        **{"rows twice": good + body, "very many fields": good + b"," * 300_000},
+        "a long field": good.replace(b"0.png", b"0" * 200_000 + b".png"),
+    }.items():
+        yield Damage(label, "same", text)
+    for end in rng.sample([n for n, byte in enumerate(good) if byte == ord(",")], 14):  # between two values
+        yield Damage(f"cut to {end}", "same", good[: end + rng.randrange(2)])
+    yield from text_damages()
 
 
 def face(index: int = 0, side: int = 96) -> Image.Image:
@@ -157,76 +277,52 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 def image_files() -> dict[str, bytes]:
     """One drawn face in the formats and modes that people have; by file name."""
-    plain, other = face(), face(1)
-    clear = plain.copy()
+    plain, clear, turned = face(), face(), Image.Exif()
     clear.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, 96).astype(np.uint8), (96, 1))))
-    turned = Image.Exif()
     turned[0x0112] = 6
-    floats = Image.fromarray(np.asarray(plain.convert("L"), np.float32))
-    shorts = Image.fromarray(np.asarray(plain.convert("L"), np.uint16) * 257)
+    grey = plain.convert("L")
+    others = {"save_all": True, "append_images": [face(1)]}
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        **{"plain.jpg": (plain, {}), "grey.jpg": (grey, {}), "progressive.jpg": (plain, {"progressive": True})},
+        **{"exif.jpg": (plain, {"exif": turned}), "cmyk.jpg": (plain.convert("CMYK"), {})},
+        **{"plain.png": (plain, {}), "grey.png": (grey, {}), "bits.png": (plain.convert("1"), {})},
+        **{"palette.png": (plain.quantize(64), {}), "clear_palette.png": (plain.quantize(64), {"transparency": 3})},
+        **{"clear.png": (clear, {}), "clear_grey.png": (clear.convert("LA"), {})},
+        "shorts.png": (Image.fromarray(np.asarray(grey, np.uint16) * 257), {}),
+        **{"lossy.webp": (plain, {}), "lossless.webp": (clear, {"lossless": True}), "moving.webp": (plain, others)},
+        **{"plain.gif": (plain, {}), "moving.gif": (plain, {**others, "append_images": [face(1), face(2)]})},
+        **{"plain.bmp": (plain, {}), "grey.bmp": (grey, {})},
+        **{"plain.tif": (plain, {}), "lzw.tif": (clear, {"compression": "tiff_lzw"})},
+        "jpeg.tiff": (plain, {"compression": "jpeg"}),
+        "float.tif": (Image.fromarray(np.asarray(grey, np.float32)), {}),
+        "shorts.tif": (Image.fromarray(np.asarray(grey, np.uint16) * 257), {}),
+        "lab.tif": (Image.fromarray(np.full((96, 96, 3), 120, np.uint8), "LAB"), {}),
+    }
+    kinds = {"jpg": "JPEG", "tif": "TIFF", "tiff": "TIFF"}
     return {
-        "plain.jpg": encoded(plain, "JPEG"),
-        "grey.jpg": encoded(plain.convert("L"), "JPEG"),
-        "progressive.jpg": encoded(plain, "JPEG", progressive=True),
-        "exif.jpg": encoded(plain, "JPEG", exif=turned),
-        "cmyk.jpg": encoded(plain.convert("CMYK"), "JPEG"),
-        "plain.png": encoded(plain, "PNG"),
-        "grey.png": encoded(plain.convert("L"), "PNG"),
-        "bits.png": encoded(plain.convert("1"), "PNG"),
-        "palette.png": encoded(plain.quantize(64), "PNG"),
-        "clear_palette.png": encoded(plain.quantize(64), "PNG", transparency=3),
-        "clear.png": encoded(clear, "PNG"),
-        "clear_grey.png": encoded(clear.convert("LA"), "PNG"),
-        "shorts.png": encoded(shorts, "PNG"),
-        "lossy.webp": encoded(plain, "WEBP"),
-        "lossless.webp": encoded(clear, "WEBP", lossless=True),
-        "moving.webp": encoded(plain, "WEBP", save_all=True, append_images=[other]),
-        "plain.gif": encoded(plain, "GIF"),
-        "moving.gif": encoded(plain, "GIF", save_all=True, append_images=[other, plain.resize((96, 96))]),
-        "plain.bmp": encoded(plain, "BMP"),
-        "grey.bmp": encoded(plain.convert("L"), "BMP"),
-        "plain.tif": encoded(plain, "TIFF"),
-        "lzw.tif": encoded(clear, "TIFF", compression="tiff_lzw"),
-        "jpeg.tiff": encoded(plain, "TIFF", compression="jpeg"),
-        "float.tif": encoded(floats, "TIFF"),
-        "shorts.tif": encoded(shorts, "TIFF"),
-        "lab.tif": encoded(Image.fromarray(np.full((96, 96, 3), 120, np.uint8), "LAB"), "TIFF"),
+        name: encoded(image, kinds.get(ending := name.split(".")[1], ending.upper()), **options)
+        for name, (image, options) in made.items()
     }
 
 
 def foreign_images() -> dict[str, bytes]:
-    """What Pillow may read and people do not mean, called as if it were an image of theirs."""
-    plain = face()
+    """What Pillow may read and people do not mean, named as if it were an image of theirs."""
     found = {"postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 96\nshowpage\n%%EOF\n"}
-    for kind, mode in {
-        "ICO": "RGB",
-        "PPM": "RGB",
-        "TGA": "RGB",
-        "PCX": "RGB",
-        "SGI": "RGB",
-        "PDF": "RGB",
-        "DDS": "RGB",
-        "JPEG2000": "RGB",
-        "AVIF": "RGB",
-        "ICNS": "RGBA",
-        "XBM": "1",
-        "MSP": "1",
-        "IM": "RGB",
-    }.items():
+    modes = {"ICNS": "RGBA", "XBM": "1", "MSP": "1"}
+    for kind in "ICO PPM TGA PCX SGI PDF DDS JPEG2000 AVIF ICNS XBM MSP IM".split():
         with contextlib.suppress(OSError, KeyError):  # not every Pillow writes them all
-            found[f"{kind.lower()}.png"] = encoded(plain.convert(mode), kind)
+            found[f"{kind.lower()}.png"] = encoded(face().convert(modes.get(kind, "RGB")), kind)
     return {**found, "page.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='96' height='96'/>", "text.jpg": b"no"}
 
 
-def png(width: int, height: int, bits: int, colours: int, row: bytes | None = None) -> bytes:
-    """A valid PNG of zeros, whatever its size, made without its pixels in memory."""
+def _png(width: int, height: int, bits: int, colours: int) -> bytes:
+    """A valid PNG of zeros of any size, made without its pixels in memory."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
-    line = b"\0" + (row or bytes(-(-width * bits * channels // 8)))
-    squeeze = zlib.compressobj(1)
+    line, squeeze = bytes(1 - (-width * bits * channels // 8)), zlib.compressobj(1)
     packed = b"".join([squeeze.compress(line) for _ in range(height)]) + squeeze.flush()
     palette = chunk(b"PLTE", bytes(6)) + chunk(b"tRNS", b"\0") if colours == 3 else b""
     header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
@@ -234,59 +330,55 @@ def png(width: int, height: int, bits: int, colours: int, row: bytes | None = No
 
 
 def _webp(width: int, height: int) -> bytes:
-    """A single colour needs no bit a pixel in lossless WebP: whatever size is written into its header holds."""
-    small = bytearray(encoded(Image.new("RGBA", (16, 16), (90, 80, 70, 128)), "WEBP", lossless=True, exact=True))
+    """A single colour needs no bit a pixel in lossless WebP: any size may be written into its header."""
+    small = encoded(Image.new("RGBA", (16, 16), (90, 80, 70, 128)), "WEBP", lossless=True, exact=True)
     place = small.find(b"VP8L") + 9
     (bits,) = struct.unpack_from("<I", small, place)
-    struct.pack_into("<I", small, place, bits & ~0xFFFFFFF | (width - 1) | (height - 1) << 14)
-    return bytes(small)
+    return overwritten(small, place, struct.pack("<I", bits & ~0xFFFFFFF | (width - 1) | (height - 1) << 14))
 
 
 def _jpeg(width: int, height: int, **options: Any) -> bytes:
     content = encoded(face(), "JPEG", **options)
     place = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
-    return content[: place + 5] + struct.pack(">HH", height, width) + content[place + 9 :]
-
-
-def _tiff(width: int, height: int, mode: str, compression: str) -> bytes:
-    return encoded(Image.new(mode, (width, height)), "TIFF", compression=compression)
+    return overwritten(content, place + 5, struct.pack(">HH", height, width))
 
 
 def huge_images() -> dict[str, Callable[[], bytes]]:
     """Small files that announce, or hold, very many pixels."""
-    made: dict[str, Callable[[], bytes]] = {
-        f"{name}.png": lambda told=told: png(*told)
-        for name, told in {
-            **{"grey": (9000, 9000, 8, 0), "grey_alpha": (9000, 9000, 8, 4), "rgb": (9900, 9900, 8, 2)},
-            **{"rgba": (9900, 9900, 8, 6), "shorts": (9900, 9900, 16, 0), "rgb_shorts": (6000, 6000, 16, 2)},
-            **{"rgba_shorts": (7000, 7000, 16, 6), "bits": (10000, 9999, 1, 0), "palette": (9999, 10000, 8, 3)},
-            **{"beyond": (10001, 10000, 8, 2), "grey_alpha_shorts": (8000, 8000, 16, 4)},
-            **{"wide": (200_000, 20, 8, 2), "tall": (20, 200_000, 8, 6), "thin": (90_000_000, 1, 1, 0)},
-        }.items()
-    }
-    made |= {"8000.webp": lambda: _webp(8000, 8000), "wide.webp": lambda: _webp(16383, 6000)}
-    made |= {"beyond.webp": lambda: _webp(16383, 16383), "strip.webp": lambda: _webp(16383, 16)}
-    made |= {
-        "header.jpg": lambda: _jpeg(65500, 65500),
-        "below.jpg": lambda: _jpeg(10000, 9900),
-        "progressive.jpg": lambda: _jpeg(10000, 9900, progressive=True),
-        "true.jpg": lambda: encoded(Image.new("L", (9900, 9900)), "JPEG"),
-        "true_colour.jpg": lambda: encoded(Image.new("RGB", (8000, 8000)), "JPEG"),
-        "true_cmyk.jpg": lambda: encoded(Image.new("CMYK", (6000, 6000)), "JPEG"),
-        "canvas.gif": lambda: flipped_header(encoded(face(), "GIF"), 6, struct.pack("<HH", 65535, 65535)),
-        "below.gif": lambda: flipped_header(encoded(face(), "GIF"), 6, struct.pack("<HH", 9900, 9900)),
-        "header.bmp": lambda: flipped_header(encoded(face(), "BMP"), 18, struct.pack("<ii", 60000, 60000)),
-        "negative.bmp": lambda: flipped_header(encoded(face(), "BMP"), 18, struct.pack("<ii", -96, -(2**31))),
-        "deflate.tif": lambda: _tiff(9900, 9900, "L", "tiff_adobe_deflate"),
-        "deflate_rgba.tif": lambda: _tiff(9000, 9000, "RGBA", "tiff_adobe_deflate"),
-        "deflate_float.tif": lambda: _tiff(9000, 9000, "F", "tiff_adobe_deflate"),
-        "fax.tif": lambda: _tiff(9900, 9900, "1", "group4"),
-    }
-    return made
 
+    def whole(kind: str, mode: str, side: int, **options: Any) -> Callable[[], bytes]:
+        return lambda: encoded(Image.new(mode, (side, side)), kind, **options)
 
-def flipped_header(content: bytes, place: int, header: bytes) -> bytes:
-    return content[:place] + header + content[place + len(header) :]
+    def sized(kind: str, place: int, form: str, *sides: int) -> Callable[[], bytes]:
+        return lambda: overwritten(encoded(face(), kind), place, struct.pack(form, *sides))
+
+    deflate = {"compression": "tiff_adobe_deflate"}
+    pngs = {
+        **{"grey": (9000, 9000, 8, 0), "grey_alpha": (9000, 9000, 8, 4), "rgb": (9900, 9900, 8, 2)},
+        **{"rgba": (9900, 9900, 8, 6), "shorts": (9900, 9900, 16, 0), "rgb_shorts": (6000, 6000, 16, 2)},
+        **{"rgba_shorts": (7000, 7000, 16, 6), "bits": (10000, 9999, 1, 0), "palette": (9999, 10000, 8, 3)},
+        **{"beyond": (10001, 10000, 8, 2), "grey_alpha_shorts": (8000, 8000, 16, 4)},
+        **{"wide": (200_000, 20, 8, 2), "tall": (20, 200_000, 8, 6), "thin": (90_000_000, 1, 1, 0)},
+    }
+    webps = {"8000": (8000, 8000), "wide": (16383, 6000), "beyond": (16383, 16383), "strip": (16383, 16)}
+    return {
+        **{f"{name}.png": partial(_png, *sizes) for name, sizes in pngs.items()},
+        **{f"{name}.webp": partial(_webp, *sizes) for name, sizes in webps.items()},
+        "header.jpg": partial(_jpeg, 65500, 65500),
+        "below.jpg": partial(_jpeg, 10000, 9900),
+        "progressive.jpg": partial(_jpeg, 10000, 9900, progressive=True),
+        "true.jpg": whole("JPEG", "L", 9900),
+        "true_colour.jpg": whole("JPEG", "RGB", 8000),
+        "true_cmyk.jpg": whole("JPEG", "CMYK", 6000),
+        "canvas.gif": sized("GIF", 6, "<HH", 65535, 65535),
+        "below.gif": sized("GIF", 6, "<HH", 9900, 9900),
+        "header.bmp": sized("BMP", 18, "<ii", 60000, 60000),
+        "negative.bmp": sized("BMP", 18, "<ii", -96, -(2**31)),
+        "deflate.tif": whole("TIFF", "L", 9900, **deflate),
+        "deflate_rgba.tif": whole("TIFF", "RGBA", 9000, **deflate),
+        "deflate_float.tif": whole("TIFF", "F", 9000, **deflate),
+        "fax.tif": whole("TIFF", "1", 9900, compression="group4"),
+    }
 
 
 def odd_sizes() -> dict[str, bytes]:
@@ -294,25 +386,9 @@ def odd_sizes() -> dict[str, bytes]:
     return {f"{w}x{h}.png": encoded(face().resize((w, h)), "PNG") for w, h in sizes}
 
 
-def video_file(path: Path, codec: str, count: int = 12, size: tuple[int, int] = (96, 96)) -> bytes:
+def write_drawn_video(path: Path, codec: str, count: int = 12, size: tuple[int, int] = (96, 96)) -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, size)
     for index in range(count):
         writer.write(cv2.resize(draw_example(index, seed=2)[0][..., ::-1], size))
     writer.release()
-    return path.read_bytes()
-
-
-def odd_files(folder: Path, ending: str) -> list[tuple[str, Callable[[], Any]]]:
-    """What may stand where a file is expected; of a device or a pipe a reader may wait for ever."""
-    path = folder / f"odd{ending}"
-    return [
-        ("pipe", lambda: os.mkfifo(path)),
-        ("folder", lambda: path.mkdir()),
-        ("link to itself", lambda: path.symlink_to(path)),
-        ("link to nothing", lambda: path.symlink_to(folder / "nothing")),
-        ("link to /dev/zero", lambda: path.symlink_to("/dev/zero")),
-        ("zero bytes", lambda: path.write_bytes(b"")),
-        ("text", lambda: path.write_text("no video\n" * 50)),
-        ("image", lambda: path.write_bytes(encoded(face(), "PNG"))),
-        ("zeros", lambda: path.write_bytes(bytes(5000))),
-    ]
+    return path
