@@ -10,11 +10,13 @@ import sys
 
 from mf2face.command_line import run_as_command
 from mf2face.training.arguments import parse_arguments
-from mf2face.training.run import run
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    return run(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    settings = parse_arguments(sys.argv[1:] if argv is None else argv)
+    from mf2face.training.run import run  # torch: --help needs none
+
+    return run(settings)
 
 
 if __name__ == "__main__":

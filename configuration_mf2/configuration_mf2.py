@@ -1,196 +1,26 @@
 """Configurations of MF²: the vision tower, a Q-Former, and the model: one tower and up to two Q-Former branches."""
 
-import copy
 import dataclasses
-import difflib
 import math
-import re
-import warnings
-from collections.abc import Iterable
-from contextvars import ContextVar
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError, StrictDataclassFieldValidationError
 from transformers import PreTrainedConfig
 
-from .facs import check_action_units, fields_of_label_names, resolve_label_set
+from .base import (
+    FaceConfig,
+    KnownFieldsMixin,
+    check_backbone_kwargs,
+    check_least,
+    check_normalisation,
+    check_tokenizer_size,
+)
+from .facs import check_action_units
 from .hub import AUTO_CLASSES, SelfContainedMixin
-from .version import FIELD, VERSION, check_version
-
-
-class UnknownFieldWarning(UserWarning):
-    """A config.json has a field that its class does not know."""
-
-
-# What transformers itself may hand to a config besides its fields; its Trainer writes a tokenizer's ids.
-_TRANSFORMERS_FIELDS = {
-    *("bos_token_id", "eos_token_id", "pad_token_id"),
-    *("_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_experts_implementation_internal"),
-    *("_name_or_path", "attn_implementation", "auto_map", "custom_pipelines", "experts_implementation", "model_type"),
-    *(
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "per_layer_config",
-        "quantization_config",
-        "torch_dtype",
-        "use_cache",
-    ),
-}
 
 
 # Those of transformers that BERT-type models are trained with; the table itself needs torch.
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
-
-
-# Where a configuration is being read from; None while a caller builds one.
-_READING: ContextVar[str | None] = ContextVar("reading", default=None)
-
-
-def check_field_names(kind: type, names: Iterable[str]) -> None:
-    """A caller's misspelt field would have no effect; one that belongs to a part neither."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    for name in sorted(set(names) - fields - _TRANSFORMERS_FIELDS):
-        near = difflib.get_close_matches(name, fields, n=1)
-        parts = [part for part, of in kind.sub_configs.items() if name in of.__dataclass_fields__]
-        if near or parts:
-            hint = f"did you mean {near[0]!r}? " if near else f"it is a field of {' and '.join(parts)}. "
-            raise ValueError(f"{kind.__name__}: got an unknown field {name!r}; {hint}Valid fields: {sorted(fields)}")
-
-
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
-
-
-def _explained(kind: type, content: dict[str, Any], error: BaseException) -> str:
-    """What is wrong with the content of a config.json: field, got, expected."""
-    for part, of in kind.sub_configs.items():
-        if isinstance(content.get(part), dict) and isinstance(error, StrictDataclassError):
-            try:
-                of(**content[part])
-            except StrictDataclassError as inner:
-                return f"{part}.{_sentence(inner)}"
-    return _sentence(error)
-
-
-def _check_dtype(dtype: Any) -> None:
-    """Of a file; transformers takes any other value for an attribute of torch."""
-    is_name = isinstance(dtype, str) and dtype.removeprefix("torch.") in _DTYPES
-    if isinstance(dtype, bool | int | float | str | list | dict) and not is_name:
-        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(_DTYPES)}, or null")
-
-
-def _sentence(error: BaseException) -> str:
-    if not isinstance(error, StrictDataclassError):
-        return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    cause = error.__cause__ or error
-    if not isinstance(error, StrictDataclassFieldValidationError):
-        return str(cause)
-    return re.sub(r"^Field '(\w+)' (with value )?", r"\1: ", " ".join(str(cause).split()))
-
-
-class KnownFieldsMixin:
-    """Fields of configurations: a misspelt one is an error, a loaded one that is not known is kept with a warning, and
-    what is wrong in a config.json is a `ValueError` that names it. Files carry the code's version."""
-
-    # Largest value of a field: a damaged config.json must not build a model that fills the memory.
-    bounds: ClassVar[dict[str, int]] = {}
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        kwargs.pop(FIELD, None)
-        source = _READING.get()
-        if source is None:
-            check_field_names(type(self), kwargs)
-        else:
-            known = {field.name for field in dataclasses.fields(self)} | _TRANSFORMERS_FIELDS
-            unknown = sorted(set(kwargs) - known)
-            taken = [name for name in unknown if hasattr(type(self), name)]
-            for name in taken:
-                kwargs.pop(name)
-            if unknown:
-                dropped = f", but {taken} are dropped: the class uses these names" if taken else ""
-                warnings.warn(
-                    f"{source}: config.json has fields that {type(self).__name__} does not know: {unknown}; they are "
-                    f"kept and have no effect{dropped}",
-                    UnknownFieldWarning,
-                    stacklevel=2,
-                )
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        reading = _READING.set(str(pretrained_model_name_or_path))
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        finally:
-            _READING.reset(reading)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict, dict]:
-        try:
-            content, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-            if not isinstance(content, dict):
-                raise TypeError(f"got {content!r}")
-        except (TypeError, AttributeError, ValueError, RecursionError) as error:  # not an object, or too long or deep
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: config.json cannot be read ({error}); expected one JSON object, as "
-                "save_pretrained writes it"
-            ) from error
-        if not content:  # as transformers answers for a missing file; a model of default size would be built
-            raise FileNotFoundError(
-                f"{pretrained_model_name_or_path}: config.json is missing or empty; expected a folder, or a name on "
-                "the Hub, of a model as save_pretrained writes it"
-            )
-        check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
-        found = content.get("model_type", cls.model_type)
-        if found != cls.model_type and not cls.base_config_key:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: is a checkpoint of {found!r}, expected one of {cls.model_type!r}; "
-                "load it with its own class (AutoModel.from_pretrained finds it), or name another checkpoint"
-            )
-        return content, unused
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # AutoConfig reads the file itself, and hands over its name.
-        source = _READING.get() or str(kwargs.get("name_or_path", cls.__name__))
-        check_version(config_dict.get(FIELD), source)
-        reading = _READING.set(source)
-        try:
-            _check_dtype(config_dict.get("dtype"))
-            return super().from_dict(config_dict, **kwargs)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError, ValueError) as error:
-            told = _explained(cls, config_dict, error)
-            raise ValueError(f"{source}: config.json of {cls.model_type!r} cannot be used: {told}") from error
-        finally:
-            _READING.reset(reading)
-
-    def to_dict(self) -> dict[str, Any]:
-        content = super().to_dict()
-        for name in self.sub_configs:
-            if isinstance(content.get(name), dict):
-                content[name].pop(FIELD, None)
-        return {**content, FIELD: VERSION}
-
-    def validate_bounds(self) -> None:
-        for field, most in self.bounds.items():
-            value = getattr(self, field)
-            if value is not None and not value <= most:
-                raise ValueError(f"{field}: got {value}, expected at most {most}")
-
-
-def check_backbone_kwargs(arguments: dict[str, Any]) -> None:
-    for name, value in arguments.items():
-        most = 1000 if name in ("depth", "num_blocks") else 100_000
-        if isinstance(value, int) and value > most:
-            raise ValueError(f"backbone_kwargs[{name!r}]: got {value}, expected at most {most}")
-
-
-def check_normalisation(config: Any) -> None:
-    for field, least in (("image_mean", -math.inf), ("image_std", 0)):
-        values = getattr(config, field)
-        if len(values) != 3 or not all(least < value < math.inf for value in values):
-            raise ValueError(f"{field}: got {values}, expected three finite numbers{' above 0' if least == 0 else ''}")
 
 
 @strict
@@ -276,9 +106,8 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     def validate_counts(self) -> None:
         if not 0 <= self.layer_norm_eps < 1:
             raise ValueError(f"layer_norm_eps: got {self.layer_norm_eps}, expected 0 or more, less than 1")
-        for field in ("num_query_tokens", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: got {getattr(self, field)}, expected at least 1")
+        counts = ("num_query_tokens", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency")
+        check_least(self, dict.fromkeys(counts, 1))
 
     def validate_dropout_and_activation(self) -> None:
         for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -345,18 +174,14 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @strict
-class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
+class MF2Config(FaceConfig):
     r"""
-    label_set (`str`): a corpus in `facs_mf2.LABEL_SETS`; `action_units` and `emotions` follow from it unless given.
     use_emo_branch, use_au_branch (`bool`): Emo-VL and AU-VL; at least one (the paper's Table IV leaves out either).
     region_grid (`int`): an AU's centre is read on a square grid of this many points a side; every AU has two centres.
     region_window (`float`): side of that grid, in inner-ocular distances.
     initial_temperature (`float`): of the contrastive loss (the paper's Table VI); learned from there.
     emo_pair_share, au_pair_share (`float`): share of a batch's pairs, drawn anew each step, that ITM and ITG take while
         training; ITC takes all.
-    loss_weights (`dict`): what each loss of [`MF2ForPreTraining`] counts; a name left out counts 1.
-    au_class_weights (`list`): one factor an AU on its classification loss, against imbalance (VL-FAU, equation 8).
-    au_thresholds (`list`): one an AU, tuned on validation data; 0.5 unless given.
     units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
         alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
@@ -367,6 +192,8 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     """
 
     model_type = "mf2"
+    losses: ClassVar[tuple[str, ...]] = LOSSES
+    sizes: ClassVar[dict[str, dict[str, Any]]] = SIZES
     hub_auto_classes = tuple(AUTO_CLASSES)
     sub_configs_defaults = {
         "vision_config": MF2VisionConfig,
@@ -377,9 +204,6 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     emo_config: dict | PreTrainedConfig | None = None
     au_config: dict | PreTrainedConfig | None = None
-    label_set: str = "mfa"
-    action_units: list[str] | tuple[str, ...] | None = None
-    emotions: list[str] | tuple[str, ...] | None = None
     use_emo_branch: bool = True
     use_au_branch: bool = True
     region_grid: int = 3
@@ -387,9 +211,6 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     initial_temperature: float | int = 0.07
     emo_pair_share: float | int = 1.0
     au_pair_share: float | int = 1.0
-    loss_weights: dict[str, float | int] = dataclasses.field(default_factory=dict)
-    au_class_weights: list[float] | tuple[float, ...] | None = None
-    au_thresholds: list[float] | tuple[float, ...] | None = None
     units_alone_share: float | int = 0.0
     emotion_max_length: int = 61
     au_max_length: int = 169
@@ -401,9 +222,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     bounds = {"region_grid": 64, "region_window": 1000}
 
     def __post_init__(self, **kwargs: Any) -> None:
-        labels = resolve_label_set(self.label_set)
-        self.action_units = list(labels.action_units if self.action_units is None else self.action_units)
-        self.emotions = list(labels.emotions if self.emotions is None else self.emotions)
+        self.resolve_labels()
         num_labels = kwargs.pop("num_labels", None)
         if self.classification_target is None:
             self.classification_target = "emotion" if self.emotions else "action_units"
@@ -419,8 +238,7 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
                 f"num_labels: got {num_labels}, expected {len(names)} as label_set {self.label_set!r} has it for "
                 f"classification_target {self.classification_target!r}; leave it out"
             )
-        self.id2label = dict(enumerate(names))
-        self.label2id = {name: index for index, name in enumerate(names)}
+        self.name_outputs(names)
         self.problem_type = (
             "single_label_classification" if self.classification_target == "emotion" else "multi_label_classification"
         )
@@ -428,41 +246,10 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
         for branch in (self.emo_config, self.au_config):
             branch.encoder_hidden_size = self.vision_config.hidden_size
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "MF2Config":
-        """Fields given to `from_pretrained` replace saved ones before anything is derived from them."""
-        fields = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
-        given = {name: kwargs.pop(name) for name in fields & set(kwargs)}
-        saved = dict(config_dict)
-        given |= fields_of_label_names(given, kwargs.pop("num_labels", None), saved)
-        if "label_set" in given:
-            for name in ("action_units", "emotions", "au_class_weights", "au_thresholds", "classification_target"):
-                saved.pop(name, None)
-        for name in set(cls.sub_configs_defaults) & set(given):
-            if isinstance(given[name], dict):
-                check_field_names(cls.sub_configs[name], given[name])
-                given[name] = {**saved.get(name, {}), **given[name]}
-        return super().from_dict({**saved, **given}, **kwargs)
-
-    @classmethod
-    def from_size(cls, size: str, **overrides: Any) -> "MF2Config":
-        """`tiny` trains on two CPU cores, `base` is the everyday size, `giant` the paper's. An override of a
-        sub-config is a dict and changes only the fields it names."""
-        if size not in SIZES:
-            raise ValueError(f"size: got {size!r}, expected one of {list(SIZES)}")
-        fields = copy.deepcopy(SIZES[size])
-        for name, value in overrides.items():
-            fields[name] = {**fields[name], **value} if isinstance(fields.get(name), dict) else value
-        return cls(**fields)
-
     def adopt_tokenizer(self, tokenizer: Any) -> None:
         """Takes over the ids of the tokens that start, end and pad a sentence."""
         for branch in (self.emo_config, self.au_config):
-            if len(tokenizer) > branch.vocab_size:
-                raise ValueError(
-                    f"vocab_size: the tokenizer has {len(tokenizer)} tokens, the model {branch.vocab_size}; build the "
-                    f"config with vocab_size={len(tokenizer)} in emo_config and au_config"
-                )
+            check_tokenizer_size(tokenizer, branch.vocab_size, " in emo_config and au_config")
             branch.pad_token_id = tokenizer.pad_token_id
             branch.bos_token_id = tokenizer.bos_token_id
             branch.eos_token_id = tokenizer.sep_token_id
@@ -479,16 +266,10 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     def vocab_size(self) -> int:
         return self.emo_config.vocab_size
 
-    @property
-    def thresholds(self) -> list[float]:
-        return list(self.au_thresholds) if self.au_thresholds is not None else [0.5] * len(self.action_units)
-
     def validate_branches(self) -> None:
         if not (self.use_emo_branch or self.use_au_branch):
             raise ValueError("use_emo_branch, use_au_branch: got False twice, expected at least one branch")
         check_action_units(self.action_units, need_region=self.use_au_branch)
-        if len(set(self.emotions)) != len(self.emotions):
-            raise ValueError(f"emotions: got {self.emotions}, in which a name stands twice; expected each once")
         if self.use_au_branch and not self.action_units:
             raise ValueError(
                 f"use_au_branch: label_set {self.label_set!r} has no action units; name some in action_units, or "
@@ -513,36 +294,15 @@ class MF2Config(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected a share above 0, at most 1")
         if not 0 <= self.units_alone_share <= 1:
             raise ValueError(f"units_alone_share: got {self.units_alone_share}, expected a share from 0 to 1")
-        unknown = sorted(set(self.loss_weights) - set(LOSSES))
-        if unknown:
-            raise ValueError(f"loss_weights: got {unknown}, expected names among {list(LOSSES)}")
         if not 0 < self.initial_temperature < math.inf:
             raise ValueError(f"initial_temperature: got {self.initial_temperature}, expected a number above 0")
 
-    def validate_ranges(self) -> None:
-        checks = {
-            "au_thresholds": (self.au_thresholds or [], 0, 1),
-            "au_class_weights": (self.au_class_weights or [], 0, math.inf),
-            "loss_weights": (self.loss_weights.values(), 0, math.inf),
-        }
-        for field, (values, least, most) in checks.items():
-            wrong = [value for value in values if not (least <= value <= most and math.isfinite(value))]
-            if wrong:
-                raise ValueError(f"{field}: got {wrong[0]}, expected finite numbers from {least} to {most}")
+    def validate_lengths(self) -> None:
         longest = min(self.emo_config.max_position_embeddings, self.au_config.max_position_embeddings)
         for field in ("emotion_max_length", "au_max_length"):
             if not 3 <= getattr(self, field) <= longest:
                 raise ValueError(
                     f"{field}: got {getattr(self, field)}, expected 3 to {longest} tokens (max_position_embeddings)"
-                )
-
-    def validate_lists(self) -> None:
-        for field in ("au_class_weights", "au_thresholds"):
-            values = getattr(self, field)
-            if values is not None and len(values) != len(self.action_units):
-                raise ValueError(
-                    f"{field}: got {len(values)} values, expected {len(self.action_units)}, one for each of "
-                    f"{self.action_units}"
                 )
 
 

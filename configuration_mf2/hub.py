@@ -1,9 +1,7 @@
 """Whether a checkpoint has all that an answer needs: no weight missing, none of another shape, none NaN or infinite."""
 
-import ast
+import importlib
 import os
-import re
-import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -59,20 +57,20 @@ AUTO_CLASSES: dict[str, str | dict[str, str]] = {
     "AutoModelForZeroShotImageClassification": "MF2ForZeroShotImageClassification",
 }
 
-# File of the flat folder -> the public classes it brings.
-PUBLIC_MODULES: dict[str, tuple[str, ...]] = {
-    "configuration_mf2": ("MF2Config", "MF2QFormerConfig", "MF2VisionConfig"),
-    "image_processing_mf2": ("MF2ImageProcessor", "MF2ImageProcessorPil"),
-    "processing_mf2": ("MF2Processor",),
-    "modeling_mf2": (
+# Module -> the public classes it brings.
+PUBLIC_CLASSES: dict[str, tuple[str, ...]] = {
+    "configuration_mf2.configuration_mf2": ("MF2Config", "MF2QFormerConfig", "MF2VisionConfig"),
+    "processing_mf2.image_processing_mf2": ("MF2ImageProcessor", "MF2ImageProcessorPil"),
+    "processing_mf2.processing_mf2": ("MF2Processor",),
+    "modeling_mf2.modeling_mf2": (
         "MF2ForCaptioning",
         "MF2ForFaceAnalysis",
         "MF2ForImageClassification",
         "MF2ForZeroShotImageClassification",
         "MF2Model",
     ),
-    "pretraining": ("MF2ForPreTraining",),
-    "pipelines": (
+    "modeling_mf2.pretraining": ("MF2ForPreTraining",),
+    "processing_mf2.pipelines": (
         "MF2FaceAnalysisPipeline",
         "MF2ImageClassificationPipeline",
         "MF2ImageToTextPipeline",
@@ -90,7 +88,11 @@ PIPELINES: dict[str, tuple[str, str]] = {
 }
 
 # Imported where peft is installed: a model without adapters does not need it.
-OPTIONAL_MODULES: dict[str, tuple[str, ...]] = {"dfn_config": ("DFNConfig",), "dfn_model": ("DFNModel",)}
+OPTIONAL_FILE = "dfn"
+OPTIONAL_CLASSES: dict[str, tuple[str, ...]] = {
+    "modeling_mf2.dfn.config": ("DFNConfig",),
+    "modeling_mf2.dfn.model": ("DFNModel",),
+}
 
 # The compared systems: the file that brings config and models, the config, the model, and the one to pre-train.
 BASELINES: dict[str, tuple[str, str, str, str]] = {
@@ -128,89 +130,13 @@ def custom_pipelines() -> dict[str, dict[str, Any]]:
     }
 
 
-def _modules(file: Path) -> dict[str, tuple[str, Path]]:
-    """Import name -> (name in the flat folder, path) of every file that can travel, from the rooms or a flat folder."""
-    if file.parent.name not in ROOMS:
-        return {path.stem: (path.stem, path) for path in sorted(file.parent.glob("*.py")) if path.stem != "__init__"}
-    modules: dict[str, tuple[str, Path]] = {}
-    taken: dict[str, Path] = {}
-    for room in ROOMS:
-        folder = file.parent.parent / room
-        for path in sorted(folder.rglob("*.py")):
-            if path.stem == "__init__":
-                continue
-            parts = path.relative_to(folder).with_suffix("").parts
-            flat = "_".join(parts)
-            if flat in taken:
-                raise ValueError(
-                    f"{path}: its name in a checkpoint, {flat}.py, is that of {taken[flat]} too; rename one of them"
-                )
-            taken[flat] = path
-            modules[".".join((room, *parts))] = (flat, path)
-    return modules
-
-
-def _flatten(module: str, path: Path, modules: dict[str, tuple[str, Path]]) -> tuple[str, set[str]]:
-    """A file's text with each import of ours turned into one inside the flat folder, and the modules it imports."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    needed: set[str] = set()
-    package = module.rpartition(".")[0]
-    for node in ast.walk(ast.parse("".join(lines))):
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level and package else []
-            targets = [".".join([*base, node.module] if node.module else base)]
-        else:
-            continue
-        where = f"{path}:{node.lineno}"
-        for target in targets:
-            if target not in modules:
-                if (isinstance(node, ast.ImportFrom) and node.level) or target.partition(".")[0] in (*ROOMS, "mf2face"):
-                    raise ValueError(
-                        f"{where}: imports {target or '.'}, expected a file that travels with a checkpoint; name the "
-                        "file (`from modeling_mf2.losses import ...`), and nothing of mf2face"
-                    )
-                continue
-            if isinstance(node, ast.Import):
-                raise ValueError(f"{where}: got `import {target}`, expected `from {target} import ...`")
-            needed.add(target)
-            line = node.lineno - 1
-            lines[line] = re.sub(r"from\s+\S+\s+import", f"from .{modules[target][0]} import", lines[line], count=1)
-    return "".join(lines), needed
-
-
-def flat_code(module_name: str = __name__, system: str = "mf2") -> dict[str, str]:
-    """The files of a self-contained checkpoint: file name -> text."""
-    modules = _modules(Path(sys.modules[module_name].__file__).resolve())
-    by_flat_name = {flat: name for name, (flat, _) in modules.items()}
-    roots = [*PUBLIC_MODULES, *OPTIONAL_MODULES] if system == "mf2" else [BASELINES[system][0]]
-    missing = [name for name in roots if name not in by_flat_name]
-    if missing:
-        raise FileNotFoundError(
-            f"{missing[0]}.py: needed by the checkpoint's code but not found among {sorted(by_flat_name)}; reinstall "
-            "the package, or load the checkpoint with a complete copy of its code"
-        )
-    texts: dict[str, str] = {}
-    waiting = [by_flat_name[name] for name in roots]
-    while waiting:
-        name = waiting.pop()
-        flat, path = modules[name]
-        if flat not in texts:
-            texts[flat], needed = _flatten(name, path, modules)
-            waiting += sorted(needed)
-    if system == "mf2":
-        texts[ENTRY_MODULE] = _entry()
-    return {f"{name}.py": text for name, text in texts.items()}
-
-
-def _entry() -> str:
-    """The one module that every `auto_map` value of MF² names; a second one would load each class twice."""
-    imports = [f"from .{name} import {', '.join(classes)}" for name, classes in PUBLIC_MODULES.items()]
-    optional = [f"    from .{name} import {', '.join(classes)}" for name, classes in OPTIONAL_MODULES.items()]
-    public = sorted(name for classes in PUBLIC_MODULES.values() for name in classes)
-    lines = [*imports, "", "try:", *optional, "except ImportError:", "    pass", "", "", f"__all__ = {public}", ""]
-    return "\n".join(lines)
+def flat_code(system: str = "mf2") -> dict[str, str]:
+    """The code of a self-contained checkpoint: file name -> text."""
+    folder = Path(__file__).parent
+    if folder.name in ROOMS:
+        return importlib.import_module("configuration_mf2.flatten").flat_code(system)
+    files = [file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"]
+    return {file.name: file.read_text(encoding="utf-8") for file in files}  # a checkpoint's own code, as it is
 
 
 def write_code(folder: str | os.PathLike, system: str = "mf2") -> None:

@@ -1,4 +1,4 @@
-"""Sphinx: the reference from our docstrings, the guides from the examples, the options from the commands themselves."""
+"""Sphinx: reference from the docstrings, guides from the examples, options from the commands' help."""
 
 import contextlib
 import io
@@ -49,7 +49,7 @@ ROOMS = {
 
 
 def write_pages() -> None:
-    """What is generated lies in `_generated`, anew in each build: a file that went leaves no page behind."""
+    """Writes the generated pages into `_generated`, and removes those of files that are gone."""
     folder = HERE / "_generated"
     folder.mkdir(exist_ok=True)
     pages = {f"{room.removesuffix('_mf2')}.rst": room_page(room, about) for room, about in ROOMS.items()}
@@ -76,11 +76,11 @@ def room_page(room: str, about: str) -> str:
 def help_of(module: str) -> str:
     """As the command prints it, on a terminal of 100 columns, with this machine's folders left out."""
     main = __import__(module, fromlist=["main"]).main
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         main(["--help"])
     # The Trainer's two hundred options are listed once, not in the usage as well.
-    text = re.sub(r"^usage: (?!mf2).*?\n\n", f"usage: {module}.py [options]\n\n", told.getvalue(), flags=re.DOTALL)
+    text = re.sub(r"^usage: (?!mf2).*?\n\n", f"usage: {module}.py [options]\n\n", output.getvalue(), flags=re.DOTALL)
     return text.replace(str(ROOT) + os.sep, "").replace(str(Path.home()), "~")
 
 
@@ -94,7 +94,7 @@ def sign(app: Any, what: str, name: str, thing: Any, options: Any, given: str | 
 
 
 def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
-    """What transformers and peft ask a class to have says nothing to a reader."""
+    """Leaves out attributes that transformers and peft require of a class."""
     return True if name.rpartition(".")[2] in PLUMBING else None
 
 

@@ -1,4 +1,4 @@
-"""Our docstrings are plain words with `code` in them, made to be read where they stand; Sphinx wants its own marks."""
+"""Converts this project's docstrings (plain text with `code`) to reStructuredText."""
 
 import inspect
 import re
@@ -40,35 +40,35 @@ def _block(block: str, names: set[str]) -> Iterator[str]:
 
 
 def _about(line: str, names: set[str]) -> re.Match | None:
-    found = re.match(_ITEM, line.strip())
-    return found if found and {*found[1].split(", ")} <= names else None
+    match = re.match(_ITEM, line.strip())
+    return match if match and {*match[1].split(", ")} <= names else None
 
 
 def _items(text: str, names: set[str]) -> Iterator[str]:
     """Prose, then a field a parameter; one begins a line, or a sentence."""
     starts = [
-        found for found in re.finditer(rf"(?:(?<=\n)|(?<=[.;] )|^){_ITEM}", text) if {*found[1].split(", ")} <= names
+        match for match in re.finditer(rf"(?:(?<=\n)|(?<=[.;] )|^){_ITEM}", text) if {*match[1].split(", ")} <= names
     ]
     before = text[: starts[0].start()] if starts else text
     if before.strip():
         yield from [*map(str.strip, inline(before).split("\n")), ""]
-    ends = [*(found.start() for found in starts), len(text)][1:]
-    for found, end in zip(starts, ends, strict=True):
-        kind = f" ({found[2]})" if found[2] else ""
-        words = " ".join(text[found.end() : end].split()).rstrip(";")
-        yield f":param {inline(found[1])}: {inline(f'{kind} {words}'.strip())}"
+    ends = [*(match.start() for match in starts), len(text)][1:]
+    for match, end in zip(starts, ends, strict=True):
+        kind = f" ({match[2]})" if match[2] else ""
+        words = " ".join(text[match.end() : end].split()).rstrip(";")
+        yield f":param {inline(match[1])}: {inline(f'{kind} {words}'.strip())}"
 
 
 def inline(text: str) -> str:
-    """`code` and [`Class`] as Sphinx writes them; whatever else it would take for a mark stays as it is."""
+    """`code` and [`Class`] as Sphinx writes them; other characters that Sphinx would interpret are escaped."""
     parts, last = [], 0
-    for found in _TOKENS.finditer(text):
-        parts.append(_plain(text[last : found.start()]))
-        code = found[3] or ""
-        mark = f":py:obj:`~.{found[1]}`" if found[1] else f"``{code.strip()}``"
-        before, after = text[: found.start()][-1:], text[found.end() :][:1]
+    for match in _TOKENS.finditer(text):
+        parts.append(_plain(text[last : match.start()]))
+        code = match[3] or ""
+        mark = f":py:obj:`~.{match[1]}`" if match[1] else f"``{code.strip()}``"
+        before, after = text[: match.start()][-1:], text[match.end() :][:1]
         parts.append(("\\ " if before.isalnum() else "") + mark + ("\\ " if after.isalnum() else ""))
-        last = found.end()
+        last = match.end()
     return "".join([*parts, _plain(text[last:])])
 
 

@@ -11,8 +11,9 @@ Reader options behind --reader: --reader threshold=1 images=original.
 import argparse
 
 from mf2face.command_line import named, python_value, run_as_command
+from mf2face.data.build.card import summary
 from mf2face.data.build.landmark_cache import LandmarkCache
-from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
+from mf2face.data.build.mfa import BuildOptions, build_mfa
 from mf2face.data.build.splits import PAPER_PROTOCOL, plan_mfa
 from mf2face.data.corpora.frames import REQUIRED
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
@@ -25,14 +26,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("corpus", choices=SOURCES)
     parser.add_argument("folder")
     parser.add_argument("out")
-    for name, kind, read, example, told in (
+    for name, kind, read, example, about in (
         ("reader", "VALUE", python_value, "NAME=VALUE", "options of the corpus's reader"),
         ("map", "EMOTION", str, "Contempt=Other", "an emotion's name in your files, and what it counts as"),
         ("per_emotion", "WHOLE NUMBER", int, "train=3915", "so many images of each emotion; the others are left out"),
         ("sizes", "NUMBER", float, "train=0.8", "shares of the splits"),
         ("videos", "WHOLE NUMBER", int, "train=134", "how many in each split"),
     ):
-        parser.add_argument(f"--{name}", nargs="+", type=named(name, kind, read), metavar=example, help=told)
+        parser.add_argument(f"--{name}", nargs="+", type=named(name, kind, read), metavar=example, help=about)
     parser.add_argument("--label_set", help="AUs and emotions by name; the corpus's own unless given")
     parser.add_argument("--require", choices=REQUIRED, help="labels that an image must have; any of them unless given")
     parser.add_argument("--every", type=int, default=1, help="every n-th frame, and changes of labels")
@@ -41,12 +42,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--official", action=argparse.BooleanOptionalAction, help="the corpus's own split")
     parser.add_argument("--fold", type=int, help="of the corpus's folds, the one to test on")
     parser.add_argument("--paper", action="store_true", help="the MFA paper's counts (for aff_wild2)")
-    parser.add_argument("--landmark_cache", help="where found landmarks are kept; beside the images unless given")
+    parser.add_argument("--landmark_cache", help="cache of detected landmarks; beside the images unless given")
     parser.add_argument("--device", default="cpu", help="of the landmark detector")
     for name, default in vars(BuildOptions()).items():
         flag = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
-        parser.add_argument(f"--{name}", default=default, **flag)
-    return parser.parse_args(argv)
+        parser.add_argument(f"--{name}", default=None if name == "near" else default, **flag)
+    given = parser.parse_args(argv)
+    given.near = given.near or ("drop" if given.paper else BuildOptions.near)
+    return given
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -29,7 +29,7 @@ ENGINE, MOST_BYTES, MOST_PIXELS = "onnx" if find_spec("onnxscript") else "torch"
 class Service(BaseHTTPRequestHandler):
     analysis, one_at_a_time, timeout = None, threading.Lock(), 20  # seconds that a slow sender has
 
-    def log_message(self, *_: object) -> None: ...  # who asked what is nobody's business
+    def log_message(self, *_: object) -> None: ...  # requests are not logged
     def do_POST(self) -> None:
         if (self.path, self.headers.get_content_type()) != ("/analyse", "application/json"):
             return self.answer(404, error="expected POST /analyse with Content-Type application/json")

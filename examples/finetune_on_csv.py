@@ -32,7 +32,7 @@ from mf2face.command_line import positive, run_as_command
 
 
 def draw_pictures(folder: Path, count: int) -> None:
-    """What you would have: pictures, and a csv that says what a person saw in them."""
+    """Stands in for your data: images, and a csv of their labels."""
     folder.mkdir(parents=True, exist_ok=True)
     labels, names = synthetic_truth(count, "sketch", seed=5), LABEL_SETS["mfa"]
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
@@ -49,10 +49,10 @@ def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> l
     whole = ["--near", "tell", "--sizes", "train=0.6", "validation=0.2", "test=0.2"]
     build_dataset.main(["own", str(pictures), str(data), "--landmarks", landmarks, *whole])
     scores = train.main(["--task", "dfn", "--dataset", str(data), "--output_dir", str(adapter), *options])
-    told = {name: f"{scores[name]:.3f}" for name in ("au_f1_macro", "emotion_top1") if name in scores}
-    print(f"on people that training did not see: {told}; everything else is in {adapter}/metrics.txt")
+    scores_shown = {name: f"{scores[name]:.3f}" for name in ("au_f1_macro", "emotion_top1") if name in scores}
+    print(f"on people that training did not see: {scores_shown}; everything else is in {adapter}/metrics.txt")
 
-    analyse = face_pipeline("face-analysis", adapter)  # a folder with an adapter says itself which base it adapts
+    analyse = face_pipeline("face-analysis", adapter)  # an adapter's folder names its base model
     images = sorted(str(file) for file in pictures.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))[:3]
     source = "face_alignment" if landmarks == "detector" else "template"
     found = [faces[0] for faces in analyse(images, landmark_source=source)]

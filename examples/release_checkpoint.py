@@ -13,7 +13,7 @@ from pathlib import Path
 
 from configuration_mf2.json_files import read_json
 from mf2face.command_line import run_as_command
-from mf2face.training.evaluation import write_text
+from mf2face.files import write_whole
 
 
 NAME_CODE = ("auto_map", "custom_pipelines")
@@ -46,7 +46,7 @@ def main(source: Path, target: Path) -> None:
             continue
         if path.suffix == ".json" and any(name in path.read_text(encoding="utf-8") for name in NAME_CODE):
             content = without_code(read_json(path))
-            write_text(target / path.name, json.dumps(content, indent=2) + "\n")
+            write_whole(target / path.name, json.dumps(content, indent=2) + "\n")
         else:
             temporary = target / f".{path.name}.tmp"
             shutil.copyfile(path, temporary)

@@ -1,4 +1,4 @@
-"""Entry of every script: a user's mistake ends in one sentence and an exit code, not in a traceback."""
+"""Entry of every command: a user's mistake ends in one sentence and an exit code, not in a traceback."""
 
 import argparse
 import ast
@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 
-# What is given wrongly, and what goes wrong on the way. Any other exception is a defect of the code: it is not caught.
+# Wrong input, and failures on the way. Any other exception is a defect of the code and is not caught.
 _FILE_MISTAKES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 _MISTAKES = (ValueError, TypeError, ImportError, StrictDataclassError, *_FILE_MISTAKES)
 _FAILURES = (OSError, RuntimeError, ArithmeticError, DatasetsError, SafetensorError, pickle.UnpicklingError)

@@ -67,6 +67,10 @@ class _LazyClass:
     def __getattr__(self, attribute: str) -> Any:
         return getattr(globals()["__getattr__"](self.__name__), attribute)
 
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[type, ...]:
+        """A class may be derived from what an Auto class names."""
+        return (globals()["__getattr__"](self.__name__),)
+
 
 for _config, _names in {
     MF2Config: {

@@ -1,4 +1,4 @@
-"""A model for image-only inference outside of this code: ONNX, its 8-bit form, and torch's own exported program.
+"""A model for image-only inference outside of this code: ONNX and its 8-bit form.
 
 Each takes `pixel_values` and `landmarks` of any number of faces and gives `emotion_logits` and `au_logits`, those that
 the model has. The file itself says which labels, thresholds and image size it is of, and of which weights.
@@ -215,35 +215,6 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = 
     return target
 
 
-def export_program(model: nn.Module, target: str | os.PathLike, *, compiled: bool = False) -> Path:
-    """A `.pt2` for `torch.export.load(file).module()`; compiled: machine code of this machine by AOTInductor, for
-    `torch._inductor.aoti_load_package(file)`. Load only files that you trust: a `.pt2` may hold code."""
-    model, target = _checked(model), _file(target, "model.pt2")
-    if target.suffix != ".pt2":
-        raise ValueError(f"target: got {target.name!r}, expected a folder or a name that ends in .pt2")
-    if compiled:
-        _check_compiler()
-    with _program(model) as program, _scratch(target) as made:
-        if compiled:
-            torch._inductor.aoti_compile_and_package(program, package_path=os.fspath(made))
-        else:
-            torch.export.save(program, made, extra_files={f"{_FACTS}.json": json.dumps(facts_of(model))})
-        _move(made, target)
-    return target
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:  # a class of its own in each version of torch
-        raise RuntimeError(
-            f"compiled: AOTInductor found no C++ compiler ({type(error).__name__}); install g++ or clang++, name one "
-            "in the environment variable CXX, or export without compiled=True"
-        ) from error
-
-
 def _checked(model: nn.Module) -> nn.Module:
     if hasattr(model, "get_base_model"):  # peft's wrapper: its layers stand inside the model, and are exported
         model = model.get_base_model()
@@ -368,7 +339,6 @@ __all__ = [
     "check_content",
     "differences",
     "export_onnx",
-    "export_program",
     "output_names",
     "quantize_onnx",
     "read_facts",

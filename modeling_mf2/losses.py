@@ -1,45 +1,123 @@
-"""The losses, as pure functions of tensors. Every one leaves out what is unknown, and is 0 where nothing is known.
+"""The losses, as pure functions of tensors. Each leaves out what is unknown, and is 0 where nothing is known.
 
 With several processes each returns a mean over its own rows whose average over the processes (what DDP takes of the
 gradients) equals the loss of the joined batch: candidates are gathered, and rows are counted over all processes.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_gather
 
 from configuration_mf2.facs import UNKNOWN_LABEL
+
+
+@dataclass
+class Captions:
+    """A branch's captions. keys: equal where captions say or mean the same. rows: those that ITM and ITG take. learned:
+    the tokens of `rows` that ITG learns to write."""
+
+    input_ids: torch.Tensor
+    mask: torch.Tensor
+    keys: torch.Tensor
+    rows: torch.Tensor
+    learned: torch.Tensor
+
+    @property
+    def valid(self) -> torch.Tensor:
+        return self.mask.any(dim=1)
+
+
+@dataclass
+class Features:
+    """What the contrastive loss of a branch compares, a row being an image or region and its caption."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    temperature: torch.Tensor
+    captions: Captions
+
+
+@dataclass
+class Comparison:
+    """The contrastive loss of some rows among all; hard negatives of those that ITM takes, and which pairs count.
+
+    wrong_image: row numbers, of this batch unless `other_images` has the wrong images as the branch reads them.
+    """
+
+    contrast: torch.Tensor
+    wrong_image: torch.Tensor
+    wrong_texts: tuple[torch.Tensor, torch.Tensor]
+    match_valid: torch.Tensor
+    other_images: torch.Tensor | None = None
+
+
+class Step:
+    """What a forward pass knows of the rest of its optimizer step: here it is all of it, on one or several processes.
+
+    mf2face/training/grad_cache.py has the step of several micro-batches.
+    """
+
+    counts: Mapping[str, torch.Tensor] = {}  # what the losses are divided by, by name
+
+    def compare(
+        self,
+        model: nn.Module,
+        features: Mapping[str, Features],
+        captions: Mapping[str, Captions],
+        images: Mapping[str, torch.Tensor],
+        image_tokens: torch.Tensor,
+    ) -> dict[str, Comparison] | None:
+        """Compares the features of each branch; None ends the forward pass. images: as the branches read them."""
+        comparisons = {}
+        for name, own in features.items():
+            texts = pad_as_others(own.captions.input_ids, own.captions.mask)
+            start, texts = gather_offset(own.text.shape[0]), tuple(map(gather, texts))
+            everyone = map(gather, (own.image, own.text, own.captions.keys, own.captions.valid))
+            comparisons[name] = compared = compare(own, *everyone, texts, start, model.training)
+            if world_size() > 1:  # the wrong image may be another process's
+                compared.other_images = gather(images[name])[compared.wrong_image]
+        return comparisons
+
+
+_step = Step()
+
+
+def current_step() -> Step:
+    return _step
+
+
+@contextmanager
+def use_step(step: Step) -> Iterator[None]:
+    global _step
+    before, _step = _step, step
+    try:
+        yield
+    finally:
+        _step = before
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: torch.Tensor) -> torch.Tensor:
-        ctx.rows = len(tensor)
-        gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
-        dist.all_gather(gathered, tensor.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
-        """Every process's loss has read these rows: their gradients add up."""
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient[gather_offset(ctx.rows) :][: ctx.rows]
-
-
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes, in the processes' order; gradients flow back to where a row came from.
-
-    All processes have to call it alike, with equally many rows."""
-    return tensor if world_size() == 1 else _Gather.apply(tensor)
+    """Rows of all processes in their order; gradients flow back. Every process has to give equally many rows."""
+    if world_size() == 1:
+        return tensor
+    gathered = torch.cat(all_gather(tensor))
+    if gathered.requires_grad:  # its backward sends memory as if gradients were contiguous
+        gathered.register_hook(lambda gradient: gradient.contiguous())
+    return gathered
 
 
 def gather_offset(rows: int) -> int:
-    """Where this process's rows stand among the gathered ones."""
+    """Index of this process's first row among the gathered ones."""
     return rows * dist.get_rank() if world_size() > 1 else 0
 
 
@@ -58,18 +136,23 @@ def wide(logits: torch.Tensor) -> torch.Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def masked_mean(values: torch.Tensor, valid: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
-    """count: what to divide by instead, where this is one micro-batch of several."""
+def masked_mean(values: torch.Tensor, valid: torch.Tensor, name: str | None = None) -> torch.Tensor:
+    """name: of the loss in `Step.counts`."""
     # `where`, not a product: an invalid value may be infinite.
     total = torch.where(valid, values, torch.zeros_like(values)).sum()
-    if count is not None:
-        return total / count
+    if name in _step.counts:
+        return total / _step.counts[name]
     count = valid.sum().to(values.dtype)
     if world_size() > 1:
         count = count.clone()
         dist.all_reduce(count)
         count = count / world_size()
     return total / count.clamp_min(1 / world_size())
+
+
+def row_weight(rows: int) -> torch.Tensor | float:
+    """For a mean over all rows of a micro-batch, of which the last may have fewer."""
+    return rows / _step.counts["rows"] if "rows" in _step.counts else 1.0
 
 
 def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -80,7 +163,7 @@ def caption_keys(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def first_of_equals(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows of the first of each kind, which of these every row equals): `keys[first][place] == keys`."""
+    """Returns the first row of each distinct key, and each row's place among them: `keys[first][place] == keys`."""
     kinds, place = torch.unique(keys, return_inverse=True)
     rows = torch.arange(len(keys), device=keys.device)
     first = torch.full((len(kinds),), len(keys), device=keys.device).scatter_reduce(0, place, rows, "amin")
@@ -88,25 +171,24 @@ def first_of_equals(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def image_text_similarity(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The best of an image's queries: (images, queries, dim) and (texts, dim) -> (images, texts)."""
+    """(images, queries, dim), (texts, dim) -> (images, texts): that of the best query."""
     return torch.einsum("iqd,td->iqt", image, text).amax(dim=1)
 
 
 def meaning_keys(text_keys: torch.Tensor, labels: torch.Tensor | None, known: torch.Tensor | None) -> torch.Tensor:
-    """(rows, 2): what is said and, where the labels are known, what is meant.
+    """(rows, 2): the key of the wording and, where labels are known, of the meaning. labels (rows, n), known (rows,).
 
-    Two wordings of one state are no negatives of each other: no image could tell them apart, and as the most similar
-    sentences of a batch they would be all that ITM ever sees. labels (rows, n), known (rows,).
+    Two wordings of one state are no negatives: no image tells them apart, and as the most similar sentences of a batch
+    they would be all that ITM sees.
     """
     if labels is None:
         return torch.stack([text_keys, text_keys], dim=-1)
-    meant = caption_keys(labels.long() + 1, torch.ones_like(labels))
-    return torch.stack([text_keys, torch.where(known, meant, text_keys)], dim=-1)
+    meaning = caption_keys(labels.long() + 1, torch.ones_like(labels))
+    return torch.stack([text_keys, torch.where(known, meaning, text_keys)], dim=-1)
 
 
 def allowed_negatives(keys: torch.Tensor, all_keys: torch.Tensor, all_valid: torch.Tensor) -> torch.Tensor:
-    """(rows, all rows): another caption, and a known one. A row's own pair and its equals are no negatives; of rows
-    with several keys each, equals are those that share any of them."""
+    """(rows, all rows): known captions that share no key with the row's own."""
     differs = keys[:, None] != all_keys[None, :]
     return differs.flatten(2).all(dim=2) & all_valid[None, :] if differs.ndim > 2 else differs & all_valid[None, :]
 
@@ -118,10 +200,10 @@ def itc_loss(
     negatives: torch.Tensor,
     valid: torch.Tensor,
     offset: int = 0,
-    count: torch.Tensor | None = None,
+    name: str | None = None,
 ) -> torch.Tensor:
-    """Equation 3. Both similarities (rows, all rows): of a row's image to all texts, and of its text to all images.
-    Row i's own pair stands in column offset + i."""
+    """Equation 3. Similarities (rows, all rows): of a row's image to all texts, of its text to all images. Row i's own
+    pair is in column offset + i."""
     rows = torch.arange(len(valid), device=valid.device)
     own = rows + offset
     candidates = negatives.clone()
@@ -130,42 +212,66 @@ def itc_loss(
     for similarity in (image_to_text, text_to_image):
         logits = (similarity / temperature).masked_fill(~candidates, -torch.inf)
         losses.append(logits.logsumexp(dim=1) - logits[rows, own])
-    return masked_mean((losses[0] + losses[1]) / 2, valid, count)
+    return masked_mean((losses[0] + losses[1]) / 2, valid, name)
 
 
 def hard_negatives(
     similarity: torch.Tensor, negatives: torch.Tensor, temperature: torch.Tensor, sample: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One negative a row, the likelier the more similar; the most similar one unless `sample`. -> (columns, found)."""
-    found = negatives.any(dim=1)
+    """Draws one negative a row, the more similar the likelier; the most similar unless `sample`. Returns columns, and
+    whether a row has any."""
+    has_any = negatives.any(dim=1)
     logits = (similarity.detach() / temperature.detach()).masked_fill(~negatives, -torch.inf)
     if not sample:
-        return logits.argmax(dim=1), found
-    weights = torch.where(found[:, None], logits, torch.zeros_like(logits)).float().softmax(dim=1)
-    weights = weights.nan_to_num(1.0)  # the loss that is no number shall be reported, not this draw
-    return torch.multinomial(weights, 1).squeeze(1), found
+        return logits.argmax(dim=1), has_any
+    weights = torch.where(has_any[:, None], logits, torch.zeros_like(logits)).float().softmax(dim=1)
+    weights = weights.nan_to_num(1.0)  # the loss that is not finite is reported, not this draw
+    return torch.multinomial(weights, 1).squeeze(1), has_any
 
 
-def itm_loss(
-    logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor, count: torch.Tensor | None = None
-) -> torch.Tensor:
+def compare(
+    own: Features,
+    image: torch.Tensor,
+    text: torch.Tensor,
+    keys: torch.Tensor,
+    valid: torch.Tensor,
+    texts: tuple[torch.Tensor, torch.Tensor],
+    start: int,
+    sample: bool,
+    name: str | None = None,
+) -> Comparison:
+    """Compares a branch's own rows with all: features, keys, validity and texts of all rows, own ones from `start`."""
+    captions = own.captions
+    image_to_text = image_text_similarity(own.image, text)
+    text_to_image = image_text_similarity(image, own.text).T
+    negatives = allowed_negatives(captions.keys, keys, valid)
+    contrast = itc_loss(image_to_text, text_to_image, own.temperature, negatives, captions.valid, start, name)
+    picked = (negatives[captions.rows], own.temperature, sample)
+    wrong_text, text_found = hard_negatives(image_to_text[captions.rows], *picked)
+    wrong_image, image_found = hard_negatives(text_to_image[captions.rows], *picked)
+    known = captions.valid[captions.rows]
+    match_valid = torch.cat([known, known & image_found, known & text_found])
+    return Comparison(contrast, wrong_image, (texts[0][wrong_text], texts[1][wrong_text]), match_valid)
+
+
+def itm_loss(logits: torch.Tensor, matched: torch.Tensor, valid: torch.Tensor, name: str | None = None) -> torch.Tensor:
     """Equation 4. logits (rows, queries, 2), averaged over the queries; matched (rows,) in {0, 1}."""
     losses = nn.functional.cross_entropy(wide(logits.mean(dim=1)), matched, reduction="none")
-    return masked_mean(losses, valid, count)
+    return masked_mean(losses, valid, name)
 
 
 def itg_loss(
-    logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
+    logits: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor, name: str | None = None
 ) -> torch.Tensor:
     """Equation 5. logits (rows, length, vocabulary); each token is predicted from those before it."""
     losses = nn.functional.cross_entropy(wide(logits[:, :-1]).transpose(1, 2), input_ids[:, 1:], reduction="none")
-    return masked_mean(losses, mask[:, 1:].bool(), count)
+    return masked_mean(losses, mask[:, 1:].bool(), name)
 
 
 def check_labels(name: str, labels: torch.Tensor, shape: tuple[int, ...], highest: int) -> None:
     if tuple(labels.shape) != shape:
         raise ValueError(f"{name}: got shape {tuple(labels.shape)}, expected {shape}")
-    if labels.device.type != "cpu":  # a look at the values would make a GPU wait
+    if labels.device.type != "cpu":  # reading values would synchronise a GPU
         return
     wrong = labels[(labels < UNKNOWN_LABEL) | (labels > highest)]
     if wrong.numel():
@@ -176,7 +282,6 @@ def au_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     class_weights: list[float] | tuple[float, ...] | None = None,
-    count: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
     check_labels("au_labels", labels, tuple(logits.shape), highest=1)
@@ -186,10 +291,31 @@ def au_loss(
     )
     if class_weights is not None:
         losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
-    return masked_mean(losses, known, count)
+    return masked_mean(losses, known, "au")
 
 
-def emotion_loss(logits: torch.Tensor, labels: torch.Tensor, count: torch.Tensor | None = None) -> torch.Tensor:
+def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     check_labels("emotion_labels", labels, (len(logits),), highest=logits.shape[1] - 1)
     losses = nn.functional.cross_entropy(wide(logits), labels.clamp_min(0), reduction="none")
-    return masked_mean(losses, labels != UNKNOWN_LABEL, count)
+    return masked_mean(losses, labels != UNKNOWN_LABEL, "emotion")
+
+
+def classification_losses(
+    config: Any,
+    emotion_logits: torch.Tensor | None,
+    emotion_labels: torch.Tensor | None,
+    au_logits: torch.Tensor | None,
+    au_labels: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    parts = {}
+    if au_logits is not None and au_labels is not None:
+        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights)
+    if emotion_logits is not None and emotion_labels is not None:
+        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels)
+    return parts
+
+
+def weighted_sum(config: Any, parts: dict[str, torch.Tensor]) -> torch.Tensor | None:
+    """The sum of the losses by the weights of the config; None without any."""
+    weighted = [config.loss_weights.get(name, 1.0) * part for name, part in parts.items()]
+    return sum(weighted) if weighted else None

@@ -1,8 +1,6 @@
 """What stands on the Q-Formers: projections and heads of the alignment losses, and the two classifiers."""
 
 import dataclasses
-import difflib
-import inspect
 import math
 import warnings
 from collections.abc import Collection
@@ -10,22 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
-from configuration_mf2.facs import LABEL_ARGUMENTS
-from configuration_mf2.hub import SelfContainedMixin
 from modeling_mf2.dfn.port import DFNPort, PathwayShape
 
-from .accumulation import BatchShare, count_of
-from .loading import check_adapter_file, fetched
-from .losses import au_loss, emotion_loss, itg_loss
+from .loading import FacePreTrainedModel, check_adapter_file, check_unused, fetched
+from .losses import au_loss, classification_losses, emotion_loss, itg_loss, weighted_sum
 from .qformer import MF2QFormer, MF2QFormerOutput
 from .regions import MF2Regions
 from .vision import MF2VisionTower, no_graph_if
@@ -130,24 +124,6 @@ class MF2Classifiers(nn.Module):
 Branch = Literal["emo", "au"]
 
 _COLDEST = 1e-3
-
-
-# What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
-_BATCH_FIELDS = {
-    *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels", "states"),
-    *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
-    *("key_au_input_ids", "key_au_attention_mask"),
-}
-
-
-def check_unused(model: nn.Module, unused: dict[str, object]) -> None:
-    """Landmarks under a misspelt name must not be taken for no landmarks."""
-    for name, value in unused.items():
-        if value is not None and name not in _BATCH_FIELDS:
-            known = [key for key in inspect.signature(model.forward).parameters if key not in ("args", "kwargs")]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise TypeError(f"{type(model).__name__}: got an unknown input {name!r}; {hint}Inputs: {known}")
 
 
 def kept_states(config: MF2Config, hidden_states: bool | None, attentions: bool | None) -> dict[str, bool]:
@@ -262,14 +238,11 @@ class MF2Branch(nn.Module):
             return self.temperature.clamp_min(_COLDEST)
 
 
-class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class MF2PreTrainedModel(FacePreTrainedModel):
     config_class = MF2Config
     base_model_prefix = "mf2"
-    main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    # The losses are means already; the Trainer must not divide or multiply them.
-    accepts_loss_kwargs = False
     # What an adapter is told: what the losses reach, and which modules a choice of heads means.
     adapter_pathways = tuple(f"{kind}_{name}" for kind in ("visual", "vision") for name in ("emo", "au"))
     adapter_heads = {"task": ["classifiers"], "all": ["classifiers", "heads"]}
@@ -278,24 +251,8 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     # Their weights are used together, some past the module that holds them: a device map keeps each on one device.
     _no_split_modules = ["MF2Branch", "MF2Classifiers", "MF2VisionTower"]
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
-        relabelled = cls._relabelled(pretrained_model_name_or_path, kwargs)
-        if relabelled and not kwargs.get("ignore_mismatched_sizes"):
-            raise ValueError(
-                f"{next(iter(relabelled.values()))}; what was learned for a label must not answer for another. Pass "
-                "ignore_mismatched_sizes=True to start these labels anew and keep the rest"
-            )
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            if relabelled:
-                (loaded[0] if isinstance(loaded, tuple) else loaded).forget_labels(relabelled)
-            return loaded
-        except SafetensorError as error:
-            raise OSError(
-                f"{pretrained_model_name_or_path}: model.safetensors is damaged or cut short ({error}); copy or "
-                "download the checkpoint again"
-            ) from error
+    can_relabel = True
+    relabel_hint = "Pass ignore_mismatched_sizes=True to start these labels anew and keep the rest"
 
     def enable_adapters(self) -> None:
         """transformers' own switches the layers on again, and leaves the heads that were trained beside them off."""
@@ -307,22 +264,6 @@ class MF2PreTrainedModel(SelfContainedMixin, PreTrainedModel):
     def load_adapter(self, peft_model_id: object = None, *args: object, **kwargs: object) -> object:
         check_adapter_file(peft_model_id)
         return super().load_adapter(peft_model_id, *args, **kwargs)
-
-    @classmethod
-    def _relabelled(cls, source: object, kwargs: dict[str, object]) -> dict[str, str]:
-        """The fields whose wanted labels are not the checkpoint's, and how they differ; none where none were named."""
-        named = {name: kwargs[name] for name in LABEL_ARGUMENTS if name in kwargs}
-        if source is None or (not named and not isinstance(kwargs.get("config"), cls.config_class)):
-            return {}
-        where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        saved = cls.config_class.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
-        wanted = kwargs.get("config") or cls.config_class.from_dict(saved.to_dict(), **named)
-        pairs = {field: (getattr(wanted, field), getattr(saved, field)) for field in ("action_units", "emotions")}
-        return {
-            field: f"{field}: got {new}, but the checkpoint {source} has {old}"
-            for field, (new, old) in pairs.items()
-            if list(new) != list(old)
-        }
 
     @torch.no_grad()
     def forget_labels(self, fields: Collection[str]) -> None:
@@ -577,14 +518,12 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        share: BatchShare | None = None,
         states: dict[str, torch.Tensor] | None = None,
         **kwargs: object,
     ) -> MF2FaceAnalysisOutput:
         r"""
         states: a batch of `StateStore`, instead of images.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
-        share: what the Trainer tells one of several micro-batches of a step.
         """
         check_unused(self, kwargs)
         read = self.mf2(
@@ -597,7 +536,7 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             return_dict=True,
         )
         logits = self.classifiers(read.emo_states, read.au_states)
-        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels), share)
+        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels))
         loss = weighted_sum(self.config, parts)
         return MF2FaceAnalysisOutput(loss=loss, emotion_logits=logits[0], au_logits=logits[1], **parts, **read)
 
@@ -661,38 +600,16 @@ def label_losses(
     au_states: torch.Tensor | None,
     logits: tuple[torch.Tensor | None, torch.Tensor | None],
     labels: tuple[torch.Tensor | None, torch.Tensor | None],
-    share: BatchShare | None = None,
 ) -> dict[str, torch.Tensor]:
     """Of the logits and labels of (emotion, AUs); in training a share of them is that of the AUs alone."""
     pairs = (logits[0], labels[0], logits[1], labels[1])
-    parts = classification_losses(model.config, *pairs, share)
+    parts = classification_losses(model.config, *pairs)
     alone = model.config.units_alone_share
     if not (model.training and alone and parts) or emo_states is None or au_states is None:
         return parts
     by_units = model.classifiers(None, au_states)
-    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1], share)
+    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1])
     return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
-
-
-def classification_losses(
-    config: MF2Config,
-    emotion_logits: torch.Tensor | None,
-    emotion_labels: torch.Tensor | None,
-    au_logits: torch.Tensor | None,
-    au_labels: torch.Tensor | None,
-    share: BatchShare | None = None,
-) -> dict[str, torch.Tensor]:
-    parts = {}
-    if au_logits is not None and au_labels is not None:
-        parts["au"] = au_loss(au_logits, au_labels, config.au_class_weights, count_of(share, "au"))
-    if emotion_logits is not None and emotion_labels is not None:
-        parts["emotion"] = emotion_loss(emotion_logits, emotion_labels, count_of(share, "emotion"))
-    return parts
-
-
-def weighted_sum(config: MF2Config, parts: dict[str, torch.Tensor]) -> torch.Tensor | None:
-    weighted = [config.loss_weights.get(name, 1.0) * part for name, part in parts.items()]
-    return sum(weighted) if weighted else None
 
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in `generate` and in its outputs. Ours take either name.

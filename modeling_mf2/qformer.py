@@ -24,6 +24,11 @@ from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 TextMode = Literal["two_way", "causal", "unimodal"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 
+_COLLECTED = (
+    *("attentions", "text_attentions", "cross_attentions", "hidden_states", "text_hidden_states"),
+    *("query_key_values", "image_key_values"),
+)
+
 # Without gradients a CPU goes through the wide layer in parts that stay in its cache.
 _ROWS_AT_ONCE = 1024
 
@@ -66,22 +71,21 @@ def eager_attention_forward(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    told, weights = by_kind(weights, kinds)
+    returned, weights = split_kinds(weights, kinds)
     attended = nn.functional.dropout(weights, dropout, module.training) @ value
-    return attended.transpose(1, 2).contiguous(), told
+    return attended.transpose(1, 2).contiguous(), returned
 
 
-def by_kind(rows: torch.Tensor, kinds: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rows, ...) -> (images, kinds, ...), and of this the rows again. Whoever goes on with these rows lets what is
-    returned have a gradient; a view that leads nowhere has none."""
+def split_kinds(rows: torch.Tensor, kinds: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (images, kinds, ...) and its rows again, to go on with: else the first would get no gradient."""
     if kinds is None:
         return rows, rows
-    told = rows.unflatten(0, (-1, kinds))
-    return told, told.flatten(0, 1)
+    split = rows.unflatten(0, (-1, kinds))
+    return split, split.flatten(0, 1)
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """True where a key may be seen -> what is added to the scores. A row that sees nothing stays finite."""
+    """Returns what is added to the scores; a row that sees no key stays finite."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
@@ -96,8 +100,7 @@ def _repeated(states: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def _plain(layer: nn.Module) -> nn.Linear | None:
-    """The layer, if its weight is all that it is: no active adapter, no quantized or offloaded weight, nobody who
-    listens."""
+    """Returns a bare nn.Linear: no active adapter, quantisation, offload or hook."""
     if getattr(layer, "disable_adapters", False) and not getattr(layer, "merged", True):
         layer = layer.base_layer
     # accelerate's hooks take the place of `forward` on the layer itself.
@@ -123,27 +126,25 @@ class MF2QFormerAttention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(
-            1, 2
-        )  # (batch, heads, length, head_dim)
+        states = states.view(*states.shape[:2], self.num_heads, self.head_dim)
+        return states.transpose(1, 2)  # (batch, heads, length, head_dim)
 
     def key_values(self, states: torch.Tensor) -> KeyValue:
         return self._heads(self.k_proj(states)), self._heads(self.v_proj(states))
 
     def folds(self, states: torch.Tensor, tokens: torch.Tensor) -> bool:
-        """Whether few queries read many tokens: carrying queries into the tokens' space is then cheaper than carrying
-        tokens into the queries'. An adapter's layer does more than multiply, and only eager attention tells weights."""
+        """Whether few queries read many tokens, so that projecting queries into the tokens' space is cheaper."""
         layers = _plain(self.k_proj), _plain(self.v_proj)
         plain = all(layers) and states.device.type == "cpu"
         learned = (states, tokens, *(layer.weight for layer in layers if layer))
         learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned)
         inference = not learns and not (self.training and self.config.attention_probs_dropout_prob)
-        # Of the multiplications less than half: queries / tokens + queries / head_dim.
+        # Less than half the multiplications: queries / tokens + queries / head_dim.
         cheaper = 2 * states.shape[1] * (tokens.shape[1] + self.head_dim) < tokens.shape[1] * self.head_dim
         return cheaper and plain and inference and self.config._attn_implementation == "sdpa"
 
     def _fold(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The same attention, in another order of products. The keys' bias moves all scores of a query alike."""
+        """Attends in another order of products; the keys' bias shifts all scores of a query equally."""
         heads, (rows, queries) = (self.num_heads, self.head_dim), states.shape[:2]
         asked = self._heads(self.q_proj(states) * self.scaling).transpose(0, 1).flatten(1, 2)
         asked = (asked @ _plain(self.k_proj).weight.unflatten(0, heads)).unflatten(1, (rows, queries))
@@ -157,7 +158,7 @@ class MF2QFormerAttention(nn.Module):
     def forward(
         self, states: torch.Tensor, seen: KeyValue | torch.Tensor, mask: torch.Tensor | None, kinds: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """seen: keys and values, or tokens that none were made of. kinds: what the weights have an axis for."""
+        """seen: keys and values, or tokens to `_fold`. kinds: an axis of the returned weights."""
         if isinstance(seen, torch.Tensor):
             attended, weights = self._fold(states, seen), None
         else:
@@ -171,7 +172,7 @@ class MF2QFormerAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if states.shape[0] == 0:  # no face in any image; the interfaces cannot reshape nothing
+        if states.shape[0] == 0:  # no face in any image; the interfaces cannot reshape an empty batch
             attention = eager_attention_forward
         return attention(
             self,
@@ -180,7 +181,7 @@ class MF2QFormerAttention(nn.Module):
             mask,
             scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            **({} if kinds is None else {"kinds": kinds}),  # with eager attention only, which alone tells its weights
+            **({} if kinds is None else {"kinds": kinds}),  # eager attention alone returns weights
         )
 
 
@@ -240,16 +241,11 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
             text_key_values = self.attention.key_values(text)
             if past_key_values is not None:
                 text_key_values = past_key_values.update(*text_key_values, self.layer_idx)
-            seen = text_key_values
-            if mode != "unimodal":
-                seen = _joined(query_key_values, text_key_values)
+            seen = text_key_values if mode == "unimodal" else _joined(query_key_values, text_key_values)
             attended_text, text_weights = self.attention(text, seen, text_mask)
         if queries is not None:
-            seen = (
-                _joined(query_key_values, text_key_values)
-                if mode == "two_way" and text is not None
-                else query_key_values
-            )
+            sees_text = mode == "two_way" and text is not None
+            seen = _joined(query_key_values, text_key_values) if sees_text else query_key_values
             queries, query_weights = self.attention(queries, seen, query_mask)
             if self.cross_attention is not None:
                 queries = _repeated(queries, (image if image_key_values is None else image_key_values[0]).shape[0])
@@ -360,13 +356,11 @@ class MF2QFormer(PreTrainedModel):
             raise ValueError("image: got None, expected the image tokens (or image_key_values) that the queries read")
         text = text_additive = query_additive = None
         if queries is not None:
-            batch = image.shape[0] if image is not None else image_key_values[0][0].shape[0]
+            batch = (image if image is not None else image_key_values[0][0]).shape[0]
             dropout = max(self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob)
-            # What is dropped differs from image to image, and what is returned has a row for each.
-            returned = output_hidden_states or output_attentions
-            if input_ids is not None or returned or (self.training and dropout > 0):
-                queries = _repeated(queries, batch)
-            queries = self.embed_queries(queries)
+            # Dropout and texts differ between images, and outputs have a row for each.
+            each = input_ids is not None or output_hidden_states or output_attentions
+            queries = self.embed_queries(_repeated(queries, batch) if each or (self.training and dropout) else queries)
         if input_ids is not None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             text = self.embed_text(input_ids, past)
@@ -376,15 +370,21 @@ class MF2QFormer(PreTrainedModel):
             text_additive, query_additive = self._masks(queries, text, text_mask, mode, num_prefix, past)
 
         keep_hidden_states |= output_hidden_states
-        of_states, of_weights = kinds if output_hidden_states else None, kinds if output_attentions else None
-        told = queries
-        if queries is not None:
-            told, queries = by_kind(queries, of_states)
-        query_hidden, text_hidden = ((told,), (text,)) if keep_hidden_states else ((), ())
-        collected_queries, collected_image, attentions, text_attentions, cross_attentions = [], [], [], [], []
+        collected: dict[str, list] = {name: [] for name in _COLLECTED}
+
+        def keep(queries: torch.Tensor | None) -> torch.Tensor | None:
+            if queries is not None:
+                returned, queries = split_kinds(queries, kinds if output_hidden_states else None)
+            if keep_hidden_states and queries is not None:
+                collected["hidden_states"].append(returned)
+            if keep_hidden_states and text is not None:
+                collected["text_hidden_states"].append(text)
+            return queries
+
+        queries = keep(queries)
         for index, layer in enumerate(self.layers):
             crossing = index // self.config.cross_attention_frequency
-            queries, text, query_kv, image_kv, query_weights, text_weights, cross_weights = layer(
+            queries, text, query_kv, image_kv, *weights = layer(
                 queries,
                 text,
                 image,
@@ -395,32 +395,15 @@ class MF2QFormer(PreTrainedModel):
                 mode,
                 past_key_values=past_key_values,
                 keep_key_values=output_key_values,
-                kinds=of_weights,
+                kinds=kinds if output_attentions else None,
             )
-            told = queries
-            if queries is not None:
-                told, queries = by_kind(queries, of_states)
+            queries = keep(queries)
             if output_key_values and queries is not None:
-                collected_queries.append(tuple(_repeated(states, batch) for states in query_kv))
+                collected["query_key_values"].append(tuple(_repeated(states, batch) for states in query_kv))
                 if layer.cross_attention is not None:
-                    collected_image.append(image_kv)
-            if keep_hidden_states:
-                query_hidden, text_hidden = (*query_hidden, told), (*text_hidden, text)
-            if output_attentions:
-                attentions.append(query_weights)
-                text_attentions.append(text_weights)
-                if cross_weights is not None:
-                    cross_attentions.append(cross_weights)
-
-        has_queries, has_text = queries is not None, text is not None
-        return MF2QFormerOutput(
-            query_states=queries,
-            text_states=text,
-            query_key_values=tuple(collected_queries) or None,
-            image_key_values=tuple(collected_image) or None,
-            hidden_states=query_hidden if keep_hidden_states and has_queries else None,
-            text_hidden_states=text_hidden if keep_hidden_states and has_text else None,
-            attentions=tuple(attentions) if output_attentions and has_queries else None,
-            text_attentions=tuple(text_attentions) if output_attentions and has_text else None,
-            cross_attentions=tuple(cross_attentions) if output_attentions and has_queries else None,
-        )
+                    collected["image_key_values"].append(image_kv)
+            for name, value in zip(_COLLECTED, weights, strict=False):
+                if output_attentions and value is not None:
+                    collected[name].append(value)
+        lists = {name: tuple(values) for name, values in collected.items() if values}
+        return MF2QFormerOutput(query_states=queries, text_states=text, **lists)

@@ -14,22 +14,21 @@ from configuration_mf2.configuration_mf2 import MF2VisionConfig
 
 
 def no_graph_if(frozen: bool) -> AbstractContextManager:
-    """Not while a graph is captured: what is frozen needs no gradient anyway, and an exported program cannot be loaded
-    again if a switch of the gradient stands in it."""
+    """Not while a graph is captured: an exported program with a gradient switch in it cannot be loaded."""
     if not frozen or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return nullcontext()
     return torch.no_grad()
 
 
 def keep_own_start(backbone: nn.Module) -> None:
-    """A backbone initialises itself; the models' rule would wipe that. On the meta device there is nothing to keep."""
+    """Marks layers that a backbone has initialised itself, unless on the meta device."""
     for module in backbone.modules():
         module.keeps_own_start = not any(parameter.is_meta for parameter in module.parameters(recurse=False))
 
 
 def init_backbone(module: nn.Module) -> bool:
-    """What a layer of a backbone starts as: what it is already (see `keep_own_start`), or, in `MF2ConvTower`, PyTorch's
-    own rule, and zeros where a block's outputs are. False: the model's rule holds."""
+    """Keeps what `keep_own_start` marked, or initialises a layer of `MF2ConvTower`: PyTorch's rule, zeros in a block's
+    outputs. False: the model's own rule applies."""
     if getattr(module, "keeps_own_start", False):
         return True
     if isinstance(module, MF2ConvTower):
@@ -48,7 +47,7 @@ def init_backbone(module: nn.Module) -> bool:
 
 
 class MF2TowerBlock(nn.Module):
-    """A pre-norm attention block whose two outputs start at zero, so that it first leaves the convolutions alone."""
+    """A pre-norm attention block that starts as the identity."""
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
@@ -108,8 +107,7 @@ class MF2ConvTower(nn.Module):
 
     @property
     def map_layers(self) -> list[nn.Module]:
-        """Those whose maps an adapter may read beside the blocks' tokens: at most four times as fine as these, and not
-        what the blocks are given."""
+        """Layers whose maps an adapter may read: at most four times as fine as the tokens, not the blocks' input."""
         return [layer for layer in self.convolutions if isinstance(layer, nn.ReLU)][2:-1]
 
     def forward(self, pixel_values: torch.Tensor, maps: list[torch.Tensor] | None = None) -> torch.Tensor:
@@ -177,18 +175,18 @@ class MF2VisionTower(PreTrainedModel):
         self.post_init()
 
     def _check_backbone(self) -> None:
-        found = {
+        actual = {
             "hidden_size": self.backbone.num_features,
             "num_prefix_tokens": getattr(self.backbone, "num_prefix_tokens", 0),
         }
         patch_embed = getattr(self.backbone, "patch_embed", None)
         if patch_embed is not None and hasattr(patch_embed, "patch_size"):
-            found["patch_size"] = patch_embed.patch_size[0]
-        for field, value in found.items():
+            actual["patch_size"] = patch_embed.patch_size[0]
+        for field, value in actual.items():
             if value != getattr(self.config, field):
                 raise ValueError(
-                    f"vision_config.{field}: got {getattr(self.config, field)}, expected {value}, which is what "
-                    f"backbone {self.config.backbone!r} has"
+                    f"vision_config.{field}: got {getattr(self.config, field)}, expected {value} with backbone "
+                    f"{self.config.backbone!r}"
                 )
 
     @torch.no_grad()
@@ -207,16 +205,15 @@ class MF2VisionTower(PreTrainedModel):
 
     @property
     def num_states(self) -> int:
-        """Hidden states that `look_deep` returns; 0 where the backbone is no plain sequence of blocks."""
+        """Number of states from `look_deep`; 0 where the backbone is no plain sequence of blocks."""
         blocks = getattr(self.backbone, "blocks", None)
         if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
             return 0
         return len(getattr(self.backbone, "map_layers", ())) + len(blocks) + 1
 
     def look_deep(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """What `forward` returns, and the tokens before the first block and after each; the last are those of
-        `forward`, behind the final norm. Before them the maps of a backbone's convolutions, as square grids of tokens
-        that may be finer, with zeros in place of channels that they lack."""
+        """Returns the tokens of `forward` and all states: maps of convolutions as (finer) grids of tokens, with zeros
+        for missing channels, then the tokens before the first block and after each block, the last behind the norm."""
         states: list[torch.Tensor] = []
 
         def keep_map(_: nn.Module, __: tuple, output: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with a processor's files, by file and field, where the libraries that read them do not say it."""
+"""`MF2ImageProcessor`: images to aligned, normalised crops with landmarks; settings and files are checked by name."""
 
 import difflib
 import inspect
@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,17 +19,8 @@ from transformers.utils import TensorType, cached_file, logging
 from configuration_mf2.hub import SelfContainedMixin
 from configuration_mf2.json_files import read_json
 
-from .geometry import (
-    AugmentationDraw,
-    MF2Augmentation,
-    alignment_matrix,
-    resize_matrix,
-    resolve_augmentation,
-    transform_points,
-    warp,
-    warp_by_pil,
-    warp_bytes,
-)
+from .detection import DETECTORS
+from .geometry import alignment_matrix, resize_matrix, transform_points, warp, warp_by_pil
 from .image_io import MOST_PIXELS, flatten_images, read_image
 from .landmarks import (
     DetectedFace,
@@ -44,6 +36,8 @@ from .landmarks import (
     template_landmarks,
 )
 
+
+logger = logging.get_logger(__name__)
 
 _SETTINGS = {"": dict, "image_processor_type": str, "auto_map": dict}
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -63,24 +57,23 @@ _NAMES = {dict: "an object", str: "text", bool: "true or false", type(None): "nu
 _SENTENCE = re.compile(r"[\w.\[\]/-]+(, \w+)*: .*(got|expected|there is no)", re.DOTALL)
 
 
-def named_error(source: Any, error: Exception, where: dict[str, Any]) -> Exception:
-    """The error of loading a processor from `source` as one that names file and field; a sentence stays as it is."""
+def _named_error(source: Any, error: Exception, where: dict[str, Any]) -> Exception:
+    """An error of loading a processor as one that names file and field; our own errors stay as they are."""
     if isinstance(error, ValueError | TypeError) and _SENTENCE.match(str(error)):
         return type(error)(f"{source}: {error}") if type(error) in (ValueError, TypeError) else error
-    found = next(_wrong_fields(source, where), None)
-    if found is None:
-        found = f"processor_config.json, tokenizer_config.json or tokenizer.json: {type(error).__name__}: {error}"
-    return ValueError(f"{source}: {found}; download the file again, or save the processor anew with save_pretrained")
+    wrong = next(_wrong_fields(source, where), None)
+    if wrong is None:
+        wrong = f"processor_config.json, tokenizer_config.json or tokenizer.json: {type(error).__name__}: {error}"
+    return ValueError(f"{source}: {wrong}; download the file again, or save the processor anew with save_pretrained")
 
 
 def _wrong_fields(source: Any, where: dict[str, Any]) -> Iterator[str]:
-    where = {
-        name: where[name] for name in ("revision", "token", "cache_dir", "subfolder") if where.get(name) is not None
-    }
+    names = ("revision", "token", "cache_dir", "subfolder")
+    where = {name: where[name] for name in names if where.get(name) is not None}
     for file, fields in _FIELDS.items():
         try:
             path = cached_file(source, file, local_files_only=True, **where)
-        except OSError:  # there is none
+        except OSError:  # absent
             continue
         try:
             content = read_json(path)
@@ -98,20 +91,34 @@ def _wrong_fields(source: Any, where: dict[str, Any]) -> Iterator[str]:
                 yield f"{file}: {field or 'its content'}: got {value!r:.80}, expected {expected}"
 
 
+class CheckedFilesMixin(SelfContainedMixin):
+    """Damaged files of a processor raise an error that names file and field."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:  # tokenizers and transformers raise anything on damaged files
+            raise _named_error(pretrained_model_name_or_path, error, kwargs) from error
+
+
 class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
-    do_align (`bool`): bring the face to the canonical one by rotation, scale and shift; `False`: resize the image.
-    landmark_source (`str`): where the landmarks of an image come from if none are given. `"template"`: the image is a
-        ready-aligned crop, with the mean face's landmarks; `"face_alignment"`: they are found by the face-alignment
-        package, which fetches its weights at the first use; `"given"`: from nowhere, they are required.
-    on_no_face, on_many_faces (`str`): what follows when `"face_alignment"` finds none (`"raise"`, `"template"`,
-        `"skip"`) or several (`"largest"`, `"all"`).
+    do_align (`bool`): align the face to the canonical one by rotation, scale and shift; `False`: resize the image.
+    landmark_source (`str`): landmarks of an image for which none are given. `"template"`: the image is a ready-aligned
+        crop with the mean face's landmarks; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
+        `"face_alignment"`: by the face-alignment package, which downloads its weights at the first use; `"given"`: they
+        are required.
+    on_no_face (`str`): `"raise"`, `"template"` or `"skip"` if no face is detected.
+    on_many_faces (`str`): `"largest"` or `"all"` if several are.
     face_alignment_kwargs (`dict`): settings of [`FaceAlignmentDetector`], such as its device.
-    max_pixels (`int`): a larger image is refused before it is decoded (see [`read_image`]).
-    allow_url (`bool`), timeout (`float`): fetch images whose address is given, within so many seconds.
-    return_landmark_source (`bool`): also return `landmark_source` (`"given"`, `"face_alignment"` or `"template"`) and
-        `image_index` (which image it was cut from) of each row. Off by default: a model takes neither.
-    return_faces (`bool`): also return `faces`, a dict a row: where in its image, as seen, the face lies.
+    max_pixels (`int`): a larger image is refused before it is decoded (see `read_image`).
+    allow_url (`bool`), timeout (`float`): fetch images given by URL, within so many seconds.
+    return_landmark_source (`bool`): also return each row's `landmark_source` and `image_index` (the image it was cut
+        from).
+    return_faces (`bool`): also return `faces`, a dict a row: box and landmarks in the image.
     """
 
     do_align: bool | None
@@ -126,7 +133,7 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     return_faces: bool | None
 
 
-# The choices that transformers offers and this processor has only one answer to.
+# Settings of transformers for which this processor has one value only.
 _FIXED = {
     **{"do_resize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False},
     **{"resample": PILImageResampling.BILINEAR, "data_format": "channels_first"},
@@ -138,9 +145,15 @@ _CHOICES = {
 }
 _SWITCHES = ("do_align", "do_rescale", "do_normalize", "allow_url", "return_landmark_source", "return_faces")
 _DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
+_MOST_LEVEL = 1e6  # of image_mean and image_std
+_LARGEST_CROP = 4096  # pixels a side
 
 CALLERS_OWN = ("allow_url", "max_pixels", "timeout")
-"""What only the caller decides: a checkpoint neither opens the network nor raises the limit of memory."""
+"""Set by the caller alone: a checkpoint neither opens the network nor raises the memory limit."""
+
+# In a processor's file, but no settings.
+_SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+_OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
 
 
 def check_names(given: Iterable[str], known: set[str], owner: str) -> None:
@@ -160,43 +173,32 @@ def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a processor or a call, with `size`, `image_mean` and `image_std` in one form; or an error."""
     for name, only in _FIXED.items():
         if settings.get(name) not in (None, only):
-            raise ValueError(
-                f"{name}: got {settings[name]!r:.80}, expected {only!r}: the processor always cuts RGB crops of `size`"
-            )
+            raise ValueError(f"{name}: got {settings[name]!r:.80}, expected {only!r}: crops are always RGB of `size`")
     check_choices(settings)
     for name in _SWITCHES:
         if settings.get(name) is not None and type(settings[name]) is not bool:
             raise ValueError(f"{name}: got {settings[name]!r:.80}, expected True or False")
     if type(settings["max_pixels"]) is not int or settings["max_pixels"] < 1:
         raise ValueError(f"max_pixels: got {settings['max_pixels']!r:.80}, expected a whole number from 1")
-    _check_detector(settings.get("face_alignment_kwargs"))
+    detector = settings.get("face_alignment_kwargs")
+    if detector is not None and not isinstance(detector, Mapping):
+        raise ValueError(f"face_alignment_kwargs: got {detector!r:.80}, expected a dict, such as {{'device': 'cpu'}}")
+    check_names(detector or (), _DETECTOR_SETTINGS, "face_alignment_kwargs")
+    factor = settings.get("rescale_factor")
+    if settings.get("do_rescale") and not (_is_number(factor) and factor):
+        raise ValueError(f"rescale_factor: got {factor!r:.80}, expected a finite number that is not 0, such as 1/255")
     resolved = {**settings, "size": _size(settings.get("size"))}
-    if settings.get("do_rescale") and not (_is_number(settings["rescale_factor"]) and settings["rescale_factor"]):
-        raise ValueError(
-            f"rescale_factor: got {settings['rescale_factor']!r:.80}, expected a finite number that is not 0, such as "
-            "1/255"
-        )
     for name in ("image_mean", "image_std"):
         values = settings.get(name)
         if isinstance(values, list | tuple):
             resolved[name] = values = tuple(values)
-        wrong = not (
-            _is_number(values) or (isinstance(values, tuple) and len(values) == 3 and all(map(_is_number, values)))
-        )
-        if not wrong:
-            levels = values if isinstance(values, tuple) else (values,)
-            low = 1e-6 if name == "image_std" else -_MOST_LEVEL
-            wrong = not low <= min(levels) <= max(levels) <= _MOST_LEVEL
-        if wrong and (settings.get("do_normalize") or values is not None):
+        levels = values if isinstance(values, tuple) else (values,) * 3
+        low = 1e-6 if name == "image_std" else -_MOST_LEVEL
+        right = len(levels) == 3 and all(_is_number(level) and low <= level <= _MOST_LEVEL for level in levels)
+        if not right and (settings.get("do_normalize") or values is not None):
             above = " above 0" if name == "image_std" else ""
-            raise ValueError(
-                f"{name}: got {values!r:.80}, expected a number{above} up to {_MOST_LEVEL:g}, or three of red, green, "
-                "blue"
-            )
+            raise ValueError(f"{name}: got {values!r:.80}, expected a number{above} up to {_MOST_LEVEL:g}, or three")
     return resolved
-
-
-_MOST_LEVEL = 1e6
 
 
 def _is_number(value: Any) -> bool:
@@ -210,40 +212,37 @@ def _size(size: Any) -> SizeDict:
     elif not isinstance(size, Mapping):
         size = {"height": size, "width": size}
     height, width = size.get("height"), size.get("width")
-    if set(size) != {"height", "width"} or not all(
-        type(side) is int and 0 < side <= _LARGEST for side in (height, width)
-    ):
+    right = all(type(side) is int and 0 < side <= _LARGEST_CROP for side in (height, width))
+    if set(size) != {"height", "width"} or not right:
         raise ValueError(
-            f"size: got height {height!r:.40} and width {width!r:.40}, expected whole numbers from 1 to {_LARGEST}: "
-            "{'height': 224, 'width': 224}, or 224 for both"
+            f"size: got height {height!r:.40} and width {width!r:.40}, expected whole numbers from 1 to "
+            f"{_LARGEST_CROP}: {{'height': 224, 'width': 224}}, or 224 for both"
         )
     return given if isinstance(given, SizeDict) else SizeDict(height=height, width=width)
 
 
-_LARGEST = 4096  # pixels a side of a crop
+class Augmentation(Protocol):
+    """`MF2Augmentation` is one; it does not travel with a checkpoint."""
+
+    def draw(self, seed: int, index: int) -> Any:
+        """An object whose `cut(warp, pixels, points, matrix, height, width)` returns a crop and its landmarks."""
 
 
-def _check_detector(settings: Any) -> None:
-    if settings is not None and not isinstance(settings, Mapping):
-        raise ValueError(f"face_alignment_kwargs: got {settings!r:.80}, expected a dict, such as {{'device': 'cpu'}}")
-    check_names(settings or (), _DETECTOR_SETTINGS, "face_alignment_kwargs")
+@dataclass(frozen=True)
+class _Row:
+    crop: torch.Tensor
+    points: np.ndarray
+    source: str
+    image_index: int
+    face: dict[str, Any] | None
 
 
-logger = logging.get_logger(__name__)
+class _AlignedCrops(CheckedFilesMixin):
+    """`image_processor(images, landmarks)` -> `pixel_values` (batch, 3, height, width), `landmarks` (batch, 68, 2).
 
-
-# Stands in a processor's file, but is none of its settings.
-_SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
-_OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
-
-
-class _AlignedCrops(SelfContainedMixin):
-    """What both image processors share: all but the resampling.
-
-    `image_processor(images, landmarks)` -> `pixel_values` (batch, 3, height, width) and `landmarks` (batch, 68, 2).
-    Landmarks are always in pixels of the image they come with: given ones in those of the input (as seen, EXIF rotation
-    applied), returned ones in those of the crop; x and y count from the image's upper left edge, so the first pixel's
-    middle is at 0.5. Given landmarks win over `landmark_source`.
+    Landmarks are in pixels of their image: given ones in those of the input (EXIF rotation applied), returned ones in
+    those of the crop; x and y count from the upper left edge, so the first pixel's centre is at 0.5. Given landmarks
+    take precedence over `landmark_source`.
     """
 
     hub_auto_classes = ("AutoImageProcessor",)
@@ -271,24 +270,17 @@ class _AlignedCrops(SelfContainedMixin):
     def __init__(self, **kwargs: Unpack[MF2ImageProcessorKwargs]) -> None:
         known = set(self.valid_kwargs.__annotations__)
         check_names(set(kwargs) - _SAVED_BESIDE, known, type(self).__name__)
-        # Before transformers stumbles over them, and without a name.
-        usual = {name: getattr(self, name, None) for name in known}
-        check_settings({**usual, **{name: value for name, value in kwargs.items() if value is not None}})
+        self._settings(kwargs)  # before transformers fails on them without a name
         super().__init__(**kwargs)
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except OSError:
-            raise
-        except Exception as error:
-            raise named_error(pretrained_model_name_or_path, error, kwargs) from error
+    def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        usual = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
+        return check_settings({**usual, **{name: value for name, value in given.items() if value is not None}})
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """From a file's content. Of what only the caller decides the file says nothing; what it holds besides settings
-        is kept, as transformers does it, unless it looks like a misspelt one."""
+        """From a file's content, without the caller's own settings; unknown fields are kept, unless one is close to the
+        name of a setting."""
         if not isinstance(image_processor_dict, dict):
             raise ValueError(
                 f"image_processor: got {type(image_processor_dict).__name__}, expected an object of settings; save the "
@@ -325,166 +317,106 @@ class _AlignedCrops(SelfContainedMixin):
         images: ImageInput,
         landmarks: Any = None,
         *,
-        augment: MF2Augmentation | dict | bool | None = None,
+        augment: Augmentation | None = None,
         augment_seed: int = 0,
         sample_index: Sequence[int] | None = None,
         **kwargs: Unpack[MF2ImageProcessorKwargs],
     ) -> BatchFeature:
         r"""
         images: one or many PIL images, paths, bytes, arrays or tensors (see `read_image`).
-        landmarks: (68, 2) for one image, (images, 68, 2), or a list that has `None` for images without.
-        augment: for training: `True`, ranges, or an [`MF2Augmentation`]. What it draws depends only on `augment_seed`
-            and the image's `sample_index` (its place in the call unless given), so a new epoch wants a new seed.
+        landmarks: (68, 2) for one image, (images, 68, 2), or a list with `None` for images without.
+        augment: for training, an [`MF2Augmentation`]. Its draws depend only on `augment_seed` and the image's
+            `sample_index` (its place in the call unless given): give each epoch a new seed.
         """
-        names = set(self.valid_kwargs.__annotations__)
-        check_names(kwargs, names | _OF_A_CALL, type(self).__name__)
-        usual = {name: getattr(self, name, None) for name in names}
-        settings = check_settings({**usual, **{name: value for name, value in kwargs.items() if value is not None}})
-        return self._crops(
-            images,
-            landmarks=landmarks,
-            augmentation=resolve_augmentation(augment),
-            augment_seed=augment_seed,
-            sample_index=sample_index,
-            **settings,
-        )
-
-    def _crops(
-        self,
-        images: Any,
-        *,
-        landmarks: Any,
-        augmentation: MF2Augmentation | None,
-        augment_seed: int,
-        sample_index: Sequence[int] | None,
-        size: SizeDict,
-        do_align: bool,
-        landmark_source: LandmarkSource,
-        on_no_face: NoFacePolicy,
-        on_many_faces: ManyFacesPolicy,
-        face_alignment_kwargs: dict | None,
-        max_pixels: int,
-        allow_url: bool,
-        timeout: float | None,
-        return_landmark_source: bool,
-        return_faces: bool,
-        device: str | torch.device | None,
-        return_tensors: Any,
-        **kwargs: Any,
-    ) -> BatchFeature:
+        check_names(kwargs, set(self.valid_kwargs.__annotations__) | _OF_A_CALL, type(self).__name__)
+        settings = SimpleNamespace(**self._settings(kwargs))
         images = flatten_images(images)
         if not images:
             raise ValueError("images: got an empty list, expected at least one image")
-        places = [f"[{index}]" for index in range(len(images))] if len(images) > 1 else [""]
         given = landmarks_per_image(landmarks, len(images))
-        draws = _draws(augmentation, augment_seed, sample_index, len(images))
+        draws = _draws(augment, augment_seed, sample_index, len(images))
+        rows = [row for image_rows in self._rows(images, given, draws, settings) for row in image_rows]
+        return self._to_batch(rows, settings)
+
+    def _rows(
+        self, images: list[Any], given: list[Any], draws: list[Any], settings: SimpleNamespace
+    ) -> list[list[_Row]]:
+        """The faces of each image, cut out."""
+        places = [f"[{index}]" for index in range(len(images))] if len(images) > 1 else [""]
         rows: list[list[_Row]] = [[] for _ in images]
-        searched: dict[int, torch.Tensor] = {}  # only these images are kept, to be searched for faces in one batch
+        searched: dict[int, torch.Tensor] = {}  # kept, so that faces are detected in one batch
 
-        def cut(
-            index: int, pixels: torch.Tensor, points: np.ndarray | None, source: str, found: DetectedFace | None = None
-        ) -> None:
-            crop, crop_points = self._cut(pixels, points, size.height, size.width, do_align, draws[index])
-            face = face_in_image(*pixels.shape[1:], points, source, found) if return_faces else None
-            rows[index].append(_Row(crop, crop_points, source, index, face))
+        def cut(index: int, pixels: torch.Tensor, points: Any, source: str, found: DetectedFace | None = None) -> None:
+            if points is not None:
+                name = f"landmarks{places[index]}" if found is None else f"landmarks found in images{places[index]}"
+                points = check_landmarks(points, *pixels.shape[1:], name)
+                if found is None:
+                    check_orientation(points, name)
+            face = face_in_image(*pixels.shape[1:], points, source, found) if settings.return_faces else None
+            rows[index].append(_Row(*self._cut(pixels, points, draws[index], settings), source, index, face))
 
+        limits = {name: getattr(settings, name) for name in CALLERS_OWN}
         for index, (image, place) in enumerate(zip(images, places, strict=True)):
-            limits = {"max_pixels": max_pixels, "allow_url": allow_url, "timeout": timeout}
-            pixels = read_image(image, name=f"images{place}", **limits).to(device)
+            pixels = read_image(image, name=f"images{place}", **limits).to(settings.device)
             if given[index] is not None:
-                points = check_landmarks(given[index], *pixels.shape[1:], f"landmarks{place}")
-                check_orientation(points, f"landmarks{place}")
-                cut(index, pixels, points, "given")
-            elif landmark_source == "face_alignment":
+                cut(index, pixels, given[index], "given")
+            elif settings.landmark_source in DETECTORS:
                 searched[index] = pixels
-            elif landmark_source == "template":
-                _warn_if_no_crop(pixels, size)
+            elif settings.landmark_source == "template":
+                _warn_if_no_crop(pixels, settings.size)
                 cut(index, pixels, None, "template")
             else:
                 raise ValueError(f"landmarks{place}: got none, but landmark_source='given' requires them")
-        found = (
-            FaceAlignmentDetector(**(face_alignment_kwargs or {})).detect(list(searched.values())) if searched else ()
-        )
-        for (index, pixels), faces in zip(searched.items(), found, strict=True):
-            chosen = choose_faces(
-                faces, on_no_face=on_no_face, on_many_faces=on_many_faces, name=f"images{places[index]}"
-            )
-            if chosen is None:
-                cut(index, pixels, None, "template")
-            for face in chosen or ():
-                points = check_landmarks(face.landmarks, *pixels.shape[1:], f"landmarks found in images{places[index]}")
-                cut(index, pixels, points, "face_alignment", face)
-
-        flat = [row for image_rows in rows for row in image_rows]
-        batch = self._to_batch(flat, size, return_landmark_source, return_tensors, **kwargs)
-        if return_faces:
-            batch["faces"] = [row.face for row in flat]
-        return batch
+        if searched:
+            with_settings = settings.landmark_source == "face_alignment" and settings.face_alignment_kwargs
+            detector = DETECTORS[settings.landmark_source](**(with_settings or {}))
+            policy = {"on_no_face": settings.on_no_face, "on_many_faces": settings.on_many_faces}
+            for (index, pixels), faces in zip(searched.items(), detector.detect(list(searched.values())), strict=True):
+                chosen = choose_faces(faces, **policy, name=f"images{places[index]}")
+                if chosen is None:
+                    cut(index, pixels, None, "template")
+                for face in chosen or ():
+                    cut(index, pixels, face.landmarks, settings.landmark_source, face)
+        return rows
 
     def _cut(
-        self,
-        pixels: torch.Tensor,
-        points: np.ndarray | None,
-        height: int,
-        width: int,
-        do_align: bool,
-        draw: AugmentationDraw | None,
+        self, pixels: torch.Tensor, points: np.ndarray | None, draw: Any, settings: SimpleNamespace
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """The crop and the landmarks in it. Whatever moves is one matrix, so that pixels are resampled once."""
+        """The crop and its landmarks. All movements are one matrix, so that pixels are resampled once."""
+        height, width = settings.size.height, settings.size.width
         matrix = resize_matrix(*pixels.shape[1:], height, width)
         if points is None:
             points = template_landmarks(*pixels.shape[1:])
-        elif do_align:
+        elif settings.do_align:
             matrix = alignment_matrix(points, height, width)
         if draw is None:
             return self.warp(pixels, matrix, height, width), transform_points(matrix, points)
-        matrix = draw.matrix(height, width) @ matrix
-        # In bytes, a quarter of the memory, where that is possible: colours that change at random bear the rounding.
-        samples = self.warp_bytes(pixels, matrix, height, width) if draw.changes_colours else None
-        if samples is not None:
-            crop = torch.from_numpy(draw.recolour_bytes(samples)).permute(2, 0, 1)
-        else:
-            crop = draw.recolour(self.warp(pixels, matrix, height, width))
-        return crop, draw.reorder_landmarks(transform_points(matrix, points))
+        return draw.cut(self.warp, pixels, points, matrix, height, width)
 
-    def _to_batch(
-        self,
-        rows: list["_Row"],
-        size: SizeDict,
-        return_landmark_source: bool,
-        return_tensors: Any,
-        *,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: Sequence[float],
-        image_std: Sequence[float],
-        **unused: Any,
-    ) -> BatchFeature:
-        crops = [row.crop for row in rows]
-        device = crops[0].device if crops else None
-        pixel_values = torch.empty(len(crops), 3, size.height, size.width, device=device)
-        if do_normalize:
-            # In pixels' own range, so that a crop is changed twice and not three times.
-            share = 1.0 / rescale_factor if do_rescale else 1.0
-            mean, std = (
-                (torch.tensor(values, device=device) * share).view(-1, 1, 1) for values in (image_mean, image_std)
-            )
-        # Crop by crop, and at once where it belongs: a crop fits into the processor's cache, a batch does not.
-        for place, crop in zip(pixel_values, crops, strict=True):
-            place.copy_(crop)
-            if do_normalize:
+    def _to_batch(self, rows: list[_Row], settings: SimpleNamespace) -> BatchFeature:
+        device = rows[0].crop.device if rows else None
+        pixel_values = torch.empty(len(rows), 3, settings.size.height, settings.size.width, device=device)
+        if settings.do_normalize:
+            # In the pixels' own range: each crop is changed twice instead of three times.
+            share = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
+            levels = (settings.image_mean, settings.image_std)
+            mean, std = ((torch.tensor(values, device=device) * share).view(-1, 1, 1) for values in levels)
+        for place, row in zip(pixel_values, rows, strict=True):  # crop by crop: a batch exceeds the CPU's cache
+            place.copy_(row.crop)
+            if settings.do_normalize:
                 place.sub_(mean).div_(std)
-            elif do_rescale:
-                place.mul_(rescale_factor)
+            elif settings.do_rescale:
+                place.mul_(settings.rescale_factor)
         points = np.array([row.points for row in rows], dtype=np.float32).reshape(-1, 68, 2)
         data = {"pixel_values": pixel_values, "landmarks": torch.from_numpy(points).to(pixel_values.device)}
-        if return_landmark_source:
+        if settings.return_landmark_source:
             data["image_index"] = torch.tensor([row.image_index for row in rows], dtype=torch.int64)
-        if return_tensors in ("np", TensorType.NUMPY):
+        if settings.return_tensors in ("np", TensorType.NUMPY):
             data = {name: tensor.cpu().numpy() for name, tensor in data.items()}
-        if return_landmark_source:
+        if settings.return_landmark_source:
             data["landmark_source"] = [row.source for row in rows]
+        if settings.return_faces:
+            data["faces"] = [row.face for row in rows]
         return BatchFeature(data)
 
 
@@ -492,37 +424,23 @@ class MF2ImageProcessor(_AlignedCrops, TorchvisionBackend):
     __doc__ = _AlignedCrops.__doc__
 
     warp = staticmethod(warp)
-    warp_bytes = staticmethod(warp_bytes)
 
 
 class MF2ImageProcessorPil(_AlignedCrops, PilBackend):
-    """As [`MF2ImageProcessor`], by PIL alone: where there is neither torchvision nor OpenCV. Crops differ by 0.01."""
+    """As [`MF2ImageProcessor`], by PIL alone: without torchvision and OpenCV. Crops differ by 0.01."""
 
     warp = staticmethod(warp_by_pil)
 
-    @staticmethod
-    def warp_bytes(*unused: Any) -> None:
-        return None
 
-
-@dataclass(frozen=True)
-class _Row:
-    crop: torch.Tensor
-    points: np.ndarray
-    source: str
-    image_index: int
-    face: dict[str, Any] | None
-
-
-def _draws(
-    augmentation: MF2Augmentation | None, seed: int, sample_index: Sequence[int] | None, count: int
-) -> list[AugmentationDraw | None]:
-    if augmentation is None:
+def _draws(augment: Augmentation | None, seed: int, sample_index: Sequence[int] | None, count: int) -> list[Any]:
+    if augment is None:
         return [None] * count
+    if not hasattr(augment, "draw"):
+        raise TypeError(f"augment: got {type(augment).__name__}, expected an MF2Augmentation")
     indexes = range(count) if sample_index is None else [int(index) for index in sample_index]
     if len(indexes) != count:
         raise ValueError(f"sample_index: got {len(indexes)} indexes, expected {count}, one for each image")
-    return [augmentation.draw(seed, index) for index in indexes]
+    return [augment.draw(seed, index) for index in indexes]
 
 
 def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
@@ -530,17 +448,5 @@ def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
     if not 0.8 < (width / height) / (size.width / size.height) < 1.25:
         logger.warning_once(
             "An image came without landmarks and is taken as a ready-aligned crop, but its sides differ much from the "
-            "crop's. If it is a photograph, give landmarks or set landmark_source='face_alignment'."
+            "crop's. If it is a photograph, give landmarks or set landmark_source='mediapipe'."
         )
-
-
-__all__ = [
-    "CALLERS_OWN",
-    "MF2ImageProcessor",
-    "MF2ImageProcessorKwargs",
-    "MF2ImageProcessorPil",
-    "check_choices",
-    "check_names",
-    "check_settings",
-    "named_error",
-]

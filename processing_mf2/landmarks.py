@@ -1,4 +1,4 @@
-"""The 68 landmarks of a face (iBUG order) in pixels of its image: given, found by face-alignment, or a template."""
+"""The 68 landmarks of a face (iBUG order) in pixels of its image: given, detected, or a template."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .geometry import STEADY_POINTS, canonical_landmarks, pooled
 
 
-LandmarkSource = Literal["template", "face_alignment", "given"]
+LandmarkSource = Literal["template", "mediapipe", "face_alignment", "given"]
 NoFacePolicy = Literal["raise", "template", "skip"]
 ManyFacesPolicy = Literal["largest", "all"]
 
@@ -26,11 +26,13 @@ class DetectedFace:
     box: np.ndarray
     """left, top, right, bottom in pixels of the image."""
     score: float
-    """Of the box, 0 to 1: to filter faces by, when the detector is called on its own."""
+    """0 to 1, of the box."""
     landmarks: np.ndarray
     """(68, 2)"""
     confidence: np.ndarray
-    """(68,), the network's response at each landmark: low where it is hidden. The image processor uses neither."""
+    """(68,), the network's response at each landmark: low where it is hidden."""
+    pose: tuple[float, float, float] | None = None
+    """Pitch, yaw and roll in degrees, from a detector that tells them."""
 
     @property
     def area(self) -> float:
@@ -39,16 +41,16 @@ class DetectedFace:
 
 
 def template_landmarks(height: int, width: int) -> np.ndarray:
-    """Of an image that is a ready-aligned crop: the mean face's, (68, 2)."""
+    """The mean face's, for an image that is a ready-aligned crop: (68, 2)."""
     return canonical_landmarks(height, width)
 
 
 def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
-    """What was given for each of `count` images, `None` where nothing was; not checked further."""
+    """The landmarks given for each of `count` images, unchecked, or `None`."""
     if landmarks is None:
         return [None] * count
     if isinstance(landmarks, np.ndarray | torch.Tensor):
-        # Of one image, the axis of images may be missing.
+        # For one image, the axis of images is optional.
         landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
     elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
         landmarks = [landmarks]
@@ -59,7 +61,7 @@ def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
 
 
 def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.ndarray:
-    """(68, 2) float64, if they can be a face's in an image of this size."""
+    """(68, 2) float64, if they can be those of a face in an image of this size."""
     if isinstance(landmarks, torch.Tensor):
         landmarks = landmarks.detach().float().cpu()
     try:
@@ -70,53 +72,51 @@ def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.nd
         raise ValueError(f"{name}: got {points.shape}, expected (68, 2), x and y of the 68 iBUG points in pixels")
     if not np.isfinite(points).all():
         bad = np.flatnonzero(~np.isfinite(points).all(axis=1)).tolist()
-        raise ValueError(
-            f"{name}: points {bad} are not finite; leave out the landmarks of an image in which they are unknown"
-        )
+        raise ValueError(f"{name}: points {bad} are not finite; leave out landmarks that are unknown")
     size = np.array([width, height])
     low, high = points.min(axis=0), points.max(axis=0)
     if (low < -size / 2).any() or (high > 1.5 * size).any():
         raise ValueError(
-            f"{name}: got x from {low[0]:.1f} to {high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}, far outside "
-            f"the image of {width} x {height} pixels; expected pixels of the very image they come with"
+            f"{name}: got x from {low[0]:.1f} to {high[0]:.1f} and y from {low[1]:.1f} to {high[1]:.1f}, expected "
+            f"pixels of their image, which has {width} x {height}"
         )
-    # How far the points spread along their longest and their shortest direction.
+    # Spread of the points along their principal axes.
     x, y = (steady := points[list(STEADY_POINTS)]).T - steady.mean(axis=0)[:, None]
     both, apart = (x @ x + y @ y) / len(x), math.hypot(x @ x - y @ y, 2 * (x @ y)) / len(x)
     longest, shortest = math.sqrt((both + apart) / 2), math.sqrt(max(both - apart, 0) / 2)
     if longest < 1 or shortest < 0.02 * longest:
         raise ValueError(
-            f"{name}: the points spread over {longest:.2f} by {shortest:.2f} pixels, that is one spot or one line; "
-            "expected a face. Landmarks are pixels, not fractions of the image"
+            f"{name}: the points spread over {longest:.2f} by {shortest:.2f} pixels, one spot or one line; expected a "
+            "face. Landmarks are pixels, not fractions of the image"
         )
     return points
 
 
 _MOST_REVERSED = 0.2
-"""Of the eyes' distance from the mouth. In a profile the hidden eye's points may lie a little beyond the other's."""
+"""Share of the eyes' distance from the mouth: in a profile the hidden eye's points may lie beyond the other's."""
 
 
 def check_orientation(points: np.ndarray, name: str) -> None:
-    """An error if a face looks as in a mirror, which no turn of the photograph does: right and left are exchanged."""
+    """Raises if left and right are exchanged, as in a mirror."""
     first_eye, second_eye, mouth = (points[part].mean(axis=0) for part in (slice(36, 42), slice(42, 48), slice(48, 68)))
     across, down = second_eye - first_eye, mouth - (first_eye + second_eye) / 2
     # Twice the triangle's signed area: positive in images, where y points down.
     if across[0] * down[1] - across[1] * down[0] < -_MOST_REVERSED * (down @ down):
         raise ValueError(
-            f"{name}: got a mirrored face, expected points 36 to 41 on the eye that is left of the other in an upright "
-            "image; left and right, or x and y, seem to be exchanged. Of a flipped image, reorder the points too"
+            f"{name}: got a mirrored face, expected points 36 to 41 on the left eye of an upright image; left and "
+            "right, or x and y, seem to be exchanged. When flipping an image, reorder the points too"
         )
 
 
 def choose_faces(
     faces: Sequence[DetectedFace], *, on_no_face: NoFacePolicy, on_many_faces: ManyFacesPolicy, name: str
 ) -> list[DetectedFace] | None:
-    """The faces of one image to go on with: none if it is to be skipped, `None` if the template is to stand in."""
+    """The faces of one image to use: none if it is to be skipped, `None` if the template is to replace them."""
     if not faces:
         if on_no_face == "raise":
             raise ValueError(
-                f"{name}: no face was found; give its landmarks, or choose on_no_face='skip' (leave the image out) or "
-                "'template' (take the image as a ready-aligned crop)"
+                f"{name}: no face was found; give its landmarks, or on_no_face='skip' (leave the image out) or "
+                "'template' (take it as a ready-aligned crop)"
             )
         return None if on_no_face == "template" else []
     if on_many_faces == "all":
@@ -127,14 +127,14 @@ def choose_faces(
 def face_in_image(
     height: int, width: int, points: np.ndarray | None, source: LandmarkSource, found: DetectedFace | None = None
 ) -> dict[str, Any]:
-    """Box and landmarks of a face in pixels of its image, and where each comes from: plain numbers, by name.
+    """Box and landmarks of a face in pixels of its image, with their sources: plain numbers, by name.
 
-    The box is the detector's, else that around the landmarks given; a template stands for the whole image.
+    The box is the detector's, else the bounds of the given landmarks; a template's is the whole image.
     """
     if points is None:
         points, box, box_source = template_landmarks(height, width), np.array([0, 0, width, height]), "image"
     elif found is not None:
-        box, box_source = found.box, "face_alignment"
+        box, box_source = found.box, source
     else:
         box, box_source = np.concatenate([points.min(axis=0), points.max(axis=0)]), "landmarks"
     face = {
@@ -150,8 +150,8 @@ class FaceAlignmentDetector:
     """Faces and their landmarks by the face-alignment package (S3FD boxes, 2DFAN4 landmarks).
 
     Its networks are loaded at the first image and shared by all detectors of equal settings. compile: worth its start
-    only for long runs. flip_input: averages over the mirrored face, at twice the time. detection_side: boxes are looked
-    for in a copy no larger than this; landmarks in the full image. max_batch_size: faces a forward pass.
+    only for long runs. flip_input: averages over the mirrored face, at twice the time. detection_side: boxes are
+    detected in a copy no larger than this, landmarks in the full image. max_batch_size: faces a forward pass.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class FaceAlignmentDetector:
             pixels, detected_faces=boxes, return_bboxes=True, return_landmark_score=True
         )
         faces = [
-            # face-alignment cuts to whole pixels; half a pixel leads back to a pixel's middle.
+            # face-alignment truncates to whole pixels; half a pixel leads back to the pixel's centre.
             DetectedFace(box[:4], float(box[4]), np.asarray(face_points, dtype=np.float64) + 0.5, np.asarray(scores))
             for box, face_points, scores in zip(boxes, points, confidence, strict=True)
         ]
@@ -224,17 +224,25 @@ def _groups_of_equal_shape(images: Sequence[torch.Tensor]) -> list[list[int]]:
 _LOADING = threading.Lock()
 
 
-@functools.lru_cache(maxsize=4)
-def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: int, min_score: float) -> Any:
-    try:  # here, for the package takes seconds to import, and given landmarks or a template do not need it
-        import face_alignment
+def missing_weights() -> tuple[str, list[str]]:
+    """The folder that face-alignment reads its weights from, and the URLs of those that are not there."""
+    try:  # here: the package takes seconds to import
         from face_alignment import api
         from face_alignment.detection.sfd import sfd_detector
     except ImportError as error:
         raise ImportError(
-            "landmark_source='face_alignment' needs the face-alignment package (pip install face-alignment); without "
-            "it give landmarks, or ready-aligned crops with landmark_source='template'"
+            f"faces are detected by the face-alignment package ({error}): pip install face-alignment"
         ) from error
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    urls = [sfd_detector.models_urls["s3fd"], api.models_urls["2DFAN-4"]]
+    return folder, [url for url in urls if not os.path.isfile(os.path.join(folder, os.path.basename(url)))]
+
+
+@functools.lru_cache(maxsize=4)
+def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: int, min_score: float) -> Any:
+    folder, missing = missing_weights()
+    import face_alignment
+
     try:
         return face_alignment.FaceAlignment(
             face_alignment.LandmarksType.TWO_D,
@@ -242,12 +250,9 @@ def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: 
             face_detector_kwargs={"filter_threshold": min_score},
         )
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-        files = [os.path.basename(url) for url in (api.models_urls["2DFAN-4"], sfd_detector.models_urls["s3fd"])]
-        missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
-        what = f"fetch {' and '.join(missing)}" if missing else f"delete {' and '.join(files)} if they are damaged"
+        advice = (
+            f"fetch {' and '.join(missing)} and put them there" if missing else "delete its files if they are damaged"
+        )
         raise OSError(
-            f"face-alignment could not load its weights ({error}). On a machine without access to its server, {what} "
-            f"and put the files into {folder}; the addresses stand in face_alignment.api.models_urls and in "
-            "face_alignment.detection.sfd.sfd_detector.models_urls"
+            f"face-alignment could not load its weights ({error}) from {folder}; without access to its server, {advice}"
         ) from error

@@ -1,4 +1,4 @@
-"""Labels of zero-shot classification to the sentences that stand for them."""
+"""The four pipelines, zero-shot labels, and batches in which a bad item spoils no other."""
 
 import difflib
 import os
@@ -20,13 +20,14 @@ from configuration_mf2.facs import ACTION_UNITS, EMOTIONS
 from configuration_mf2.hub import PIPELINES as HUB_PIPELINES
 from configuration_mf2.hub import check_finite_weights, check_loading_info
 
-from .captions import au_state_prompts, emotion_prompts
 from .image_processing_mf2 import MF2ImageProcessorKwargs, check_choices
-from .processing_mf2 import MF2Processor, check_finite, resolve_thresholds
-from .wording import EMOTION_ONLY
+from .processing_mf2 import MF2Processor, check_finite
+from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 
 
-TEMPLATE = EMOTION_ONLY[0].replace("{emotion}", "{}")
+TEMPLATE = EMOTION_SENTENCE.replace("{emotion}", "{}")
+
+_BY_NOUN = {unit.noun: name for name, unit in ACTION_UNITS.items()}
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def read_labels(
 ) -> ZeroShotLabels:
     """labels: emotions or words of the user's own; or AUs by code ("AU12") or noun ("lip corner puller").
 
-    A mapping gives sentences of the user's own: of a label one, of an AU one or a pair (active, at rest).
+    A mapping gives the sentences: one for a label, one or a pair (active, at rest) for an AU.
     """
     if branch not in (None, "emo", "au"):
-        raise ValueError(f"branch: got {branch!r}, expected 'emo' or 'au', or none: the labels tell")
+        raise ValueError(f"branch: got {branch!r}, expected 'emo' or 'au', or none to infer it from the labels")
     if not isinstance(labels, Mapping | list | tuple) or not labels:
         raise ValueError(
             f"candidate_labels: got {labels!r:.80}, expected a list of at least one label, such as ['Happiness', "
@@ -59,17 +60,21 @@ def read_labels(
     if wrong or len(set(names)) < len(names):
         raise ValueError(f"candidate_labels: got {names!r:.120}, expected different strings that are not empty")
     units = [_action_unit(name) for name in names]
-    if branch is None:
-        branch = "au" if any(units) else "emo"
     own = dict(labels) if isinstance(labels, Mapping) else {}
-    if branch == "emo":
-        return ZeroShotLabels("emo", tuple(names), tuple(_about_face(name, own.get(name), template) for name in names))
-    _check_units(names, units, action_units)
-    active, rest = zip(*(_states(unit, own.get(name)) for name, unit in zip(names, units, strict=True)), strict=True)
+    if branch == "emo" or (branch is None and not any(units)):
+        sentences = [_emotion_sentence(name, own.get(name), template) for name in names]
+        return ZeroShotLabels("emo", tuple(names), tuple(sentences))
+    wrong = [name for name, unit in zip(names, units, strict=True) if unit not in action_units]
+    if wrong:
+        near = difflib.get_close_matches(wrong[0].lower(), _BY_NOUN, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"candidate_labels: got {wrong}, expected action units of this model: {list(action_units)}, by code or "
+            f"noun; {hint}Emotions and your own words need a call without action units"
+        )
+    states = [_unit_sentences(unit, own.get(name)) for name, unit in zip(names, units, strict=True)]
+    active, rest = zip(*states, strict=True)
     return ZeroShotLabels("au", tuple(names), active, tuple(units), rest)
-
-
-_BY_NOUN = {unit.noun: name for name, unit in ACTION_UNITS.items()}
 
 
 def _action_unit(label: str) -> str | None:
@@ -81,18 +86,7 @@ def _action_unit(label: str) -> str | None:
     return _BY_NOUN.get(words)
 
 
-def _check_units(names: Sequence[str], units: Sequence[str | None], known: Sequence[str]) -> None:
-    wrong = [name for name, unit in zip(names, units, strict=True) if unit not in known]
-    if wrong:
-        near = difflib.get_close_matches(wrong[0].lower(), _BY_NOUN, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"candidate_labels: got {wrong}, expected action units of this model: {list(known)}, by code or noun; "
-            f"{hint}Ask about emotions, or in words of your own, in a call without action units"
-        )
-
-
-def _states(unit: str, own: Any) -> tuple[str, str]:
+def _unit_sentences(unit: str, own: Any) -> tuple[str, str]:
     usual = au_state_prompts([unit])[unit]
     own = (own,) if isinstance(own, str) else tuple(own or ())
     if len(own) > 2 or not all(isinstance(sentence, str) and sentence.strip() for sentence in own):
@@ -100,30 +94,36 @@ def _states(unit: str, own: Any) -> tuple[str, str]:
     return (*own, *usual[len(own) :])
 
 
-def _about_face(label: str, own: Any, template: str) -> str:
+def _emotion_sentence(label: str, own: Any, template: str) -> str:
     if own is not None:
         if not isinstance(own, str) or not own.strip():
             raise ValueError(f"candidate_labels[{label!r}]: got {own!r:.80}, expected a sentence")
         return own
-    by_name = {name.lower(): name for name in EMOTIONS}
-    if label.strip().lower() in by_name and template == TEMPLATE:
-        name = by_name[label.strip().lower()]
-        return emotion_prompts([name])[name]
-    near = difflib.get_close_matches(label.strip().lower(), [*by_name, *_BY_NOUN], n=1, cutoff=0.85)
-    if near and near[0] != label.strip().lower():
+    by_name, words = {name.lower(): name for name in EMOTIONS}, label.strip().lower()
+    if words in by_name and template == TEMPLATE:
+        return emotion_prompts([by_name[words]])[by_name[words]]
+    near = difflib.get_close_matches(words, [*by_name, *_BY_NOUN], n=1, cutoff=0.85)
+    if near and near[0] != words:
         raise ValueError(
-            f"candidate_labels: got {label!r}, did you mean {by_name.get(near[0], near[0])!r}? If not, give the "
-            "sentence that it stands for: {label: sentence}"
+            f"candidate_labels: got {label!r}, did you mean {by_name.get(near[0], near[0])!r}? If not, give its "
+            "sentence: {label: sentence}"
         )
     if template.count("{}") != 1:
         raise ValueError(f"hypothesis_template: got {template!r}, expected a sentence with one {{}} for the label")
     return template.format(label)
 
 
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{hint}")
+
+
 OnError = Literal["raise", "skip"]
 
-# A user's file, array or setting; anything else is a mistake of the program and is never skipped.
-_OF_AN_ITEM = (ValueError, TypeError, OSError)
+# Faults of an item; any other exception is a defect of the program and is never skipped.
+_ITEM_ERRORS = (ValueError, TypeError, OSError)
 _ONE_IMAGE = (str, bytes, bytearray, Mapping, Image.Image)
 
 
@@ -131,8 +131,8 @@ class MF2Pipeline(Pipeline):
     """One image, or many: a list, a generator, a dataset. Answers are in the order of the images, one an image.
 
     An image is whatever the image processor reads, or a mapping with `image` (and `landmarks`, if known).
-    on_error (`str`): `"raise"`, or `"skip"`: an image that cannot be read or has no face where one is required is
-        answered by `{"error": {"index": ..., "type": ..., "message": ...}}`, and the others as ever.
+    on_error (`str`): `"raise"`, or `"skip"`: an image that cannot be read, or has no face where one is required, is
+        answered by `{"error": {"index": ..., "type": ..., "message": ...}}`.
     Settings of the image processor, such as `on_no_face` or `landmark_source`, may be given to the pipeline or a call.
     """
 
@@ -148,22 +148,24 @@ class MF2Pipeline(Pipeline):
                 f"processor: got none, expected the model's: {type(self).__name__}(model, processor="
                 "MF2Processor.from_pretrained(...)), or MF2Processor.for_model(model.config) if it has none yet"
             )
-        adapted = hasattr(model, "get_base_model")  # peft's wrapper: its layers stand inside the model
+        adapted = hasattr(model, "get_base_model")  # peft's wrapper: its layers are inside the model
         super().__init__(model.get_base_model() if adapted else model, *args, **kwargs)
         self.num_workers, self.batch_size = num_workers or 0, batch_size or 1
         names = {name for step in self.setting_names().values() for name in step}
         self.settings = {name: kwargs[name] for name in names & kwargs.keys()}
         self.model.eval()  # dropout would make answers random
+        if self.processor.au_thresholds is None:  # the processor owns thresholds; older ones lack those of the config
+            self.processor.au_thresholds = self.model.config.au_thresholds
 
     def setting_names(self) -> dict[str, Sequence[str]]:
-        """What may be given to the pipeline or a call, by the step that it is for."""
+        """Names of settings by the step that takes them."""
         own = {"return_landmark_source", "return_faces", *(["on_many_faces"] if self.many_faces == "largest" else [])}
         of_images = sorted(set(MF2ImageProcessorKwargs.__annotations__) - own)
         return {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         known = self.setting_names()
-        sorted_out: dict[str, dict[str, Any]] = {step: {} for step in known}
+        by_step: dict[str, dict[str, Any]] = {step: {} for step in known}
         for name, value in given.items():
             steps = [step for step, names in known.items() if name in names]
             if not steps:
@@ -171,17 +173,16 @@ class MF2Pipeline(Pipeline):
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise TypeError(f"{type(self).__name__}: got an unknown parameter {name!r}; {hint}Parameters: {names}")
-            sorted_out[steps[0]][name] = value
-        if given.get("on_error", "raise") not in OnError.__args__:
-            raise ValueError(f"on_error: got {given['on_error']!r}, expected one of {list(OnError.__args__)}")
+            by_step[steps[0]][name] = value
+        _one_of("on_error", given.get("on_error", "raise"), OnError.__args__)
         choices = ("landmark_source", "on_no_face", "on_many_faces")
         check_choices({name: given[name] for name in choices if given.get(name) is not None})
-        return tuple(sorted_out.values())
+        return tuple(by_step.values())
 
     def __call__(
         self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
     ) -> Any:
-        for name in ("images", "image"):  # as the pipelines of transformers call them
+        for name in ("images", "image"):  # as transformers' own pipelines call them
             inputs = kwargs.pop(name, inputs)
         params = self._sanitize_parameters(**{**self.settings, **kwargs})
         workers = self.num_workers if num_workers is None else num_workers
@@ -199,7 +200,7 @@ class MF2Pipeline(Pipeline):
         return list(answers) if isinstance(inputs, list | tuple | np.ndarray | torch.Tensor) else answers
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Model and processor, with the code of both and of the pipelines."""
+        """Saves model and processor with their code, that of the pipelines included."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
@@ -217,15 +218,15 @@ class MF2Pipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[Any]:
         ready = _Ready(self, preprocess_params, numbered=True)
-        has_places = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-        if has_places and (num_workers or not isinstance(inputs, Iterable)):
+        indexable = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+        if indexable and (num_workers or not isinstance(inputs, Iterable)):
             batches = DataLoader(_Rows(inputs, ready), batch_size, num_workers=num_workers, collate_fn=list)
         else:
             batches = _batches(map(ready, enumerate(inputs)), batch_size)
         return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
 
     def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
-        """Every face that is to be judged, a row each: none if `on_no_face="skip"` leaves the image out."""
+        """A row for every face to judge; none if `on_no_face="skip"` leaves the image out."""
         landmarks = None
         if isinstance(item, Mapping) and "image" in item:
             item, landmarks = item["image"], item.get("landmarks")
@@ -244,45 +245,45 @@ class MF2Pipeline(Pipeline):
             forward_params = {**forward_params, **self.once_a_call(forward_params)}
         index = -1
         for batch in batches:
-            good = [item for item in batch if "error" not in item]
-            rows = iter(self._rows(good, batch_size, forward_params))
+            rows = self._rows([item for item in batch if "error" not in item], batch_size, forward_params)
             for item in batch:
                 index += 1
                 if "error" in item:
                     yield item
                     continue
-                of_item = [{"face": face, **next(rows)} for face in item["faces"]]
+                faces = [{"face": face, **next(rows)} for face in item["faces"]]
                 try:
-                    for row in of_item:
-                        for name, values in row.items():
+                    for face in faces:
+                        for name, values in face.items():
                             if isinstance(values, torch.Tensor):
                                 check_finite(values, name)
-                    answer = self.postprocess(of_item, **postprocess_params)
+                    answer = self.postprocess(faces, **postprocess_params)
                 except ValueError as error:
                     answer = ready.failed(index, error)
                 yield answer
 
     def _rows(self, items: list[dict], batch_size: int, forward_params: dict) -> Iterator[dict[str, Any]]:
-        """What the model says of each face; an image may have many, and the model still gets `batch_size` at once."""
+        """The model's output for each face, `batch_size` faces at once, however many an image has."""
         if not any(item["faces"] for item in items):
             return
         pixels = torch.cat([item["pixel_values"] for item in items])
         landmarks = torch.cat([item["landmarks"] for item in items])
         for start in range(0, len(pixels), batch_size):
             part = slice(start, start + batch_size)
-            # Landmarks stay as they are: half precision would move them by up to a pixel.
-            inputs = {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}
-            said = self.forward(inputs, **forward_params)
+            # Landmarks stay float32: half precision would move them by up to a pixel.
+            outputs = self.forward(
+                {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}, **forward_params
+            )
             for row in range(len(pixels[part])):
-                yield {name: values[row] for name, values in said.items()}
+                yield {name: values[row] for name, values in outputs.items()}
 
     def once_a_call(self, forward_params: dict) -> dict[str, Any]:
-        """What `_forward` needs besides and is the same for all batches."""
+        """More arguments of `_forward`, the same for all batches."""
         return {}
 
 
 class _Ready:
-    """An item to tensors, or to a named error."""
+    """Turns an item into tensors, or into a named error."""
 
     def __init__(self, pipeline: MF2Pipeline, params: dict[str, Any], numbered: bool) -> None:
         self.pipeline, self.params, self.numbered = pipeline, params, numbered
@@ -291,7 +292,7 @@ class _Ready:
         index, value = item
         try:
             return self.pipeline.preprocess(value, **self.params)
-        except _OF_AN_ITEM as error:
+        except _ITEM_ERRORS as error:
             return self.failed(index, error)
 
     def failed(self, index: int, error: Exception) -> dict[str, Any]:
@@ -299,7 +300,7 @@ class _Ready:
         message = f"{name}: {str(error).removeprefix('images: ')}"
         if self.params.get("on_error") == "skip":
             return {"error": {"index": index, "type": type(error).__name__, "message": message}}
-        kind = type(error) if type(error) in (*_OF_AN_ITEM, FileNotFoundError) else ValueError
+        kind = type(error) if type(error) in (*_ITEM_ERRORS, FileNotFoundError) else ValueError
         raise kind(message) from error
 
 
@@ -325,20 +326,13 @@ CAPTIONS: dict[str, str] = {"emotion": "emo", "key_au": "emo", "au": "au"}
 """Kind of caption -> the branch that writes it."""
 
 
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{hint}")
-
-
 class MF2ImageClassificationPipeline(MF2Pipeline):
-    """Of an image's largest face the labels and their scores, best first; an empty list if `on_no_face="skip"`.
+    """Labels and scores of an image's largest face, best first; an empty list if `on_no_face="skip"`.
 
     target (`str`): `"emotion"` or `"action_units"`; the config's `classification_target` unless given.
-    top_k (`int`): that many labels; 5 emotions or all AUs unless given.
-    function_to_apply (`str`): `"softmax"` (usual for emotions), `"sigmoid"` (for AUs) or `"none"`.
-    thresholds: of AUs, which then also say `active`: one for all, one each, or by name; the checkpoint's unless given.
+    top_k (`int`): number of labels; 5 emotions or all AUs unless given.
+    function_to_apply (`str`): `"softmax"` (default for emotions), `"sigmoid"` (for AUs) or `"none"`.
+    thresholds: of AUs, which then also have `active`: one for all, one each, or by name; the checkpoint's unless given.
     """
 
     forward_names = ("target",)
@@ -357,16 +351,15 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
         return prepare, forward, post
 
     def _forward(self, inputs: dict[str, torch.Tensor], target: Target | None = None) -> dict[str, torch.Tensor]:
-        target = target or self.model.config.classification_target
-        outputs = self.model(**inputs)
+        usual = self.model.config.classification_target
+        target, outputs = target or usual, self.model(**inputs)
         logits = getattr(outputs, "emotion_logits" if target == "emotion" else "au_logits", None)
-        if logits is None and target == self.model.config.classification_target:
+        if logits is None and target == usual:
             logits = getattr(outputs, "logits", None)
         if logits is None:
             raise ValueError(
-                f"target: got {target!r}, but {type(self.model).__name__} answers only with "
-                f"{self.model.config.classification_target!r} here; load the checkpoint with AutoModelForPreTraining, "
-                "which answers with all labels that it has"
+                f"target: got {target!r}, but {type(self.model).__name__} answers only with {usual!r} here; load the "
+                "checkpoint with AutoModelForPreTraining, which answers with all its labels"
             )
         return {"logits": logits}
 
@@ -388,8 +381,7 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
         names = config.action_units if of_units else config.emotions
         answers = [{"label": name, "score": score} for name, score in zip(names, scores, strict=True)]
         if of_units:
-            limits = resolve_thresholds(thresholds, names, self.processor.au_thresholds or config.au_thresholds)
-            for answer, limit in zip(answers, limits, strict=True):
+            for answer, limit in zip(answers, self.processor.thresholds(thresholds), strict=True):
                 answer["name"] = ACTION_UNITS[answer["label"]].noun
                 if apply == "sigmoid":  # a threshold is a probability
                     answer |= {"threshold": limit, "active": answer["score"] >= limit}
@@ -398,12 +390,12 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
 
 
 class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
-    """Of an image's largest face how near each label's sentence is to it, nearest first.
+    """How near each label's sentence is to an image's largest face, nearest first.
 
-    candidate_labels: see [`read_labels`]. Emotions and words of your own share the score 1 among them; of an AU the
-        score is its active state's against its state at rest, whatever the other labels.
-    branch (`str`): `"emo"` or `"au"`; told by the labels unless given.
-    hypothesis_template (`str`): the sentence around a label that is no emotion's name.
+    candidate_labels: see [`read_labels`]. Emotions and your own words share a score of 1; an AU's score is its active
+        state's against its state at rest, whatever the other labels.
+    branch (`str`): `"emo"` or `"au"`; inferred from the labels unless given.
+    hypothesis_template (`str`): the sentence around a label that is not the name of an emotion.
     """
 
     forward_names = ("candidate_labels", "branch", "hypothesis_template")
@@ -412,11 +404,9 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
         prepare, forward, post = super()._sanitize_parameters(**given)
         if "candidate_labels" in forward:
             template = forward.pop("hypothesis_template", TEMPLATE)
-            labels = read_labels(
-                forward.pop("candidate_labels"), self.model.config.action_units, forward.pop("branch", None), template
-            )
-            self._check_words(labels)
-            forward["labels"] = labels
+            labels, branch = forward.pop("candidate_labels"), forward.pop("branch", None)
+            forward["labels"] = read_labels(labels, self.model.config.action_units, branch, template)
+            self._check_words(forward["labels"])
         elif forward:
             raise ValueError(f"candidate_labels: got none, expected them together with {sorted(forward)}")
         return prepare, forward, post
@@ -427,8 +417,8 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
             ids = self.processor.tokenizer(sentence, add_special_tokens=False)["input_ids"]
             if not ids or unknown in ids:
                 raise ValueError(
-                    f"candidate_labels: got the sentence {sentence!r}, of which the tokenizer does not know every "
-                    "word; write it in the language that the model was trained with"
+                    f"candidate_labels: the tokenizer does not know every word of {sentence!r}; write it in the "
+                    "language that the model was trained with"
                 )
 
     def once_a_call(self, forward_params: dict) -> dict[str, Any]:
@@ -437,8 +427,7 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
         labels = forward_params["labels"]
         text = self.processor(text=[*labels.sentences, *labels.at_rest]).to(self.device)
         model = self.model.base_model
-        features = model.get_text_features(text["input_ids"], text["attention_mask"], branch=labels.branch)
-        return {"features": features}
+        return {"features": model.get_text_features(text["input_ids"], text["attention_mask"], branch=labels.branch)}
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], labels: ZeroShotLabels, features: torch.Tensor
@@ -460,15 +449,15 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
         if not rows:
             return []
         labels: ZeroShotLabels = rows[0]["labels"]
-        found = zip(rows[0]["scores"].tolist(), labels.labels, labels.sentences, strict=True)
-        answers = [{"score": score, "label": label, "sentence": sentence} for score, label, sentence in found]
+        scored = zip(rows[0]["scores"].tolist(), labels.labels, labels.sentences, strict=True)
+        answers = [{"score": score, "label": label, "sentence": sentence} for score, label, sentence in scored]
         for answer, unit, rest in zip(answers, labels.action_units, labels.at_rest, strict=False):
             answer |= {"action_unit": unit, "name": ACTION_UNITS[unit].noun, "sentence_at_rest": rest}
         return sorted(answers, key=lambda answer: -answer["score"])
 
 
 class _Writing(MF2Pipeline):
-    """Pipelines that may write captions, by whichever model was handed in."""
+    """Pipelines that may write captions, with any model class of the checkpoint."""
 
     forward_names = ("captions", "max_new_tokens", "generate_kwargs")
     _writer: Any = None
@@ -493,25 +482,23 @@ class _Writing(MF2Pipeline):
         max_new_tokens: int | None = None,
         generate_kwargs: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Of each face a dict: kind -> text, or for "au" AU -> text."""
+        """A dict a face: kind -> text, or for "au" AU -> text."""
         settings = dict(generate_kwargs or {})
         if max_new_tokens is not None:
             settings["max_new_tokens"] = max_new_tokens
         if self._writer is None:
             self._writer = self.model.captioner()
-        units, writer = self.model.config.action_units, self._writer
-        told: list[dict[str, Any]] = [{} for _ in seen["landmarks"]]
+        units = self.model.config.action_units
+        written: list[dict[str, Any]] = [{} for _ in seen["landmarks"]]
         for kind in kinds:
-            if kind == "key_au":
-                settings["input_ids"] = self.processor.caption_prompt("key_au").to(self.device)
-            texts = self.processor.decode_captions(writer.generate(**seen, branch=CAPTIONS[kind], **settings))
-            settings.pop("input_ids", None)
-            for face, text in zip(told, texts, strict=True):
+            more = {"input_ids": self.processor.caption_prompt(kind).to(self.device)} if kind == "key_au" else {}
+            ids = self._writer.generate(**seen, branch=CAPTIONS[kind], **{**settings, **more})
+            for face, text in zip(written, self.processor.decode_captions(ids), strict=True):
                 face[kind] = dict(zip(units, text, strict=True)) if kind == "au" else text
-        return told
+        return written
 
     def look(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tower is asked once for everything that is then read from it, unless an adapter looks into the tower."""
+        """Runs the tower once for everything that reads it, unless an adapter reads the tower's own states."""
         model = self.model.base_model
         if any(model.branch(name).port.reads("vision") for name in model.branch_names):
             return inputs
@@ -520,9 +507,9 @@ class _Writing(MF2Pipeline):
 
 
 class MF2ImageToTextPipeline(_Writing):
-    """Of an image's largest face what the model writes about it: a dict a text, with `generated_text` and `kind`.
+    """Captions of an image's largest face, a dict each with `generated_text` and `kind`.
 
-    captions: `"emotion"` (usual), `"key_au"`, `"au"` (a text an AU), several of them, or True for all.
+    captions: `"emotion"` (default), `"key_au"`, `"au"` (a text an AU), several of them, or True for all.
     max_new_tokens, generate_kwargs: for `generate`.
     """
 
@@ -545,11 +532,11 @@ class MF2ImageToTextPipeline(_Writing):
 
 
 class MF2FaceAnalysisPipeline(_Writing):
-    """Every face of an image, a dict each: box, landmarks and their source, emotion, all AUs, captions if asked.
+    """Every face of an image, a dict each: box, landmarks and their source, emotion, all AUs, captions if asked for.
 
-    captions: None (usual), or as in [`MF2ImageToTextPipeline`]; max_new_tokens, generate_kwargs: for them.
+    captions: None (default), or as in [`MF2ImageToTextPipeline`]; max_new_tokens, generate_kwargs: for them.
     thresholds: of AUs: one for all, one each, or by name; the checkpoint's unless given.
-    on_many_faces (`str`): `"all"` (usual) or `"largest"`. Faces are looked for if `landmark_source="face_alignment"`;
+    on_many_faces (`str`): `"all"` (default) or `"largest"`. Faces are detected if `landmark_source="face_alignment"`;
         otherwise an image is one face.
     """
 
@@ -561,14 +548,14 @@ class MF2FaceAnalysisPipeline(_Writing):
     ) -> dict[str, Any]:
         seen = self.look(inputs) if captions else inputs
         outputs = self.model(**seen)
-        said = {name: getattr(outputs, name, None) for name in ("emotion_logits", "au_logits")}
-        if all(logits is None for logits in said.values()):
+        logits = {name: getattr(outputs, name, None) for name in ("emotion_logits", "au_logits")}
+        logits = {name: values for name, values in logits.items() if values is not None}
+        if not logits:
             raise ValueError(
                 f"model: got {type(self.model).__name__}, expected one that answers with emotions and action units: "
                 "MF2ForFaceAnalysis or MF2ForPreTraining"
             )
-        said = {name: logits for name, logits in said.items() if logits is not None}
-        return {**said, "captions": self.write(seen, captions, **settings)} if captions else said
+        return {**logits, "captions": self.write(seen, captions, **settings)} if captions else logits
 
     def postprocess(self, rows: list[dict[str, Any]], thresholds: Any = None) -> list[dict[str, Any]]:
         if not rows:
@@ -588,45 +575,35 @@ PIPELINES: dict[str, type[MF2Pipeline]] = {
     "face-analysis": MF2FaceAnalysisPipeline,
 }
 
-
-def _adapter_s_processor(name: str, settings: Mapping[str, Any]) -> MF2Processor | None:
-    """transformers would take the base's, which does not know the thresholds that were tuned for the adapter."""
-    where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
-    if find_adapter_config_file(name, **where) is None:
-        return None
-    try:
-        cached_file(name, "processor_config.json", **where)
-    except OSError:  # it has none
-        return None
-    return MF2Processor.from_pretrained(name, **where)
-
-
 _LOADING = ("dtype", "torch_dtype", "device_map", "trust_remote_code", "revision", "token", "local_files_only")
 
 
-def _checked_model(task: str, name: str, settings: dict[str, Any]) -> Any:
-    """The model that transformers would load, refused if weights are missing or NaN; an adapter's name as it is."""
+def _load(task: str, name: str, settings: dict[str, Any]) -> tuple[Any, MF2Processor | None]:
+    """The model that transformers would load, refused if weights are missing or NaN; an adapter's name unchanged, with
+    the adapter's own processor, whose thresholds were tuned for it."""
     where = {key: settings[key] for key in ("token", "revision", "local_files_only") if settings.get(key) is not None}
     if find_adapter_config_file(name, **where) is not None:
-        return name
+        try:
+            cached_file(name, "processor_config.json", **where)
+        except OSError:  # it has none: the base's
+            return name, None
+        return name, MF2Processor.from_pretrained(name, **where)
     given = {key: settings.pop(key) for key in _LOADING if key in settings} | settings.pop("model_kwargs", {})
     auto = getattr(transformers, HUB_PIPELINES[task][1])
     model, info = auto.from_pretrained(name, output_loading_info=True, **given)
     check_loading_info(info, name)
     check_finite_weights(model, name)
-    return model
+    return model, None
 
 
 def face_pipeline(task: str, model: Any, processor: Any = None, **kwargs: Any) -> Pipeline:
-    """`transformers.pipeline` with the classes of this file, also for a model object; its processor is found if the
-    model was loaded from somewhere. An adapter's folder or name will do for a model: it says which base it adapts.
-    peft's wrapper around a model brings the base's processor: pass the adapter's own, if it has one."""
+    """`transformers.pipeline` with the classes of this file: for a model, or the folder or Hub name of a checkpoint or
+    an adapter. The processor is found beside the checkpoint; for a peft model it is the base's unless given."""
     _one_of("task", task, list(PIPELINES))
-    if hasattr(model, "__fspath__"):
-        model = str(model)
+    model = str(model) if hasattr(model, "__fspath__") else model
     if isinstance(model, str):
-        processor = processor or _adapter_s_processor(model, kwargs)
-        model = _checked_model(task, model, kwargs)
+        model, own = _load(task, model, kwargs)
+        processor = processor or own
     if processor is None and not isinstance(model, str):
         if not model.name_or_path:
             raise ValueError(
@@ -634,23 +611,10 @@ def face_pipeline(task: str, model: Any, processor: Any = None, **kwargs: Any) -
                 "processor, such as MF2Processor.for_model(model.config)"
             )
         processor = MF2Processor.from_pretrained(model.name_or_path)
-    # transformers has given up the name, not the task.
-    name = "image-text-to-text" if task == "image-to-text" else task
+    name = "image-text-to-text" if task == "image-to-text" else task  # transformers has given up the name
     return pipeline(name, model=model, processor=processor, pipeline_class=PIPELINES[task], **kwargs)
 
 
-# Tasks that transformers has not got; a checkpoint's config names the classes for those that it has.
+# A task that transformers does not have; for the others a checkpoint's config names the classes.
 if "face-analysis" not in PIPELINE_REGISTRY.get_supported_tasks():
     PIPELINE_REGISTRY.register_pipeline("face-analysis", MF2FaceAnalysisPipeline, AutoModelForPreTraining, type="image")
-
-
-__all__ = [
-    "MF2FaceAnalysisPipeline",
-    "MF2ImageClassificationPipeline",
-    "MF2ImageToTextPipeline",
-    "MF2Pipeline",
-    "MF2ZeroShotImageClassificationPipeline",
-    "ZeroShotLabels",
-    "face_pipeline",
-    "read_labels",
-]

@@ -1,5 +1,6 @@
-"""Logits to named results: which emotion, which action units, how sure, and against which threshold."""
+"""`MF2Processor`: images and texts to model inputs, and logits to named results and thresholds."""
 
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -7,29 +8,45 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL, check_action_units, resolve_label_set
-from configuration_mf2.hub import SelfContainedMixin
 
-from .captions import KEY_AU_PROMPT, split_au_caption
 from .image_io import flatten_images
-from .image_processing_mf2 import MF2ImageProcessor, named_error
-from .tokenizer import SHORTEST_SENTENCE, build_tokenizer, check_tokenizer, encode_sentences, encode_texts, pad_rows
+from .image_processing_mf2 import CheckedFilesMixin, MF2ImageProcessor
+from .wording import KEY_AU_PROMPT
+
+
+logger = logging.get_logger(__name__)
+
+SHORTEST_SENTENCE = 3
+"""Tokens: [CLS], one word, [SEP]."""
+
+Thresholds = float | Sequence[float] | Mapping[str, float] | None
+
+
+class NotFiniteError(ValueError):
+    """A model answered with NaN or an infinite value."""
+
+
+def check_finite(values: torch.Tensor, name: str) -> None:
+    """NaN is below every threshold: without this check it would read "Neutral, no AU"."""
+    if not torch.isfinite(values).all():
+        raise NotFiniteError(
+            f"{name}: got {values[~torch.isfinite(values)][0].item()} from the model, expected finite numbers; its "
+            "weights are damaged, or its precision is too low: load it again, in float32"
+        )
 
 
 def resolve_thresholds(
-    thresholds: float | Sequence[float] | dict[str, float] | None,
-    action_units: Sequence[str],
-    usual: Sequence[float] | None = None,
-    name: str = "thresholds",
+    thresholds: Thresholds, action_units: Sequence[str], usual: Sequence[float] | None = None, name: str = "thresholds"
 ) -> list[float]:
-    """One threshold an AU, from one for all, one each, or some by name; what is not given is as `usual`, or 0.5."""
+    """One threshold an AU, from one for all, one each, or some by name; the rest from `usual`, or 0.5."""
     usual = [0.5] * len(action_units) if usual is None else list(usual)
     if thresholds is None:
         values = usual
-    elif isinstance(thresholds, dict):
+    elif isinstance(thresholds, Mapping):
         unknown = sorted(set(thresholds) - set(action_units))
         if unknown or not thresholds:
             raise ValueError(f"{name}: got {unknown}, expected names among {list(action_units)}")
@@ -50,53 +67,6 @@ def resolve_thresholds(
     return values
 
 
-class NotFiniteError(ValueError):
-    """A model answered with NaN or an infinite value."""
-
-
-def check_finite(values: torch.Tensor, name: str) -> None:
-    """An error if there is anything else than numbers: of NaN every comparison is false, so it would read "Neutral"."""
-    if not torch.isfinite(values).all():
-        raise NotFiniteError(
-            f"{name}: got {values[~torch.isfinite(values)][0].item()} from the model, expected finite numbers; its "
-            "weights are damaged, or its precision is too low for them: load it again, in float32"
-        )
-
-
-def named_results(
-    outputs: Any,
-    action_units: Sequence[str],
-    emotions: Sequence[str],
-    thresholds: Sequence[float],
-    image_index: Sequence[int] | None = None,
-) -> list[dict[str, Any]]:
-    """A dict a face; what the model did not predict is absent from it."""
-    emotion_rows = _probabilities(outputs, "emotion_logits", emotions)
-    au_rows = _probabilities(outputs, "au_logits", action_units)
-    if emotion_rows is None and au_rows is None:
-        raise ValueError("outputs: got neither emotion_logits nor au_logits, expected the output of a face analysis")
-    count = len(emotion_rows if au_rows is None else au_rows)
-    if image_index is not None and len(image_index) != count:
-        raise ValueError(f"image_index: got {len(image_index)}, expected {count}, one for each face")
-    results: list[dict[str, Any]] = []
-    for row in range(count):
-        result = {} if image_index is None else {"image_index": int(image_index[row])}
-        if emotion_rows is not None:
-            named = dict(zip(emotions, emotion_rows[row], strict=True))
-            result |= {"emotion": max(named, key=named.get), "emotions": named}
-        if au_rows is not None:
-            units = {
-                au: {
-                    **{"name": ACTION_UNITS[au].noun, "probability": probability},
-                    **{"threshold": threshold, "active": probability >= threshold},
-                }
-                for au, probability, threshold in zip(action_units, au_rows[row], thresholds, strict=True)
-            }
-            result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
-        results.append(result)
-    return results
-
-
 def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[float]] | None:
     logits = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
     if logits is None:
@@ -111,15 +81,14 @@ def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[
     return (logits.softmax(-1) if name == "emotion_logits" else logits.sigmoid()).tolist()
 
 
-_OF_TEXT = ("padding", "truncation", "max_length")
 _NESTED = ("common_kwargs", "text_kwargs", "images_kwargs")
 
 
 def split_call(given: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(`padding`, `truncation`, `max_length` and `return_tensors`, the settings of the image processor).
+    """(`padding`, `truncation`, `max_length` and `return_tensors`, settings of the image processor).
 
     given: as `processor(..., padding=..., text_kwargs={...}, images_kwargs={...}, common_kwargs={...}, **flat)`.
-    usual: what the tokenizer was made with; `padding` and `max_length` of it hold where the call says nothing.
+    usual: the tokenizer's own settings, of which `padding` and `max_length` are the defaults.
     """
     nested = {name: given.get(name) or {} for name in _NESTED}
     for name, values in nested.items():
@@ -140,28 +109,94 @@ def split_call(given: Mapping[str, Any], usual: Mapping[str, Any]) -> tuple[dict
     text |= {name: value for name, value in nested["text_kwargs"].items() if value is not None}
     images = {name: value for name, value in both.items() if name not in text} | dict(nested["images_kwargs"])
     images.pop("return_tensors", None)
-    _check_text(text)
-    return text, images
-
-
-def _check_text(text: Mapping[str, Any]) -> None:
-    if text["padding"] not in (True, "longest", "max_length"):
-        raise ValueError(
-            f"padding: got {text['padding']!r}, expected True, 'longest' or 'max_length': a batch is one tensor"
-        )
-    if text["truncation"] not in (True, "longest_first"):
-        raise ValueError(
-            f"truncation: got {text['truncation']!r}, expected True: texts are always cut to emotion_max_length and "
-            "au_max_length"
-        )
+    for name, allowed in {
+        "padding": (True, "longest", "max_length"),
+        "truncation": (True, "longest_first"),
+        "return_tensors": ("pt", "np", TensorType.PYTORCH, TensorType.NUMPY),
+    }.items():
+        if text[name] not in allowed:
+            raise ValueError(f"{name}: got {text[name]!r}, expected one of {list(allowed[:3])}: a batch is one tensor")
     longest = text["max_length"]
     if longest is not None and (type(longest) is not int or longest < SHORTEST_SENTENCE):
         raise ValueError(f"max_length: got {longest!r}, expected a whole number of tokens from {SHORTEST_SENTENCE}")
-    if text["return_tensors"] not in ("pt", "np", TensorType.PYTORCH, TensorType.NUMPY):
-        raise ValueError(f"return_tensors: got {text['return_tensors']!r}, expected 'pt' or 'np'")
+    return text, images
 
 
-class MF2Processor(SelfContainedMixin, ProcessorMixin):
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    missing = [name for name in ("pad", "cls", "sep", "bos") if getattr(tokenizer, f"{name}_token_id", None) is None]
+    if missing:
+        raise ValueError(
+            f"tokenizer: {type(tokenizer).__name__} has no {', '.join(f'{name}_token' for name in missing)}, expected "
+            "a BERT-type tokenizer with [DEC] as bos_token; use build_tokenizer() or load_bert_tokenizer(name_or_path)"
+        )
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # what transformers makes without a tokenizer.json
+        raise ValueError(
+            "tokenizer: got a vocabulary without a word; is there a tokenizer.json beside the other files?"
+        )
+    most = tokenizer.model_max_length
+    if isinstance(most, bool) or not isinstance(most, int | float) or not most > 0:
+        raise ValueError(f"tokenizer: got model_max_length {most!r:.80}, expected a number of tokens above 0")
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int, name: str) -> list[list[int]]:
+    """`[CLS] ... [SEP]` of each text, cut to `limit` tokens; an empty list for a text without a single known word, from
+    which a model would learn to write [UNK]."""
+    written = [text for text in texts if text.strip()]
+    if not written:
+        return [[] for _ in texts]
+    encoded = iter(tokenizer(written, add_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"])
+    rows = [next(encoded) if text.strip() else [] for text in texts]
+    special = set(tokenizer.all_special_ids)
+    unknown = [index for index, row in enumerate(rows) if row and special.issuperset(row)]
+    if unknown:  # named without the text, or a foreign corpus would be warned about row by row
+        logger.warning_once(
+            f"{name}: the tokenizer knows no word of the text at index {unknown[0]}; such texts are taken as empty. "
+            "Translate them, or take a tokenizer of their language: load_bert_tokenizer(name_or_path)."
+        )
+        rows = [[] if index in unknown else row for index, row in enumerate(rows)]
+    if any(len(row) > limit for row in rows):
+        logger.warning_once(f"{name}: a text is longer than {limit} tokens; such texts are cut off at the end.")
+    return [_cut(row, limit) for row in rows]
+
+
+def encode_sentences(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str], budget: int, name: str
+) -> list[list[int]]:
+    """The sentences of one image, `budget` tokens together: the longest are cut to the largest common length that
+    fits."""
+    rows = encode_texts(tokenizer, sentences, budget, name)
+    cap = max((len(row) for row in rows), default=0)
+    if sum(map(len, rows)) > budget:
+        logger.warning_once(f"{name}: the sentences of an image have more than {budget} tokens; the longest are cut.")
+    while sum(min(len(row), cap) for row in rows) > budget:
+        cap -= 1
+    return [_cut(row, cap) for row in rows]
+
+
+def _cut(row: list[int], limit: int) -> list[int]:
+    return row if len(row) <= limit else [*row[: limit - 1], row[-1]]  # [SEP] stays
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_id: int, shortest: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, (rows, length of the longest, at least `shortest`)."""
+    length = max([shortest, *(len(row) for row in rows)])
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+def _caption_tokenizer() -> PreTrainedTokenizerBase:
+    """Imported by name: the captions it is made of do not travel with a checkpoint, which has its own tokenizer."""
+    try:
+        return importlib.import_module("processing_mf2.tokenizer").build_tokenizer()
+    except ModuleNotFoundError as error:
+        raise ValueError("tokenizer: got none, expected one: a checkpoint's code cannot build it; load it") from error
+
+
+class MF2Processor(CheckedFilesMixin, ProcessorMixin):
     r"""
     action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
     emotion_max_length: tokens of an emotion caption; au_max_length: of all AU sentences of an image together, and of a
@@ -193,32 +228,23 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             au_thresholds = resolve_thresholds(au_thresholds, self.action_units, name="au_thresholds")
         self.au_thresholds = au_thresholds
         self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
-        shortest = {"emotion_max_length": SHORTEST_SENTENCE}
-        shortest["au_max_length"] = SHORTEST_SENTENCE * max(1, len(self.action_units))
-        for name, least in shortest.items():
-            if type(getattr(self, name)) is not int or getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {least} tokens, a whole number")
+        shortest = {"emotion_max_length": 1, "au_max_length": max(1, len(self.action_units))}
+        for name, count in shortest.items():
+            value, least = getattr(self, name), count * SHORTEST_SENTENCE
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}: got {value}, expected at least {least} tokens, a whole number")
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         check_tokenizer(tokenizer)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except OSError:
-            raise
-        except Exception as error:  # tokenizers and transformers raise whatever a file's content leads to
-            raise named_error(pretrained_model_name_or_path, error, kwargs) from error
 
     @classmethod
     def for_model(
         cls, config: MF2Config, tokenizer: PreTrainedTokenizerBase | None = None, **image_processor_kwargs: Any
     ) -> "MF2Processor":
-        """A processor that fits a model, whose config takes over its token ids; our own tokenizer unless given one."""
+        """A processor that fits a model, whose config adopts its token ids; with our own tokenizer unless given one."""
         vision = config.vision_config
         settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
         settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
-        tokenizer = build_tokenizer() if tokenizer is None else tokenizer
+        tokenizer = _caption_tokenizer() if tokenizer is None else tokenizer
         processor = cls(
             MF2ImageProcessor(**{**settings, **image_processor_kwargs}),
             tokenizer,
@@ -241,7 +267,6 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         au_sentences: Sequence[Sequence[str]] | Sequence[str] | None = None,
-        au_captions: str | Sequence[str] | None = None,
         key_au_captions: str | Sequence[str] | None = None,
         landmarks: Any = None,
         au_labels: Any = None,
@@ -249,25 +274,28 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         r"""
-        Everything is one an image. An empty caption or sentence, or one of which the tokenizer knows no word, becomes a
-        row of padding with attention mask 0, which every loss leaves out. Texts are padded, and cut to their limit.
+        Everything is one an image. An empty caption or sentence, or one without a known word, becomes a row of padding
+        with attention mask 0, which every loss leaves out. Texts are padded, and cut to their limit.
 
         text: emotion captions -> `input_ids`, `attention_mask` (batch, length).
         au_sentences: for each image a sentence an AU, "" if unknown -> `au_input_ids`, `au_attention_mask` (batch, AU,
-            length); or au_captions: numbered AU captions, split into such sentences by the help of `au_labels`.
+            length).
         key_au_captions -> `key_au_input_ids`, `key_au_attention_mask` (batch, length).
-        padding: to the longest, or "max_length"; max_length: of emotion and key-AU captions, if less than their limit.
-        landmarks, other keywords (or `images_kwargs`): see [`MF2ImageProcessor.preprocess`]. Of an
-            image that `on_no_face="skip"` leaves out, texts and labels are left out too; `on_many_faces="all"` refuses
-            texts and labels of an image of many faces.
+        padding: to the longest, or "max_length"; max_length: of emotion and key-AU captions, if below their limit.
+        landmarks, other keywords (or `images_kwargs`): see [`MF2ImageProcessor.preprocess`]. Texts and labels of an
+            image that `on_no_face="skip"` leaves out are left out too; with `on_many_faces="all"` they are refused for
+            an image of many faces.
         au_labels (batch, AU): 1, 0 or -1; emotion_labels (batch,): index or -1. Passed on as int64.
         """
         of_text, images_kwargs = split_call(kwargs, self.tokenizer.init_kwargs)
-        labels = self._labels(au_labels, emotion_labels)
-        texts = {"text": _strings(text, "text"), "key_au_captions": _strings(key_au_captions, "key_au_captions")}
-        texts["au_sentences"] = self._sentences(au_sentences, _strings(au_captions, "au_captions"), labels)
-        companions = {name: values for name, values in {**labels, **texts}.items() if values is not None}
-
+        companions = {
+            "au_labels": _int_tensor(au_labels, (len(self.action_units),), ["at rest", "active"], "au_labels"),
+            "emotion_labels": _int_tensor(emotion_labels, (), self.emotions, "emotion_labels"),
+            "text": _strings(text, "text"),
+            "key_au_captions": _strings(key_au_captions, "key_au_captions"),
+            "au_sentences": self._sentences(au_sentences),
+        }
+        companions = {name: values for name, values in companions.items() if values is not None}
         data: dict[str, Any] = {}
         if images is not None:
             count = len(flatten_images(images))
@@ -282,11 +310,8 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
                 raise ValueError(f"{name}: got {len(values)}, expected {count}, one for each image")
         if images is not None:
             wanted = images_kwargs.pop("return_landmark_source", self.image_processor.return_landmark_source)
-            data.update(
-                self.image_processor(
-                    images, landmarks, return_landmark_source=True, return_tensors="pt", **images_kwargs
-                )
-            )
+            settings = {**images_kwargs, "return_landmark_source": True, "return_tensors": "pt"}
+            data.update(self.image_processor(images, landmarks, **settings))
             companions = _follow(data["image_index"].tolist(), companions, count)
             if not wanted:
                 del data["image_index"], data["landmark_source"]
@@ -295,9 +320,7 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             data = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in data.items()}
         return BatchFeature(data)
 
-    def _encode(
-        self, companions: dict[str, Any], max_length: int | None = None, fill: bool = False
-    ) -> dict[str, torch.Tensor]:
+    def _encode(self, companions: dict[str, Any], max_length: int | None, fill: bool) -> dict[str, torch.Tensor]:
         pad_id, data = self.tokenizer.pad_token_id, {}
         limits = {"text": ("", self.emotion_max_length), "key_au_captions": ("key_au_", self.au_max_length)}
         for name, (prefix, limit) in limits.items():
@@ -311,35 +334,9 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             ids, mask = pad_rows([row for image in rows for row in image], pad_id)
             shape = (len(images), len(self.action_units), -1) if images else (0, len(self.action_units), 1)
             data["au_input_ids"], data["au_attention_mask"] = ids.view(shape), mask.view(shape)
-        data.update({name: companions[name] for name in ("au_labels", "emotion_labels") if name in companions})
-        return data
+        return data | {name: companions[name] for name in ("au_labels", "emotion_labels") if name in companions}
 
-    def _labels(self, au_labels: Any, emotion_labels: Any) -> dict[str, torch.Tensor | None]:
-        return {
-            "au_labels": _int_tensor(au_labels, (len(self.action_units),), ["at rest", "active"], "au_labels"),
-            "emotion_labels": _int_tensor(emotion_labels, (), self.emotions, "emotion_labels"),
-        }
-
-    def _sentences(
-        self,
-        au_sentences: Any,
-        au_captions: list[str] | None,
-        labels: dict[str, torch.Tensor | None],
-    ) -> list[list[str]] | None:
-        if au_captions is not None:
-            if au_sentences is not None:
-                raise ValueError("au_sentences, au_captions: got both, expected one of them")
-            if labels["au_labels"] is None or len(labels["au_labels"]) != len(au_captions):
-                raise ValueError(
-                    "au_captions: to be split into one sentence an AU they need au_labels, one row for each caption: "
-                    "only the labels tell which AUs are at rest and which are unknown"
-                )
-            rows = zip(au_captions, labels["au_labels"].tolist(), strict=True)
-            # Of a missing caption nothing is known, whatever its labels: no sentence is invented for it.
-            return [
-                split_au_caption(caption, states, self.action_units) if caption else [""] * len(self.action_units)
-                for caption, states in rows
-            ]
+    def _sentences(self, au_sentences: Any) -> list[list[str]] | None:
         if au_sentences is None:
             return None
         if au_sentences and all(isinstance(sentence, str) for sentence in au_sentences):
@@ -354,7 +351,7 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
         return images
 
     def caption_prompt(self, kind: Literal["emotion", "au", "key_au"] = "emotion") -> torch.Tensor:
-        """(1, length): what a caption of this kind starts with, for `MF2ForCaptioning.generate(input_ids=...)`."""
+        """(1, length): how a caption of this kind starts, for `MF2ForCaptioning.generate(input_ids=...)`."""
         if kind not in ("emotion", "au", "key_au"):
             raise ValueError(f"kind: got {kind!r}, expected 'emotion', 'au' or 'key_au'")
         words = self.tokenizer(KEY_AU_PROMPT, add_special_tokens=False)["input_ids"] if kind == "key_au" else []
@@ -366,19 +363,40 @@ class MF2Processor(SelfContainedMixin, ProcessorMixin):
             return [self.decode_captions(row) for row in token_ids]
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
-    def post_process_face_analysis(
-        self,
-        outputs: Any,
-        thresholds: float | Sequence[float] | dict[str, float] | None = None,
-        image_index: Sequence[int] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU).
+    def thresholds(self, given: Thresholds = None) -> list[float]:
+        """One threshold an AU: given (one for all, one each, or by name), else this processor's, else 0.5."""
+        return resolve_thresholds(given, self.action_units, self.au_thresholds)
 
-        `thresholds` stand in for those of the processor: one for all, one an AU, or by name. `image_index`, as the
-        processor returns it with `return_landmark_source=True`, says in each result which image the face is in.
+    def post_process_face_analysis(
+        self, outputs: Any, thresholds: Thresholds = None, image_index: Sequence[int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
+        model did not predict is absent.
+
+        image_index: as returned with `return_landmark_source=True`; each result then names its image.
         """
-        limits = resolve_thresholds(thresholds, self.action_units, self.au_thresholds)
-        return named_results(outputs, self.action_units, self.emotions, limits, image_index)
+        limits = self.thresholds(thresholds)
+        emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
+        au_rows = _probabilities(outputs, "au_logits", self.action_units)
+        if emotion_rows is None and au_rows is None:
+            raise ValueError("outputs: got neither emotion_logits nor au_logits, expected those of a face analysis")
+        count = len(emotion_rows if au_rows is None else au_rows)
+        if image_index is not None and len(image_index) != count:
+            raise ValueError(f"image_index: got {len(image_index)}, expected {count}, one for each face")
+        results: list[dict[str, Any]] = []
+        for row in range(count):
+            result = {} if image_index is None else {"image_index": int(image_index[row])}
+            if emotion_rows is not None:
+                named = dict(zip(self.emotions, emotion_rows[row], strict=True))
+                result |= {"emotion": max(named, key=named.get), "emotions": named}
+            if au_rows is not None:
+                units = {
+                    au: {"name": ACTION_UNITS[au].noun, "probability": p, "threshold": limit, "active": p >= limit}
+                    for au, p, limit in zip(self.action_units, au_rows[row], limits, strict=True)
+                }
+                result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
+            results.append(result)
+        return results
 
 
 def _are_names(given: Sequence[Any]) -> bool:
@@ -386,7 +404,7 @@ def _are_names(given: Sequence[Any]) -> bool:
 
 
 def _strings(texts: Any, name: str) -> list[str] | None:
-    """One or many texts as a list; a missing one is an empty one."""
+    """One or many texts as a list; `None` among them is an empty one."""
     if texts is None:
         return None
     texts = [texts] if isinstance(texts, str) else ["" if text is None else text for text in texts]
@@ -418,7 +436,7 @@ def _int_tensor(labels: Any, row_shape: tuple[int, ...], meanings: Sequence[str]
 
 
 def _follow(image_index: list[int], companions: dict[str, Any], count: int) -> dict[str, Any]:
-    """Texts and labels go where their image went: out with a skipped one, but not to several faces."""
+    """Texts and labels of the rows' images: dropped with a skipped image, refused for one of several faces."""
     if not companions or image_index == list(range(count)):
         return companions
     crowded = [index for index in set(image_index) if image_index.count(index) > 1]
@@ -431,6 +449,3 @@ def _follow(image_index: list[int], companions: dict[str, Any], count: int) -> d
         name: values[image_index] if isinstance(values, torch.Tensor) else [values[index] for index in image_index]
         for name, values in companions.items()
     }
-
-
-__all__ = ["MF2Processor", "split_call"]

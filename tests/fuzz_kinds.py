@@ -499,8 +499,8 @@ def dfn_stores(folder: Path, rng: random.Random) -> Kind:
     """Frozen states for DFN."""
     from peft import get_peft_model
 
+    from mf2face.training.stores import frozen_states
     from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-    from modeling_mf2.dfn.states import frozen_states
 
     torch.manual_seed(0)
     base = shake(MF2ForFaceAnalysis(tiny_config()))
@@ -619,6 +619,7 @@ def landmark_caches(folder: Path, rng: random.Random) -> Kind:
     import sqlite3
 
     from mf2face.data.build.landmark_cache import LandmarkCache
+    from processing_mf2.image_io import read_image
     from processing_mf2.landmarks import DetectedFace, template_landmarks
 
     class Template:
@@ -627,12 +628,14 @@ def landmark_caches(folder: Path, rng: random.Random) -> Kind:
             return [[DetectedFace(box, 0.8, points, np.linspace(0, 1, 68))] for _ in images]
 
     (folder / "images").mkdir()
-    for index in range(6):
-        inputs.face(index).save(folder / "images" / f"{index}.png")
+    names = [f"{index}.png" for index in range(6)]
+    for index, name in enumerate(names):
+        inputs.face(index).save(folder / "images" / name)
+    pixels = [read_image(folder / "images" / name) for name in names]
 
     def answer(path: Path) -> Answer:
         with logged_warnings() as messages, LandmarkCache(folder / "images", Template(), file=path) as cache:
-            faces = cache.faces([f"{index}.png" for index in range(6)])
+            faces = cache.faces(names, pixels)
         numbers = [[face.landmarks.tolist(), face.confidence.tolist(), face.box.tolist()] for face in faces]
         return Answer(numbers, messages)
 

@@ -8,16 +8,9 @@ F1 at thresholds tuned on validation subjects. A run that has finished is not re
 """
 
 import argparse
-import json
-import statistics
-import sys
 from pathlib import Path
 
-from report import write_json
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import train
+from report import mean_sd, options, run_once, write_json
 
 
 SETTINGS: dict[str, tuple[str, list[str]]] = {
@@ -31,26 +24,19 @@ SCORES = {"au_f1_tuned_macro": "f1", "au_f1_macro": "f1_at_half", "emotion_top1"
 
 
 def one_run(setting: str, seed: int, arguments: argparse.Namespace, rest: list[str]) -> dict[str, float]:
-    folder = arguments.output_dir / f"{setting}-{seed}"
-    written = folder / "metrics.json"
-    if not written.is_file():
-        epochs = arguments.epochs * (arguments.emo_long if setting == "emo_long" else 1)
-        command = ["--vision_name_or_path", arguments.tower, "--seed", str(seed), "--num_train_epochs", str(epochs)]
-        train.main([*command, "--output_dir", str(folder), *SETTINGS[setting][1], *rest])
-    return json.loads(written.read_text())
+    epochs = arguments.epochs * (arguments.emo_long if setting == "emo_long" else 1)
+    command = ["--vision_name_or_path", arguments.tower, "--seed", str(seed), "--num_train_epochs", str(epochs)]
+    return run_once(arguments.output_dir / f"{setting}-{seed}", [*command, *SETTINGS[setting][1], *rest])
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = options(__doc__, allow_abbrev=False)
     parser.add_argument("--tower", required=True, help="folder of a trained tower, or of a checkpoint")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--emo_long", type=int, default=6, help="how many times as many epochs `emo_long` gets")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/branches"), help="where the runs are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments, rest = parser.parse_known_args(argv)  # the rest is train.py's
 
     figures: dict[str, float] = {}
@@ -59,8 +45,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         runs = [one_run(setting, seed, arguments, rest) for seed in arguments.seeds]
         columns = []
         for score, short in SCORES.items():
-            values = [run[score] for run in runs]
-            mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+            mean, spread = mean_sd([run[score] for run in runs])
             figures |= {f"{setting}_{short}": mean, f"{setting}_{short}_sd": spread}
             columns.append(f"{mean:8.0f} ± {spread:3.0f}" if short == "cpu_s" else f"{mean:7.3f} ± {spread:.3f}")
         lines.append(f"{SETTINGS[setting][0]:<36}" + " ".join(f"{column:>16}" for column in columns))

@@ -1,4 +1,4 @@
-"""What real data costs: label files read, the training loader against torchvision's, memory of a build, captions.
+"""Costs of real data: reading labels, the training loader against torchvision's, memory of a build, captions.
 
     python examples/benchmark/data.py [--quick] [--only labels loader memory captions] [--json FILE]
 
@@ -6,26 +6,37 @@ label_lines_per_s: of 151 label files in Aff-Wild2's form, two tracks, read, che
 loader_ratio: images a second of our loader (decode, align, turn, shift, flip, recolour, hide, normalise) over those of
 torchvision's ImageFolder (decode, resize, crop, flip, normalise), the same files, 2 workers each, taken in turns.
 build_memory_ratio: peak memory of a build of ten times the images over that of the build. Faces are drawn.
+caption_efficiency: requests a second to a slow chat server on this machine, over concurrency / latency; one request
+asks for an image's three captions. kills_*: see `measure_kills`.
 """
 
-import argparse
+import asyncio
 import json
+import multiprocessing
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from report import write_json
+from report import options, show
 from torch.utils.data import DataLoader
 from torchvision import datasets as tv_datasets
 from torchvision import transforms
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS
+from mf2face.captions.chat import ChatClient
+from mf2face.captions.run import ChatWriter
+from mf2face.captions.styles import CaptionRow, save_captions
 from mf2face.data.build.mfa import BuildOptions, build_mfa
 from mf2face.data.build.splits import plan_mfa
 from mf2face.data.corpora.frames import every_and_changes
@@ -34,11 +45,6 @@ from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Augmentation, MF2Processor
 
-
-try:
-    from data_captions import measure_captions
-except ImportError:
-    measure_captions = None
 
 VIDEOS = 151
 BATCH = 56
@@ -119,19 +125,19 @@ def measure_loader(folder: Path, images: int, rounds: int, side: int = 256) -> d
     processor = MF2Processor.for_model(MF2Config.from_size("base"))
     augment = MF2Augmentation()
     ours = MF2Examples(rows, processor, augment=augment, texts=False)
-    told = MF2Examples(rows, processor, augment=augment)
+    with_texts = MF2Examples(rows, processor, augment=augment)
     collate = MF2Collator(processor.tokenizer.pad_token_id)
     common = {"batch_size": BATCH, "shuffle": True, "num_workers": 2, "drop_last": True}
     speeds: dict[str, list[float]] = {"imagefolder": [], "loader": [], "loader_with_texts": []}
     for _ in range(rounds):
         speeds["imagefolder"].append(images_per_s(DataLoader(theirs, **common)))
         speeds["loader"].append(images_per_s(DataLoader(ours, collate_fn=collate, **common)))
-        speeds["loader_with_texts"].append(images_per_s(DataLoader(told, collate_fn=collate, **common)))
-    found = {f"{name}_images_per_s": float(np.median(values)) for name, values in speeds.items()}
+        speeds["loader_with_texts"].append(images_per_s(DataLoader(with_texts, collate_fn=collate, **common)))
+    result = {f"{name}_images_per_s": float(np.median(values)) for name, values in speeds.items()}
     for name in ("loader", "loader_with_texts"):  # neighbours in time, for other work on the machine slows both
         pairs = np.array(speeds[name]) / np.array(speeds["imagefolder"])
-        found[f"{name}_ratio"] = float(np.median(pairs))
-    return found
+        result[f"{name}_ratio"] = float(np.median(pairs))
+    return result
 
 
 def measure_memory(folder: Path, images: int) -> dict[str, float]:
@@ -141,8 +147,8 @@ def measure_memory(folder: Path, images: int) -> dict[str, float]:
         draw_corpus(folder / str(count), count, 96)
         code = "import sys, data; print(data.peak_of_build(*sys.argv[1:]))"
         command = [sys.executable, "-c", code, str(folder / str(count)), str(folder / f"built{count}")]
-        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        extra[count] = json.loads(told.stdout.splitlines()[-1])
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        extra[count] = json.loads(done.stdout.splitlines()[-1])
     peaks = [extra[count] for count in sorted(extra)]
     return {
         "build_images": images,
@@ -157,13 +163,135 @@ def peak_of_build(folder: str, out: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+_SERVER = Path(__file__).resolve().parents[2] / "tests" / "servers" / "chat_server.py"
+_KEY = "sk-loopback-0123456789abcdef"
+
+
+@contextmanager
+def chat_server(latency: float) -> Iterator[str]:
+    """Another process, so that its work is not counted as the writer's."""
+    server = subprocess.Popen(
+        [sys.executable, str(_SERVER), "--latency", str(latency)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield server.stdout.readline().strip()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def draw_rows(count: int) -> list[CaptionRow]:
+    rng = np.random.default_rng(0)
+    states, emotions = rng.integers(0, 2, (count, 12)).tolist(), rng.integers(0, 8, count).tolist()
+    return [CaptionRow(f"drawn/{n}", states[n], emotions[n]) for n in range(count)]
+
+
+def chat_writer(url: str, concurrency: int) -> ChatWriter:
+    return ChatWriter(base_url=url, api_key=_KEY, concurrency=concurrency, progress=False)
+
+
+def measure_efficiency(folder: Path, rows: int, concurrency: int, latency: float) -> float:
+    """Requests a second, as a share of concurrency / latency; from the call to the last line on the disk."""
+    with chat_server(latency) as url:
+        chat_writer(url, 1).write([CaptionRow("warm", None, 0)], folder / "warm.jsonl")  # imports the client
+        start = time.perf_counter()
+        report = chat_writer(url, concurrency).write(draw_rows(rows), folder / "efficiency.jsonl")
+        seconds = time.perf_counter() - start
+    if report.written != rows:
+        raise RuntimeError(f"caption_efficiency: got {report.written} rows, expected {rows}: {report}")
+    return rows / seconds / (concurrency / latency)
+
+
+def measure_ceiling(rows: int, concurrency: int, latency: float) -> float:
+    """The same by the bare client: no check, journal or retry. What this machine's processor leaves for anybody."""
+    with chat_server(latency) as url:
+        writer = chat_writer(url, concurrency)
+        asked, left = writer.style.asked, iter(draw_rows(rows))
+
+        async def ask_all(client: ChatClient) -> None:
+            for row in left:
+                await client.ask(writer.messages(row)[0], asked, row.id)
+
+        async def run() -> None:
+            async with writer.client() as client:
+                await asyncio.gather(*(ask_all(client) for _ in range(concurrency)))
+
+        start = time.perf_counter()
+        asyncio.run(run())
+        return rows / (time.perf_counter() - start) / (concurrency / latency)
+
+
+def _write(url: str, rows: int, concurrency: int, journal: Path) -> None:
+    chat_writer(url, concurrency).write(draw_rows(rows), journal)
+
+
+def _ask(url: str, what: str) -> dict:
+    with urllib.request.urlopen(url.replace("/v1", f"/loopback/{what}")) as answer:
+        return json.loads(answer.read())
+
+
+def measure_kills(
+    folder: Path, rows: int = 3000, kills: int = 50, concurrency: int = 16, latency: float = 0.05, longest: float = 0.8
+) -> dict[str, float]:
+    """A process is killed (SIGKILL) at a random moment up to `longest` seconds after its start, and started again,
+    until all kills are done; then it may finish. In flight at a kill are the last `concurrency` requests that the
+    server got from the process: a writer asks again only when an answer is in the journal.
+
+    kills_lost: rows missing, or other than without kills. kills_paid_again: answers beyond one a row, of which
+    kills_paid_twice are of rows that no kill met in flight.
+    """
+    start, draw = multiprocessing.get_context("fork"), random.Random(0)
+    allowed, moments = Counter(), [draw.uniform(0, longest) for _ in range(kills)]
+    with chat_server(latency) as url:
+        journal, other = folder / "killed.jsonl", folder / "whole.jsonl"
+        # Each process has what its parent has imported; this row is in no other run.
+        chat_writer(url, 1).write([CaptionRow("warm", None, 0)], folder / "warm.jsonl")
+        in_flight, before = 0, 1
+        for number, moment in enumerate(moments):
+            writing = start.Process(target=_write, args=(url, rows, concurrency, journal))
+            writing.start()
+            writing.join(moment)
+            if not writing.is_alive():
+                raise RuntimeError(f"kills: the run ended after {number} of {kills}; take more rows or shorter moments")
+            writing.kill()
+            writing.join()
+            while (result := _ask(url, "keys"))["working"]:  # a question that was sent is answered, and paid
+                time.sleep(0.01)
+            last = set(result["arrived"][before:][-concurrency:])
+            allowed.update(last)
+            in_flight, before = in_flight + len(last), len(result["arrived"])
+        _write(url, rows, concurrency, journal)
+        paid = _ask(url, "keys")["paid"]
+        _write(url, rows, concurrency, other)
+        writer = chat_writer(url, concurrency)
+        for path in (journal, other):
+            save_captions(path.with_suffix(".captions"), writer.read(draw_rows(rows), path))
+    lines = [path.with_suffix(".captions").read_text().splitlines() for path in (journal, other)]
+    good = {json.loads(line)["id"] for line in set(lines[0]) & set(lines[1])}
+    return {
+        "kills": kills,
+        "kills_in_flight": in_flight,
+        "kills_paid_again": sum(paid.values()) - 1 - rows,
+        "kills_lost": rows - len(good) if len(lines[1]) == rows else rows,
+        "kills_paid_twice": sum(max(0, count - 1 - allowed[key]) for key, count in paid.items()),
+    }
+
+
+def measure_captions(folder: Path, rows: int = 1600, concurrency: int = 16, kills: int = 50) -> dict[str, float]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "caption_efficiency": measure_efficiency(folder, rows, concurrency, latency=0.2),
+        "caption_efficiency_of_bare_client": measure_ceiling(rows, concurrency, latency=0.2),
+        **measure_kills(folder, rows=160 * kills, kills=kills),
+    }
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parts = ("labels", "loader", "memory", "captions")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--quick", action="store_true", help="so little that the figures mean nothing")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     arguments = parser.parse_args(argv)
     quick, figures = arguments.quick, {}
     torch.set_num_threads(1)
@@ -172,14 +300,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if "labels" in arguments.only:
             figures |= measure_labels(folder / "labels", 3_000 if quick else 300_000)
         if "memory" in arguments.only:
-            figures |= measure_memory(folder / "memory", 32 if quick else 300)
+            figures |= measure_memory(folder / "memory", 48 if quick else 300)
         if "loader" in arguments.only:
             figures |= measure_loader(folder / "loader", 224 if quick else 1344, 1 if quick else arguments.rounds)
-        if "captions" in arguments.only and measure_captions is not None:
+        if "captions" in arguments.only:
             figures |= measure_captions(folder / "captions")
-    for name, value in figures.items():
-        print(f"{name:32} {value:14,.3f}")
-    write_json(arguments.json, figures)
+    show(figures, "{:32} {:14,.3f}", arguments.json)
     return figures
 
 

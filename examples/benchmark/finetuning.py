@@ -3,7 +3,15 @@
     python examples/benchmark/finetuning.py [--size base] [--json FILE] [--markdown FILE]
     python examples/benchmark/finetuning.py --accuracy [--model FOLDER] [any of train.py's arguments]
 
-Cost (see finetuning_cost.py): random weights of `--size`, steps on a few images, scaled to an epoch of `--images`.
+Cost: random weights of `--size`, steps on a few random images, scaled to an epoch of `--images`, one thread; each
+method in a process of its own. Seconds are CPU-seconds of that process: neither other work on the machine nor waiting
+for a disk counts. A step's forward and backward pass grow with its images and its update does not: they are timed apart
+on few images, and an epoch is put together of both. Images are ready tensors: decoding, which a store saves too, is
+left out, as is the Trainer's bookkeeping. With a store, steps take as many images as an epoch's do, from a store that
+repeats a few.
+
+Memory is the growth of what the process holds at most over what it held with the model loaded: gradients, the
+optimiser's state, activations, the adapter. Inference is timed with the adapter and without it, in turns.
 
 Accuracy: a checkpoint trained on one style (the released one: paint) is adapted by `train.py` to another, with faces of
 new people. All methods see the same images, the same seeds and as many epochs, each kept at its best epoch on the same
@@ -14,22 +22,43 @@ where the gap, `full_minus_probe_*`, is no larger than its spread, the share say
 """
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from finetuning_cost import METHODS, RATIOS, cost_figures, measure, measure_apart
-from report import write_json
+import torch
+from gpu import random_batch
+from report import (
+    cpu_seconds,
+    in_turns,
+    markdown_table,
+    mean_sd,
+    options,
+    run_once,
+    save_splits,
+    write_json,
+    write_text,
+)
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import train
-from mf2face.data.synthetic.faces import MFASynthetic
+from configuration_mf2 import MF2Config
 from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT
-from mf2face.training.run import RELEASED
+from mf2face.training.build import RELEASED
+from mf2face.training.finetuning import adapt, trainable_parameters
+from mf2face.training.stores import StoredExamples, collate_stored, frozen_states, store_identity
+from modeling_mf2 import MF2ForFaceAnalysis
 
 
+Batch = dict[str, torch.Tensor]
 VALIDATION, TEST = 512, 1024  # images
 SCORES = {"au_f1_tuned_macro": "au", "au_f1_macro": "au_at_half", "emotion_top1": "emotion"}
 SCORE_TITLES = ["method", "AU F1, tuned", "AU F1 at 0.5", "emotion top-1"]
@@ -46,13 +75,181 @@ The paper's own figures, its Table IV (its data, its model, an RTX A6000; not to
 """
 
 
+INPUTS, LABELS = ("pixel_values", "landmarks"), ("au_labels", "emotion_labels")
+_DTYPE = "float16"
+_SHORT = 5  # times as many rounds of what takes little time: steps from a store, inference
+
+
+class Method(NamedTuple):
+    title: str
+    task: str  # of train.py
+    stored: bool
+
+
+METHODS = {
+    "full": Method("full fine-tuning", "full", False),
+    "lora": Method("LoRA", "lora", False),
+    "ia3": Method("IA3", "ia3", False),
+    "linear_probe": Method("linear probe, with store", "linear_probe", True),
+    "dfn_no_store": Method("DFN, no store", "dfn", False),
+    "dfn": Method("DFN, with store", "dfn", True),
+}
+
+
+RATIOS = (
+    *("epoch_ratio_full_over_dfn", "epoch_ratio_lora_over_dfn"),
+    *("memory_ratio_dfn_over_full", "inference_ratio"),
+)
+
+
+class Memory:
+    """MiB held at most since `restart`, above what was held at first. Nothing, where the system does not say."""
+
+    def __init__(self) -> None:
+        self.held = self._read("VmRSS")
+
+    @staticmethod
+    def _read(field: str) -> float | None:
+        status = Path("/proc/self/status")
+        if not status.exists():
+            return None
+        return int(status.read_text().split(f"{field}:")[1].split()[0]) / 2**10
+
+    def restart(self) -> None:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def grown(self) -> float | None:
+        return None if self.held is None else self._read("VmHWM") - self.held
+
+
+def step_seconds(model: torch.nn.Module, batch_of: Callable[[], Batch], rounds: int) -> dict[str, float]:
+    """Medians of the batch's part (reading, forward, backward) and the update's; a first step warms up."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-4, weight_decay=0.05, fused=True)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    model.train()
+    parts = [
+        (cpu_seconds(lambda: model(**batch_of()).loss.backward()), cpu_seconds(update)) for _ in range(rounds + 1)
+    ][1:]
+    batch_s, update_s = (statistics.median(times) for times in zip(*parts, strict=True))
+    return {"batch_s": batch_s, "update_s": update_s}
+
+
+def build_store(model: torch.nn.Module, batch: Batch, folder: Path) -> tuple[StoredExamples, dict[str, float]]:
+    """What depends on the model's size alone, its fingerprint, is timed apart from what each image costs."""
+    count = len(batch["pixel_values"])
+    images = [{name: batch[name][row] for name in INPUTS} for row in range(count)]
+    once = cpu_seconds(lambda: store_identity(model, count, 1, "random", None, _DTYPE))
+    start = time.process_time()
+    store = frozen_states(model, images, folder, data="random", dtype=_DTYPE, batch_size=count)
+    spent = time.process_time() - start
+    figures = {"store_once_s": once, "store_image_s": max(spent - once, 0.0) / count}
+    figures["store_image_kb"] = store.nbytes / count / 2**10
+    return StoredExamples(store, {name: batch[name] for name in LABELS}), figures
+
+
+def inference_ratio(model: torch.nn.Module, batch: Batch, rounds: int) -> float:
+    images = {name: batch[name] for name in INPUTS}
+
+    @torch.no_grad()
+    def adapted() -> None:
+        model(**images)
+
+    def base() -> None:
+        with model.disable_adapter():
+            adapted()
+
+    model.eval()
+    measured = in_turns({"adapted": adapted, "base": base}, rounds, cpu_seconds)
+    return statistics.median(spent["adapted"] / spent["base"] for spent in measured)
+
+
+def measure(name: str, size: str, batch_size: int, epoch_batch: int, rounds: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = MF2Config.from_size(size)
+    model = MF2ForFaceAnalysis(config)
+    batch = {k: v for k, v in random_batch(config, batch_size, False, torch.float32).items() if k in INPUTS + LABELS}
+    _load_the_optimiser()
+    memory, task = Memory(), METHODS[name].task
+    model = model if task == "full" else adapt(model, task)
+    result = {"trainable": trainable_parameters(model)}
+    images = batch_size
+    with tempfile.TemporaryDirectory() as folder:
+        memory.restart()
+        if METHODS[name].stored:
+            examples, figures = build_store(model, batch, Path(folder) / "store")
+            result |= {**figures, "building_mb": memory.grown()}
+            few, many = ([row % batch_size for row in range(rows)] for rows in (batch_size, epoch_batch))
+            memory.restart()
+            step_seconds(model, lambda: collate_stored(examples.__getitems__(few)), 1)
+            result["memory_mb"] = memory.grown()
+            memory.restart()
+            images = epoch_batch
+            result |= step_seconds(model, lambda: collate_stored(examples.__getitems__(many)), _SHORT * rounds)
+            result["epoch_batch_memory_mb"] = memory.grown()
+        else:
+            result |= step_seconds(model, lambda: batch, rounds)
+            result["memory_mb"] = memory.grown()
+        result["image_s"] = result.pop("batch_s") / images
+        # What trains the model itself, or its heads, leaves its cost as it is.
+        adapted = hasattr(model, "disable_adapter")
+        result["inference_ratio"] = inference_ratio(model, batch, _SHORT * rounds) if adapted else 1.0
+    return {figure: value for figure, value in result.items() if value is not None}
+
+
+def _load_the_optimiser() -> None:
+    """What torch imports at the first step is no method's memory."""
+    layer = torch.nn.Linear(2, 2)
+    layer(torch.ones(2)).sum().backward()
+    torch.optim.AdamW(layer.parameters(), fused=True).step()
+
+
+def measure_apart(name: str, **settings: int | str) -> dict[str, float]:
+    """The same in a process of its own."""
+    known = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, __file__, "--measure", json.dumps({"name": name, **settings})]
+    done = subprocess.run(command, check=True, env=known, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def epoch_seconds(result: dict[str, float], images: int, epoch_batch: int) -> tuple[float, float]:
+    """First, with the store's building, and later ones."""
+    later = images * result["image_s"] + images / epoch_batch * result["update_s"]
+    return later + result.get("store_once_s", 0.0) + images * result.get("store_image_s", 0.0), later
+
+
+def cost_figures(rows: dict[str, dict[str, float]], images: int, epoch_batch: int) -> dict[str, float]:
+    """Each method's own, with its name in front, and what they are to each other."""
+    for result in rows.values():
+        result["first_epoch_s"], result["epoch_s"] = epoch_seconds(result, images, epoch_batch)
+    figures = {f"{name}_{figure}": value for name, result in rows.items() for figure, value in result.items()}
+    dfn = rows.get("dfn", {})
+    for other in ("full", "lora") if dfn else ():
+        if other in rows:
+            figures[f"epoch_ratio_{other}_over_dfn"] = rows[other]["epoch_s"] / dfn["epoch_s"]
+    if "memory_mb" in dfn and "full" in rows:
+        figures["memory_ratio_dfn_over_full"] = dfn["memory_mb"] / rows["full"]["memory_mb"]
+    if dfn:
+        figures["inference_ratio"] = dfn["inference_ratio"]
+    return figures
+
+
 def measure_costs(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     one = measure if arguments.no_memory else measure_apart
     shared = {"size": arguments.size, "batch_size": arguments.batch_size, "epoch_batch": arguments.epoch_batch}
     rows = {}
     for name in arguments.methods:
-        found = one(name, **shared, rounds=arguments.rounds)
-        rows[name] = {key: v for key, v in found.items() if not (arguments.no_memory and key.endswith("_mb"))}
+        result = one(name, **shared, rounds=arguments.rounds)
+        rows[name] = {key: v for key, v in result.items() if not (arguments.no_memory and key.endswith("_mb"))}
         print(f"{METHODS[name].title}: " + ", ".join(f"{key} {value:.4g}" for key, value in rows[name].items()))
     return rows
 
@@ -67,17 +264,14 @@ def drawn(arguments: argparse.Namespace) -> dict[int, Path]:
     folders = {count: root / f"{parts}-{count}" for count in arguments.labelled}
     if all(folder.is_dir() for folder in folders.values()):
         return folders
-    import datasets
+    from mf2face.data.synthetic.faces import MFASynthetic
 
     held = validation + test
     faces = MFASynthetic(held + max(folders), arguments.style, seed=arguments.people_seed).remove_columns("split")
     for count, folder in folders.items():
         if not folder.is_dir():
             splits = {"train": (held, held + count), "validation": (test, held), "test": (0, test)}
-            made = datasets.DatasetDict({name: faces.select(range(*rows)) for name, rows in splits.items()})
-            scratch = folder.with_name(folder.name + ".part")
-            made.save_to_disk(scratch)
-            scratch.rename(folder)
+            save_splits(folder, {name: faces.select(range(*rows)) for name, rows in splits.items()})
     return folders
 
 
@@ -94,30 +288,16 @@ def one_run(
         command += ["--task", METHODS[name].task, "--num_train_epochs", str(epochs), "--warmup_steps", "0.1"]
         command += ["--no_store", "True"] if name == "dfn_no_store" else []
         command += ["--learning_rate", arguments.learning_rates[name]] if name in arguments.learning_rates else []
-    begun = folder / "command.json"
-    if begun.is_file() and (before := json.loads(begun.read_text())["command"]) != command:
-        raise ValueError(
-            f"{folder}: was run with {' '.join(before)}, expected {' '.join(command)}; give another --output_dir, or "
-            "remove that folder"
-        )
-    if not (folder / "metrics.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(begun, {"command": command})
-        train.main([*command, "--output_dir", str(folder)])
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def mean_sd(values: list[float]) -> tuple[float, float]:
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    return run_once(folder, command)
 
 
 def worth(runs: dict[str, list[dict[str, float]]]) -> dict[str, float]:
     """Of each method's runs, a seed each: means, spreads, and how DFN stands between the linear probe and full."""
     figures: dict[str, float] = {}
-    values = {name: {s: [run[key] for run in found] for key, s in SCORES.items()} for name, found in runs.items()}
+    values = {name: {s: [run[key] for run in result] for key, s in SCORES.items()} for name, result in runs.items()}
     for name, scores in values.items():
-        for short, found in scores.items():
-            figures[f"{name}_{short}"], figures[f"{name}_{short}_sd"] = mean_sd(found)
+        for short, result in scores.items():
+            figures[f"{name}_{short}"], figures[f"{name}_{short}_sd"] = mean_sd(result)
     if not {"dfn", "linear_probe", "full"} <= set(values):
         return figures
     for short in SCORES.values():
@@ -144,10 +324,6 @@ def measure_worth(arguments: argparse.Namespace, rest: list[str]) -> dict[int, d
     return figures
 
 
-def table(titles: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
-
-
 def number(figures: dict[str, float], name: str, form: str) -> str:
     return format(figures[name], form) if name in figures else "–"
 
@@ -168,7 +344,7 @@ def summary(costs: dict[str, float], worths: dict[int, dict[str, float]], argume
         row += [number(costs, f"{name}_inference_ratio", ".3f")]
         rows.append([method.title, *row, *(score(best, f"{name}_{short}") for short in ("au", "emotion"))])
     a = arguments
-    parts = ["# Ways to fine-tune MF²", table(titles, rows)]
+    parts = ["# Ways to fine-tune MF²", markdown_table(titles, rows)]
     if costs:
         text = (
             f"Cost: MF² {a.size}, random weights, one thread. Seconds are CPU-seconds of an epoch of {a.images:,} "
@@ -188,27 +364,25 @@ def summary(costs: dict[str, float], worths: dict[int, dict[str, float]], argume
             "AU F1 is macro, at thresholds tuned on validation people; mean ± sd of seeds "
             f"{', '.join(map(str, a.seeds))}."
         )
-    for count, found in worths.items():
+    for count, result in worths.items():
         shown = {UNTOUCHED: "the checkpoint, untouched", **{name: METHODS[name].title for name in a.methods_trained}}
-        lines = [[title, *(score(found, f"{name}_{s}") for s in SCORES.values())] for name, title in shown.items()]
+        lines = [[title, *(score(result, f"{name}_{s}") for s in SCORES.values())] for name, title in shown.items()]
         parts += [
             f"{count:,} labelled images",
-            table(SCORE_TITLES, lines),
+            markdown_table(SCORE_TITLES, lines),
         ]
         named = [
             name
-            for name in found
+            for name in result
             if name.startswith(("dfn_minus", "full_minus", "gap_closed")) and not name.endswith("_sd")
         ]
-        parts.append("\n".join(f"- {n} {found[n]:.3f} (sd {number(found, f'{n}_sd', '.3f')})" for n in named))
+        parts.append("\n".join(f"- {n} {result[n]:.3f} (sd {number(result, f'{n}_sd', '.3f')})" for n in named))
     parts += ["\n".join(f"- {name} {costs[name]:.4g}" for name in RATIOS if name in costs), PAPER]
     return "\n\n".join(part for part in parts if part)
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = options(__doc__, allow_abbrev=False)
     parser.add_argument("--size", default="tiny", choices=("tiny", "base"), help="cost: of the model")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="cost: which are measured")
     parser.add_argument("--images", type=int, default=2048, help="cost: of an epoch")
@@ -233,8 +407,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--learning_rates", nargs="+", default=[], metavar="METHOD=RATE", help="in place of train.py's own"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/finetuning"), help="where the runs are kept")
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)  # one method, in its own process
     arguments, rest = parser.parse_known_args(argv)  # the rest is train.py's
     arguments.learning_rates = dict(pair.split("=") for pair in arguments.learning_rates)
     if unknown := set(arguments.learning_rates) - set(METHODS):
@@ -248,19 +422,20 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments, rest = parse(argv)
+    if arguments.measure:
+        print(json.dumps(result := measure(**arguments.measure)))
+        return result
     rows = {} if arguments.no_cost else measure_costs(arguments)
     costs = cost_figures(rows, arguments.images, arguments.epoch_batch)
     worths = measure_worth(arguments, rest) if arguments.accuracy else {}
     figures = dict(costs)
-    for count, found in worths.items():
+    for count, result in worths.items():
         suffix = "" if count == max(worths) else f"_{count}"
-        figures |= {f"{name}{suffix}": value for name, value in found.items()}
+        figures |= {f"{name}{suffix}": value for name, value in result.items()}
     text = summary(costs, worths, arguments)
     print(f"\n{text}")
     if arguments.markdown:
-        scratch = arguments.markdown.with_name(arguments.markdown.name + ".tmp")
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(arguments.markdown)
+        write_text(arguments.markdown, text)
     write_json(arguments.json, figures)
     return figures
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
-from report import write_json
+from report import options, write_json
 from transformers import PreTrainedModel
 
 from configuration_mf2 import MF2Config
@@ -145,8 +145,8 @@ def host_syncs(step: Callable[[], None], device: torch.device) -> Counter[str]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
-    return Counter(f"{'/'.join(warning.filename.split('/')[-2:])}:{warning.lineno}" for warning in found)
+    result = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
+    return Counter(f"{'/'.join(warning.filename.split('/')[-2:])}:{warning.lineno}" for warning in result)
 
 
 def batches(config: MF2Config, stored_tokens: bool, arguments: argparse.Namespace) -> Iterator[Batch]:
@@ -229,7 +229,7 @@ def measure(stored_tokens: bool, arguments: argparse.Namespace) -> dict[str, flo
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--size", default="giant", choices=("tiny", "base", "giant"))
     parser.add_argument("--batch_size", type=int, default=56)
     parser.add_argument("--rounds", type=int, default=7)
@@ -240,7 +240,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--compile", action="store_true", help="torch.compile the tower and the Q-Formers' blocks")
     parser.add_argument("--checkpointing", action="store_true", help="even where the memory suffices without")
     parser.add_argument("--stored_tokens", action="store_true", help="also with the tower's output given")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     arguments = parser.parse_args(argv)
     if arguments.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device: got cuda, but torch finds no GPU here; for a dry run pass --device cpu --size tiny")

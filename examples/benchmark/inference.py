@@ -3,12 +3,12 @@
 python examples/benchmark/inference.py [--size base] [--images 500] [--only folder vit engines f1 memory curve]
     [--au_queries N] [--rounds 5] [--json FILE]
 
-Weights are random, faces drawn; `f1` alone asks the embedded checkpoint. One thread unless OMP_NUM_THREADS says other.
+Weights are random, faces drawn; only `f1` uses the embedded checkpoint. One thread unless OMP_NUM_THREADS is set.
 What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios within
 one round. Every ratio of time has a twin `..._cpu` of CPU-seconds, which other work on the machine hardly moves.
 
 folder_over_bare       seconds of the whole command over a folder (start, model, decoding, rows written, batch size
-                       found by itself), over those of bare forward passes of as many ready faces; at most 1.25
+                       chosen automatically), over those of bare forward passes of as many ready faces; at most 1.25
 over_vit_pipeline      seconds of AUs and emotion of image files, over those of transformers' image-classification
                        pipeline with a plain ViT-B (--size tiny: a narrow one) for the same files; at most 1.6
 onnx_over_eager        speed of ONNX over speed of torch; at least 1
@@ -17,12 +17,14 @@ int8_f1_loss           macro AU F1 of the embedded checkpoint minus that of its 
 memory_folder_ratio    peak memory of the command over a ten times larger folder, over that of a folder; 1 is flat
 memory_video_ratio     the same of a video ten times as long
 cost_N                 seconds of the whole forward pass with N queries an AU, over those of the tower alone
-f1_N                   with --accuracy DIR: macro AU F1 of short trainings of the tiny size with N queries
+f1_N                   with --accuracy DIR: macro AU F1 of short trainings of the tiny size with N queries, scored on
+                       further faces of other people, thresholds tuned on validation subjects; finished runs are read
 """
 
-import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,12 +32,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
-from inference_command import bare_seconds, command_cost, memory_ratios, write_faces
-from inference_curve import cost_curve, draw_curve, trained_scores
-from report import write_json
+from report import further_faces, in_turns, mean_sd, options, run_once, save_figure, seconds, show
+from torch import nn
 
 from configuration_mf2 import MF2Config
+from mf2face.data.synthetic.faces import draw_example
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2.export import INPUTS, example_inputs, export_onnx, quantize_onnx, session
 from processing_mf2 import MF2Processor, face_pipeline
@@ -50,28 +53,113 @@ PARTS = ("folder", "vit", "engines", "f1", "memory", "curve")
 
 def spent(function: Callable[[], object]) -> tuple[float, float]:
     """Seconds by the wall, and of this process's CPU."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    function()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    cpu = time.process_time()
+    return seconds(function), time.process_time() - cpu
 
 
-def in_turns(calls: dict[str, Callable[[], object]], rounds: int, title: str) -> list[dict[str, tuple[float, float]]]:
-    """The first round warms up and is left out."""
-    names, measured = list(calls), []
-    for number in range(rounds + 1):
-        turned = names[number % len(names) :] + names[: number % len(names)]
-        measured.append({name: spent(calls[name]) for name in turned})
-    for name in names:
-        wall, cpu = (statistics.median(times[name][kind] for times in measured[1:]) for kind in (0, 1))
+def printed_turns(calls: dict[str, Callable[[], object]], rounds: int, title: str) -> list[dict[str, tuple]]:
+    measured = in_turns(calls, rounds, spent)
+    for name in calls:
+        wall, cpu = (statistics.median(times[name][kind] for times in measured) for kind in (0, 1))
         print(f"{title}: {name:22} {wall:8.3f}s, CPU {cpu:8.3f}s")
-    return measured[1:]
+    return measured
 
 
 def ratio(measured: Sequence[dict[str, tuple[float, float]]], over: str, under: str, name: str) -> dict[str, float]:
-    found = {}
+    result = {}
     for kind, suffix in enumerate(("", "_cpu")):
-        found[name + suffix] = statistics.median(times[over][kind] / times[under][kind] for times in measured)
-    return found
+        result[name + suffix] = statistics.median(times[over][kind] / times[under][kind] for times in measured)
+    return result
+
+
+_ROOT = Path(__file__).resolve().parents[2]
+_DRAWN = 64
+_SIDE = 256
+_FPS = 10
+# Between this process and the command: Linux counts what a process held before it became another one's memory, too.
+_SMALL_PARENT = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.call(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, time.perf_counter() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+
+
+def write_faces(folder: Path, count: int) -> list[Path]:
+    """JPEG files; of many, some are copies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for index in range(min(count, _DRAWN)):
+        pixels, _ = draw_example(16 * index, seed=5, size=_SIDE)
+        drawn.append(cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes())
+    paths = [folder / f"{index:06d}.jpg" for index in range(count)]
+    for index, path in enumerate(paths):
+        path.write_bytes(drawn[index % len(drawn)])
+    return paths
+
+
+def write_video(path: Path, minutes: float) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), _FPS, (_SIDE, _SIDE))
+    faces = [np.ascontiguousarray(draw_example(index, seed=5, size=_SIDE)[0][..., ::-1]) for index in range(16)]
+    for index in range(round(minutes * 60 * _FPS)):
+        writer.write(faces[index // _FPS % len(faces)])
+    writer.release()
+    return path
+
+
+@torch.no_grad()
+def bare_seconds(model: nn.Module, batch: tuple[torch.Tensor, ...], passes: int) -> dict[str, float]:
+    """Of one face."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(passes):
+        model(*batch)
+    faces = passes * len(batch[0])
+    return {"wall": (time.perf_counter() - wall) / faces, "cpu": (time.process_time() - cpu) / faces}
+
+
+def spent_by(command: list[str]) -> dict[str, float]:
+    started = [sys.executable, "-S", "-c", _SMALL_PARENT, *command]
+    output = subprocess.run(started, cwd=_ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    code, wall, cpu, peak_mb = json.loads(output.splitlines()[-1])
+    if code:
+        raise RuntimeError(f"the command ended with {code}: {' '.join(command)}")
+    return {"wall": wall, "cpu": cpu, "peak_mb": peak_mb}
+
+
+def command_cost(inputs: Path, output: Path, *options: str) -> dict[str, float]:
+    """Of the whole process; `peak_mb` is what it held at most."""
+    command = [sys.executable, "-m", "mf2face.inference.cli", str(inputs), "--aligned", "--device", "cpu"]
+    whole = [*command, "--quiet", "-o", str(output), *options]
+    cost = spent_by(whole)
+    about = json.loads(output.with_name(output.name + ".about.json").read_text())
+    return {**cost, "batch_size": about["batch_size"], "faces": about["faces"]}
+
+
+def memory_ratios(images: int, minutes: float) -> dict[str, float]:
+    """With the embedded model, so that what is not its weights weighs most, and batches of 32, which a long run may
+    find and a short one not; the video at two frames a second."""
+    result: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name, few, many in (("folder", images, 10 * images), ("video", minutes / 10, minutes)):
+            peaks = []
+            for amount in (few, many):
+                made = folder / f"{name}-{amount}"
+                options: tuple[str, ...] = ("--batch_size", "32")
+                if name == "folder":
+                    write_faces(made, int(amount))
+                else:
+                    made, options = write_video(made.with_suffix(".mp4"), amount), (*options, "--fps", "2")
+                cost = command_cost(made, folder / f"{name}-{amount}.csv", *options)
+                peaks.append(cost["peak_mb"])
+                unit = "images" if name == "folder" else "minutes"
+                print(
+                    f"memory: {amount} {unit}, {cost['faces']} faces, batches of {cost['batch_size']}: "
+                    f"{cost['peak_mb']:.0f} MiB at most"
+                )
+            result[f"memory_{name}_mb"], result[f"memory_{name}_ratio"] = peaks[1], peaks[1] / peaks[0]
+    return result
 
 
 def config_of(size: str, au_queries: int | None) -> MF2Config:
@@ -91,12 +179,12 @@ def folder_over_bare(size: str, au_queries: int | None, images: int, batch_size:
         before = [bare_seconds(model, batch, passes) for _ in range(rounds)]
         cost = command_cost(folder / "images", folder / "rows.csv", "--model", str(folder / "model"))
         after = [bare_seconds(model, batch, passes) for _ in range(rounds)]
-    found = {"folder_batch_size": cost["batch_size"], "folder_images": images}
+    result = {"folder_batch_size": cost["batch_size"], "folder_images": images}
     for kind, suffix in (("wall", ""), ("cpu", "_cpu")):
         bare = images * statistics.median(times[kind] for times in (*before, *after))
         print(f"folder: {images} images, {kind}: command {cost[kind]:.1f}s, bare forward {bare:.1f}s")
-        found[f"folder_over_bare{suffix}"] = cost[kind] / bare
-    return found
+        result[f"folder_over_bare{suffix}"] = cost[kind] / bare
+    return result
 
 
 def over_vit_pipeline(size: str, au_queries: int | None, images: int, batch_size: int, rounds: int) -> dict[str, float]:
@@ -114,7 +202,9 @@ def over_vit_pipeline(size: str, au_queries: int | None, images: int, batch_size
             "mf2": lambda: ours(paths, batch_size=batch_size),
             "vit": lambda: theirs(paths, batch_size=batch_size),
         }
-        measured = in_turns(calls, rounds, f"vit, {images} files, {config.au_config.num_query_tokens} queries an AU")
+        measured = printed_turns(
+            calls, rounds, f"vit, {images} files, {config.au_config.num_query_tokens} queries an AU"
+        )
     return ratio(measured, "mf2", "vit", "over_vit_pipeline")
 
 
@@ -128,11 +218,11 @@ def engine_speeds(size: str, au_queries: int | None, batch_size: int, rounds: in
     print("engines: " + ", ".join(f"{name} {value:.0f} MiB" for name, value in sorted(megabytes.items())))
     calls: dict[str, Callable[[], object]] = {"eager": lambda: export_model.by_torch(model, batch)}
     calls |= {name: lambda run=run: export_model.by_onnx(run, batch) for name, run in runs.items()}
-    measured = in_turns(calls, rounds, f"engines, {batch_size} faces")
-    found = {}
+    measured = printed_turns(calls, rounds, f"engines, {batch_size} faces")
+    result = {}
     for name in runs:  # speeds: the other one's seconds stand above
-        found |= ratio(measured, "eager", name, f"{name}_over_eager")
-    return found
+        result |= ratio(measured, "eager", name, f"{name}_over_eager")
+    return result
 
 
 def int8_f1_loss(faces: int) -> dict[str, float]:
@@ -140,8 +230,91 @@ def int8_f1_loss(faces: int) -> dict[str, float]:
     return {"int8_f1_loss": figures["torch"]["f1"] - figures["int8"]["f1"]}
 
 
+TRAINING = ["--task", "full", "--num_images", "2000", "--num_train_epochs", "8", "--disable_tqdm", "True"]
+PEOPLE, TEST_IMAGES = 7, 1600  # a tenth of so few images would leave the order of the points to chance
+
+
+def with_queries(model: MF2ForFaceAnalysis, count: int) -> None:
+    """The same model with so many queries an AU, of random weights."""
+    units, width = len(model.config.action_units), model.config.au_config.hidden_size
+    model.mf2.au_vl.queries = nn.Parameter(torch.randn(1, count, width))
+    model.classifiers.au_weight = nn.Parameter(torch.randn(units, count, width) / width)
+
+
+@torch.no_grad()
+def cost_curve(size: str, queries: Sequence[int], batch_size: int, rounds: int) -> dict[str, float]:
+    model = MF2ForFaceAnalysis(MF2Config.from_size(size)).eval()
+    pixels, landmarks = example_inputs(model, batch_size)
+
+    def whole(count: int) -> Callable[[], object]:
+        def run() -> None:
+            with_queries(model, count)
+            model(pixels, landmarks)
+
+        return run
+
+    calls = {"tower": lambda: model.mf2.vision(pixels), **{f"cost_{count}": whole(count) for count in queries}}
+    measured, result = in_turns(calls, rounds, spent), {}
+    for count in queries:
+        result |= ratio(measured, f"cost_{count}", "tower", f"cost_{count}")
+    return result
+
+
+def trained_scores(folder: Path, queries: Sequence[int], seeds: Sequence[int]) -> dict[str, float]:
+    rows = further_faces(folder / f"faces-{TEST_IMAGES}", TEST_IMAGES, "paint", PEOPLE + 1, "mfa")
+    result: dict[str, float] = {}
+    for count in queries:
+        runs = []
+        for seed in seeds:
+            place, options_of = folder / f"{count}-{seed}", f'au_config={{"num_query_tokens": {count}}}'
+            run_once(
+                place, [*TRAINING, "--people_seed", str(PEOPLE), "--model_options", options_of, "--seed", str(seed)]
+            )
+            scored = ["--task", "evaluate", "--model_name_or_path", str(place), "--dataset", str(rows)]
+            runs.append(run_once(place / "tested", [*scored, "--use_captions", "False", "--disable_tqdm", "True"]))
+        for name, score in (("f1", "au_f1_tuned_macro"), ("auc", "au_roc_auc_macro"), ("emotion", "emotion_top1")):
+            result[f"{name}_{count}"], result[f"{name}_{count}_sd"] = mean_sd([run[score] for run in runs])
+    return result
+
+
+def draw_curve(figures: dict[str, float], queries: Sequence[int], size: str, picture: Path | None) -> None:
+    """A table, and the picture if there is accuracy to show."""
+    print(
+        f"\n{'queries an AU':>13} {f'{size}: time over tower':>24} {'by CPU time':>12} {'AU F1 (tiny)':>18}"
+        f" {'emotion top-1':>18}"
+    )
+    for count in queries:
+        cells = [f"{count:13} {figures[f'cost_{count}']:24.2f} {figures[f'cost_{count}_cpu']:12.2f}"]
+        for name in ("f1", "emotion"):
+            known = f"{name}_{count}" in figures
+            cells.append(
+                f"{figures[f'{name}_{count}']:10.3f} ± {figures[f'{name}_{count}_sd']:.3f}" if known else " " * 18
+            )
+        print(" ".join(f"{cell:>18}" for cell in cells))
+    if picture is None or f"f1_{queries[0]}" not in figures:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plot, axis = plt.subplots(figsize=(6.4, 4.2))
+    costs = [figures[f"cost_{count}"] for count in queries]
+    scores = [figures[f"f1_{count}"] for count in queries]
+    axis.errorbar(costs, scores, [figures[f"f1_{count}_sd"] for count in queries], marker="o", capsize=3)
+    for count, cost, value in zip(queries, costs, scores, strict=True):
+        axis.annotate(str(count), (cost, value), textcoords="offset points", xytext=(6, -12))
+    axis.margins(x=0.1)  # the numbers beside the points have no part in the limits
+    axis.set_xlabel(f"time of the whole forward pass / time of the tower ({size})")
+    axis.set_ylabel("macro AU F1, tiny size, synthetic faces")
+    axis.set_title("Queries an action unit: accuracy (mean ± sd over seeds) against cost", loc="left", fontsize=11)
+    axis.grid(alpha=0.3)
+    plot.tight_layout()
+    save_figure(plot, picture)
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--size", default="base", choices=("base", "tiny"))
     parser.add_argument("--images", type=int, default=500, help="of the folder; ten times as many for memory")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
@@ -155,7 +328,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--accuracy", type=Path, help="train the curve's points there, or read what is finished")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--picture", type=Path, help="the curve as a PNG")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     given = parser.parse_args(argv)
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(threads)
@@ -180,9 +352,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         figures |= trained_scores(given.accuracy, given.queries, given.seeds)
     if "curve" in given.only:
         draw_curve(figures, given.queries, given.size, given.picture)
-    for name, figure in figures.items():
-        print(f"{name:28} {figure:10.4f}")
-    write_json(given.json, figures)
+    show(figures, "{:28} {:10.4f}", given.json)
     return figures
 
 

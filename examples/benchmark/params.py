@@ -3,11 +3,9 @@
 python examples/benchmark/params.py [--size giant] [--json FILE]
 """
 
-import argparse
-
 import torch
 from peft import get_peft_model
-from report import write_json
+from report import options, write_json
 from torch import nn
 
 from configuration_mf2 import MF2Config
@@ -33,9 +31,8 @@ def dfn_counts(size: str) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, int]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--size", default="giant", choices=("tiny", "base", "giant"))
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     arguments = parser.parse_args(argv)
     with torch.device("meta"):
         model = MF2ForPreTraining(MF2Config.from_size(arguments.size))

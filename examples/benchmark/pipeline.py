@@ -13,19 +13,16 @@ Every measurement is the first thing that a new process does after its imports; 
 the file into the system's cache.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from report import write_json
+from report import in_turns, options, show
 
 from configuration_mf2 import MF2Config
 from modeling_mf2 import MF2ForPreTraining
@@ -65,12 +62,6 @@ print(float(total), passed)
 """
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def pipeline_over_bare(size: str, images: int, batch_size: int, rounds: int) -> float:
     config = MF2Config.from_size(size)
     processor, model = MF2Processor.for_model(config), MF2ForPreTraining(config).eval()
@@ -89,13 +80,10 @@ def pipeline_over_bare(size: str, images: int, batch_size: int, rounds: int) -> 
     best = bare().softmax(dim=-1).amax(dim=-1).tolist()
     if not np.allclose(best, [answer[0]["score"] for answer in piped()], atol=1e-5):
         raise RuntimeError("the pipeline and the bare model differ: nothing to compare")
-    ratios = []
-    for number in range(rounds):
-        calls = {"piped": piped, "bare": bare}
-        times = {name: seconds(calls[name]) for name in sorted(calls, reverse=bool(number % 2))}
-        ratios.append(times["piped"] / times["bare"])
+    measured = in_turns({"piped": piped, "bare": bare}, rounds)
+    for times in measured:
         print(f"{images} images, batches of {batch_size}: pipeline {times['piped']:.3f}s, bare {times['bare']:.3f}s")
-    return statistics.median(ratios)
+    return statistics.median(times["piped"] / times["bare"] for times in measured)
 
 
 def cold_load_ratio(size: str, rounds: int) -> float:
@@ -126,13 +114,12 @@ def cold_load_ratio(size: str, rounds: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--load_size", default="base")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     figures = {
@@ -141,9 +128,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ),
         "cold_load_ratio": cold_load_ratio(arguments.load_size, arguments.rounds),
     }
-    for name, figure in figures.items():
-        print(f"{name:20} {figure:.3f}")
-    write_json(arguments.json, figures)
+    show(figures, "{:20} {:.3f}", arguments.json)
     return figures
 
 

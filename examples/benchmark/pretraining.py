@@ -27,15 +27,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from qformer import interleaved, seconds
-from report import write_json
+from report import in_turns, options, seconds, write_json
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, pad
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.configuration_mf2 import LOSSES
 from modeling_mf2 import MF2ForPreTraining
-from modeling_mf2.modeling_mf2 import MF2Branch, classification_losses, weighted_sum
+from modeling_mf2.losses import classification_losses, weighted_sum
+from modeling_mf2.modeling_mf2 import MF2Branch
 
 
 Batch = dict[str, torch.Tensor]
@@ -251,7 +251,7 @@ RATIOS = dict(zip(list(ROWS)[1:], ("step_ratio", "step_ratio_shorter_padding", "
 
 
 def compare(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    measured = interleaved(calls, rounds)
+    measured = in_turns(calls, rounds)
     medians = {name: statistics.median(times[name] for times in measured) for name in calls}
     figures = {"step_s": medians["ours"], "reference_step_s": medians["reference"]}
     print(f"{'forward + backward + AdamW':28} {'a step':>9} {'ours / it':>10}")
@@ -264,11 +264,10 @@ def compare(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, floa
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--size", default="tiny", choices=("tiny", "base"))
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     parser.add_argument("--no_memory", action="store_true", help="starts no further processes to measure it")
     parser.add_argument("--memory_of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)

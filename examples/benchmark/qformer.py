@@ -9,14 +9,12 @@ share of the peak is the necessary multiplications of the load a second, over wh
 same process.
 """
 
-import argparse
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from report import write_json
+from report import in_turns, options, seconds, write_json
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from configuration_mf2 import MF2QFormerConfig
@@ -25,12 +23,6 @@ from modeling_mf2.qformer import MF2QFormer
 
 
 LOADS = {"32": (8, 197), "384": (96, 18)}
-
-
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def peak_flops() -> float:
@@ -66,20 +58,10 @@ def forward_backward(call: Callable[[], torch.Tensor]) -> None:
     call().square().mean().backward()
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> list[dict[str, float]]:
-    """Seconds of each call in each round; the first round warms up and is left out."""
-    names, measured = list(calls), []
-    for number in range(rounds + 1):
-        turned = names[number % len(names) :] + names[: number % len(names)]
-        measured.append({name: seconds(calls[name]) for name in turned})
-    return measured[1:]
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--small", action="store_true", help="a few narrow blocks: shows that the script works")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     arguments = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -107,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if difference > 1e-4:
             raise RuntimeError(f"ours and theirs differ by {difference}: nothing to compare")
         for kind, run, passes in (("forward", forward, 1), ("train", forward_backward, 3)):
-            rounds = interleaved({name: partial(run, call) for name, call in calls.items()}, arguments.rounds)
+            rounds = in_turns({name: partial(run, call) for name, call in calls.items()}, arguments.rounds)
             medians = {name: statistics.median(times[name] for times in rounds) for name in calls}
             best = min(theirs, key=medians.get)
             ratio = statistics.median(times["ours"] / times[best] for times in rounds)

@@ -1,14 +1,137 @@
-"""What every benchmark does with its figures."""
+"""What the benchmarks share: calls timed in turns, runs of train.py, means, and files."""
 
+import argparse
 import json
 import os
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 
-def write_json(path: str | os.PathLike | None, figures: dict[str, float]) -> None:
-    if path is None:
-        return
-    target = Path(path)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(target)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+Spent = TypeVar("Spent")
+
+
+def options(doc: str, **more: object) -> argparse.ArgumentParser:
+    """A parser with `--json`; its description is the script's docstring."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, as one flat object")
+    return parser
+
+
+def write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: str | os.PathLike | None, figures: Mapping[str, object]) -> None:
+    if path is not None:
+        write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """None for a file that does not exist, or was cut short."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def show(figures: Mapping[str, float], line: str, path: Path | None) -> None:
+    """Prints the figures, each by `line`, and writes them to `path`."""
+    for name, value in figures.items():
+        print(line.format(name, value))
+    write_json(path, figures)
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[Callable[[], object]], Spent] = seconds
+) -> list[dict[str, Spent]]:
+    """The time of each call in each round, in turning order; the first round warms up and is left out."""
+    names, measured = list(calls), []
+    for number in range(rounds + 1):
+        turned = names[number % len(names) :] + names[: number % len(names)]
+        measured.append({name: clock(calls[name]) for name in turned})
+    return measured[1:]
+
+
+def check_command(folder: Path, command: Sequence[str], option: str = "--output_dir") -> None:
+    """No folder may hold what another command wrote."""
+    before = (read_json(folder / "command.json") or {}).get("command", command)
+    if list(before) != list(command):
+        raise ValueError(
+            f"{folder}: was run with `{shlex.join(before)}`, expected `{shlex.join(command)}`; give another {option}, "
+            "or remove that folder and those of the runs that start from it"
+        )
+
+
+def run_once(folder: Path, command: Sequence[str]) -> dict[str, float]:
+    """The metrics of train.py with this command; a finished run is read, not repeated."""
+    check_command(folder, command)
+    if not (folder / "metrics.json").is_file():
+        import train
+
+        write_json(folder / "command.json", {"command": command})
+        train.main([*command, "--output_dir", str(folder)])
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def save_splits(folder: Path, splits: Mapping[str, object]) -> None:
+    """A data set of these splits, whole or not there."""
+    import datasets
+
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    datasets.DatasetDict(splits).save_to_disk(temporary)
+    temporary.rename(folder)
+
+
+def further_faces(folder: Path, images: int, style: str, seed: int, label_set: str) -> Path:
+    """Faces drawn for the scores alone; train.py asks for a train split, which repeats a few of them."""
+    if not folder.is_dir():
+        from mf2face.data.synthetic.faces import MFASynthetic
+
+        rows = MFASynthetic(images, style, seed=seed, label_set=label_set)
+        few = rows.select(range(min(64, len(rows))))
+        save_splits(folder, {"train": few, "validation": few, "test": rows})
+    return folder
+
+
+def save_figure(figure: object, path: Path) -> None:
+    """A matplotlib figure, written whole and closed."""
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
+    pyplot.close(figure)
+    temporary.replace(path)

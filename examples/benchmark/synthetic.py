@@ -6,7 +6,6 @@ Costs are CPU-seconds of this process and its children. F1: macro over the MFA A
 training, labels with the annotators' errors. Nothing here is a result on a real face.
 """
 
-import argparse
 import resource
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import cv2
 import datasets
 import numpy as np
 import torch
-from report import write_json
+from report import options, write_json
 from sklearn.metrics import f1_score
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
@@ -247,8 +246,7 @@ def regions(net: nn.Module, test: Faces, figures: dict[str, float]) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser = options(__doc__)
     parser.add_argument("--quick", action="store_true", help="a small sample: shows that it runs, measures nothing")
     arguments = parser.parse_args(argv)
     quick = arguments.quick

@@ -9,14 +9,12 @@ local decoder needs as well: every refined map is written out, and a gradient co
 the same bytes on both sides.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from qformer import interleaved
-from report import write_json
+from report import in_turns, options, write_json
 from torch import nn
 
 from configuration_mf2.baselines import VLFAUConfig
@@ -89,10 +87,9 @@ def train(call: Callable[[], tuple], directions: list[torch.Tensor] | torch.Tens
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--small", action="store_true", help="a few narrow branches: shows that the script works")
-    parser.add_argument("--json", help="write the figures there, as one flat object")
     arguments = parser.parse_args(argv)
 
     torch.manual_seed(0)
@@ -118,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 "loop": partial(train, partial(in_a_loop, branches, face), of_loop),
                 "ours": partial(train, partial(ours, face, bool(name)), of_ours),
             }
-            rounds = interleaved(calls, arguments.rounds)
+            rounds = in_turns(calls, arguments.rounds)
             loop, together = (statistics.median(times[side] for times in rounds) for side in calls)
             ratio = statistics.median(times["loop"] / times["ours"] for times in rounds)
             read = "logits and maps" if name else "logits"

@@ -32,7 +32,7 @@ logger = logging.getLogger("mf2.demo")
 
 
 class Page:
-    """What the events call. Nothing of a question is kept after its answer: the browser sends the picture each time."""
+    """Handlers of the events. Nothing is kept after an answer: the browser sends the picture each time."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.limits, self.rate = engine, engine.limits, RateLimit()

@@ -18,11 +18,10 @@ from configuration_mf2.hub import check_finite_weights
 from mf2face.inference.analyze import Analysis
 from mf2face.inference.explain.explainer import Explainer
 from mf2face.inference.explain.explanation import Explanation
-from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face
+from mf2face.inference.faces import DetectedFaces, Detector, Face, known_face
 from mf2face.inference.media import Frame
-from mf2face.inference.model import EMBEDDED, AnalysisModel, is_synthetic, load_model
+from mf2face.inference.model import EMBEDDED, AnalysisModel, any_synthetic, is_synthetic, load_model
 from modeling_mf2.loading import check_adapter_file
-from processing_mf2.landmarks import face_in_image
 from processing_mf2.pipelines import face_pipeline
 from processing_mf2.processing_mf2 import MF2Processor
 
@@ -41,12 +40,12 @@ class Picture:
     landmarks: tuple[np.ndarray, ...] = ()
     """(68, 2) of each face, where they are known: of drawn ones."""
     drawn: str | None = None
-    """What was drawn, which a model ought to find."""
+    """The drawn labels, which a model ought to find."""
 
 
 @dataclass
 class Look:
-    """What is shown of one picture. `before`: of each face the probabilities without the adapter, if there is one."""
+    """The faces of one picture; `before`: each face's probabilities without the adapter, if one is used."""
 
     picture: Picture
     faces: list[Explanation]
@@ -59,7 +58,7 @@ class Adapter:
     label: str
     folder: Path
     base: str
-    """Of the model it belongs to, the last part of its name: folders are moved."""
+    """Last part of its model's name: folders may be moved."""
     kind: str
 
     @staticmethod
@@ -115,8 +114,7 @@ class _Loaded:
             processor = MF2Processor.from_pretrained(folder)  # its thresholds
         device = self.base.pipeline.device
         pipeline = face_pipeline("face-analysis", self.wrapped, processor, device=device)
-        told = [is_synthetic(folder), self.base.synthetic]
-        synthetic = True if True in told else None if None in told else False
+        synthetic = any_synthetic(is_synthetic(folder), self.base.synthetic)
         model = replace(self.base, pipeline=pipeline, adapter=adapter.label, synthetic=synthetic)
         self.adapted[adapter.label] = (key, model)
 
@@ -178,7 +176,7 @@ class Engine:
         self, picture: Picture, model: str, adapter: str | None = None, *, aligned: bool = False, words: bool = True
     ) -> Look:
         faces = self._faces(picture, aligned)
-        faces.sort(key=lambda face: -(face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
+        faces.sort(key=lambda face: -face.area)
         kept, before = faces[: self.limits.faces], []
         if adapter is not None:
             with self.using(model, None) as ready:
@@ -200,10 +198,10 @@ class Engine:
 
     def _faces(self, picture: Picture, aligned: bool) -> list[Face]:
         if picture.landmarks:
-            return [_known_face(picture, points) for points in picture.landmarks]
+            return [known_face(picture.pixels, points) for points in picture.landmarks]
         frame = Frame(picture.name, 0, float("nan"), picture.pixels)
         if aligned:
-            return AlignedCrops().faces([frame])[0]
+            return [known_face(picture.pixels, None)]
         if self.finder is None:
             raise Refused(NO_DETECTOR)
         with self._looking:
@@ -222,11 +220,6 @@ class _Found:
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
         return [self.of_picture for _ in frames]
-
-
-def _known_face(picture: Picture, points: np.ndarray) -> Face:
-    box = face_in_image(*picture.pixels.shape[1:], points, "given")["box"]
-    return Face(tuple(box.values()), float("nan"), points, "given")
 
 
 def _explained(model: AnalysisModel, picture: Picture, faces: Sequence[Face], words: bool) -> list[Explanation]:
@@ -271,6 +264,3 @@ def _drawn_with(style: str, number: int) -> str:
     truth = synthetic_truth(number + 1, style, seed=2)
     units = zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][-1], strict=True)
     return f"{EMOTIONS[truth['emotion'][-1]]}: {', '.join(name for name, is_active in units if is_active) or 'no AU'}"
-
-
-__all__ = ["EXAMPLES", "Adapter", "Engine", "Look", "Picture", "example"]

@@ -1,4 +1,4 @@
-"""What a stranger may send: how much, of which kind, how often. A picture stays in memory and is never a file."""
+"""Limits of what a visitor may send: size, format, rate. A picture stays in memory and never becomes a file."""
 
 import base64
 import binascii
@@ -20,7 +20,7 @@ from processing_mf2.image_io import read_image
 
 
 KINDS = ("JPEG", "PNG", "WEBP")
-"""What a browser shows and PIL reads without help. The content decides, never the name."""
+"""Formats that browsers show and PIL reads by itself. The content decides, never the name."""
 
 _DECODING = threading.Lock()
 """One picture at a time: the largest takes a quarter of a gigabyte until it is shrunk."""
@@ -35,7 +35,7 @@ class Refused(ValueError):
 @dataclass(frozen=True)
 class Limits:
     mebibytes: float = 8
-    """Of a picture."""
+    """Size of a picture."""
     megapixels: float = 24
     side: int = 1280
     """Pixels; a larger picture is shrunk to it before a face is looked for."""
@@ -45,7 +45,7 @@ class Limits:
     """Requests that are answered; of the others at most `waiting` wait, each with its pictures in memory."""
     waiting: int = 16
     faces: int = 8
-    """Of a picture, the largest."""
+    """The largest faces of a picture."""
     per_session: int = 90
     """Pictures a minute, of one browser tab; it names itself, so the address counts too."""
     per_address: int = 240
@@ -57,7 +57,7 @@ class Limits:
 
 
 def decode(sent: Any, limits: Limits) -> bytes:
-    """Of a `data:` address, as a browser's FileReader gives it."""
+    """The bytes of a `data:` URL, as made by a browser's FileReader."""
     start = _DATA_URL.match(sent[:100]) if isinstance(sent, str) else None
     if start is None:
         raise Refused("Nothing that could be read arrived. Choose the picture again.")
@@ -131,7 +131,7 @@ class RateLimit:
 class Guard:
     """Before gradio: only what this page needs gets through, nothing that writes a file, and no body without an end.
 
-    The browser, too, is told to talk to this server only: whatever a library may come to load from elsewhere stays out.
+    The browser, too, is made to talk to this server only: whatever a library may come to load from elsewhere stays out.
     """
 
     posts = ("/queue/join", "/cancel", "/reset")
@@ -189,6 +189,3 @@ class Guard:
         if not length.isdigit():
             return 411
         return 413 if int(length) > self.most_bytes else None
-
-
-__all__ = ["KINDS", "Guard", "Limits", "RateLimit", "Refused", "decode", "read_picture"]

@@ -20,10 +20,13 @@ function draw() {
   all("[data-name]").forEach((one) => one.setAttribute("aria-pressed", !!map && one.dataset.name === name));
   all('[data-do="emotion"]').forEach((one) => { one.hidden = !panel.dataset.heat; one.setAttribute("aria-pressed", !!map && name === "emotion"); });
   all('[data-do="clear"]').forEach((one) => { one.hidden = !map; });
-  const told = element.querySelector(".mf-told"), title = document.createElement("b"), line = document.createElement("span");
-  title.textContent = map ? map.title : "Where did it look?";
-  line.textContent = map ? map.told : "Click an action unit to see its heat on the face.";
-  told.replaceChildren(title, line);
+  const lines = map ? JSON.parse(map.lines)
+    : ["Where did it look?", "Click an action unit to see its heat on the face."];
+  element.querySelector(".mf-told").replaceChildren(...lines.map((line, place) => {
+    const part = document.createElement(place ? "div" : "b");
+    part.textContent = line;
+    return part;
+  }));
 }
 
 element.addEventListener("click", (event) => {

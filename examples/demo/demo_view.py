@@ -10,8 +10,16 @@ import numpy as np
 from demo_engine import EXAMPLES, Look, example
 from demo_limits import Limits
 
-from mf2face.inference.explain.explanation import EMOTION, Explanation, disagrees, face_html
-from mf2face.inference.explain.page import data_uri, emotion_colours, heat_rgba, text
+from mf2face.inference.explain.explanation import (
+    EMOTION,
+    Explanation,
+    emotion_row,
+    face_html,
+    map_attributes,
+    svg_matrix,
+    unit_row,
+)
+from mf2face.inference.explain.page import data_uri, emotion_colours, fills, text
 from mf2face.inference.rows import csv_lines, has_face
 
 
@@ -40,10 +48,10 @@ def banner(synthetic: bool | None, trained_on: str) -> str:
 
 
 def source(limits: Limits, many: bool = False) -> str:
-    """What a picture comes from. Without `${` and `{{`: gradio would take them for its own."""
+    """The inputs for a picture. Without `${` and `{{`, which gradio would take for its own."""
     note = f"JPEG, PNG or WebP, up to {limits.mebibytes:g} MB"
     note += f" each, {limits.pictures} at most" if many else ""
-    told = "Drop pictures here" if many else "Drop or paste a face here"
+    title = "Drop pictures here" if many else "Drop or paste a face here"
     camera = "" if many else '<button type="button" class="mf-button" data-do="camera">Webcam</button>'
     drawn = '<button type="button" class="mf-button" data-do="examples">Try the drawn faces</button>' if many else ""
     thumbs = "" if many else _thumbs()
@@ -51,7 +59,7 @@ def source(limits: Limits, many: bool = False) -> str:
         f'data-bytes="{limits.mebibytes * 2**20:.0f}" data-all="{limits.body * 3 // 4}" data-most="{limits.pictures}"'
     )
     return f"""<div class="mf-source" {sizes} {"data-many" if many else ""}>
-<div class="mf-drop"><div class="mf-empty">{_icon(_CAMERA)}<b>{told}</b><span>{note}</span></div>
+<div class="mf-drop"><div class="mf-empty">{_icon(_CAMERA)}<b>{title}</b><span>{note}</span></div>
 <img class="mf-preview" alt="the chosen picture" hidden><video class="mf-video" playsinline muted hidden></video></div>
 <input type="file" accept="image/jpeg,image/png,image/webp" {"multiple" if many else ""} hidden>
 <div class="mf-buttons"><button type="button" class="mf-button mf-go" data-do="choose">Upload</button>
@@ -78,17 +86,17 @@ def problem(words: str) -> str:
 def answer(look: Look) -> str:
     about, faces = look.faces[0].about, look.faces
     with_adapter = f" with adapter <b>{text(about['adapter'])}</b>" if about["adapter"] else ", without adapter"
-    told = f"<b>{text(about['model'])}</b>{with_adapter}"
+    about_line = f"<b>{text(about['model'])}</b>{with_adapter}"
     if look.left_out:
-        told += f" · the {len(faces)} largest of {len(faces) + look.left_out} faces"
+        about_line += f" · the {len(faces)} largest of {len(faces) + look.left_out} faces"
     if look.picture.drawn:
-        told += f' · drawn as <span class="mf-truth">{text(look.picture.drawn)}</span>'
+        about_line += f' · drawn as <span class="mf-truth">{text(look.picture.drawn)}</span>'
     panels = "".join(_panel(look, face) for face in faces)
     return f"""<div class="mf-result">{banner(about["synthetic"], about["trained_on"])}
 <div class="mf-grid"><div class="mf-look">{_photo(faces)}<div class="mf-told" aria-live="polite"></div>
 <div class="mf-chips"><button type="button" class="mf-chip" data-do="emotion">heat of the emotion</button>
 <button type="button" class="mf-chip" data-do="clear">no heat</button></div></div>
-<div class="mf-panels">{panels}</div></div><p class="mf-foot">{told}. Heat: the share of attention of the queries,
+<div class="mf-panels">{panels}</div></div><p class="mf-foot">{about_line}. Heat: the share of attention of the queries,
 each map up to its own peak; it shows where they looked, not that this is why.</p></div>"""
 
 
@@ -108,7 +116,7 @@ def _box(face: Explanation, size: float) -> str:
     """Over it which emotion; inside, where there is no room above. A face that fills the picture needs no box."""
     left, top, right, bottom = face.box
     height, width = face.image.shape[:2]
-    if right - left > 0.97 * width and bottom - top > 0.97 * height:
+    if fills(face.box, height, width):
         return ""
     shape = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
     place = top - 0.4 * size if top > 1.5 * size else top + 1.2 * size
@@ -122,15 +130,14 @@ def _box(face: Explanation, size: float) -> str:
 
 def _panel(look: Look, face: Explanation) -> str:
     before = look.before[face.face_id] if look.before else {}
-    units = "".join(_unit(face, name, before.get(name)) for name in face.action_units)
+    units = "".join(unit_row(face, name, before.get(name)) for name in face.action_units)
     colours = emotion_colours(list(face.emotions))
-    moods = "".join(_emotion(face, name, colours[name], before.get(name)) for name in face.emotions)
+    moods = "".join(emotion_row(face, name, before.get(name)) for name in face.emotions)
     ring = '<span class="mf-key"><i class="mf-was"></i> without the adapter</span>' if before else ""
     page = base64.b64encode(face_html(face).encode("utf-8")).decode("ascii")
     keep = f'<a class="mf-chip" download="mf2-face.html" href="data:text/html;base64,{page}">keep as a page</a>'
-    matrix = " ".join(f"{value:.5f}" for value in np.linalg.inv(face.matrix)[:2].T.ravel())
-    return f"""<section class="mf-face" data-face="{face.face_id}" data-matrix="{matrix}" {_map(face, EMOTION)}
-{"" if face.face_id == 0 else "hidden"}>{_verdict(face, colours)}
+    return f"""<section class="mf-face" data-face="{face.face_id}" data-matrix="{svg_matrix(face)}"
+{map_attributes(face, EMOTION)} {"" if face.face_id == 0 else "hidden"}>{_verdict(face, colours)}
 <div class="mf-title"><h3>Action units</h3><span class="mf-key"><i class="mf-limit"></i> threshold</span>{ring}</div>
 <div class="mf-units">{units}</div><div class="mf-title"><h3>Emotion</h3>{keep}</div>
 <div class="mf-moods">{moods}</div></section>"""
@@ -145,46 +152,6 @@ def _verdict(face: Explanation, colours: Mapping[str, str]) -> str:
         mood += f'<span class="mf-sure">{face.emotions[face.emotion]:.2f}</span>'
     tags = "".join(f"<span>{text(name)}</span>" for name in face.active) or "<span>none active</span>"
     return f'<div class="mf-verdict">{mood}<span class="mf-tags">{tags}</span></div>{quote if written else ""}'
-
-
-def _unit(face: Explanation, name: str, before: float | None) -> str:
-    unit = face.action_units[name]
-    share, limit, state = unit["probability"], unit["threshold"], "active" if unit["active"] else "at rest"
-    said = f"{name} {unit['name']}: probability {share:.2f}, threshold {limit:.2f}, {state}"
-    return (
-        f'<button type="button" class="mf-row{" on" * unit["active"]}" data-name="{name}" aria-label="{text(said)}" '
-        f'aria-pressed="false" {_map(face, name)}><span>{name}</span><span>{text(unit["name"])}</span>'
-        f"{_bar(share, before, f'<u style=left:{100 * limit:.1f}%></u>')}<span>{share:.2f}</span></button>"
-    )
-
-
-def _emotion(face: Explanation, name: str, colour: str, before: float | None) -> str:
-    share, on = face.emotions[name], " on" if name == face.emotion else ""
-    bar = _bar(share, before, colour=f";background:{colour}")
-    return f'<div class="mf-row{on}"><span>{text(name)}</span>{bar}<span>{share:.2f}</span></div>'
-
-
-def _bar(share: float, before: float | None, more: str = "", colour: str = "") -> str:
-    moved = before is not None and abs(before - share) >= 0.015
-    was = "" if not moved else f'<b class="mf-was" style="left:{100 * before:.1f}%"></b>'
-    return f'<span class="mf-bar"><i style="width:{100 * share:.1f}%{colour}"></i>{more}{was}</span>'
-
-
-def _map(face: Explanation, name: str) -> str:
-    """Heat, outlines of the regions and what is told beside it, as attributes for the script."""
-    if name not in face.grids:
-        return ""
-    heat = cv2.resize(face.crop_map(name), (168, 168), interpolation=cv2.INTER_CUBIC).clip(0)
-    squares = face.corners.get(name, ())
-    path = "".join("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in square) + "Z" for square in squares)
-    unit = face.action_units.get(name)
-    title = f"{name} {unit['name']}" if unit else f"Emotion: {face.emotion}"
-    told = f"Most attention: {face.place(name)}."
-    if unit and face.sentence(name):
-        told += f" The model writes: “{face.sentence(name)}”"
-        told += " (its decision says otherwise)" if disagrees(face, name) else ""
-    lines = f'data-title="{text(title)}" data-told="{text(told)}"'
-    return f'data-heat="{data_uri(heat_rgba(heat))}" data-regions="{path}" {lines}'
 
 
 def working(done: int, total: int) -> str:
@@ -234,6 +201,3 @@ def _table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _icon(shape: str) -> str:
     return f'<svg class="mf-icon" viewBox="0 0 24 24" aria-hidden="true">{shape}</svg>'
-
-
-__all__ = ["answer", "header", "problem", "source", "table", "working"]

@@ -5,21 +5,19 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import IO, Any
 
 from tqdm.auto import tqdm
 
-from mf2face.captions.chat import ChatClient, ServerRefusesError, TryAgainError, Usage, content_of, usage_of
-from mf2face.captions.check import UnreadableAnswerError, judge, read_answer
+from mf2face.captions.chat import ServerRefusesError, TryAgainError, content_of, usage_of
+from mf2face.captions.check import UnreadableAnswerError, read_answer
 from mf2face.captions.journal import CaptionError, CaptionJournal
 from mf2face.captions.prices import Budget
-from mf2face.captions.run import BudgetSpentError, CaptionReport, ChatWriter, UniqueRows, run_to_end
+from mf2face.captions.run import BudgetSpentError, CaptionReport, ChatWriter, Run, run_to_end
 from mf2face.captions.styles import CaptionRow
 
-
-MAX_REQUESTS, MAX_BYTES = 50_000, 190 * 2**20
-"""Of one job; the API's own limits are 50,000 and 200 MB."""
 
 _ENDPOINT = "/v1/chat/completions"
 _ENDED = ("completed", "failed", "expired", "cancelled")
@@ -29,19 +27,22 @@ class BatchFailedError(CaptionError):
     pass
 
 
+@dataclass(frozen=True)
+class BatchLimits:
+    """poll: seconds between two looks at a job. rounds: jobs that correct or repeat others. max_requests, max_bytes: of
+    one job; the API's own limits are 50,000 and 200 MB."""
+
+    poll: float = 60.0
+    rounds: int = 4
+    max_requests: int = 50_000
+    max_bytes: int = 190 * 2**20
+
+
 def write_by_batch(
-    writer: ChatWriter,
-    rows: Iterable[CaptionRow],
-    journal: str | os.PathLike,
-    *,
-    wait: bool = True,
-    poll: float = 60.0,
-    max_requests: int = MAX_REQUESTS,
-    max_bytes: int = MAX_BYTES,
-    rounds: int = 4,
+    writer: ChatWriter, rows: Iterable[CaptionRow], journal: str | os.PathLike, *, wait: bool = True, **limits: Any
 ) -> CaptionReport:
-    """As `ChatWriter.write`, by batch jobs. Corrections, and what failed or expired, go into another job, `rounds` at
-    most. wait: else it returns once jobs are under way (`report.open_batches`), and a later call collects them.
+    """As `ChatWriter.write`, by batch jobs, within `BatchLimits`. Corrections, and what failed or expired, go into
+    further jobs. Without `wait` it returns once jobs are under way (`report.open_batches`); a later call collects them.
 
     rows are read several times: a list, or `caption_rows(dataset)`.
     """
@@ -49,74 +50,52 @@ def write_by_batch(
         raise TypeError("rows: got an iterator, expected something that can be read again, such as a list")
     client = writer.client()
     with CaptionJournal(journal) as book:
-        book.warn_of_others(**writer.told)
-        run = _BatchRun(writer, client, book, rows, poll, max_requests, max_bytes)
-        return run_to_end(run.go(wait, rounds))
+        book.warn_of_others(**writer.identity)
+        return run_to_end(_BatchRun(writer, client, book, rows).go(wait, BatchLimits(**limits)))
 
 
-class _BatchRun:
-    def __init__(
-        self,
-        writer: ChatWriter,
-        client: ChatClient,
-        book: CaptionJournal,
-        rows: Iterable[CaptionRow],
-        poll: float,
-        max_requests: int,
-        max_bytes: int,
-    ) -> None:
-        self.writer, self.client, self.book, self.rows = writer, client, book, rows
-        self.poll, self.max_requests, self.max_bytes = poll, max_requests, max_bytes
-        self.report = CaptionReport(usd=0.0 if writer.price else None)
-        self.reasons: dict[str, str] = {}
-        self.kept: int | None = None
-
-    async def go(self, wait: bool, rounds: int) -> CaptionReport:
+class _BatchRun(Run):
+    async def go(self, wait: bool, limits: BatchLimits) -> CaptionReport:
+        self.limits, self.reasons, self.first = limits, {}, True
         try:
             async with self.client:
-                for _ in range(rounds):
-                    if not await self._collect(wait):
-                        break
-                    if not await self._send():
+                for _ in range(limits.rounds):
+                    if not await self._collect(wait) or not await self._send():
                         break
                 else:
                     await self._collect(wait)
-                self._tell([row for row, _ in self._todo()])
+                left = list(self._todo())
         except BaseException as error:
             error.report = self.report
             raise
+        self.report.open_batches = len(self.book.batches)
+        if not self.book.batches:
+            self.report.failed = {row.id: self.reasons.get(key, "no usable answer") for row, key in left}
         return self.report
 
     def _todo(self) -> Iterator[tuple[CaptionRow, str]]:
-        """The rows that still need the model. Captions whose answers are all here are written on the way."""
-        seen = CaptionReport()
-        for row in UniqueRows(self.writer, self.book, self.rows, seen):
+        """The rows that still need the model, and their keys. Captions whose answers are all here are written."""
+        report = CaptionReport()
+        for row in self.unwritten(report):
             key = self.writer.key(row)
-            answers = self.book.answers.get(key, [])
-            captions = judge(self.writer.style, row, answers, self.writer.model)[0] if answers else None
+            captions, _ = self.judge(row, self.book.answers.get(key, []))
             if captions is None:
                 yield row, key
             else:
-                self.book.add_captions(None, key, captions, 0.0, **self.writer.told)
-                self.report.written += 1
-                self.report.by_rule += captions.writer != self.writer.model
-        self.report.unlabelled = seen.unlabelled
-        if self.kept is None:
-            self.kept = self.report.kept = seen.kept
-
-    def _tell(self, left: list[CaptionRow]) -> None:
-        self.report.open_batches = len(self.book.batches)
-        if not self.book.batches:
-            self.report.failed = {row.id: self.reasons.get(self.writer.key(row), "no usable answer") for row in left}
+                self.book.add_captions(None, key, captions, 0.0, **self.writer.identity)
+                self.count(captions)
+        self.report.unlabelled = report.unlabelled
+        if self.first:  # later passes also count what this run wrote
+            self.report.kept, self.first = report.kept, False
 
     async def _send(self) -> bool:
         """Sends the rows that are left, as far as the budget goes, in as many jobs as it takes; whether any were."""
         todo, sent = self._todo(), False
-        budget = Budget(self.writer.limit, self.book.spent + self.book.unsure)
-        row = next(todo, None)
-        while row is not None:
+        budget = Budget(self.writer.budget, self.book.spent + self.book.unsure)
+        item = next(todo, None)
+        while item is not None:
             with tempfile.TemporaryFile() as file:  # it holds the images; on the disk it has no name
-                row, count, usd = self._fill(file, row, todo, budget)
+                item, count, usd = self._fill(file, item, todo, budget)
                 await self.book.flushed()
                 if not count and not sent:
                     raise BudgetSpentError(
@@ -133,17 +112,16 @@ class _BatchRun:
     def _fill(
         self, file: IO[bytes], item: tuple[CaptionRow, str] | None, todo: Iterator, budget: Budget
     ) -> tuple[tuple[CaptionRow, str] | None, int, float]:
-        """(the first row that has no place in this job, how many have one, what they may cost)."""
+        """Writes one job's requests: the first row that has no place in it, how many have one, what they may cost."""
         count, usd = 0, 0.0
-        while item is not None and count < self.max_requests:
-            row, key = item
+        while item is not None and count < self.limits.max_requests:
             try:
-                line, at_most = self._line(row, key)
+                line, at_most = self._line(*item)
             except (ValueError, TypeError, OSError) as error:  # an image that cannot be read
-                self.reasons[key] = str(error)
+                self.reasons[item[1]] = str(error)
                 item = next(todo, None)
                 continue
-            if count and file.tell() + len(line) > self.max_bytes:
+            if count and file.tell() + len(line) > self.limits.max_bytes:
                 break
             if (held := budget.try_hold(at_most)) is None:
                 break
@@ -152,41 +130,32 @@ class _BatchRun:
         return item, count, usd
 
     def _line(self, row: CaptionRow, key: str) -> tuple[bytes, float]:
-        asked = self.writer.style.asked_of(row)
-        messages, of_image = self.writer.messages(row, asked)
-        if answers := self.book.answers.get(key):
-            problems = judge(self.writer.style, row, answers, self.writer.model)[1]
-            messages = self.writer.corrected(messages, answers[0], problems)
-        body = self.client.body(messages, asked)
+        messages, image_tokens = self.writer.messages(row)
+        answers = self.book.answers.get(key, [])
+        messages = self.writer.corrected(messages, answers, self.judge(row, answers)[1])
+        body = self.client.body(messages, self.writer.style.asked_of(row))
         line = {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
-        return json.dumps(line).encode() + b"\n", self.writer.most_usd(messages, of_image, batch=True)
+        return json.dumps(line).encode() + b"\n", self.writer.most_usd(messages, image_tokens, batch=True)
 
     async def _start(self, file: IO[bytes], count: int, usd: float) -> None:
         """The journal knows of the job before the server does; should its id get lost, the server's list has it."""
-        number = self.book.open_request(usd, batch=count)
+        number, attempts = self.book.open_request(usd, batch=count), 0
         await self.book.flushed()
-
-        async def upload() -> Any:
-            file.seek(0)
-            return await self.client.api.files.create(file=("captions.jsonl", file.read()), purpose="batch")
-
-        tried = False
+        file.seek(0)
+        content = file.read()
 
         async def create() -> str:
-            nonlocal tried
-            if tried and (found := await self._find(number)):
-                return found
-            tried = True
-            job = await self.client.api.batches.create(
-                input_file_id=uploaded.id,
-                endpoint=_ENDPOINT,
-                completion_window="24h",
-                metadata={"mf2": self._token(number)},
-            )
+            nonlocal attempts
+            attempts += 1
+            if attempts > 1 and (batch_id := await self._find(number)):
+                return batch_id
+            options = {"completion_window": "24h", "metadata": {"mf2": self._token(number)}}
+            job = await self.client.api.batches.create(input_file_id=uploaded.id, endpoint=_ENDPOINT, **options)
             return job.id
 
         try:
-            uploaded = await self._try(upload)
+            upload = self.client.api.files.create
+            uploaded = await self._try(lambda: upload(file=("captions.jsonl", content), purpose="batch"))
             self.book.name_batch(number, await self._try(create))
         except CaptionError:
             with contextlib.suppress(Exception):
@@ -209,16 +178,15 @@ class _BatchRun:
         """Whether no job is under way any more."""
         for number, known in sorted(self.book.batches.items()):
             if known["id"] is None:
-                if not (found := await self._try(lambda number=number: self._find(number))):
+                if not (batch_id := await self._try(lambda number=number: self._find(number))):
                     self.book.close_request(number)  # the kill came before the server had it
                     continue
-                self.book.name_batch(number, found)
+                self.book.name_batch(number, batch_id)
             job = await self._ended(known["id"], known["count"], wait)
             if job is None:
                 return False
-            for file_id in (job.output_file_id, job.error_file_id):
-                if file_id:
-                    await self._try(lambda number=number, file_id=file_id: self._download(number, file_id))
+            for file_id in filter(None, (job.output_file_id, job.error_file_id)):
+                await self._try(lambda number=number, file_id=file_id: self._download(number, file_id))
             await self.book.flushed()
             self.book.close_request(number)
             await self.book.flushed()
@@ -240,44 +208,34 @@ class _BatchRun:
                     return job
                 if not wait:
                     return None
-                await asyncio.sleep(self.poll)
+                await asyncio.sleep(self.limits.poll)
 
     async def _download(self, number: int, file_id: str) -> None:
         """Answers go into the journal as they come; a second download passes over those that are there."""
-        async for line in self._lines(file_id):
-            found = json.loads(line)
-            key = found["custom_id"]
-            if key in self.book.batches[number]["keys"]:
-                continue
-            response = found.get("response") or {}
-            if response.get("status_code") != 200:
-                told = found.get("error") or (response.get("body") or {}).get("error") or response
-                self.reasons[key] = self.client.clean(told.get("message", told) if isinstance(told, dict) else told)
-                continue
-            self._take(number, key, response["body"])
+        async with self.client.api.files.with_streaming_response.content(file_id) as response:
+            async for line in response.iter_lines():
+                if line.strip():
+                    self._take(number, json.loads(line))
 
-    def _take(self, number: int, key: str, body: dict) -> None:
+    def _take(self, number: int, line: dict[str, Any]) -> None:
+        key, response = line["custom_id"], line.get("response") or {}
+        if key in self.book.batches[number]["keys"]:
+            return
+        body = response.get("body") or {}
+        if response.get("status_code") != 200:
+            error = line.get("error") or body.get("error") or response
+            self.reasons[key] = self.client.clean(error.get("message", error) if isinstance(error, dict) else error)
+            return
         usage, content = usage_of(body), None
-        usd = self.writer.usd(usage, 0.0, batch=True)
         try:
             content = content_of(body)
             read_answer(content, ())
         except (TryAgainError, UnreadableAnswerError) as error:
             self.reasons[key], content = f"the answer cannot be read: {error}", None
-        self.book.add_answer(number, key, content, usd, batch=True)
-        if usage is not None:
-            old = self.report.tokens
-            self.report.tokens = Usage(old.input + usage.input, old.output + usage.output, old.cached + usage.cached)
-        if self.report.usd is not None:
-            self.report.usd += usd
-
-    async def _lines(self, file_id: str) -> AsyncIterator[str]:
-        async with self.client.api.files.with_streaming_response.content(file_id) as response:
-            async for line in response.iter_lines():
-                if line.strip():
-                    yield line
+        self.book.add_answer(number, key, content, self.bill(usage, 0.0, batch=True), batch=True)
 
     async def _try(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The client's own retries would create a job twice, and cannot go on with half a download."""
         for attempt in range(self.writer.max_attempts):
             try:
                 return await call()
@@ -291,4 +249,4 @@ class _BatchRun:
         raise ServerRefusesError(f"server: {meaning.reason}. What was written is kept; run again when it is well")
 
 
-__all__ = ["MAX_BYTES", "MAX_REQUESTS", "BatchFailedError", "write_by_batch"]
+__all__ = ["BatchFailedError", "BatchLimits", "write_by_batch"]

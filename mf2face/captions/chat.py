@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import datetime
 import io
 import ipaddress
@@ -43,8 +44,8 @@ class ServerRefusesError(CaptionError):
 
 
 class TryAgainError(Exception):
-    """One attempt failed in a way that passes. `wait`: seconds the server asked for. `crowded`: a rate limit. `lost`:
-    an answer may have been made, and billed, that never came."""
+    """One attempt failed and another may work. `wait`: seconds the server asked for. `crowded`: a rate limit. `lost`:
+    an answer that never came may have been written, and billed."""
 
     def __init__(self, reason: str, wait: float | None = None, *, crowded: bool = False, lost: bool = False) -> None:
         super().__init__(reason)
@@ -57,15 +58,18 @@ class RowRefusedError(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as the server billed them; None if it does not tell."""
+    """Tokens as the server billed them."""
 
-    input: int
-    output: int
+    input: int = 0
+    output: int = 0
     cached: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.input + other.input, self.output + other.output, self.cached + other.cached)
 
 
 def as_data_url(image: Any, side: int, name: str = "image") -> tuple[str, tuple[int, int]]:
-    """(the image as it is sent, its height and width): pixels only, no EXIF; the longer side is `side` at most."""
+    """The image as it is sent (pixels only, no EXIF; the longer side is `side` at most), and its height and width."""
     pixels = read_image(image, name=name).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
@@ -75,19 +79,20 @@ def as_data_url(image: Any, side: int, name: str = "image") -> tuple[str, tuple[
 
 
 def usage_of(body: Mapping[str, Any]) -> Usage | None:
-    found = body.get("usage") or {}
-    if not isinstance(found.get("prompt_tokens"), int) or not isinstance(found.get("completion_tokens"), int):
+    """None if the server does not say."""
+    usage = body.get("usage") or {}
+    given, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not isinstance(given, int) or not isinstance(written, int):
         return None
-    cached = (found.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(found["prompt_tokens"], found["completion_tokens"], min(cached, found["prompt_tokens"]))
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Usage(given, written, min(cached, given))
 
 
 def content_of(body: Any) -> str:
     """The text of an answer. A refusal, or one that was cut off before it could be read, is an empty object."""
     try:
         choice = body["choices"][0]
-        content = choice["message"].get("content")
-        ended = choice.get("finish_reason")
+        content, ended = choice["message"].get("content"), choice.get("finish_reason")
         refused = choice["message"].get("refusal") or ended == "content_filter"
     except (TypeError, KeyError, IndexError, AttributeError):
         raise TryAgainError("the server's answer is no chat completion", lost=True) from None
@@ -97,7 +102,7 @@ def content_of(body: Any) -> str:
 
 
 def _scheme_and_place(address: str) -> tuple[str, bool]:
-    """(https or http, whether the server is this machine)."""
+    """https or http, and whether the server is this machine."""
     try:
         parts = urlsplit(address)
         host = parts.hostname
@@ -113,7 +118,8 @@ def _scheme_and_place(address: str) -> tuple[str, bool]:
 
 
 class ChatClient:
-    """The real `openai` client, asked once a time: retries are the caller's. No error text contains the key."""
+    """The `openai` client without its own retries: each attempt must stand in the journal and in the budget before it
+    is sent, and a rate limit stops all workers. No error text contains the key."""
 
     def __init__(
         self,
@@ -135,15 +141,15 @@ class ChatClient:
             )
         if re.search(r"[^\x21-\x7e]", self._key):
             raise KeyRejectedError(
-                "api key: it has characters that no key has (a space, a line break, a quote?); set OPENAI_API_KEY anew"
+                "api key: got characters that no key has (a space, a line break, a quote?); set OPENAI_API_KEY again"
             )
         if "@" in self.base_url.split("//")[-1].split("/")[0]:
             raise ValueError("base_url: got an address with a password in it, expected one without; use the API key")
         scheme, self._is_local = _scheme_and_place(self.base_url)
         if self._key and scheme != "https" and not self._is_local:
             raise ValueError(
-                f"base_url: got {self.base_url!r}, expected https, or a server on this machine: the API key would "
-                "travel in the open. Use https or a tunnel to 127.0.0.1, or unset OPENAI_API_KEY if none is needed"
+                f"base_url: got {self.base_url!r}, expected https, or a server on this machine: the API key would be "
+                "sent unencrypted. Use https or a tunnel to 127.0.0.1, or unset OPENAI_API_KEY if none is needed"
             )
         self.temperature = temperature
         self._forms = list(_FORMS)
@@ -155,7 +161,7 @@ class ChatClient:
         except ImportError:
             raise ImportError("captions by a chat model need the openai package: pip install openai") from None
         self._openai = openai
-        # The question, and perhaps a face, goes to the address that was given, and on this machine past every proxy.
+        # The question, and perhaps a face, goes to the given address only; if that is this machine, past every proxy.
         http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not self._is_local)
         options = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0, "http_client": http}
         self.api = openai.AsyncOpenAI(api_key=self._key or _NO_KEY, **options)
@@ -176,17 +182,15 @@ class ChatClient:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    async def ask(
-        self, messages: Sequence[Mapping[str, Any]], asked: Sequence[str], key: str
-    ) -> tuple[str, Usage | None]:
-        """(the answer's text, what it was billed for). `key` lets a gateway that knows such keys answer a question that
-        it has answered before without asking the model again."""
+    async def ask(self, messages: Sequence[Mapping], asked: Sequence[str], key: str) -> tuple[str, Usage | None]:
+        """The answer's text, and what it was billed for. `key` lets a gateway that knows such keys answer a repeated
+        question without asking the model again."""
         while True:
-            body = self.body(messages, asked)
             try:
                 async with asyncio.timeout(self.timeout * 1.5):  # of the whole answer, however slowly it trickles in
                     # The plain JSON: typed questions and answers would cost a third more of the processor.
                     options = {"headers": {"Idempotency-Key": key}}
+                    body = self.body(messages, asked)
                     answer = await self.api.post("/chat/completions", body=body, cast_to=object, options=options)
                 content = content_of(answer)
                 self._proven = True
@@ -199,7 +203,7 @@ class ChatClient:
                 raise
             except Exception as error:
                 raise self.meaning(error) from None
-            if not self._proven:  # it was the row, not the form
+            if not self._proven:  # the row was refused, not the form
                 self._forms = list(_FORMS)
             raise RowRefusedError(text)
 
@@ -217,18 +221,18 @@ class ChatClient:
         return True
 
     def meaning(self, error: Exception) -> Exception:
-        """What a failure of the client means for the run."""
-        openai, text = self._openai, self.clean(error)
-        status = getattr(error, "status_code", None)
+        """The error of this module that a failure of the client stands for."""
+        text, status = self.clean(error), getattr(error, "status_code", None)
+        if isinstance(error, self._openai.APIConnectionError):
+            return TryAgainError(text, lost=type(error.__cause__).__name__ not in _NEVER_SENT)
+        if status is None:  # half an answer, or one that is no JSON: the model may have written it all the same
+            return TryAgainError(f"{type(error).__name__}: {text}", lost=True)
         if status in (401, 403):
-            return KeyRejectedError(
-                f"api key: {self.base_url} does not accept it ({text}). Set OPENAI_API_KEY to one that may use "
-                f"{self.model}"
-            )
-        if status is not None and 300 <= status < 400:
-            return ServerRefusesError(
-                f"base_url: {self.base_url} sends elsewhere ({status}), which is not followed; give that address"
-            )
+            advice = f"Set OPENAI_API_KEY to one that may use {self.model}"
+            return KeyRejectedError(f"api key: {self.base_url} does not accept it ({text}). {advice}")
+        if 300 <= status < 400:
+            advice = "which is not followed; give that address"
+            return ServerRefusesError(f"base_url: {self.base_url} sends elsewhere ({status}), {advice}")
         if status == 404:
             return ServerRefusesError(
                 f"model: {self.base_url} does not serve {self.model!r} ({text}); check the name, and that the address "
@@ -237,14 +241,9 @@ class ChatClient:
         if status == 429:
             if getattr(error, "code", None) == "insufficient_quota" or "insufficient_quota" in text:
                 return QuotaSpentError(f"quota: {self.base_url} says that the account's money is spent ({text})")
-            return TryAgainError(text, self._wait(error), crowded=True)
-        if isinstance(error, openai.APIConnectionError):
-            return TryAgainError(text, lost=type(error.__cause__).__name__ not in _NEVER_SENT)
-        if status is None:
-            # Half an answer, or one that is no JSON: the model may have written it all the same.
-            return TryAgainError(f"{type(error).__name__}: {text}", lost=True)
+            return TryAgainError(text, _retry_after(error), crowded=True)
         if status >= 500 or status in (408, 409):
-            return TryAgainError(text, self._wait(error))
+            return TryAgainError(text, _retry_after(error))
         return RowRefusedError(text)
 
     def clean(self, error: object) -> str:
@@ -254,22 +253,17 @@ class ChatClient:
             text = text.replace(self._key, "[key]")
         return re.sub(r"\b(sk|key)-[\w*-]{6,}", "[key]", text)[:300]
 
-    @staticmethod
-    def _wait(error: Exception) -> float | None:
-        headers = getattr(getattr(error, "response", None), "headers", {})
-        for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-            value = headers.get(name)
-            if value is None:
-                continue
-            try:
-                return max(0.0, float(value) / unit)
-            except ValueError:
-                try:
-                    date = parsedate_to_datetime(value)
-                    return max(0.0, (date - datetime.datetime.now(date.tzinfo)).total_seconds())
-                except ValueError:
-                    continue
-        return None
+
+def _retry_after(error: Exception) -> float | None:
+    headers = error.response.headers
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        value = headers.get(name, "")
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(value) / unit)
+        with contextlib.suppress(ValueError):
+            date = parsedate_to_datetime(value)
+            return max(0.0, (date - datetime.datetime.now(date.tzinfo)).total_seconds())
+    return None
 
 
 __all__ = [

@@ -1,11 +1,13 @@
-"""Is what a chat model wrote true to the labels? An answer is read, tidied and checked, caption by caption."""
+"""Reads, tidies and checks the answers of a chat model, caption by caption, against the labels."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
-from mf2face.captions.styles import CaptionRow, Captions, CaptionStyle, numbered, writer_mark
+from mf2face.captions.prompts import NEEDS_EMOTION
+from mf2face.captions.styles import CaptionRow, Captions, CaptionStyle, numbered
 from processing_mf2.captions import au_title, parse_au_caption, parse_emotion
 from processing_mf2.wording import KEY_AU_PROMPT, capitalise
 
@@ -19,7 +21,6 @@ _BY_TITLE = {unit.noun.title(): au for au, unit in ACTION_UNITS.items()}
 _TITLES = re.compile(rf"\b(?:{'|'.join(map(re.escape, _BY_TITLE))})\b")
 _STATE = re.compile(r"^(active|inactive)\b[\s,.:;–—-]*", re.IGNORECASE)
 _WITHOUT_CODES = {"emotion_caption", "exp_blip_au", "exp_blip_emot", "exp_blip_exp", "vl_fau_global"}
-_OF_EMOTION = {"emotion_caption", "key_au_caption", "exp_blip_emot", "exp_blip_exp"}
 
 
 class UnreadableAnswerError(ValueError):
@@ -27,21 +28,19 @@ class UnreadableAnswerError(ValueError):
 
 
 def read_answer(content: str, asked: Sequence[str]) -> dict[str, str]:
-    """The texts of the captions that were asked for; what else stands in the answer is ignored.
+    """The texts of the captions that were asked for; anything else in the answer is ignored.
 
     Understands a fenced block and words around the object, and a list in place of a text with line breaks: servers
-    without structured output give such.
+    without structured output write such.
     """
-    start, end = content.find("{"), content.rfind("}")
-    try:
-        found = json.loads(content[start : end + 1], strict=False) if 0 <= start < end else None
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+    start, end, answer = content.find("{"), content.rfind("}"), None
+    with contextlib.suppress(ValueError, RecursionError):
+        answer = json.loads(content[start : end + 1], strict=False) if 0 <= start < end else None
+    if not isinstance(answer, dict):
         raise UnreadableAnswerError(f"got {content[:80]!r}, expected a JSON object")
     texts = {}
     for name in asked:
-        value = found.get(name)
+        value = answer.get(name)
         if isinstance(value, list) and all(isinstance(line, str) for line in value):
             value = "\n".join(value)
         if isinstance(value, str) and value.strip():
@@ -50,7 +49,7 @@ def read_answer(content: str, asked: Sequence[str]) -> dict[str, str]:
 
 
 def check_caption(name: str, text: str, states: Mapping[str, int], emotion: str | None) -> tuple[str, str | None]:
-    """(the text as it is kept, what is wrong with it or None)."""
+    """The text as it is kept, and what is wrong with it or None."""
     if len(text) > MAX_CHARACTERS:
         return text, f"has {len(text)} characters, expected {MAX_CHARACTERS} at most"
     if name == "vl_fau_local":
@@ -69,8 +68,8 @@ def check_caption(name: str, text: str, states: Mapping[str, int], emotion: str 
         return numbered({au: sentences[au] for au in active}), None
     if name == "key_au_caption" and not text.lower().startswith(KEY_AU_PROMPT.lower()):
         text = f"{KEY_AU_PROMPT} {text}"
-    if name in _OF_EMOTION and (told := _another_emotion(text, emotion)):
-        return text, f"tells of {told.lower()}, but the emotion is {emotion}"
+    if name in NEEDS_EMOTION and (other := _another_emotion(text, emotion)):
+        return text, f"tells of {other.lower()}, but the emotion is {emotion}"
     return capitalise(" ".join(text.split())) if name != "au_caption" else text, None
 
 
@@ -99,7 +98,7 @@ def named_aus(text: str) -> list[str]:
 
 def _another_emotion(text: str, emotion: str | None) -> str | None:
     """The emotion that a text is about if it never names its own; one that names none at all is believed."""
-    # "Other" is told by what it is not, and compound emotions by their parts; "neutral" is said of features too.
+    # Texts describe "Other" by what it is not and compound emotions by their parts, and call features neutral.
     if emotion not in _BASIC or parse_emotion(text, [emotion]):
         return None
     return parse_emotion(text, [name for name in _BASIC if name not in (emotion, "Neutral")])
@@ -115,10 +114,10 @@ def _title(action_unit: str) -> str:
 def judge(
     style: CaptionStyle, row: CaptionRow, answers: Sequence[str], model: str
 ) -> tuple[Captions | None, dict[str, str]]:
-    """(the finished captions or None, what has to be corrected).
+    """The finished captions or None, and what has to be corrected.
 
-    answers: the first, and perhaps the one to the correction. Of a caption that is wrong in both the rule's takes the
-    place, and `writer` says so.
+    answers: the first, and perhaps the one to the correction. A caption that is wrong in both is written by rule, and
+    `writer` says so.
     """
     asked, states, emotion = style.asked_of(row), style.states(row), style.emotion(row)
     good: dict[str, str] = {}
@@ -137,7 +136,8 @@ def judge(
         return None, {name: problems.get(name, "is missing") for name in by_rule}
     fallback = style.by_rule(row).texts if by_rule else {}
     texts = {name: good.get(name) or fallback[name] for name in asked}
-    return Captions(row.id, style.compose(row, texts), writer_mark(model, by_rule)), {}
+    writer = f"{model} (rule: {', '.join(by_rule)})" if by_rule else model
+    return Captions(row.id, style.compose(row, texts), writer), {}
 
 
 __all__ = ["UnreadableAnswerError", "check_caption", "judge", "named_aus", "read_answer"]

@@ -1,8 +1,8 @@
 """The journal of a caption run: what was asked, paid and written, one line each, so that a kill costs nothing.
 
-A line stands before a request is sent, and one after its answer came: what was asked and never answered may have been
-paid, and is counted so. Neither images nor keys are ever in it. Each line ends in a checksum of itself: what the disk
-changed is asked again.
+A line is on the disk before a request is sent, and another one follows its answer: what was asked and never answered
+may have been paid, and is counted so. Images and keys are never in it. Each line ends in its checksum: captions of a
+line that the disk changed are asked for again.
 """
 
 import asyncio
@@ -19,9 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mf2face.captions.styles import Captions
+from mf2face.files import append_whole, check_room, locked, private
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,19 @@ MIN_FREE_BYTES = 8 * 2**20
 _VERSION = 2
 """1: lines without a checksum; such a journal is read, and goes on without."""
 
-_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}\s*')
+_CHECKSUM = re.compile(rb',"crc32":"([0-9a-f]{8})"}\s*\Z')
+_FIRST = b'{"event":"journal",'
+_KEPT = "Make room and start again: what stands in it is kept"
+_NUMBER, _TEXT = (int, float), (str,)
+# Event -> its fields and their types.
+_FIELDS: Mapping[str, Mapping[str, tuple]] = {
+    "journal": {"id": _TEXT},
+    "asked": {"n": (int,), "usd": _NUMBER},
+    "batch": {"n": (int,), "id": _TEXT},
+    "closed": {"usd": _NUMBER},
+    "answer": {"key": _TEXT, "content": (str, type(None)), "usd": _NUMBER},
+    "captions": {"key": _TEXT, "id": _TEXT, "usd": _NUMBER, "texts": (dict,), "writer": _TEXT},
+}
 
 
 class CaptionError(RuntimeError):
@@ -52,7 +63,7 @@ class CaptionJournal:
     memory.
 
     spent: dollars for certain. unsure: dollars of requests whose answer never came. answers: raw answers by key that
-    are paid but not yet captions. batches: batch jobs that are not closed, number -> what is known of them.
+    are paid but not yet captions. batches: open batch jobs, number -> what is known of them.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -62,36 +73,24 @@ class CaptionJournal:
         self._places: dict[str, int] = {}
         self._kinds: Counter[tuple] = Counter()
         self._open: dict[int, float] = {}
-        self._written = self._synced = 0
+        self._size = self._written = self._synced = 0
         self._syncing: asyncio.Future | None = None
-        self._file = -1
 
     def __enter__(self) -> "CaptionJournal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{self.path}.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise JournalInUseError(
-                f"journal: {self.path} is in use by another run; wait for it, stop it, or choose another journal"
-            ) from None
-        try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        busy = f"journal: {self.path} is in use by another run; wait for it, stop it, or choose another journal"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(f"{self.path}.lock", JournalInUseError(busy)))
+            self._file = private(os.fspath(self.path), os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            stack.callback(os.close, self._file)
+            self._pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="journal"))
             self._load()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file >= 0:
-            with contextlib.suppress(OSError):
-                os.fsync(self._file)
-            os.close(self._file)
-            self._pool.shutdown()
-            self._file = -1
-        self._lock.release()
+        with self._stack, contextlib.suppress(OSError):
+            os.fsync(self._file)
 
     @property
     def unsure(self) -> float:
@@ -103,30 +102,31 @@ class CaptionJournal:
     def __len__(self) -> int:
         return len(self._places)
 
-    def warn_of_others(self, **told: str) -> None:
-        """Captions of another style, model or prompt stay where they are and are not mixed with new ones; but who only
-        wanted to go on should know that the new ones are paid."""
-        others = {kind: count for kind, count in self._kinds.items() if kind != tuple(told.values())}
-        if others and tuple(told.values()) not in self._kinds:
+    def warn_of_others(self, **identity: str) -> None:
+        """Captions of another style, model or prompt stay and are not mixed with new ones; but a user who only wanted
+        to go on should know that the new ones are paid."""
+        others = {kind: count for kind, count in self._kinds.items() if kind != tuple(identity.values())}
+        if others and tuple(identity.values()) not in self._kinds:
             logger.warning(
                 "journal: %s has no caption of %s yet; it keeps %s",
-                *(self.path, " ".join(told.values())),
+                *(self.path, " ".join(identity.values())),
                 ", ".join(f"{count} of {' '.join(map(str, kind))}" for kind, count in others.items()),
             )
 
     def captions(self, key: str) -> Captions:
-        os.lseek(self._file, self._places[key], os.SEEK_SET)
-        found = b""
-        while b"\n" not in found:
-            found += os.read(self._file, 8192)
-        line = json.loads(found.partition(b"\n")[0])
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(self._places[key])
+            line = json.loads(file.readline())
         return Captions(line["id"], line["texts"], line["writer"])
 
-    def open_request(self, usd: float, **told: Any) -> int:
+    def open_request(self, usd: float, **more: Any) -> int:
         """Before a request is sent. Its number closes it again."""
-        self._check_room()
+        try:
+            check_room(self.path.parent, MIN_FREE_BYTES, _KEPT)
+        except OSError as error:
+            raise JournalFullError(f"journal: {error}") from None
         number = self.requests + 1
-        self._append({"event": "asked", "n": number, "usd": usd, **told})
+        self._append({"event": "asked", "n": number, "usd": usd, **more})
         return number
 
     def close_request(self, number: int, usd: float = 0.0) -> None:
@@ -138,15 +138,15 @@ class CaptionJournal:
         `close_request`, when all its answers are here."""
         self._append({"event": "answer", "batch" if batch else "n": number, "key": key, "content": content, "usd": usd})
 
-    def add_captions(self, number: int | None, key: str, captions: Captions, usd: float, **told: str) -> None:
-        line = {"event": "captions", "n": number, "key": key, "id": captions.id, "usd": usd, **told}
+    def add_captions(self, number: int | None, key: str, captions: Captions, usd: float, **identity: str) -> None:
+        line = {"event": "captions", "n": number, "key": key, "id": captions.id, "usd": usd, **identity}
         self._append({**line, "texts": dict(captions.texts), "writer": captions.writer})
 
     def name_batch(self, number: int, batch_id: str) -> None:
         self._append({"event": "batch", "n": number, "id": batch_id})
 
     async def flushed(self) -> None:
-        """Returns when every line so far is on the disk. Whoever waits meanwhile shares the next write."""
+        """Returns when every line so far is on the disk. All that wait share the next write."""
         target = self._written
         while self._synced < target:
             if self._syncing is None:
@@ -154,10 +154,10 @@ class CaptionJournal:
             await asyncio.shield(self._syncing)
 
     async def _sync(self) -> None:
-        upto = self._written
+        written = self._written
         try:
             await asyncio.get_running_loop().run_in_executor(self._pool, os.fsync, self._file)
-            self._synced = upto
+            self._synced = written
         except OSError as error:
             raise JournalFullError(f"journal: {self.path} could not be written to the disk ({error})") from None
         finally:
@@ -168,42 +168,25 @@ class CaptionJournal:
         data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode()
         if self._version > 1:
             data = data[:-1] + f',"crc32":"{zlib.crc32(data[:-1]):08x}"}}'.encode()
-        data += b"\n"
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            self._size = append_whole(self._file, place, data + b"\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, place)
-            raise JournalFullError(
-                f"journal: {self.path} cannot grow ({error}). Make room and start again: what stands in it is kept"
-            ) from None
-        self._size += len(data)
+            raise JournalFullError(f"journal: {self.path} cannot grow ({error}). {_KEPT}") from None
         self._written += 1
         self._take(line, place)
 
-    def _check_room(self) -> None:
-        disk = os.fstatvfs(self._file)
-        if disk.f_bavail * disk.f_frsize < MIN_FREE_BYTES:
-            raise JournalFullError(
-                f"journal: the disk of {self.path} has {disk.f_bavail * disk.f_frsize:,} bytes left, expected "
-                f"{MIN_FREE_BYTES:,} at least. Make room and start again: what stands in it is kept"
-            )
-
     def _load(self) -> None:
-        self._size = 0
-        for number, (place, line) in enumerate(self._lines(), start=1):
+        for number, (place, content) in enumerate(self._lines(), start=1):
             try:
-                found = json.loads(line)
-                _check_sum(line, required=False)
-                _check_line(found)
-                if number == 1 and found["event"] == "journal":
-                    self._check_version(found.get("version"))
-                elif found["event"] == "journal":
-                    raise ValueError("the first line of a journal again")
-                _check_sum(line, required=self._version > 1)
-                self._take(found, place)
+                line = json.loads(content)
+                _check_sum(content, required=False)
+                _check_fields(line)
+                if line["event"] == "journal":
+                    if number > 1:
+                        raise ValueError("the first line of a journal again")
+                    self._check_version(line.get("version"))
+                _check_sum(content, required=self._version > 1)
+                self._take(line, place)
             except (ValueError, KeyError, RecursionError) as error:
                 logger.warning(
                     "journal: %s, line %d: got %s, expected a line as it was written. It is passed over; captions that "
@@ -215,32 +198,35 @@ class CaptionJournal:
 
     def _check_version(self, version: Any) -> None:
         if version not in (1, _VERSION):
-            raise CaptionError(
-                f"journal: {self.path} is of version {version}, expected {_VERSION}; choose another file"
-            )
+            message = f"journal: {self.path} is of version {version}, expected {_VERSION}; choose another file"
+            raise CaptionError(message)
         self._version = version
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         with open(self.path, "rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):  # a kill in the middle of a write
-                    if self._size == 0 and not line.startswith(_FIRST[: len(line)]):
-                        raise CaptionError(
-                            f"journal: {self.path} starts with {line[:40]!r}, expected a journal of captions, or an "
-                            "empty file; choose another file"
-                        )
-                    os.ftruncate(self._file, self._size)
-                    with contextlib.suppress(ValueError, RecursionError):
-                        if isinstance(json.loads(line), dict):
-                            line += b"\n"
-                            os.write(self._file, line)
-                    if not line.endswith(b"\n"):
-                        logger.warning(
-                            "journal: the last line of %s was cut off; what it held is asked for again", self.path
-                        )
-                        return
-                place, self._size = self._size, self._size + len(line)
+                is_cut = not line.endswith(b"\n")
+                if is_cut and not self._complete(line):
+                    return
+                place, self._size = self._size, self._size + len(line) + is_cut
                 yield place, line
+                if is_cut:
+                    return
+
+    def _complete(self, line: bytes) -> bool:
+        """A kill cut the last line: it goes on if only its end is missing, and is removed otherwise."""
+        if self._size == 0 and not line.startswith(_FIRST[: len(line)]):
+            raise CaptionError(
+                f"journal: {self.path} starts with {line[:40]!r}, expected a journal of captions, or an empty file; "
+                "choose another file"
+            )
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(json.loads(line), dict):
+                os.write(self._file, b"\n")
+                return True
+        os.ftruncate(self._file, self._size)
+        logger.warning("journal: the last line of %s was cut off; what it held is asked for again", self.path)
+        return False
 
     def _take(self, line: Mapping[str, Any], place: int) -> None:
         event, number = line["event"], line.get("n")
@@ -261,28 +247,15 @@ class CaptionJournal:
             elif event == "answer":
                 if line["content"] is not None:
                     self.answers.setdefault(line["key"], []).append(line["content"])
-                if "batch" in line and line["batch"] in self.batches:
+                if line.get("batch") in self.batches:
                     self.batches[line["batch"]]["keys"].add(line["key"])
-            elif event == "captions":
+            else:
                 self._places[line["key"]] = place
                 self._kinds[line.get("style"), line.get("model"), line.get("prompt")] += 1
                 self.answers.pop(line["key"], None)
 
 
-_FIRST = b'{"event":"journal",'
-_NUMBER, _TEXT = (int, float), (str,)
-# Event -> its fields and their kinds. A field that is None may be so where `None` stands among them.
-_FIELDS: Mapping[str, Mapping[str, tuple]] = {
-    "journal": {"id": _TEXT},
-    "asked": {"n": (int,), "usd": _NUMBER},
-    "batch": {"n": (int,), "id": _TEXT},
-    "closed": {"usd": _NUMBER},
-    "answer": {"key": _TEXT, "content": (str, type(None)), "usd": _NUMBER},
-    "captions": {"key": _TEXT, "id": _TEXT, "usd": _NUMBER, "texts": (dict,), "writer": _TEXT},
-}
-
-
-def _check_line(line: Any) -> None:
+def _check_fields(line: Any) -> None:
     if not isinstance(line, dict):
         raise ValueError("no JSON object")
     if not isinstance(event := line.get("event"), str) or event not in _FIELDS:
@@ -294,12 +267,11 @@ def _check_line(line: Any) -> None:
 
 
 def _check_sum(line: bytes, required: bool) -> None:
-    if (found := _CHECKSUM.search(line, max(0, len(line) - 40))) is None or found.end() != len(line):
+    if (match := _CHECKSUM.search(line, max(0, len(line) - 40))) is None:
         if required:
             raise ValueError("no checksum")
-        return
-    if (actual := f"{zlib.crc32(line[: found.start()]):08x}") != found[1].decode():
-        raise ValueError(f"a line of the checksum {actual}, which says {found[1].decode()} of itself")
+    elif (actual := f"{zlib.crc32(line[: match.start()]):08x}") != match[1].decode():
+        raise ValueError(f"a line of the checksum {actual}, which says {match[1].decode()} of itself")
 
 
 __all__ = ["CaptionError", "CaptionJournal", "JournalFullError", "JournalInUseError"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 
 PRICES_AS_OF = "2026-06"
-"""When the table was last compared with the list prices. Pass a `Price` of your own where it has aged."""
+"""When the table was last compared with the list prices. Pass your own `Price` where it is out of date."""
 
 
 @dataclass(frozen=True)
 class Price:
     """US dollars for a million tokens. `image_base` and `image_tile` are the tokens of an image and of each 512 x 512
-    tile of it; `batch` is what the Batch API takes of the price."""
+    tile of it; `batch` is the Batch API's share of the price."""
 
     input: float
     output: float
@@ -24,14 +24,22 @@ class Price:
 
     def __post_init__(self) -> None:
         if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
-            raise ValueError(
-                f"price: got {self.input} and {self.output}, expected dollars for a million tokens, from 0"
-            )
+            got = f"{self.input} and {self.output}"
+            raise ValueError(f"price: got {got}, expected dollars for a million tokens, from 0")
 
     def usd(self, input_tokens: float, output_tokens: float, cached: float = 0, batch: bool = False) -> float:
         cached_price = self.input if self.cached_input is None else self.cached_input
         dollars = (input_tokens - cached) * self.input + cached * cached_price + output_tokens * self.output
         return dollars / 1e6 * (self.batch if batch else 1)
+
+    def image_tokens(self, height: float, width: float, detail: str = "high") -> int:
+        """At high detail an image is fitted into 2048 x 2048, its shorter side into 768, and cut into tiles of 512."""
+        if detail == "low":
+            return self.image_base
+        scale = min(1, 2048 / max(height, width))
+        scale *= min(1, 768 / (min(height, width) * scale))
+        tiles = math.ceil(height * scale / 512 - 1e-9) * math.ceil(width * scale / 512 - 1e-9)
+        return self.image_base + self.image_tile * tiles
 
 
 # Exact names only: a dated snapshot may cost another price.
@@ -43,7 +51,7 @@ PRICES: Mapping[str, Price] = {
     "gpt-4.1": Price(2.00, 8.00, 0.50),
 }
 
-# What the answers of a chat model have been asked to be long; only estimates use it.
+# The usual length of an answer; only estimates use it.
 _ANSWER_TOKENS: Mapping[str, int] = {
     **{"au_caption": 130, "emotion_caption": 50, "key_au_caption": 90},
     **{"exp_blip_au": 30, "exp_blip_emot": 10, "exp_blip_exp": 45, "vl_fau_global": 45, "vl_fau_local": 330},
@@ -55,43 +63,32 @@ def answer_tokens(captions: Sequence[str]) -> int:
     return sum(_ANSWER_TOKENS[name] + _KEY_TOKENS for name in captions)
 
 
-def image_tokens(height: int, width: int, price: Price, detail: str = "high") -> int:
-    """At high detail an image is fitted into 2048 x 2048, its shorter side into 768, and cut into tiles of 512."""
-    if detail == "low":
-        return price.image_base
-    scale = min(1, 2048 / max(height, width))
-    scale *= min(1, 768 / (min(height, width) * scale))
-    tiles = math.ceil(height * scale / 512 - 1e-9) * math.ceil(width * scale / 512 - 1e-9)
-    return price.image_base + price.image_tile * tiles
-
-
 def text_tokens(texts: Sequence[str]) -> int:
-    """About: English has some four characters a token."""
+    """An estimate: English has about four characters a token."""
     return sum(math.ceil(len(text) / 4) + _MESSAGE_TOKENS for text in texts)
 
 
 def most_text_tokens(texts: Sequence[str]) -> int:
-    """At most: a token is at least one byte."""
+    """An upper bound: a token is at least one byte."""
     return sum(len(text.encode()) + 2 * _MESSAGE_TOKENS for text in texts)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`usd` is None if the model's price is unknown; `usd_at_most` if no answer were shorter than allowed and each were
-    sent back once."""
+    """`usd` is None if the model's price is unknown; `usd_at_most` if every answer is as long as allowed and is sent
+    back once."""
 
     requests: int
     input_tokens: int
     output_tokens: int
     usd: float | None
     usd_at_most: float | None
-    prices_as_of: str = PRICES_AS_OF
 
     def __str__(self) -> str:
         tokens = f"{self.requests:,} requests, about {self.input_tokens:,} tokens in and {self.output_tokens:,} out"
         if self.usd is None:
             return f"{tokens}; no price is known for this model: pass price=Price(input=..., output=...)"
-        return f"{tokens}: about ${self.usd:,.2f}, at most ${self.usd_at_most:,.2f} (prices of {self.prices_as_of})"
+        return f"{tokens}: about ${self.usd:,.2f}, at most ${self.usd_at_most:,.2f} (prices of {PRICES_AS_OF})"
 
 
 class Budget:
@@ -108,7 +105,7 @@ class Budget:
         self._under_way, self._ratio, self._freed = 0, 1.0, asyncio.Event()
 
     def try_hold(self, usd: float) -> float | None:
-        """What is now held, or None if it does not fit at present."""
+        """The amount that is now held, or None if it does not fit at present."""
         amount = usd * self._ratio
         if self.limit is not None and self.spent + self.held + amount > self.limit:
             return None
@@ -134,7 +131,4 @@ class Budget:
         self._freed.set()
 
 
-__all__ = [
-    *("PRICES", "PRICES_AS_OF", "Budget", "Estimate", "Price"),
-    *("answer_tokens", "image_tokens", "most_text_tokens", "text_tokens"),
-]
+__all__ = ["PRICES", "Budget", "Estimate", "Price", "answer_tokens", "most_text_tokens", "text_tokens"]

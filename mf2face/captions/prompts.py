@@ -1,4 +1,4 @@
-"""Prompts: zero-shot sentences for emotions and AU states, and the chat prompts that ask for MFA's captions."""
+"""The chat prompts that ask for captions."""
 
 import hashlib
 import json
@@ -70,9 +70,7 @@ _TASKS: dict[str, str] = {
 CHAT_CAPTIONS = tuple(_TASKS)
 
 _NEEDS_AUS = frozenset(_TASKS) - {"emotion_caption", "exp_blip_emot"}
-_NEEDS_EMOTION = frozenset({"emotion_caption", "key_au_caption", "exp_blip_emot", "exp_blip_exp"})
-# Local descriptions tell the inactive action units as well.
-_TELLS_INACTIVE = frozenset({"vl_fau_local"})
+NEEDS_EMOTION = frozenset({"emotion_caption", "key_au_caption", "exp_blip_emot", "exp_blip_exp"})
 
 # The example is an angry face with one action unit more than anger needs, so that choosing is part of what is shown.
 _EXAMPLE_AUS, _EXAMPLE_INACTIVE, _EXAMPLE_EMOTION = ("AU4", "AU7", "AU10", "AU23"), ("AU12", "AU25"), "Anger"
@@ -113,7 +111,7 @@ _AGAIN = "Your answer cannot be used as it is:\n{problems}\nGive the whole JSON 
 
 def known_captions(captions: Sequence[str], has_aus: bool, has_emotion: bool) -> tuple[str, ...]:
     """Those of the captions that can be asked for when AUs or the emotion are known, or both."""
-    return tuple(c for c in captions if (has_aus or c not in _NEEDS_AUS) and (has_emotion or c not in _NEEDS_EMOTION))
+    return tuple(c for c in captions if (has_aus or c not in _NEEDS_AUS) and (has_emotion or c not in NEEDS_EMOTION))
 
 
 def chat_prompt(
@@ -136,15 +134,15 @@ def chat_prompt(
     captioner = RuleCaptioner(label_set)
     states, name = au_states(au_labels, captioner.action_units), emotion_name(emotion, captioner.emotions)
     has_aus = any(state != UNKNOWN_LABEL for state in states.values())
-    lacking = [c for c in captions if c not in known_captions(captions, has_aus, name is not None)]
-    if lacking and lacking[0] in _NEEDS_AUS and not has_aus:
+    if lacking := [c for c in captions if c not in known_captions([c], has_aus, True)]:
         raise ValueError(f"au_labels: got no known label, expected at least one for {lacking}; leave these out")
-    if lacking:
+    if lacking := [c for c in captions if c not in known_captions([c], True, name is not None)]:
         raise ValueError(f"emotion: got {emotion!r}, expected a known one for {lacking}; leave these out")
     active = tuple(au for au, state in states.items() if state == 1)
     inactive = tuple(au for au, state in states.items() if state == 0)
     tasks = "\n".join(f'- "{name}": {_TASKS[name]}' for name in captions)
-    rules = [_role(captions), *([] if with_image else [_TEXT_ONLY]), f"{_ANSWER_FORM}\n{tasks}"]
+    role = {(True, True): "both", (True, False): "au", (False, True): "emotion"}[_needs(captions)]
+    rules = [_ROLES[role], *([] if with_image else [_TEXT_ONLY]), f"{_ANSWER_FORM}\n{tasks}"]
     example = _truth(captions, _EXAMPLE_AUS, _EXAMPLE_INACTIVE, _EXAMPLE_EMOTION)
     answer = json.dumps({name: _EXAMPLE_ANSWERS[name] for name in captions})
     cue = f"Now the {'image' if with_image else 'face'} at hand, in the same form."
@@ -168,27 +166,28 @@ def answer_schema(captions: Sequence[str]) -> dict:
 
 
 def prompt_version(captions: Sequence[str], with_image: bool = True) -> str:
-    """A short digest of everything that is said in the prompts, apart from the labels of the image at hand."""
-    told = [chat_prompt((name,), [1, 0], "Anger", _TWO_AUS, with_image=with_image) for name in captions]
-    told += [chat_prompt(captions, [1, 0], "Anger", _TWO_AUS, with_image=with_image), _AGAIN]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    """A short digest of the prompts, apart from the labels of the image."""
+    texts = [chat_prompt((name,), [1, 0], "Anger", _TWO_AUS, with_image=with_image) for name in captions]
+    texts += [chat_prompt(captions, [1, 0], "Anger", _TWO_AUS, with_image=with_image), _AGAIN]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:12]
 
 
 _TWO_AUS = LabelSet(("AU4", "AU12"), ("Neutral", "Anger"))
 
 
-def _role(captions: Sequence[str]) -> str:
-    tells_aus, tells_emotion = _NEEDS_AUS & set(captions), _NEEDS_EMOTION & set(captions)
-    return _ROLES["both" if tells_aus and tells_emotion else "au" if tells_aus else "emotion"]
+def _needs(captions: Sequence[str]) -> tuple[bool, bool]:
+    """Whether the captions need the action units, and the emotion."""
+    return not _NEEDS_AUS.isdisjoint(captions), not NEEDS_EMOTION.isdisjoint(captions)
 
 
 def _truth(captions: Sequence[str], active: Sequence[str], inactive: Sequence[str], emotion: str | None) -> str:
     parts = []
-    if _NEEDS_AUS & set(captions):
+    needs_aus, needs_emotion = _needs(captions)
+    if needs_aus:
         parts.append(f"Active action units: {_titles(active)}.")
-    if _TELLS_INACTIVE & set(captions):
+    if "vl_fau_local" in captions:
         parts.append(f"Inactive action units: {_titles(inactive)}.")
-    if _NEEDS_EMOTION & set(captions):
+    if needs_emotion:
         # "Other" alone would tell a chat model nothing.
         parts.append(f"Emotion: {emotion_wording(emotion).phrase if emotion == 'Other' else emotion}.")
     return " ".join(parts)

@@ -1,13 +1,13 @@
-"""How a chat writer gets through its rows: many requests at once, waits, retries, and never more than the budget."""
+"""A chat writer and its run: many requests at once, waits, retries, and never more than the budget."""
 
 import asyncio
 import logging
 import os
 import random
-import threading
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,7 @@ from configuration_mf2.facs import LabelSet
 from mf2face.captions.chat import ChatClient, RowRefusedError, ServerRefusesError, TryAgainError, Usage, as_data_url
 from mf2face.captions.check import UnreadableAnswerError, judge, read_answer
 from mf2face.captions.journal import CaptionError, CaptionJournal
-from mf2face.captions.prices import (
-    PRICES,
-    Budget,
-    Estimate,
-    Price,
-    answer_tokens,
-    image_tokens,
-    most_text_tokens,
-    text_tokens,
-)
+from mf2face.captions.prices import PRICES, Budget, Estimate, Price, answer_tokens, most_text_tokens, text_tokens
 from mf2face.captions.prompts import chat_prompt, correction_prompt, prompt_version
 from mf2face.captions.styles import CaptionRow, Captions, CaptionStyle
 from processing_mf2.image_io import image_size
@@ -42,6 +33,10 @@ class BudgetSpentError(CaptionError):
     pass
 
 
+class BatchOpenError(CaptionError):
+    """The journal has a batch job under way, whose rows must not be asked for a second time."""
+
+
 @dataclass
 class CaptionReport:
     """What a run did. `usd` is None if the price is unknown; `usd_unsure` belongs to requests whose answer never came;
@@ -54,7 +49,7 @@ class CaptionReport:
     requests: int = 0
     usd: float | None = 0.0
     usd_unsure: float = 0.0
-    tokens: Usage = field(default_factory=lambda: Usage(0, 0))
+    tokens: Usage = field(default_factory=Usage)
     failed: dict[str, str] = field(default_factory=dict)
     open_batches: int = 0
 
@@ -71,35 +66,52 @@ class CaptionReport:
         return text
 
 
-class UniqueRows:
-    """The rows that need a caption, one after the other; counts the others into the report."""
+class Run:
+    """What one call of a writer shares, whether its requests are single or in batches."""
 
-    def __init__(self, writer: "ChatWriter", book: CaptionJournal, rows: Iterable[CaptionRow], report: CaptionReport):
-        self.writer, self.book, self.rows, self.report = writer, book, rows, report
-        self.seen: set[int] = set()
+    def __init__(self, writer: "ChatWriter", client: ChatClient, book: CaptionJournal, rows: Iterable[CaptionRow]):
+        self.writer, self.client, self.book, self.rows = writer, client, book, rows
+        self.report = CaptionReport(usd=0.0 if writer.price else None)
 
-    def __iter__(self) -> Iterator[CaptionRow]:
+    def unwritten(self, report: CaptionReport) -> Iterator[CaptionRow]:
+        """The rows that need a caption; counts the others into the report."""
+        seen: set[int] = set()
         for row in self.rows:
-            if (name := hash(row.id)) in self.seen:
+            if (name := hash(row.id)) in seen:
                 raise ValueError(f"rows: the id {row.id!r} occurs twice, expected one id a row: give ids")
-            self.seen.add(name)
+            seen.add(name)
             if not self.writer.style.asked_of(row):
-                self.report.unlabelled += 1
+                report.unlabelled += 1
             elif self.writer.key(row) in self.book:
-                self.report.kept += 1
+                report.kept += 1
             else:
                 yield row
 
+    def judge(self, row: CaptionRow, answers: Sequence[str]) -> tuple[Captions | None, dict[str, str]]:
+        return judge(self.writer.style, row, answers, self.writer.model) if answers else (None, {})
 
-class CaptionRun:
+    def count(self, captions: Captions) -> None:
+        self.report.written += 1
+        self.report.by_rule += captions.writer != self.writer.model
+
+    def bill(self, usage: Usage | None, at_most: float, *, batch: bool = False) -> float:
+        """What an answer did cost; a server that does not say is taken to have asked the most."""
+        price = self.writer.price
+        usd = at_most if price is None or usage is None else price.usd(usage.input, usage.output, usage.cached, batch)
+        self.report.tokens += usage or Usage()
+        if self.report.usd is not None:
+            self.report.usd += usd
+        return usd
+
+
+class CaptionRun(Run):
     """One call of `ChatWriter.write`."""
 
     def __init__(self, writer: "ChatWriter", client: ChatClient, book: CaptionJournal, rows: Iterable[CaptionRow]):
-        self.writer, self.client, self.book = writer, client, book
-        self.report = CaptionReport(usd=0.0 if writer.price else None)
-        self.rows = iter(UniqueRows(writer, book, rows, self.report))
+        super().__init__(writer, client, book, rows)
+        self.todo = self.unwritten(self.report)
         self.total = len(rows) if hasattr(rows, "__len__") else None
-        self.budget = Budget(writer.limit, book.spent + book.unsure)
+        self.budget = Budget(writer.budget, book.spent + book.unsure)
         self.slots = asyncio.Semaphore(writer.concurrency)
         self.stopped: BaseException | None = None
         self.not_before, self.failures_in_a_row = 0.0, 0
@@ -131,45 +143,39 @@ class CaptionRun:
             await asyncio.wait(workers)
             raise
         for worker in workers:
-            if worker.exception() is not None:
-                raise worker.exception()
+            worker.result()
 
     async def _work(self, at_most: int | None = None) -> None:
         done = 0
         try:
-            while self.stopped is None and done != at_most:
-                row = next(self.rows, None)
-                if row is None:
-                    return
+            while self.stopped is None and done != at_most and (row := next(self.todo, None)) is not None:
                 await self._write(row)
                 done += 1
         except Exception as error:
             self.stopped = self.stopped or error
 
     async def _write(self, row: CaptionRow) -> None:
-        asked, key, attempts, crowded = self.writer.style.asked_of(row), self.writer.key(row), 0, 0
+        writer, key, attempts, crowded = self.writer, self.writer.key(row), 0, 0
         answers = list(self.book.answers.get(key, []))
-        captions, problems = judge(self.writer.style, row, answers, self.writer.model) if answers else (None, {})
+        captions, problems = self.judge(row, answers)
         if captions is not None:  # both answers of a batch are here already
-            self.book.add_captions(None, key, captions, 0.0, **self.writer.told)
-            return self._count(captions)
+            self.book.add_captions(None, key, captions, 0.0, **writer.identity)
+            return self._count_later(captions)
         try:
-            if self.writer.send_images:
-                messages, of_image = await asyncio.to_thread(self.writer.messages, row, asked)
-            else:
-                messages, of_image = self.writer.messages(row, asked)
+            prompt = writer.messages
+            messages, image_tokens = await asyncio.to_thread(prompt, row) if writer.send_images else prompt(row)
         except (ValueError, TypeError, OSError) as error:  # an image that cannot be read
             return self._give_up(row, str(error))
         while self.stopped is None:
-            question = self.writer.corrected(messages, answers[0], problems) if answers else messages
             try:
-                captions, problems = await self._ask(row, key, question, of_image, answers)
+                question = writer.corrected(messages, answers, problems)
+                captions, problems = await self._ask(row, key, question, image_tokens, answers)
                 if captions is not None:
                     self.failures_in_a_row = 0
-                    return self._count(captions)
+                    return self._count_later(captions)
             except TryAgainError as failure:
                 crowded, attempts = crowded + failure.crowded, attempts + (not failure.crowded)
-                if attempts >= self.writer.max_attempts or crowded >= _CROWDED_LIMIT:
+                if attempts >= writer.max_attempts or crowded >= _CROWDED_LIMIT:
                     return self._give_up(row, failure.reason)
                 await self._wait(failure, attempts + crowded)
             except RowRefusedError as refusal:
@@ -177,11 +183,16 @@ class CaptionRun:
         return None
 
     async def _ask(
-        self, row: CaptionRow, key: str, question: list[dict], of_image: int, answers: list[str]
+        self, row: CaptionRow, key: str, question: list[dict], image_tokens: int, answers: list[str]
     ) -> tuple[Captions | None, dict[str, str]]:
-        """One request. Its line stands on the disk before it is sent, and its answer's line in the file before another
-        one may take its place among those under way."""
-        held, at_most = await self._hold(question, of_image)
+        """One request. Its line is on the disk before it is sent, and its answer's line in the file before another
+        request takes its slot."""
+        at_most = self.writer.most_usd(question, image_tokens)
+        if (held := await self.budget.hold(at_most)) is None:
+            raise BudgetSpentError(
+                f"budget: ${self.budget.spent:,.4f} of ${self.budget.limit:,.4f} are spent, one more request may cost "
+                f"${at_most:,.4f}. What was written is kept; run again with a larger budget"
+            )
         usd = 0.0
         try:
             if self.stopped is not None:
@@ -189,13 +200,13 @@ class CaptionRun:
             number = self.book.open_request(held)
             await self.book.flushed()
             async with self.slots:
-                await self._not_yet()
+                await self._sleep_until(lambda: self.not_before)
                 if self.stopped is not None:
                     self.book.close_request(number)
                     return None, {}
                 self.report.requests += 1
-                content, usage = await self._answer(row, key, question, number, len(answers))
-                usd = self._bill(usage, at_most)
+                content, usage = await self._answer(row, f"{key}-{len(answers)}", question, number)
+                usd = self.bill(usage, at_most)
                 return self._keep(row, key, number, content, usd, answers)
         except TryAgainError as failure:
             if failure.lost:  # it stays open in the journal
@@ -205,11 +216,9 @@ class CaptionRun:
         finally:
             self.budget.settle(held, usd)
 
-    async def _answer(
-        self, row: CaptionRow, key: str, question: list[dict], number: int, turn: int
-    ) -> tuple[str, Usage | None]:
+    async def _answer(self, row: CaptionRow, key: str, question: list[dict], number: int) -> tuple[str, Usage | None]:
         try:
-            return await self.client.ask(question, self.writer.style.asked_of(row), f"{key}-{turn}")
+            return await self.client.ask(question, self.writer.style.asked_of(row), key)
         except (TryAgainError, RowRefusedError, CaptionError) as failure:
             if not getattr(failure, "lost", False):
                 self.book.close_request(number)
@@ -219,54 +228,35 @@ class CaptionRun:
         self, row: CaptionRow, key: str, number: int, content: str, usd: float, answers: list[str]
     ) -> tuple[Captions | None, dict[str, str]]:
         try:
-            read_answer(content, self.writer.style.asked_of(row))
+            read_answer(content, ())
         except UnreadableAnswerError as error:
             self.book.close_request(number, usd)
             raise TryAgainError(f"the answer cannot be read: {error}") from None
         answers.append(content)
-        captions, problems = judge(self.writer.style, row, answers, self.writer.model)
+        captions, problems = self.judge(row, answers)
         if captions is None:
             self.book.add_answer(number, key, content, usd)
         else:
-            self.book.add_captions(number, key, captions, usd, **self.writer.told)
+            self.book.add_captions(number, key, captions, usd, **self.writer.identity)
         return captions, problems
 
-    async def _hold(self, question: list[dict], of_image: int) -> tuple[float, float]:
-        at_most = self.writer.most_usd(question, of_image)
-        held = await self.budget.hold(at_most)
-        if held is None:
-            raise BudgetSpentError(
-                f"budget: ${self.budget.spent:,.4f} of ${self.budget.limit:,.4f} are spent, one more request may cost "
-                f"${at_most:,.4f}. What was written is kept; run again with a larger budget"
-            )
-        return held, at_most
-
-    def _bill(self, usage: Usage | None, at_most: float) -> float:
-        usd = self.writer.usd(usage, at_most)
-        if usage is not None:
-            old = self.report.tokens
-            self.report.tokens = Usage(old.input + usage.input, old.output + usage.output, old.cached + usage.cached)
-        if self.report.usd is not None:
-            self.report.usd += usd
-        return usd
-
-    def _count(self, captions: Captions) -> None:
+    def _count_later(self, captions: Captions) -> None:
         """The next row need not wait until this one is on the disk; the end of the run does."""
-        task = asyncio.create_task(self._count_kept(captions))
+
+        async def count() -> None:
+            try:
+                await self.book.flushed()
+            except CaptionError as error:
+                self.stopped = self.stopped or error
+                return
+            self.count(captions)
+            if self.report.usd is not None:
+                self.bar.set_postfix_str(f"${self.budget.spent:,.3f}", refresh=False)
+            self.bar.update()
+
+        task = asyncio.create_task(count())
         self.counting.add(task)
         task.add_done_callback(self.counting.discard)
-
-    async def _count_kept(self, captions: Captions) -> None:
-        try:
-            await self.book.flushed()
-        except CaptionError as error:
-            self.stopped = self.stopped or error
-            return
-        self.report.written += 1
-        self.report.by_rule += captions.writer != self.writer.model
-        if self.report.usd is not None:
-            self.bar.set_postfix_str(f"${self.budget.spent:,.3f}", refresh=False)
-        self.bar.update()
 
     def _give_up(self, row: CaptionRow, reason: str) -> None:
         self.report.failed[row.id] = reason
@@ -289,14 +279,12 @@ class CaptionRun:
             delay = failure.wait + self.writer.backoff * self.random.random()
             if failure.crowded:  # the limit is the account's, not the row's: nobody asks until then
                 self.not_before = max(self.not_before, time.monotonic() + failure.wait)
-        await self._sleep_until(time.monotonic() + delay)
+        until = time.monotonic() + delay
+        await self._sleep_until(lambda: until)
 
-    async def _not_yet(self) -> None:
-        while self.stopped is None and (left := self.not_before - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, 0.5))
-
-    async def _sleep_until(self, moment: float) -> None:
-        while self.stopped is None and (left := moment - time.monotonic()) > 0:
+    async def _sleep_until(self, moment: Callable[[], float]) -> None:
+        """moment: called again and again, for a rate limit may be extended meanwhile."""
+        while self.stopped is None and (left := moment() - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.5))
 
 
@@ -306,122 +294,99 @@ def run_to_end(work: Coroutine[Any, Any, Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    found: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            found["value"] = asyncio.run(work)
-        except BaseException as error:
-            found["error"] = error
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if "error" in found:
-        raise found["error"]
-    return found["value"]
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
-class BatchOpenError(CaptionError):
-    """The journal has a batch job under way, whose rows must not be asked for a second time."""
-
-
+@dataclass
 class ChatWriter:
-    """Asks an OpenAI-compatible server (`base_url`; a vLLM or llama.cpp of your own too) for a style's captions.
+    """Asks an OpenAI-compatible server (`base_url`; your own vLLM or llama.cpp too) for a style's captions.
 
     send_images: faces are personal data, so only labels are sent unless this is set; then the longer side is
-    `image_side` at most. concurrency: requests under way at once. max_attempts: after so many failures a row is given
-    up. budget: dollars, over all runs of a journal, that are never passed. price: for models that `PRICES` lacks;
-    only a budget and an estimate need it. backoff: seconds before a second attempt; it doubles.
+    `image_side` at most. concurrency: requests under way at once. max_attempts: failures after which a row is given up.
+    budget: dollars, over all runs of a journal, that are never passed. price: for models that `PRICES` lacks; only a
+    budget and an estimate need it. backoff: seconds before a second attempt; it doubles.
     """
 
-    def __init__(
-        self,
-        model: str = "gpt-4o",
-        *,
-        style: str = "mfa",
-        label_set: str | LabelSet = "mfa",
-        base_url: str | None = None,
-        api_key: str | None = None,
-        send_images: bool = False,
-        image_side: int = 512,
-        detail: str = "high",
-        concurrency: int = 16,
-        max_attempts: int = 6,
-        timeout: float = 120.0,
-        max_tokens: int = 1000,
-        temperature: float | None = None,
-        budget: float | None = None,
-        price: Price | None = None,
-        backoff: float = 0.5,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> None:
-        if concurrency < 1 or max_attempts < 1:
-            raise ValueError(f"concurrency, max_attempts: got {concurrency} and {max_attempts}, expected 1 or more")
-        if detail not in ("low", "high"):
-            raise ValueError(f"detail: got {detail!r}, expected 'low' or 'high'")
-        self.model, self.style = model, CaptionStyle(style, label_set, seed=seed)
-        self.send_images, self.image_side, self.detail = send_images, image_side, detail
-        self.concurrency, self.max_attempts, self.backoff = concurrency, max_attempts, backoff
-        self.progress, self.max_tokens, self.limit = progress, max_tokens, budget
-        self.price = price or PRICES.get(model)
-        if budget is not None and self.price is None:
+    model: str = "gpt-4o"
+    _: KW_ONLY
+    style: Any = "mfa"
+    label_set: str | LabelSet = "mfa"
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    send_images: bool = False
+    image_side: int = 512
+    detail: str = "high"
+    concurrency: int = 16
+    max_attempts: int = 6
+    timeout: float = 120.0
+    max_tokens: int = 1000
+    temperature: float | None = None
+    budget: float | None = None
+    price: Price | None = None
+    backoff: float = 0.5
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.max_attempts < 1:
+            got = f"{self.concurrency} and {self.max_attempts}"
+            raise ValueError(f"concurrency, max_attempts: got {got}, expected 1 or more")
+        if self.detail not in ("low", "high"):
+            raise ValueError(f"detail: got {self.detail!r}, expected 'low' or 'high'")
+        self.price = self.price or PRICES.get(self.model)
+        if self.budget is not None and self.price is None:
             raise ValueError(
-                f"budget: the price of {model!r} is not known, so no budget can be kept; pass "
+                f"budget: the price of {self.model!r} is not known, so no budget can be kept; pass "
                 "price=Price(input=..., output=...), in dollars for a million tokens"
             )
-        Budget(budget)  # its checks
-        self._client = {"base_url": base_url, "api_key": api_key, "timeout": timeout}
-        self._client |= {"max_tokens": max_tokens, "temperature": temperature}
-        self.prompt = prompt_version(self.style.asked, send_images)
-        if send_images:
-            self.prompt += f"-{detail}{image_side}"
+        Budget(self.budget)  # its checks
+        self.style = CaptionStyle(self.style, self.label_set, seed=self.seed)
+        self.prompt = prompt_version(self.style.asked, self.send_images)
+        if self.send_images:
+            self.prompt += f"-{self.detail}{self.image_side}"
 
     @property
-    def told(self) -> dict[str, str]:
-        """What the journal says of this writer's captions."""
+    def identity(self) -> dict[str, str]:
+        """What the journal keeps of this writer beside its captions."""
         return {"style": self.style.name, "model": self.model, "prompt": self.prompt}
 
     def client(self) -> ChatClient:
-        return ChatClient(self.model, **self._client)
+        names = ("base_url", "api_key", "timeout", "max_tokens", "temperature")
+        return ChatClient(self.model, **{name: getattr(self, name) for name in names})
 
     def key(self, row: CaptionRow) -> str:
         return self.style.key(row, self.model, self.prompt)
 
-    def messages(self, row: CaptionRow, asked: Sequence[str], *, image: bool = True) -> tuple[list[dict], int]:
-        """(the question, how many tokens its image has)."""
-        told = chat_prompt(asked, row.au_labels, row.emotion, self.style.label_set, with_image=self.send_images)
+    def messages(self, row: CaptionRow, *, image: bool = True) -> tuple[list[dict], int]:
+        """The question, and its image's tokens. image: whether it is read; an estimate needs its header only."""
+        asked, image_tokens = self.style.asked_of(row), (self.price or Price(0, 0)).image_tokens
+        prompt = chat_prompt(asked, row.au_labels, row.emotion, self.style.label_set, with_image=self.send_images)
         if not self.send_images:
-            return told, 0
+            return prompt, 0
+        name = f"image of {row.id}"
         if row.image is None:
             raise ValueError(f"image: row {row.id} has none, expected one because send_images is set")
-        if not image:  # for an estimate the header is enough
-            height, width = image_size(row.image, name=f"image of {row.id}")
+        if not image:
+            height, width = image_size(row.image, name=name)
             scale = min(1.0, self.image_side / max(height, width))
-            return told, self._image_tokens(height * scale, width * scale)
-        url, size = as_data_url(row.image, self.image_side, f"image of {row.id}")
+            return prompt, image_tokens(height * scale, width * scale, self.detail)
+        url, size = as_data_url(row.image, self.image_side, name)
         part = {"type": "image_url", "image_url": {"url": url, "detail": self.detail}}
-        last = {**told[-1], "content": [{"type": "text", "text": told[-1]["content"]}, part]}
-        return [*told[:-1], last], self._image_tokens(*size)
+        last = {**prompt[-1], "content": [{"type": "text", "text": prompt[-1]["content"]}, part]}
+        return [*prompt[:-1], last], image_tokens(*size, self.detail)
 
-    def _image_tokens(self, height: float, width: float) -> int:
-        return image_tokens(height, width, self.price or Price(0, 0), self.detail)
-
-    def corrected(self, messages: list[dict], answer: str, problems: Mapping[str, str]) -> list[dict]:
+    def corrected(self, messages: list[dict], answers: Sequence[str], problems: Mapping[str, str]) -> list[dict]:
+        """The question again, with the first answer and what is wrong with it, if there is one."""
+        if not answers:
+            return messages
         again = {"role": "user", "content": correction_prompt(problems)}
-        return [*messages, {"role": "assistant", "content": answer}, again]
+        return [*messages, {"role": "assistant", "content": answers[0]}, again]
 
-    def most_usd(self, messages: Sequence[Mapping], tokens_of_image: int, *, batch: bool = False) -> float:
+    def most_usd(self, messages: Sequence[Mapping], image_tokens: int, *, batch: bool = False) -> float:
         """What a request can cost at most; 0 if the price is unknown."""
-        tokens = most_text_tokens(_texts(messages)) + 2 * tokens_of_image
+        tokens = most_text_tokens(_texts(messages)) + 2 * image_tokens
         return self.price.usd(tokens, self.max_tokens, batch=batch) if self.price else 0.0
-
-    def usd(self, usage: Usage | None, at_most: float, *, batch: bool = False) -> float:
-        """What an answer did cost; a server that does not tell is taken to have asked the most."""
-        if self.price is None or usage is None:
-            return at_most
-        return self.price.usd(usage.input, usage.output, usage.cached, batch=batch)
 
     def estimate(self, rows: Iterable[CaptionRow], *, batch: bool = False) -> Estimate:
         """Before anything is sent. Counts every row, also those that a journal may already have."""
@@ -430,13 +395,12 @@ class ChatWriter:
         for row in rows:
             if not (asked := self.style.asked_of(row)):
                 continue
-            messages, of_image = self.messages(row, asked, image=False)
-            tokens_in += text_tokens(_texts(messages)) + of_image
+            messages, image_tokens = self.messages(row, image=False)
+            tokens_in += text_tokens(_texts(messages)) + image_tokens
             tokens_out += answer_tokens(asked)
-            at_most += self.most_usd(messages, of_image, batch=batch)
+            at_most += 2 * self.most_usd(messages, image_tokens, batch=batch)
             if self.price:  # the second question holds the first answer as well
-                again = self.price.usd(self.max_tokens + 300, 0, batch=batch)
-                at_most += self.most_usd(messages, of_image, batch=batch) + again
+                at_most += self.price.usd(self.max_tokens + 300, 0, batch=batch)
             requests += 1
         usd = self.price.usd(tokens_in, tokens_out, batch=batch) if self.price else None
         return Estimate(requests, tokens_in, tokens_out, usd, at_most if self.price else None)
@@ -445,16 +409,16 @@ class ChatWriter:
         """Writes what the journal does not have yet. After a kill or an error, call it again with the same journal.
 
         Ctrl-C once: no further request, those under way are kept. Errors are a `CaptionError` that says what to do; its
-        `report` tells how far the run came.
+        `report` holds how far the run came.
         """
-        client = self.client()  # a missing key is told before anything is read
+        client = self.client()  # a missing key is reported before anything is read
         with CaptionJournal(journal) as book:
             if book.batches:
                 raise BatchOpenError(
                     f"journal: {book.path} has {len(book.batches)} batch jobs under way; collect them first, by "
                     "write_by_batch with the same rows and journal"
                 )
-            book.warn_of_others(**self.told)
+            book.warn_of_others(**self.identity)
             return run_to_end(CaptionRun(self, client, book, rows).go())
 
     def read(self, rows: Iterable[CaptionRow], journal: str | os.PathLike) -> Iterator[Captions | None]:
@@ -474,12 +438,4 @@ def _texts(messages: Sequence[Mapping]) -> list[str]:
     return [content if isinstance(content, str) else content[0]["text"] for content in contents]
 
 
-__all__ = [
-    "BatchOpenError",
-    "BudgetSpentError",
-    "CaptionReport",
-    "CaptionRun",
-    "ChatWriter",
-    "UniqueRows",
-    "run_to_end",
-]
+__all__ = ["BatchOpenError", "BudgetSpentError", "CaptionReport", "ChatWriter", "Run", "run_to_end"]

@@ -1,7 +1,7 @@
-"""What written captions are worth: likeness to reference texts, and whether the facts that they state are true.
+"""Scores of written captions: likeness to reference texts, and whether the facts that they state are true.
 
-`caption_scores` needs `pip install -e ".[scores]"`; `fact_scores` needs nothing further. No score is ever NaN: what
-cannot be said is 0, and a count beside it, which is 0 too, tells so.
+`caption_scores` needs `pip install -e ".[scores]"`; `fact_scores` needs nothing further. No score is ever NaN: one that
+is not defined is 0, and so is the count beside it.
 """
 
 import re
@@ -31,30 +31,31 @@ def caption_scores(written: Sequence[str], references: Sequence[str]) -> dict[st
     were scored, `caption_no_reference` and `caption_empty` how many references and scored texts are empty. CIDEr weighs
     words by how few references have them: where `caption_references`, the different ones, is 1 it is 0 for any text.
     """
-    if len(written) != len(references):
-        raise ValueError(f"references: got {len(references)}, expected {len(written)}, one for each text written")
     for name, texts in (("written", written), ("references", references)):
         wrong = [text for text in texts if not isinstance(text, str)]
         if isinstance(texts, str) or wrong:
             raise ValueError(f"{name}: got {(wrong or [texts])[0]!r:.60}, expected a list of texts, one an image")
+    if len(written) != len(references):
+        raise ValueError(f"references: got {len(references)}, expected {len(written)}, one for each text written")
     bleu, rouge, cider = _libraries()
     pairs = [(" ".join(text.split()), own) for text, own in zip(written, references, strict=True) if own.strip()]
+    texts, own = [text for text, _ in pairs], [reference for _, reference in pairs]
     scores = dict.fromkeys(("bleu_1", "bleu_4", "rouge_l", "cider"), 0.0)
     if pairs:
-        texts, own = (list(part) for part in zip(*pairs, strict=True))
         for order in (1, 4):
-            found = bleu(lowercase=True, max_ngram_order=order).corpus_score(texts, [own])
-            scores[f"bleu_{order}"] = found.score / 100
+            scores[f"bleu_{order}"] = bleu(lowercase=True, max_ngram_order=order).corpus_score(texts, [own]).score / 100
         scorer = rouge(["rougeL"])
         scores["rouge_l"] = float(np.mean([scorer.score(r, t)["rougeL"].fmeasure for t, r in pairs]))
         # Its own tokenizer is a Java program.
         split = [{i: [_plain(text)] for i, text in enumerate(part)} for part in (own, texts)]
         scores["cider"] = float(cider().compute_score(*split)[0])
-    scores["caption_pairs"] = float(len(pairs))
-    scores["caption_no_reference"] = float(len(references) - len(pairs))
-    scores["caption_empty"] = float(sum(not text for text, _ in pairs))
-    scores["caption_references"] = float(len({_plain(own) for _, own in pairs}))
-    return scores
+    counts = {
+        "caption_pairs": len(pairs),
+        "caption_no_reference": len(references) - len(pairs),
+        "caption_empty": texts.count(""),
+        "caption_references": len(set(map(_plain, own))),
+    }
+    return scores | {name: float(count) for name, count in counts.items()}
 
 
 def _libraries() -> tuple[type, type, type]:
@@ -87,7 +88,7 @@ _DENIED_AFTER = re.compile(
 
 @cache
 def _phrases() -> tuple[re.Pattern, Mapping[str, tuple[str, int]]]:
-    """Every way in which a text of ours tells an AU's state, in any style. Codes and titles are told apart below."""
+    """A pattern of every phrase by which a caption of any style states an AU, and what each phrase means."""
     means: dict[str, tuple[str, int]] = {}
     for au, unit in ACTION_UNITS.items():
         wording = AU_WORDING[au]
@@ -100,26 +101,26 @@ def _phrases() -> tuple[re.Pattern, Mapping[str, tuple[str, int]]]:
 
 
 def claimed_units(text: str) -> dict[str, int]:
-    """AU -> 1 or 0, for each that a text says to be active or at rest, in the words of any style.
+    """AU -> 1 or 0, for each that a text calls active or at rest, in the words of any style.
 
-    The rule's words about a state weigh more than a mere mention by code or name; of equals the first counts.
+    A phrase about the state overrides a mere mention by code or name; of equals the first counts.
     """
     low = re.sub(r"\s+([.,;:!?)])", r"\1", " ".join(text.lower().split()))
     pattern, means = _phrases()
-    told: dict[str, int] = {}
+    stated: dict[str, int] = {}
     mentioned: dict[str, int] = {}
     for match in pattern.finditer(low):
         au, state = means.get(match[0], (f"AU{match['code']}", 1))
         is_name = match["code"] is not None or match[0] == ACTION_UNITS[au].noun
         denied = _DENIED_BEFORE.search(low[: match.start()]) or _DENIED_AFTER.search(low[match.end() :])
         if denied and state:
-            told.setdefault(au, 0)
+            stated.setdefault(au, 0)
         elif is_name:
             mentioned.setdefault(au, 1)
         else:
-            told.setdefault(au, state)
+            stated.setdefault(au, state)
     mentioned |= dict.fromkeys(named_aus(text), 1)  # "AUs 6, 7 and 12"
-    return mentioned | told
+    return mentioned | stated
 
 
 def fact_scores(
@@ -138,51 +139,48 @@ def fact_scores(
     `fact_empty` texts without a word.
     """
     labels = as_label_set(label_set)
-    units, emotions = _check(written, au_labels, emotion_labels, labels)
+    units, emotions = _named_labels(written, au_labels, emotion_labels, labels)
     read = [_read(text, labels) for text in written]
     scores = {"fact_texts": float(len(written)), "fact_empty": float(sum(not "".join(t).strip() for t in written))}
     if labels.action_units:
         scores |= _unit_scores([states for states, _, _ in read], units, labels.action_units)
     if labels.emotions:
-        told = [emotion for _, _, emotion in read]
-        known = [(own, said) for own, said in zip(emotions, told, strict=True) if own]
-        scores["fact_emotion_accuracy"] = _share(sum(own == said for own, said in known), len(known))
-        scores["fact_emotion_stated"] = _share(sum(said is not None for said in told), len(told))
+        stated = [emotion for _, _, emotion in read]
+        known = [(truth, text) for truth, text in zip(emotions, stated, strict=True) if truth]
+        scores["fact_emotion_accuracy"] = _share(sum(truth == text for truth, text in known), len(known))
+        scores["fact_emotion_stated"] = _share(sum(text is not None for text in stated), len(stated))
         scores["fact_emotion_labels"] = float(len(known))
-    judged = [
-        claim for one, own, emotion in zip(read, units, emotions, strict=True) for claim in _judge(*one, own, emotion)
-    ]
+    rows = zip(read, units, emotions, strict=True)
+    judged = [claim for claims, truth, emotion in rows for claim in _judge(*claims, truth, emotion)]
     return scores | {"fact_contradicted": _share(judged.count(False), len(judged)), "fact_claims": float(len(judged))}
 
 
-def _check(
+def _named_labels(
     written: Sequence[Written],
     au_labels: Sequence[Sequence[int] | None] | None,
     emotion_labels: Sequence[int | str | None] | None,
     labels: LabelSet,
 ) -> tuple[list[dict[str, int]], list[str | None]]:
-    """Labels by name, a row each."""
+    """AU -> state, and the emotion's name, for each text."""
     for name, rows in (("au_labels", au_labels), ("emotion_labels", emotion_labels)):
         if rows is not None and len(rows) != len(written):
             raise ValueError(f"{name}: got {len(rows)} rows, expected {len(written)}, one for each text")
     for text in written:
         if not isinstance(text, str) and len(text) != len(labels.action_units):
-            raise ValueError(
-                f"written: got {len(text)} sentences, expected a text, or {len(labels.action_units)} sentences, one "
-                f"for each of {list(labels.action_units)}"
-            )
+            expected = f"a text, or {len(labels.action_units)} sentences, one for each of {list(labels.action_units)}"
+            raise ValueError(f"written: got {len(text)} sentences, expected {expected}")
     absent = [None] * len(written)
     units = [au_states(row, labels.action_units) for row in (absent if au_labels is None else au_labels)]
     return units, [emotion_name(e, labels.emotions) for e in (absent if emotion_labels is None else emotion_labels)]
 
 
 def _read(text: Written, labels: LabelSet) -> tuple[dict[str, int], bool, str | None]:
-    """(claims about AUs of the label set, whether none is called active, the emotion)."""
+    """Claims about AUs of the label set, whether the text says that none is active, and the emotion."""
     if not isinstance(text, str):
-        told = zip(labels.action_units, text, strict=True)
-        return {au: au_sentence_state(said, au) for au, said in told if said.strip()}, False, None
-    found = claimed_units(text)
-    states = {au: found[au] for au in labels.action_units if au in found}
+        sentences = zip(labels.action_units, text, strict=True)
+        return {au: au_sentence_state(one, au) for au, one in sentences if one.strip()}, False, None
+    claims = claimed_units(text)
+    states = {au: claims[au] for au in labels.action_units if au in claims}
     emotion = parse_emotion(text, labels.emotions) if labels.emotions else None
     return states, bool(_NONE_ACTIVE.search(" ".join(text.lower().split()))) and 1 not in states.values(), emotion
 
@@ -190,27 +188,25 @@ def _read(text: Written, labels: LabelSet) -> tuple[dict[str, int], bool, str | 
 def _unit_scores(
     read: Sequence[Mapping[str, int]], truth: Sequence[Mapping[str, int]], action_units: Sequence[str]
 ) -> dict[str, float]:
-    scores = dict.fromkeys(("fact_au_f1_macro", "fact_au_labels", "fact_au_no_positive"), 0.0)
     if not read:
-        return scores
-    said = np.array([[float(states.get(au, 0)) for au in action_units] for states in read])
-    own = np.array([[states[au] for au in action_units] for states in truth])
-    found = action_unit_scores(said, own, action_units)
-    scores |= {f"fact_{name}": value for name, value in found.items() if name.startswith(("au_f1/", "au_f1_macro"))}
-    scores["fact_au_labels"] = float((own != UNKNOWN_LABEL).sum())
-    scores["fact_au_no_positive"] = float(len(found["au_no_positive"]))
-    return scores
+        return dict.fromkeys(("fact_au_f1_macro", "fact_au_labels", "fact_au_no_positive"), 0.0)
+    stated = np.array([[float(states.get(au, 0)) for au in action_units] for states in read])
+    labels = np.array([[states[au] for au in action_units] for states in truth])
+    scores = action_unit_scores(stated, labels, action_units)
+    named = {f"fact_{name}": value for name, value in scores.items() if name.startswith(("au_f1/", "au_f1_macro"))}
+    known, without = (labels != UNKNOWN_LABEL).sum(), len(scores["au_no_positive"])
+    return named | {"fact_au_labels": float(known), "fact_au_no_positive": float(without)}
 
 
 def _judge(
-    states: Mapping[str, int], none_active: bool, said: str | None, truth: Mapping[str, int], emotion: str | None
+    states: Mapping[str, int], none_active: bool, stated: str | None, truth: Mapping[str, int], emotion: str | None
 ) -> list[bool]:
     """Whether each claim is true; one that no label can judge is left out."""
     judged = [truth[au] == state for au, state in states.items() if truth[au] != UNKNOWN_LABEL]
     known = [state for state in truth.values() if state != UNKNOWN_LABEL]
     if none_active and known:
         judged.append(1 not in known)
-    return [*judged, said == emotion] if said and emotion else judged
+    return [*judged, stated == emotion] if stated and emotion else judged
 
 
 def _share(part: int, whole: int) -> float:

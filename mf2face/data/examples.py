@@ -1,12 +1,12 @@
-"""Rows of MFA, as they stand in a dataset, to the single examples that the collator makes batches of."""
+"""Rows of a data set to examples (the processor's tensors, one image each), and examples to batches."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset, Image
 from datasets.features.features import Array2DExtensionType
@@ -15,8 +15,8 @@ from torch.utils.data import default_collate
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS
 from mf2face.data.schema import described_labels
+from processing_mf2.augmentation import MF2Augmentation
 from processing_mf2.captions import parse_au_caption, split_au_caption
-from processing_mf2.geometry import MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 
@@ -29,12 +29,12 @@ _AT_ONCE = 8
 
 
 class RowReader:
-    """What one row becomes: it depends on the seed, the epoch and the row's number alone.
+    """Turns rows into examples, which depend on the seed, the epoch and the row's number alone.
 
     texts: whether captions come along (evaluation needs none): MFA's three, or the columns named. landmarks: without
     them a model reads its regions at the mean face's places; crops are aligned all the same. described: the AUs and
-    emotions that the dataset says it counts. told: columns whose absence the user knows of; what is said here is added,
-    so that several readers say it once.
+    emotions that the dataset says it counts. warned: columns whose absence was reported before; several readers share
+    it, so that each is reported once.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RowReader:
         seed: int = 0,
         landmarks: bool = True,
         described: LabelSet | None = None,
-        told: set[str] | None = None,
+        warned: set[str] | None = None,
     ) -> None:
         self.processor, self.augment, self.seed, self.landmarks = processor, augment, seed, landmarks
         wanted = (CAPTIONS if texts else ()) if isinstance(texts, bool) else tuple(texts)
@@ -57,17 +57,13 @@ class RowReader:
         if not processor.action_units:  # lists of no label at all
             self.labels = [name for name in self.labels if name != "au_labels"]
         self._check_names(described)
-        self._tell([name for name in (*LABELS, *wanted) if name not in first], told)
-
-    def _tell(self, missing: Sequence[str], told: set[str] | None) -> None:
-        told = set() if told is None else told
-        new = [name for name in missing if name not in told]
-        told.update(new)
-        if new:
+        warned = set() if warned is None else warned
+        if new := [name for name in (*LABELS, *wanted) if name not in first and name not in warned]:
+            warned.update(new)
             logger.warning("dataset has no %s: the losses that need them are off", ", ".join(new))
 
     def _check_names(self, described: LabelSet | None) -> None:
-        """As many labels as the model's may still be others: BP4D's 12 AUs are not MFA's."""
+        """The same number of labels may still be others: BP4D's 12 AUs are not MFA's."""
         if described is None:
             return
         both = (
@@ -110,7 +106,7 @@ class RowReader:
         epoch: int,
         stored: Sequence[dict[str, torch.Tensor]] | None = None,
     ) -> list[dict[str, Any]]:
-        """The same as one by one, but for padding; the processor's own work is done once for all."""
+        """Equals one row at a time, but for padding; the processor's own work is done once for all."""
         given: dict[str, Any] = {}
         if "au_labels" in self.labels:
             given["au_labels"] = [row["au_labels"] for row in rows]
@@ -121,7 +117,7 @@ class RowReader:
             if argument != "au_sentences":
                 given[argument] = [row[name] for row in rows]
             elif "au_labels" in self.labels:
-                given[argument] = [self._sentences(name, *of_row, epoch) for of_row in zip(rows, indexes, strict=True)]
+                given[argument] = [self._sentences(name, *pair, epoch) for pair in zip(rows, indexes, strict=True)]
         if stored is None:
             given |= {"images": [row["image"] for row in rows], "landmarks": [row.get("landmarks") for row in rows]}
             if self.augment is not None:
@@ -147,25 +143,11 @@ class RowReader:
         return split_au_caption(row[column], row["au_labels"], names, rng)
 
 
-class HasReader:
-    """What a set of examples has of its rows."""
+class MF2Examples(torch.utils.data.Dataset):
+    """Examples of a dataset on disk or in memory, in any order. Options are those of `RowReader`.
 
-    read: RowReader
-
-    @property
-    def captions(self) -> list[str]:
-        return self.read.captions
-
-    @property
-    def labels(self) -> list[str]:
-        return self.read.labels
-
-
-class MF2Examples(HasReader, torch.utils.data.Dataset):
-    """Examples of a dataset that is at hand, in any order. Options as `RowReader` has them.
-
-    stored: for each row the tensors that stand in for its image, such as the tower's output and the landmarks in the
-    crop; no augmentation then.
+    stored: for each row the tensors that replace its image, such as the tower's output and the landmarks in the crop;
+    no augmentation then.
     """
 
     def __init__(
@@ -186,6 +168,7 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
         first = dict.fromkeys(present) | known
         options.setdefault("described", described_labels(dataset))
         self.read = RowReader(first, processor, augment=augment, **options)
+        self.captions, self.labels = self.read.captions, self.read.labels
         self.dataset, self.processor, self.epoch = dataset, processor, 0
         self.stored = stored
 
@@ -214,7 +197,7 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
-        """What a loader asks for: the rows of a batch."""
+        """A loader asks for all rows of a batch at once."""
         indexes, examples = [int(index) for index in indexes], []
         rows = _as_rows(self.rows[indexes])
         for start in range(0, len(indexes), _AT_ONCE):
@@ -225,7 +208,7 @@ class MF2Examples(HasReader, torch.utils.data.Dataset):
 
 
 def _as_rows(table: Any) -> list[dict[str, Any]]:
-    """Of an Arrow table; landmarks stay numbers of numpy, for as Python's they would take longest of all."""
+    """The rows of an Arrow table; landmarks stay numpy arrays, which are read faster than Python's numbers."""
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         if isinstance(column.type, Array2DExtensionType) and not column.null_count:
@@ -238,23 +221,24 @@ def _as_rows(table: Any) -> list[dict[str, Any]]:
 
 
 def as_image(value: Any) -> Any:
-    """Bytes, or a file, as they are, and numbers as an array; of what lies elsewhere the bytes, not decoded: `datasets`
+    """Bytes or a file as they are, numbers as an array. What lies elsewhere is fetched and not decoded, for `datasets`
     would open any format."""
     if isinstance(value, Mapping) and value.get("bytes") is None and "://" in (value.get("path") or ""):
-        with fsspec.open(value["path"], "rb") as file:
-            return file.read()
+        feature = Image()
+        return feature.embed_storage(pa.array([value], feature.pa_type))[0]["bytes"].as_py()
     return np.array(value) if isinstance(value, list) else value
 
 
 # Fields of fixed shape; None stands for a size that only has to be the same in all rows.
 _IMAGE_SHAPES: dict[str, tuple[int | None, ...]] = {"pixel_values": (3, None, None), "landmarks": (68, 2)}
 _LABEL_SHAPES: dict[str, tuple[int | None, ...]] = {"au_labels": (None,), "emotion_labels": ()}
-# Ids, their mask and how many dimensions they have: tokens, or AUs x tokens.
-_TEXTS: tuple[tuple[str, str, int], ...] = (
-    ("input_ids", "attention_mask", 1),
-    ("key_au_input_ids", "key_au_attention_mask", 1),
-    ("au_input_ids", "au_attention_mask", 2),
+# Ids, their mask and the shape of a row's text.
+_TEXTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("input_ids", "attention_mask", ("tokens",)),
+    ("key_au_input_ids", "key_au_attention_mask", ("tokens",)),
+    ("au_input_ids", "au_attention_mask", ("action units", "tokens")),
 )
+_KNOWN = {*_IMAGE_SHAPES, *_LABEL_SHAPES, *(name for ids, mask, _ in _TEXTS for name in (ids, mask))}
 
 
 @dataclass
@@ -263,7 +247,7 @@ class MF2Collator:
 
     Text is padded to the longest of the batch; a row without a text that others have gets padding alone, with a mask
     of zeros. A label missing in a row is -1. What no row has is left out. Further fields of numbers are stacked and
-    have to be of one shape in all rows; anything else (names, say) is left out.
+    must be of one shape in all rows; anything else (names, say) is left out.
     """
 
     pad_token_id: int = 0
@@ -271,62 +255,53 @@ class MF2Collator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         if not rows:
             raise ValueError("rows: got none, expected at least one")
+        present = {field: value for row in reversed(rows) for field, value in row.items() if value is not None}
         batch: dict[str, torch.Tensor] = {}
         for field, shape in _IMAGE_SHAPES.items():
-            if _present(rows, field):
+            if field in present:
                 batch[field] = _stack(rows, field, shape)
-        for ids, mask, ndim in _TEXTS:
-            if _present(rows, ids):
-                batch[ids], batch[mask] = self._pad(rows, ids, mask, ndim)
+        for ids, mask, shape in _TEXTS:
+            if ids in present:
+                batch[ids], batch[mask] = self._pad(rows, ids, mask, shape)
         for field, shape in _LABEL_SHAPES.items():
-            if _present(rows, field):
-                batch[field] = _stack(_fill_unknown(rows, field), field, shape).long()
-        known = {*_IMAGE_SHAPES, *_LABEL_SHAPES, *(name for ids, mask, _ in _TEXTS for name in (ids, mask))}
+            if field in present:
+                unknown = torch.full(torch.as_tensor(present[field]).shape, UNKNOWN_LABEL)
+                filled = [{field: unknown if row.get(field) is None else row[field]} for row in rows]
+                batch[field] = _stack(filled, field, shape).long()
         for field in dict.fromkeys(field for row in rows for field in row):
-            if field not in known and _is_numeric(next(row[field] for row in rows if field in row)):
+            if field not in _KNOWN and _is_numeric(next(row[field] for row in rows if field in row)):
                 batch[field] = _stack(rows, field, None)
         return batch
 
     def _pad(
-        self, rows: Sequence[Mapping[str, Any]], ids: str, mask: str, ndim: int
+        self, rows: Sequence[Mapping[str, Any]], ids: str, mask: str, sizes: tuple[str, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        texts, masks = [], []
+        texts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         for index, row in enumerate(rows):
             if row.get(ids) is None:
-                texts.append(None)
-                masks.append(None)
                 continue
             text = torch.as_tensor(row[ids])
-            expected = "(tokens,)" if ndim == 1 else "(action units, tokens)"
-            if text.ndim != ndim or text.is_floating_point():
+            if text.ndim != len(sizes) or text.is_floating_point():
+                got = f"{tuple(text.shape)} of {str(text.dtype).removeprefix('torch.')}"
+                raise ValueError(f"{ids}: row {index} got {got}, expected whole numbers: {' x '.join(sizes)}")
+            visible = torch.ones_like(text) if row.get(mask) is None else torch.as_tensor(row[mask])
+            if visible.shape != text.shape:
                 raise ValueError(
-                    f"{ids}: row {index} got {_described(text)}, expected whole numbers of shape {expected}"
+                    f"{mask}: row {index} got {tuple(visible.shape)}, expected {tuple(text.shape)}, the shape of {ids}"
                 )
-            seen = torch.ones_like(text) if row.get(mask) is None else torch.as_tensor(row[mask])
-            if seen.shape != text.shape:
-                raise ValueError(
-                    f"{mask}: row {index} got {tuple(seen.shape)}, expected {tuple(text.shape)}, the shape of {ids}"
-                )
-            texts.append(text)
-            masks.append(seen)
-        given = [text for text in texts if text is not None]
-        leading = given[0].shape[:-1]  # () or (action units,)
-        for index, text in enumerate(texts):
-            if text is not None and text.shape[:-1] != leading:
+            texts[index] = text, visible
+        leading = next(iter(texts.values()))[0].shape[:-1]  # () or (action units,)
+        for index, (text, _) in texts.items():
+            if text.shape[:-1] != leading:
                 raise ValueError(
                     f"{ids}: row {index} got {text.shape[0]} action units, expected {leading[0]} as before"
                 )
-        shape = (len(rows), *leading, max(1, *(text.shape[-1] for text in given)))
+        shape = (len(rows), *leading, max(1, *(text.shape[-1] for text, _ in texts.values())))
         padded, padded_mask = torch.full(shape, self.pad_token_id), torch.zeros(shape, dtype=torch.long)
-        for index, (text, seen) in enumerate(zip(texts, masks, strict=True)):
-            if text is not None:
-                padded[index, ..., : text.shape[-1]] = text
-                padded_mask[index, ..., : text.shape[-1]] = seen
+        for index, (text, visible) in texts.items():
+            padded[index, ..., : text.shape[-1]] = text
+            padded_mask[index, ..., : text.shape[-1]] = visible
         return padded, padded_mask
-
-
-def _present(rows: Sequence[Mapping[str, Any]], field: str) -> bool:
-    return any(row.get(field) is not None for row in rows)
 
 
 def _is_numeric(value: Any) -> bool:
@@ -339,26 +314,17 @@ def _is_numeric(value: Any) -> bool:
     return True
 
 
-def _described(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def _fill_unknown(rows: Sequence[Mapping[str, Any]], field: str) -> list[dict[str, Any]]:
-    shape = next(torch.as_tensor(row[field]).shape for row in rows if row.get(field) is not None)
-    unknown = torch.full(shape, UNKNOWN_LABEL)
-    return [{field: unknown if row.get(field) is None else row[field]} for row in rows]
-
-
 def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | None, ...] | None) -> torch.Tensor:
-    values = []
+    """shape: of one row; None for any."""
+    values: list[torch.Tensor] = []
     for index, row in enumerate(rows):
         if row.get(field) is None:
             raise ValueError(f"{field}: row {index} has none, but another row has; expected it in all rows or in none")
         value = torch.as_tensor(row[field])
-        fits = shape is None or (
-            value.ndim == len(shape) and all(size in (None, got) for size, got in zip(shape, value.shape, strict=True))
-        )
-        if not fits:
+        got = tuple(value.shape)
+        if shape and len(shape) == len(got):
+            got = tuple(None if size is None else side for size, side in zip(shape, got, strict=True))
+        if shape is not None and got != shape:
             names = ", ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(
                 f"{field}: row {index} got {tuple(value.shape)}, expected ({names}), without a batch dimension"
@@ -371,4 +337,4 @@ def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | Non
     return default_collate(values)  # stacks them; in a loader's worker at once where the parent can see them
 
 
-__all__ = ["HasReader", "MF2Examples", "RowReader", "as_image"]
+__all__ = ["LABELS", "MF2Collator", "MF2Examples", "RowReader", "as_image"]

@@ -1,20 +1,18 @@
-"""Probabilities and labels to named scores, by pure functions: action units, intensities, emotions, thresholds.
+"""Probabilities and labels to named scores: action units, emotions, thresholds, intervals, tables, `evaluate` metrics.
 
 Labels of -1 are masked. A score that would divide by zero is 0, as scikit-learn's `zero_division=0`, and enters the
-macro average; what it concerns is listed under `..._no_positive`. An AU without any label is left out of the macro
-averages and listed under `au_no_label`. No score is ever NaN. All lie in 0..1, but for ICC, which can be negative, and
-the errors of intensities, in levels.
+macro average; its AU or emotion is listed under `..._no_positive`. An AU without any label is left out of the macro
+averages and listed under `au_no_label`. All scores lie in 0..1, never NaN.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
-
-from configuration_mf2.facs import EMOTIONS, LABEL_SETS, check_action_units
 
 
 DEFAULT_THRESHOLD = 0.5
@@ -27,57 +25,46 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
-def check_action_unit_rows(
-    probabilities: ArrayLike, labels: ArrayLike, action_units: Sequence[str]
+def _check_rows(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    names: Sequence[str],
+    label_shape: tuple[int, ...],
+    codes: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays (images, AUs)."""
+    """Both as arrays. label_shape: of one image's labels."""
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
-    for name, values in (("probabilities", probabilities), ("labels", labels)):
-        if values.ndim != 2 or values.shape[1] != len(action_units) or not len(values):
+    checked = (("probabilities", probabilities, (len(names),)), ("labels", labels, label_shape))
+    for name, values, shape in checked:
+        if values.ndim != len(shape) + 1 or values.shape[1:] != shape or not len(values):
+            expected = ", ".join(["images", *map(str, shape)])
             raise ValueError(
-                f"{name}: got shape {values.shape}, expected (images, {len(action_units)}) with at least one image, a "
-                f"column for each of {list(action_units)}"
+                f"{name}: got shape {values.shape}, expected ({expected}) with at least one image, for {list(names)}"
             )
-    _check_lengths(probabilities, labels)
-    _check_probabilities(probabilities)
-    if not np.isin(labels, (-1, 0, 1)).all():
-        raise ValueError(f"labels: got values {np.unique(labels)[:6]}, expected 1, 0 or -1 (unknown)")
-    return probabilities, labels.astype(int)
-
-
-def check_emotion_rows(
-    probabilities: ArrayLike, labels: ArrayLike, emotions: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities as (images, emotions), labels as (images,)."""
-    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
-    if probabilities.ndim != 2 or probabilities.shape[1] != len(emotions) or not len(probabilities):
-        raise ValueError(
-            f"probabilities: got shape {probabilities.shape}, expected (images, {len(emotions)}) with at least one "
-            f"image, a column for each of {list(emotions)}"
-        )
-    if labels.ndim != 1:
-        raise ValueError(f"labels: got shape {labels.shape}, expected (images,)")
-    _check_lengths(probabilities, labels)
-    _check_probabilities(probabilities)
-    if not np.isin(labels, range(-1, len(emotions))).all():
-        raise ValueError(f"labels: got values {np.unique(labels)[:12]}, expected -1 (unknown) to {len(emotions) - 1}")
-    sums = probabilities.sum(1)
-    if np.abs(sums - 1).max() > 1e-2:
-        raise ValueError(f"probabilities: got a row that sums to {sums[np.abs(sums - 1).argmax()]:.3f}, expected 1")
-    return probabilities, labels.astype(int)
-
-
-def _check_lengths(probabilities: np.ndarray, labels: np.ndarray) -> None:
     if len(probabilities) != len(labels):
         raise ValueError(f"labels: got {len(labels)} rows, expected {len(probabilities)}, as many as predictions")
-
-
-def _check_probabilities(probabilities: np.ndarray) -> None:
     if not ((probabilities >= 0) & (probabilities <= 1)).all():  # false for NaN, too
         raise ValueError(
             f"probabilities: got values between {probabilities.min():.3g} and {probabilities.max():.3g}, expected 0 to "
             "1; apply a sigmoid or a softmax to logits first"
         )
+    if not np.isin(labels, codes).all():
+        raise ValueError(f"labels: got values {np.unique(labels)[:12]}, expected -1 (unknown) to {codes[-1]}")
+    return probabilities, labels.astype(int)
+
+
+def _check_action_units(
+    probabilities: ArrayLike, labels: ArrayLike, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    return _check_rows(probabilities, labels, names, (len(names),), (-1, 0, 1))
+
+
+def _check_emotions(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = _check_rows(probabilities, labels, names, (), range(-1, len(names)))
+    sums = probabilities.sum(1)
+    if np.abs(sums - 1).max() > 1e-2:
+        raise ValueError(f"probabilities: got a row that sums to {sums[np.abs(sums - 1).argmax()]:.3f}, expected 1")
+    return probabilities, labels
 
 
 def f1_from_counts(true_positive: np.ndarray, false_positive: np.ndarray, false_negative: np.ndarray) -> np.ndarray:
@@ -90,7 +77,7 @@ def tune_thresholds(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
     An AU is active from its threshold on (>=). Of equally good thresholds the one nearest to 0.5 is taken.
     """
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
-    check_action_unit_rows(probabilities, labels, [f"column {i}" for i in range(probabilities.shape[-1])])
+    _check_action_units(probabilities, labels, [f"column {i}" for i in range(probabilities.shape[-1])])
     thresholds = np.full(labels.shape[1], DEFAULT_THRESHOLD)
     for column in range(labels.shape[1]):
         known = labels[:, column] != -1
@@ -112,23 +99,26 @@ def tune_thresholds(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
     return thresholds
 
 
-def check_thresholds(thresholds: ArrayLike, action_units: Sequence[str]) -> np.ndarray:
-    thresholds = np.asarray(thresholds, float)
-    if thresholds.shape != (len(action_units),) or not np.isfinite(thresholds).all():
-        raise ValueError(
-            f"thresholds: got {thresholds.tolist()}, expected {len(action_units)} numbers, one for each of "
-            f"{list(action_units)}"
-        )
-    return thresholds
+def _cuts(thresholds: ArrayLike | None, action_units: Sequence[str]) -> dict[str, np.ndarray]:
+    """Suffix of a score's name -> the thresholds that it is measured at."""
+    cuts = {"": np.full(len(action_units), DEFAULT_THRESHOLD)}
+    if thresholds is not None:
+        cuts["_tuned"] = thresholds = np.asarray(thresholds, float)
+        if thresholds.shape != (len(action_units),) or not np.isfinite(thresholds).all():
+            raise ValueError(
+                f"thresholds: got {thresholds.tolist()}, expected {len(action_units)} numbers, one for each of "
+                f"{list(action_units)}"
+            )
+    return cuts
 
 
-def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
+def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> float:
     """Mean distance between confidence and frequency over bins of equal width, weighted by the bins' sizes."""
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     if not confidence.size:
         return 0.0
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, confidence - correct, bins)
+    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, confidence - correct, _CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / confidence.size)
 
 
@@ -143,7 +133,7 @@ def action_unit_scores(
 
     `au_roc_auc/...` stands only for AUs of which both classes occur.
     """
-    probabilities, labels = check_action_unit_rows(probabilities, labels, action_units)
+    probabilities, labels = _check_action_units(probabilities, labels, action_units)
     known, positive = labels != -1, labels == 1
     n = known.sum(0)
     scored = n > 0
@@ -157,10 +147,7 @@ def action_unit_scores(
     everywhere = np.ones(len(action_units), bool)
     add("au_n", n, everywhere, macro=False)
     add("au_prevalence", divide(positive.sum(0), n), scored, macro=False)
-    cuts = {"": np.full(len(action_units), DEFAULT_THRESHOLD)}
-    if thresholds is not None:
-        cuts["_tuned"] = check_thresholds(thresholds, action_units)
-    for suffix, cut in cuts.items():
+    for suffix, cut in _cuts(thresholds, action_units).items():
         true_positive, false_positive, false_negative = action_unit_counts(probabilities, labels, cut)
         add(f"au_threshold{suffix}", cut, everywhere, macro=False)
         add(f"au_f1{suffix}", f1_from_counts(true_positive, false_positive, false_negative), scored)
@@ -184,75 +171,27 @@ def action_unit_counts(
     return tuple(event if axis is None else event.sum(axis) for event in events)
 
 
-def intraclass_correlation(predictions: ArrayLike, references: ArrayLike) -> float:
-    """ICC(3,1) of two raters: two-way mixed effects, single rater, consistency. 0 if nothing varies."""
-    ratings = np.stack([np.asarray(predictions, float), np.asarray(references, float)], 1)
-    n, k = ratings.shape
-    if n < 2:
-        return 0.0
-    of_images, of_raters = ratings.mean(1, keepdims=True), ratings.mean(0, keepdims=True)
-    between = k * ((of_images - ratings.mean()) ** 2).sum() / (n - 1)
-    residual = ((ratings - of_images - of_raters + ratings.mean()) ** 2).sum() / ((n - 1) * (k - 1))
-    return float(divide(between - residual, between + (k - 1) * residual))
-
-
-def intensity_scores(
-    predictions: ArrayLike, labels: ArrayLike, action_units: Sequence[str]
-) -> dict[str, float | list[str]]:
-    """ICC(3,1) and mean absolute error an AU of intensities 0-5; unknown labels are negative or NaN."""
-    predictions, labels = np.asarray(predictions, float), np.asarray(labels, float)
-    for name, values in (("predictions", predictions), ("labels", labels)):
-        if values.ndim != 2 or values.shape[1] != len(action_units) or not len(values):
-            raise ValueError(f"{name}: got shape {values.shape}, expected (images, {len(action_units)})")
-    _check_lengths(predictions, labels)
-    if not np.isfinite(predictions).all():
-        raise ValueError("predictions: got NaN or infinity, expected finite intensities")
-    known = labels >= 0  # false for NaN
-    scored = [au for au, column in zip(action_units, known.T, strict=True) if column.any()]
-    scores: dict[str, float | list[str]] = {}
-    for i, au in enumerate(action_units):
-        scores[f"au_intensity_n/{au}"] = float(known[:, i].sum())
-        if au in scored:
-            predicted, true = predictions[known[:, i], i], labels[known[:, i], i]
-            scores[f"au_icc/{au}"] = intraclass_correlation(predicted, true)
-            scores[f"au_mae/{au}"] = float(np.abs(predicted - true).mean())
-    for name in ("au_icc", "au_mae"):
-        values = [scores[f"{name}/{au}"] for au in scored]
-        scores[f"{name}_macro"] = float(np.mean(values)) if values else 0.0
-    scores["au_intensity_no_label"] = [au for au in action_units if au not in scored]
-    return scores
-
-
 def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
     """Rows are the true emotions, columns the predicted ones; unknown labels are not counted."""
     known = labels != -1
     return np.bincount(labels[known] * size + predicted[known], minlength=size * size).reshape(size, size)
 
 
-def scores_from_confusion(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """(..., C, C) -> top-1 (...) and an emotion's recall, F1 and one-vs-rest accuracy (..., C)."""
+def confusion_scores(confusion: np.ndarray, emotions: Sequence[str]) -> dict[str, np.ndarray]:
+    """(..., C, C) -> scores (...,) by name: top-1; recall, F1 and one-vs-rest accuracy, each emotion's and the mean."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     true, predicted, n = confusion.sum(-1), confusion.sum(-2), confusion.sum((-2, -1))
-    return {
-        "top1": divide(hits.sum(-1), n),
+    values = {
         "recall": divide(hits, true),
         "f1": f1_from_counts(hits, predicted - hits, true - hits),
         # One-vs-rest: an image of another emotion that is not called this one counts as right.
         "ovr_accuracy": divide(n[..., None] - true - predicted + 2 * hits, n[..., None]),
     }
-
-
-def name_emotion_scores(values: dict[str, np.ndarray], emotions: Sequence[str]) -> dict[str, np.ndarray]:
-    """The public names; arrays keep their leading dimensions, so that resamples are named by the same hand."""
-    named = {
-        "emotion_top1": values["top1"],
-        "emotion_macro_recall": values["recall"].mean(-1),
-        "emotion_macro_f1": values["f1"].mean(-1),
-        "emotion_ovr_accuracy": values["ovr_accuracy"].mean(-1),
-    }
-    for kind in ("recall", "f1", "ovr_accuracy"):
-        named.update({f"emotion_{kind}/{name}": values[kind][..., i] for i, name in enumerate(emotions)})
-    return named
+    means = {"recall": "emotion_macro_recall", "f1": "emotion_macro_f1", "ovr_accuracy": "emotion_ovr_accuracy"}
+    scores = {"emotion_top1": divide(hits.sum(-1), n)} | {means[kind]: values[kind].mean(-1) for kind in means}
+    for kind, each in values.items():
+        scores |= {f"emotion_{kind}/{name}": each[..., i] for i, name in enumerate(emotions)}
+    return scores
 
 
 def emotion_scores(
@@ -262,11 +201,10 @@ def emotion_scores(
 
     One-vs-rest accuracy flatters (always "no" scores 87.5 % on eight balanced emotions) and is never to stand alone.
     """
-    probabilities, labels = check_emotion_rows(probabilities, labels, emotions)
+    probabilities, labels = _check_emotions(probabilities, labels, emotions)
     predicted = probabilities.argmax(1)
     confusion = confusion_matrix(predicted, labels, len(emotions))
-    named = name_emotion_scores(scores_from_confusion(confusion), emotions)
-    scores: dict = {name: float(value) for name, value in named.items()}
+    scores: dict = {name: float(value) for name, value in confusion_scores(confusion, emotions).items()}
     known = labels != -1
     scores["emotion_ece"] = expected_calibration_error(probabilities.max(1)[known], (predicted == labels)[known])
     scores["emotion_n"] = float(known.sum())
@@ -288,29 +226,25 @@ def action_unit_intervals(
     *,
     thresholds: ArrayLike | None = None,
     resamples: int = 1000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
     """Of `au_f1/...` and `au_f1_macro`, and of their `_tuned` forms if thresholds are given."""
-    probabilities, labels = check_action_unit_rows(probabilities, labels, action_units)
-    subject_of, weights = _resample(subjects, len(labels), resamples, confidence, seed)
+    probabilities, labels = _check_action_units(probabilities, labels, action_units)
+    subject_of, weights = _resample(subjects, len(labels), resamples, seed)
     scored = [i for i, known in enumerate((labels != -1).any(0)) if known]
     if weights is None or not scored:
         return {}
-    cuts = {"": np.full(len(action_units), DEFAULT_THRESHOLD)}
-    if thresholds is not None:
-        cuts["_tuned"] = check_thresholds(thresholds, action_units)
     intervals: Intervals = {}
-    for suffix, cut in cuts.items():
+    for suffix, cut in _cuts(thresholds, action_units).items():
         events = np.stack(action_unit_counts(probabilities, labels, cut, axis=None), 1)  # (images, 3, AUs)
         # Counts add up, so a resample is a weighted sum over subjects: one product serves all AUs and resamples.
         counts = weights @ _sum_by_subject(events, subject_of)  # (resamples, 3 * AUs)
         f1 = f1_from_counts(*np.split(counts, 3, axis=1))[:, scored]
-        bounds = _bounds(f1, confidence)
+        bounds = _bounds(f1)
         # Without a positive label F1 is 0 by convention, which no interval should dress up.
         of_au = zip(scored, bounds, strict=True)
         intervals.update({f"au_f1{suffix}/{action_units[i]}": pair for i, pair in of_au if (labels[:, i] == 1).any()})
-        intervals[f"au_f1{suffix}_macro"] = _bounds(f1.mean(1, keepdims=True), confidence)[0]
+        intervals[f"au_f1{suffix}_macro"] = _bounds(f1.mean(1, keepdims=True))[0]
     return intervals
 
 
@@ -321,32 +255,29 @@ def emotion_intervals(
     emotions: Sequence[str],
     *,
     resamples: int = 1000,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Intervals:
     """Of every score that the confusion matrix gives: the four over all emotions, and each emotion's own."""
-    probabilities, labels = check_emotion_rows(probabilities, labels, emotions)
-    subject_of, weights = _resample(subjects, len(labels), resamples, confidence, seed)
+    probabilities, labels = _check_emotions(probabilities, labels, emotions)
+    subject_of, weights = _resample(subjects, len(labels), resamples, seed)
     known, size = labels != -1, len(emotions)
     if weights is None or not known.any():
         return {}
     cell = labels * size + probabilities.argmax(1)
     events = (cell[:, None] == np.arange(size * size)) & known[:, None]
     confusion = (weights @ _sum_by_subject(events, subject_of)).reshape(-1, size, size)
-    named = name_emotion_scores(scores_from_confusion(confusion), emotions)
-    bounds = _bounds(np.stack(list(named.values()), 1), confidence)
+    named = confusion_scores(confusion, emotions)
+    bounds = _bounds(np.stack(list(named.values()), 1))
     return dict(zip(named, bounds, strict=True))
 
 
-def _resample(
-    subjects: Sequence, rows: int, resamples: int, confidence: float, seed: int
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _resample(subjects: Sequence, rows: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Each row's subject number, and how often each resample drew each subject; `None` if there is only one."""
     subjects = np.asarray(subjects)
     if subjects.shape != (rows,):
         raise ValueError(f"subjects: got shape {subjects.shape}, expected ({rows},), one for each image")
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"got resamples {resamples} and confidence {confidence}, expected at least 1 and within 0..1")
+    if resamples < 1:
+        raise ValueError(f"resamples: got {resamples}, expected at least 1")
     names, subject_of = np.unique(subjects, return_inverse=True)
     size = len(names)
     if size < 2:
@@ -362,135 +293,83 @@ def _sum_by_subject(events: np.ndarray, subject_of: np.ndarray) -> np.ndarray:
     return np.add.reduceat(events.reshape(len(events), -1)[order].astype(np.float64), starts, axis=0)
 
 
-def _bounds(values: np.ndarray, confidence: float) -> list[tuple[float, float]]:
-    """(resamples, scores) -> a pair a score."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, (tail, 1 - tail), axis=0)
+def _bounds(values: np.ndarray) -> list[tuple[float, float]]:
+    """(resamples, scores) -> the 95 % interval of each score."""
+    low, high = np.quantile(values, (0.025, 0.975), axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
-_INTERVALS = "intervals"
+class ActionUnitMetric(evaluate.Metric):
+    """F1, accuracy, ROC-AUC and calibration of action units: probabilities (images, AUs) against 1, 0 or -1."""
 
+    scores, intervals = staticmethod(action_unit_scores), staticmethod(action_unit_intervals)
+    reference = datasets.List(datasets.Value("int64"))
 
-class _NamedMetric(evaluate.Metric):
-    """A metric that knows the names of its columns. Examples stay in memory, so that no two runs share a cache file."""
-
-    def __init__(self, names: Sequence[str], **kwargs):
+    def __init__(self, names: Sequence[str], **options: Any) -> None:
         self.names = tuple(names)
-        super().__init__(**{"keep_in_memory": True, **kwargs})
+        super().__init__(**{"keep_in_memory": True, **options})  # so that no two runs share a cache file
 
-    def _describe(self, description: str, predictions: datasets.Features, references: datasets.Features):
+    def _info(self) -> evaluate.MetricInfo:
+        predictions = datasets.List(datasets.Value("float64"))
         return evaluate.MetricInfo(
-            description=description,
+            description=type(self).__doc__,
             citation="",
             inputs_description=f"Columns in this order: {', '.join(self.names)}. A reference of -1 is masked.",
-            features=datasets.Features({"predictions": predictions, "references": references}),
+            features=datasets.Features({"predictions": predictions, "references": self.reference}),
         )
 
-
-class ActionUnitMetric(_NamedMetric):
-    """Predictions are probabilities (images, AUs), references 1, 0 or -1."""
-
-    def __init__(self, action_units: Sequence[str] = LABEL_SETS["mfa"].action_units, **kwargs):
-        super().__init__(check_action_units(tuple(action_units)), **kwargs)
-
-    def _info(self):
-        floats, integers = datasets.List(datasets.Value("float64")), datasets.List(datasets.Value("int64"))
-        return self._describe("F1, accuracy, ROC-AUC and calibration of action units", floats, integers)
-
-    def _compute(
-        self,
-        predictions: ArrayLike,
-        references: ArrayLike,
-        thresholds: ArrayLike | None = None,
-        subjects: Sequence | None = None,
-        **bootstrap,
-    ) -> dict:
-        """With `subjects`, one an image, the result holds `intervals`; `bootstrap` goes to `action_unit_intervals`."""
-        scores = action_unit_scores(predictions, references, self.names, thresholds=thresholds)
+    def _compute(self, predictions: ArrayLike, references: ArrayLike, subjects: Sequence | None = None, **options: Any):
+        """With `subjects`, one an image, the result holds `intervals`."""
+        scores = self.scores(predictions, references, self.names, **options)
         if subjects is not None:
-            scores[_INTERVALS] = action_unit_intervals(
-                predictions, references, subjects, self.names, thresholds=thresholds, **bootstrap
-            )
+            scores["intervals"] = self.intervals(predictions, references, subjects, self.names, **options)
         return scores
 
 
-class EmotionMetric(_NamedMetric):
-    """Predictions are probabilities (images, emotions), references an index or -1."""
+class EmotionMetric(ActionUnitMetric):
+    """Top-1, macro recall, macro F1 and one-vs-rest accuracy of emotions: probabilities against an index or -1."""
 
-    def __init__(self, emotions: Sequence[str] = EMOTIONS, **kwargs):
-        super().__init__(emotions, **kwargs)
-
-    def _info(self):
-        floats, integer = datasets.List(datasets.Value("float64")), datasets.Value("int64")
-        return self._describe("Top-1, macro recall, macro F1 and one-vs-rest accuracy of emotions", floats, integer)
-
-    def _compute(
-        self, predictions: ArrayLike, references: ArrayLike, subjects: Sequence | None = None, **bootstrap
-    ) -> dict:
-        """With `subjects`, one an image, the result holds `intervals`; `bootstrap` goes to `emotion_intervals`."""
-        scores = emotion_scores(predictions, references, self.names)
-        if subjects is not None:
-            scores[_INTERVALS] = emotion_intervals(predictions, references, subjects, self.names, **bootstrap)
-        return scores
+    scores, intervals = staticmethod(emotion_scores), staticmethod(emotion_intervals)
+    reference = datasets.Value("int64")
 
 
-class IntensityMetric(_NamedMetric):
-    """Predictions and references are intensities 0-5 (images, AUs); a negative reference is unknown."""
-
-    def __init__(self, action_units: Sequence[str] = LABEL_SETS["mfa"].action_units, **kwargs):
-        super().__init__(check_action_units(tuple(action_units)), **kwargs)
-
-    def _info(self):
-        floats = datasets.List(datasets.Value("float64"))
-        return self._describe("ICC(3,1) and mean absolute error of action unit intensities", floats, floats)
-
-    def _compute(self, predictions: ArrayLike, references: ArrayLike) -> dict:
-        return intensity_scores(predictions, references, self.names)
-
-
-def action_unit_table(scores: Mapping, intervals: Intervals | None = None) -> str:
+def action_unit_table(scores: Mapping) -> str:
     """One line an AU: labelled images, prevalence, F1 with its interval, threshold; the tuned ones behind, if any."""
-    intervals = scores.get(_INTERVALS, {}) if intervals is None else intervals
     names = [key.partition("/")[2] for key in scores if key.startswith("au_n/")]
     suffixes = [suffix for suffix in ("", "_tuned") if f"au_f1{suffix}_macro" in scores]
-    rows = [["AU", "n", "prevalence"]]
-    for suffix in suffixes:
-        rows[0] += [f"F1{suffix.replace('_', ' ')}", "CI", "threshold"]
+    header, macro, rows = ["AU", "n", "prevalence"], ["macro", "", ""], []
     for name in names:
         prevalence = scores.get(f"au_prevalence/{name}")
-        row = [name, f"{scores[f'au_n/{name}']:.0f}", "-" if prevalence is None else f"{prevalence:.3f}"]
-        for suffix in suffixes:
-            row += _value_and_interval(f"au_f1{suffix}/{name}", scores, intervals)
-            row.append(f"{scores[f'au_threshold{suffix}/{name}']:.3f}")
-        rows.append(row)
-    macro = ["macro", "", ""]
+        rows.append([name, f"{scores[f'au_n/{name}']:.0f}", "-" if prevalence is None else f"{prevalence:.3f}"])
     for suffix in suffixes:
-        macro += [*_value_and_interval(f"au_f1{suffix}_macro", scores, intervals), ""]
+        header += [f"F1{suffix.replace('_', ' ')}", "CI", "threshold"]
+        macro += [*_value_and_interval(f"au_f1{suffix}_macro", scores), ""]
+        for row in rows:
+            row += _value_and_interval(f"au_f1{suffix}/{row[0]}", scores)
+            row.append(f"{scores[f'au_threshold{suffix}/{row[0]}']:.3f}")
     notes = {"No positive label, F1 set to 0": "au_no_positive", "No label, not in the macro average": "au_no_label"}
-    return _align([*rows, macro]) + _notes(scores, notes)
+    return _align([header, *rows, macro]) + _notes(scores, notes)
 
 
-def emotion_table(scores: Mapping, intervals: Intervals | None = None) -> str:
+def emotion_table(scores: Mapping) -> str:
     """One line an emotion and one for all; one-vs-rest accuracy always stands beside the others."""
-    intervals = scores.get(_INTERVALS, {}) if intervals is None else intervals
     names = [key.partition("/")[2] for key in scores if key.startswith("emotion_n/")]
     rows = [["emotion", "n", "recall", "CI", "F1", "CI", "one-vs-rest acc.", "CI"]]
     for name in names:
         row = [name, f"{scores[f'emotion_n/{name}']:.0f}"]
         for kind in ("recall", "f1", "ovr_accuracy"):
-            row += _value_and_interval(f"emotion_{kind}/{name}", scores, intervals)
+            row += _value_and_interval(f"emotion_{kind}/{name}", scores)
         rows.append(row)
     mean = ["macro", f"{scores['emotion_n']:.0f}"]
     for key in ("emotion_macro_recall", "emotion_macro_f1", "emotion_ovr_accuracy"):
-        mean += _value_and_interval(key, scores, intervals)
-    top1 = ["top-1", "", *_value_and_interval("emotion_top1", scores, intervals), "", "", "", ""]
+        mean += _value_and_interval(key, scores)
+    top1 = ["top-1", "", *_value_and_interval("emotion_top1", scores), "", "", "", ""]
     notes = {"No image of this emotion, its recall and F1 set to 0": "emotion_no_positive"}
     return _align([*rows, mean, top1]) + _notes(scores, notes)
 
 
-def _value_and_interval(key: str, scores: Mapping, intervals: Intervals) -> list[str]:
-    value = f"{scores[key]:.3f}" if key in scores else "-"
+def _value_and_interval(key: str, scores: Mapping) -> list[str]:
+    value, intervals = f"{scores[key]:.3f}" if key in scores else "-", scores.get("intervals", {})
     return [value, f"{intervals[key][0]:.3f}-{intervals[key][1]:.3f}" if key in intervals else "-"]
 
 
@@ -502,3 +381,10 @@ def _align(rows: list[list[str]]) -> str:
 
 def _notes(scores: Mapping, notes: Mapping[str, str]) -> str:
     return "".join(f"\n{text}: {', '.join(scores[key])}" for text, key in notes.items() if scores.get(key))
+
+
+__all__ = [
+    *("ActionUnitMetric", "EmotionMetric", "Intervals", "tune_thresholds"),
+    *("action_unit_intervals", "action_unit_scores", "action_unit_table"),
+    *("emotion_intervals", "emotion_scores", "emotion_table", "confusion_scores"),
+]

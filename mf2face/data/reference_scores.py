@@ -1,4 +1,4 @@
-"""What a score is to be compared with: answers that need no image, a reader of landmarks, what no reader can pass."""
+"""Reference scores: constant answers, landmarks alone, and the ceiling that labelling errors set."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +24,7 @@ BASELINES: dict[str, str] = {
 
 
 def centred_landmarks(landmarks: np.ndarray) -> np.ndarray:
-    """(images, 68, 2) -> (images, 136), without the head's place, size and tilt, as any landmark method begins."""
+    """(images, 68, 2) -> (images, 136), without the head's place, size and tilt."""
     points = landmarks - landmarks.mean(1, keepdims=True)
     eyes = points[:, 42:48].mean(1) - points[:, 36:42].mean(1)
     turn = (eyes[:, 0] - 1j * eyes[:, 1]) / (np.abs(eyes[:, 0] + 1j * eyes[:, 1]) ** 2)
@@ -33,8 +33,7 @@ def centred_landmarks(landmarks: np.ndarray) -> np.ndarray:
 
 
 def logistic(train: np.ndarray, targets: np.ndarray, test: np.ndarray, c: float) -> np.ndarray:
-    """One regression a column of targets, fitted where that is known; answers for `test`. A target that never varies
-    is answered with what it is."""
+    """One regression a column of targets, fitted where it is known. A constant target is repeated."""
     mean, scale = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / scale, (test - mean) / scale
     answers = []
@@ -51,7 +50,7 @@ def logistic(train: np.ndarray, targets: np.ndarray, test: np.ndarray, c: float)
 def baseline_scores(
     train: Dataset, test: Dataset, action_units: Sequence[str], emotions: Sequence[str]
 ) -> dict[str, float]:
-    """`BASELINES` that can be had from the columns of these rows; those of the drawing only for synthetic faces."""
+    """The `BASELINES` that the columns of these rows allow; those of the drawing only for synthetic faces."""
     columns = set(train.column_names) & set(test.column_names)
     points = None
     if "landmarks" in columns:
@@ -84,7 +83,7 @@ def baseline_scores(
 
 
 def _truth(*parts: Dataset) -> list[Mapping[str, np.ndarray]] | None:
-    """What was drawn in these rows; None if they are of several drawings, or of a label set that is not ours."""
+    """The drawing's own labels of these rows; None if they come from several drawings."""
     drawings = {tuple(name.split("-")[:2]) for part in parts for name in set(part["subject"][:])}
     if len(drawings) != 1:
         return None
@@ -96,6 +95,9 @@ def _truth(*parts: Dataset) -> list[Mapping[str, np.ndarray]] | None:
 
 
 def _index(video: str, frame: int) -> int:
-    """The number of an image, from what its row says of it."""
+    """The number of an image, from its row."""
     _, _, subject, place = video.split("-")
     return int(subject) * FRAMES_PER_SUBJECT + int(place) * FRAMES_PER_VIDEO + frame // 10
+
+
+__all__ = ["BASELINES", "baseline_scores", "centred_landmarks", "logistic"]

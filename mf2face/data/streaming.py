@@ -1,4 +1,4 @@
-"""Data sets larger than the disk: rows are read as they come, each process its own, again and again."""
+"""Data sets larger than the disk, read as streams: each process its own rows, epoch after epoch."""
 
 import itertools
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from mf2face.data.examples import HasReader, RowReader, as_image
+from mf2face.data.examples import RowReader, as_image
 from mf2face.data.schema import SPLITS, described_labels
 from mf2face.data.synthetic.faces import MFASynthetic
 from processing_mf2.processing_mf2 import MF2Processor
@@ -20,10 +20,10 @@ _SHARDS = 64
 _UNDECODED = Image(decode=False)
 
 
-class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
-    """Examples without end: when the rows are through, they come again in another order. Options as in `RowReader`.
+class MF2StreamedExamples(torch.utils.data.IterableDataset):
+    """Endless examples: each epoch reads all rows in another order. Options are those of `RowReader`.
 
-    Each of `world_size` processes reads rows of its own, and none twice before all were read. `buffer` rows are held,
+    Each of `world_size` processes reads its own rows, and none twice before all were read. `buffer` rows are held,
     undecoded, of which the next is drawn. skip: how many examples an interrupted run has already seen, in batches of
     `batch_size`.
     """
@@ -44,6 +44,7 @@ class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
             raise ValueError("dataset: got a stream without rows, expected at least one")
         options.setdefault("described", described_labels(rows))
         self.read = RowReader(first, processor, seed=seed, **options)
+        self.captions, self.labels = self.read.captions, self.read.labels
         rows = undecoded(rows).select_columns(self.read.columns(first))
         rows = rows.shuffle(seed=seed, buffer_size=buffer) if buffer > 1 else rows
         self.rows = split_dataset_by_node(rows, rank, world_size)
@@ -56,9 +57,8 @@ class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
         left = self._skipped(workers, place)
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
-            found = False
+            number = None
             for number, row in enumerate(self.rows):
-                found = True
                 if left:
                     left -= 1
                     continue
@@ -66,14 +66,14 @@ class MF2StreamedExamples(HasReader, torch.utils.data.IterableDataset):
                     row = {**row, "image": as_image(row["image"])}
                 # A number that no other row of this pass has, on no process and in no worker.
                 yield self.read(row, (number * workers + place) * self.world_size + self.rank, epoch)
-            if not found:
+            if number is None:
                 raise ValueError(
                     f"dataset: got no row for process {self.rank} of {self.world_size}, worker {place} of {workers}; "
                     f"the stream has {self.rows.num_shards} shards: take fewer --dataloader_num_workers"
                 )
 
     def _skipped(self, workers: int, place: int) -> int:
-        """Of all examples that were seen, those of this worker: workers take turns, a batch each."""
+        """This worker's part of the examples that were seen: workers take turns, a batch each."""
         return len(range(place, self.skip // self.batch_size, workers)) * self.batch_size
 
 
@@ -85,28 +85,28 @@ def stream_splits(dataset: str, held_out: int = 1000, **synthetic: Any) -> dict[
     """The train split as a stream; of validation and test the first `held_out` rows.
 
     dataset: synthetic (then `synthetic` is what `MFASynthetic` takes), a folder of MFA, or a name on the Hub. Subjects
-    that stand in two splits are not looked for: that would take a pass over all rows.
+    in two splits are not searched for: that would take a pass over all rows.
     """
     if dataset == "synthetic":
-        found = MFASynthetic(**synthetic, streaming=True)
+        rows = MFASynthetic(**synthetic, streaming=True)
     elif any((Path(dataset) / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        found = datasets.load_from_disk(dataset)
+        rows = datasets.load_from_disk(dataset)
     else:
-        found = datasets.load_dataset(dataset, streaming=True)
-    if isinstance(found, dict) and set(found) & set(SPLITS) == {"train"}:
-        found = found["train"]
-    if not isinstance(found, dict):
-        column = _as_stream(found)
-        if column.features is not None and "split" not in column.features:
+        rows = datasets.load_dataset(dataset, streaming=True)
+    if isinstance(rows, dict) and set(rows) & set(SPLITS) == {"train"}:
+        rows = rows["train"]
+    if not isinstance(rows, dict):
+        stream = _as_stream(rows)
+        if stream.features is not None and "split" not in stream.features:
             raise ValueError(
-                f"dataset: {dataset} has the columns {sorted(column.features)}, expected a column `split`, or files "
+                f"dataset: {dataset} has the columns {sorted(stream.features)}, expected a column `split`, or files "
                 "named train, validation and test"
             )
-        found = {name: column.filter(_is_of, input_columns="split", fn_kwargs={"name": name}) for name in SPLITS}
-    splits = {"train": _as_stream(found["train"])}
+        rows = {name: stream.filter(_is_split, input_columns="split", fn_kwargs={"name": name}) for name in SPLITS}
+    splits = {"train": _as_stream(rows["train"])}
     for name in ("validation", "test"):
-        if name in found and len(rows := _kept(_as_stream(found[name]), held_out)):
-            splits[name] = rows
+        if name in rows and len(kept := _first(_as_stream(rows[name]), held_out)):
+            splits[name] = kept
     if len(splits) == 1:
         raise ValueError(f"dataset: {dataset} has no rows in the splits validation and test, expected one of them")
     splits.setdefault("validation", splits.get("test"))
@@ -114,7 +114,7 @@ def stream_splits(dataset: str, held_out: int = 1000, **synthetic: Any) -> dict[
     return splits
 
 
-def _is_of(split: str, name: str) -> bool:
+def _is_split(split: str, name: str) -> bool:
     return split == name
 
 
@@ -126,12 +126,12 @@ def _as_stream(rows: Dataset | IterableDataset) -> IterableDataset:
     return stream
 
 
-def _kept(rows: IterableDataset, most: int) -> Dataset:
-    raw = undecoded(rows)
-    found = list(raw.take(most))
-    if not found:
+def _first(stream: IterableDataset, count: int) -> Dataset:
+    raw = undecoded(stream)
+    rows = list(raw.take(count))
+    if not rows:
         return Dataset.from_list([])
-    kept = Dataset.from_list(found, features=raw.features).cast_column("image", Image())
+    kept = Dataset.from_list(rows, features=raw.features).cast_column("image", Image())
     kept.info.description = raw.info.description
     return kept
 

@@ -13,17 +13,25 @@ import torch
 from tqdm.auto import tqdm
 
 from configuration_mf2.version import VERSION
-from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face, FaceSource, GivenLandmarks
+from mf2face.inference.faces import (
+    AlignedCrops,
+    DetectedFaces,
+    Detector,
+    Face,
+    FaceSource,
+    FaceTracker,
+    GivenLandmarks,
+    quality_of,
+)
 from mf2face.inference.media import Frame, Sampling, count_frames, find_inputs, read_frames
 from mf2face.inference.model import AnalysisModel, load_model
-from mf2face.inference.rows import OutputError, RowFile, box_of, format_of
-from mf2face.inference.summary import Summary, first_line
-from mf2face.inference.tracking import FaceTracker
-from processing_mf2.processing_mf2 import NotFiniteError, resolve_thresholds
+from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, first_line, format_of
+from processing_mf2.detection import DETECTORS
+from processing_mf2.processing_mf2 import NotFiniteError
 
 
 _MOST_BYTES = 96 * 2**20
-"""Of decoded frames in a chunk, unless a single one is larger. Two are held: one is read while another is judged."""
+"""Decoded bytes of a chunk, unless a single frame has more. Two chunks are held: one is read, one is analysed."""
 
 
 class RowSink(Protocol):
@@ -31,7 +39,7 @@ class RowSink(Protocol):
 
 
 class BatchSize:
-    """Doubles as long as a face gets cheaper by it, then stays; halves when memory does not suffice."""
+    """Doubles while that makes a face cheaper, then stays; halves when memory runs out."""
 
     def __init__(self, fixed: int | None = None, most: int = 64) -> None:
         if fixed is not None and (type(fixed) is not int or fixed < 1):
@@ -78,22 +86,20 @@ class Analysis:
         self.sampling, self.caption, self.progress = sampling or Sampling(), caption, progress
         if caption:
             model.check_caption()
-        config = model.pipeline.model.config
-        usual = model.pipeline.processor.au_thresholds or config.au_thresholds
-        limits = resolve_thresholds(thresholds, config.action_units, usual)
-        self.thresholds = dict(zip(config.action_units, limits, strict=True))
+        processor = model.pipeline.processor
+        self.thresholds = dict(zip(processor.action_units, processor.thresholds(thresholds), strict=True))
         self.columns = model.columns(caption)
         self.batch = BatchSize(batch_size)
         self.summary = Summary()
         self.trackers: dict[str, FaceTracker] = {}
-        self.watch: Callable[[Frame, Face, int], None] | None = None
-        """Told of every face that gets a row, with its number."""
-        self.meets: Callable[[str], None] | None = None
-        """Told of every input that has rows, in the order of the rows, those of runs before too."""
+        self.on_face: Callable[[Frame, Face, int], None] | None = None
+        """Called with every face that gets a row, and its number."""
+        self.on_input: Callable[[str], None] | None = None
+        """Called with every input that has rows, in their order, those of earlier runs too."""
 
     @property
     def about(self) -> dict[str, Any]:
-        """What must stay the same for rows to belong into one file, and what a reader of them must know."""
+        """Facts for the file beside the rows; "settings" must be equal for rows to be added to a file."""
         settings = {"model": self.model.name, "adapter": self.model.adapter, "landmarks": self.source.name}
         settings |= {"every": self.sampling.every, "fps": self.sampling.fps, "caption": self.caption}
         if self.model.engine != "torch":
@@ -101,11 +107,11 @@ class Analysis:
         if self.source.fingerprint is not None:
             settings["landmark_file"] = self.source.fingerprint
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
-        told = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
+        facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
         return {
             "settings": settings,
-            **told,
-            "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1"},
+            **facts,
+            "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1", ", ".join(POSE): "degrees"},
         }
 
     def run(self, sink: RowSink | None = None) -> Summary:
@@ -113,9 +119,9 @@ class Analysis:
         summary, done, start = self.summary, getattr(sink, "done", {}), time.monotonic()
         summary.resumed = len(done)
         self._remember_tracks(sink)
-        if self.meets is not None:
+        if self.on_input is not None:
             for name in done:
-                self.meets(name)
+                self.on_input(name)
         places = {os.path.abspath(name): last for name, last in done.items()}
         frames = read_frames(
             self.inputs, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
@@ -149,8 +155,8 @@ class Analysis:
             if isinstance(of_frame, str):
                 self.summary.skip(frame.input, of_frame)
                 continue
-            if self.meets is not None:
-                self.meets(frame.input)
+            if self.on_input is not None:
+                self.on_input(frame.input)
             good = [(face, answer) for face in of_frame if (answer := self._checked(frame, next(answers))) is not None]
             numbers = self._numbers(frame, [face for face, _ in good])
             self.summary.faces += len(good)
@@ -159,9 +165,12 @@ class Analysis:
                 rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
             for (face, answer), number in zip(good, numbers, strict=True):
                 place = (frame.input, frame.number, frame.time_s, number)
-                rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer))
-                if self.watch is not None and answer:
-                    self.watch(frame, face, number)
+                marks = {"pose": face.pose, "quality": quality_of(frame.pixels, face)}
+                rows.append(
+                    self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer, **marks)
+                )
+                if self.on_face is not None and answer:
+                    self.on_face(frame, face, number)
         return rows
 
     def _answers(self, items: Sequence[tuple[Frame, Face]]) -> list[Any]:
@@ -245,22 +254,31 @@ def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Fr
         raise failed[0]
 
 
-def choose_source(
+def prepare(
+    inputs: Any,
+    model: AnalysisModel | str | os.PathLike | None,
+    adapter: str | os.PathLike | None,
     *,
-    aligned: bool = False,
-    landmarks: str | os.PathLike | None = None,
-    detector: Detector | None = None,
-    only: str | None = None,
-    device: str = "cpu",
-) -> FaceSource:
-    """only: the one input, for a file of landmarks that names none."""
+    aligned: bool,
+    landmarks: str | os.PathLike | None,
+    detector: Detector | None,
+    sampling: Sampling,
+    device: str | None,
+    engine: str,
+    **settings: Any,
+) -> Analysis:
+    """A run that is ready to start; settings: those of `Analysis`."""
+    found = find_inputs(inputs)
     if aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
     if aligned:
-        return AlignedCrops()
-    if landmarks is not None:
-        return GivenLandmarks(landmarks, only)
-    return DetectedFaces(detector, device)
+        source: FaceSource = AlignedCrops()
+    elif landmarks is not None and landmarks not in DETECTORS:
+        source = GivenLandmarks(landmarks, found[0] if len(found) == 1 and isinstance(found[0], str) else None)
+    else:
+        source = DetectedFaces(detector or landmarks, "cpu" if device in (None, "auto") else device)
+    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
+    return Analysis(found, model, source, sampling=sampling, **settings)
 
 
 def analyze(
@@ -290,20 +308,17 @@ def analyze(
     output: `.csv`, `.jsonl` or `.parquet`, which is continued if it is there; or whatever has `add(rows)`; without one
         the rows are in the answer's `rows`.
     model, adapter: a folder or a name on the Hub, or a model loaded by `load_model`; the embedded one unless given.
-    aligned, landmarks, detector: images are ready-aligned crops; a csv of landmarks; what has `detect(images)`. Without
-        any, the detector of face-alignment.
+    aligned, landmarks, detector: images are ready-aligned crops; a csv of landmarks or a detector's name (`mediapipe`,
+        `face_alignment`); what has `detect(images)`. Without any, the detector that is set up.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
     """
     if output is not None and not hasattr(output, "add"):
         format = format_of(output, format)  # before the model is loaded
-    sampling, found = Sampling(every, fps, seconds), find_inputs(inputs)
-    only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
-    source = choose_source(aligned=aligned, landmarks=landmarks, detector=detector, only=only, device=device or "cpu")
-    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
+    where = {"aligned": aligned, "landmarks": landmarks, "detector": detector, "device": device, "engine": engine}
     settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
-    analysis = Analysis(found, model, source, sampling=sampling, **settings)
+    analysis = prepare(inputs, model, adapter, sampling=Sampling(every, fps, seconds), **where, **settings)
     if output is None or hasattr(output, "add"):
         return analysis.run(output)
     return run_into_file(analysis, output, format=format, overwrite=overwrite)
@@ -321,7 +336,7 @@ def run_into_file(
     try:
         analysis.run(rows)
     except BaseException:
-        with contextlib.suppress(OutputError):  # what stopped the run is told, not what followed from it
+        with contextlib.suppress(OutputError):  # what stopped the run is reported, not what followed from it
             rows.close(finished=False, **analysis.summary.facts())
         if live and not analysis.summary.frames:  # no camera: an empty file would be in the way of the next try
             rows.remove()
@@ -329,6 +344,3 @@ def run_into_file(
         raise
     rows.close(finished=True, **analysis.summary.facts())
     return analysis.summary
-
-
-__all__ = ["Analysis", "BatchSize", "RowSink", "analyze", "choose_source", "run_into_file"]

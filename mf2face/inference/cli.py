@@ -6,6 +6,7 @@ mf2 film.mp4 --fps 5 -o film.parquet        five frames of each second; faces ke
 mf2 --camera --seconds 30                   the first camera, as a table
 mf2 photos --why pictures                   and of every face a page that shows why
 mf2 --picture faces.csv                     contact sheet and timelines of rows that are there
+mf2 setup                                   once: fetch the networks that find faces in photographs
 """
 
 import argparse
@@ -51,7 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", metavar="NAME", help="of the model, or with its own base")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--aligned", action="store_true", help="each image is one face that fills it (no detector)")
-    where.add_argument("--landmarks", metavar="CSV", help="68 points a face: x_0..x_67, y_0..y_67, input, frame")
+    where.add_argument(
+        "--landmarks",
+        metavar="WHERE",
+        help="mediapipe, face_alignment, or a csv with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
+    )
+    parser.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
     parser.add_argument("--fps", type=float, metavar="N", help="of a video so many frames a second, by its own clock")
     parser.add_argument("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
@@ -76,6 +82,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any = None) -> int:
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["setup"]:  # a folder of this name is ./setup
+        from mf2face.inference.setup import main as setup
+
+        return setup(argv[1:])
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
@@ -102,23 +113,22 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
 
 def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, model: Any) -> int:
     # Torch takes seconds to import: --help and a wrong option need it not.
-    from mf2face.inference.analyze import Analysis, choose_source, run_into_file
-    from mf2face.inference.media import Sampling, find_inputs
-    from mf2face.inference.model import AnalysisModel, load_model
+    from mf2face.inference.analyze import prepare, run_into_file
+    from mf2face.inference.media import Sampling
     from mf2face.inference.rows import OutputError, format_of
 
     why = None
     try:
         format = _format(given, format_of)
-        sampling, found = Sampling(given.every, given.fps, given.seconds), find_inputs(inputs)
-        only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
-        where = {"aligned": given.aligned, "landmarks": given.landmarks, "detector": detector, "only": only}
-        source = choose_source(**where, device="cpu" if given.device == "auto" else given.device)
-        if not isinstance(model, AnalysisModel):
-            model = load_model(given.model, given.adapter, given.device, given.engine)
-        settings = {"caption": given.caption, "thresholds": given.thresholds, "batch_size": given.batch_size}
-        progress = not given.quiet and sys.stderr.isatty()
-        analysis = Analysis(found, model, source, sampling=sampling, progress=progress, **settings)
+        names = ("adapter", "aligned", "landmarks", "device", "engine", "caption", "thresholds", "batch_size")
+        settings = {name: getattr(given, name) for name in names} | {"detector": detector}
+        settings["sampling"] = Sampling(given.every, given.fps, given.seconds)
+        settings["progress"] = not given.quiet and sys.stderr.isatty()
+        if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
+            from mf2face.inference.setup import setup_mediapipe
+
+            setup_mediapipe()
+        analysis = prepare(inputs, model or given.model, **settings)
         if given.why is not None:
             from mf2face.inference.explain.folder import WhyFolder
 
@@ -128,8 +138,9 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         return _fail(2, error)
     if not given.quiet:
-        _tell(f"model: {model.name}{f' with {model.adapter}' if model.adapter else ''}, {model.trained_on}")
-        _tell(f"landmarks: {_SOURCES.get(source.name, source.name)}")
+        loaded, source = analysis.model, analysis.source.name
+        _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
+        _say(f"landmarks: {_SOURCES.get(source, source)}")
     try:
         if given.output is not None:
             run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
@@ -145,10 +156,10 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         raise
     except OSError as error:  # a camera that is not there
         if not analysis.summary.frames:
-            analysis.summary.stopped = None  # it is told once
+            analysis.summary.stopped = None  # it is said once
         return _end(given, analysis, _fail(2 if not analysis.summary.frames else 1, error))
     except KeyboardInterrupt as stop:
-        alone = all(isinstance(one, int) for one in found) and not isinstance(stop, _Terminated)
+        alone = all(isinstance(one, int) for one in analysis.inputs) and not isinstance(stop, _Terminated)
         if alone:
             analysis.summary.stopped = None
         return _end(given, analysis, _finish(given, why) if alone else _stopped(stop))
@@ -162,11 +173,11 @@ def _finish(given: argparse.Namespace, why: Any) -> int:
     from mf2face.inference.rows import OutputError
 
     try:
-        told = None if why is None else why.finish(given.output)
+        made = None if why is None else why.finish(given.output)
     except OutputError as error:
         return _fail(4, error)
-    if told and not given.quiet:
-        _tell(f"pictures: {given.why} ({told})")
+    if made and not given.quiet:
+        _say(f"pictures: {given.why} ({made})")
     return 0
 
 
@@ -176,15 +187,15 @@ def _picture(given: argparse.Namespace) -> int:
 
     left_out: list[tuple[str, str]] = []
     try:
-        folder, told = picture(given.picture, given.why, lambda *why: left_out.append(why))
+        folder, made = picture(given.picture, given.why, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:
         return _fail(2, error)
     if not given.quiet:
-        _tell(f"pictures: {folder} ({told})")
+        _say(f"pictures: {folder} ({made})")
     for name, why in left_out:
-        _tell(f"left out: {name}: {why}")
+        _say(f"left out: {name}: {why}")
     return 1 if left_out else 0
 
 
@@ -192,6 +203,7 @@ _SOURCES = {
     "template": "template, each image is taken for one ready-aligned face",
     "given": "given with the images",
     "face_alignment": "found by face-alignment",
+    "mediapipe": "found by MediaPipe's networks",
 }
 
 
@@ -249,18 +261,18 @@ def _screen(analysis: Any, format: str) -> Any:
     return _AroundBar(FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
 
 
-def _tell(text: str) -> None:
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def _fail(code: int, error: BaseException) -> int:
-    _tell(f"mf2: {error}")
+    _say(f"mf2: {error}")
     return code
 
 
 def _end(given: argparse.Namespace, analysis: Any, code: int) -> int:
     if not given.quiet:
-        _tell(analysis.summary.text(given.output))
+        _say(analysis.summary.text(given.output))
     return code
 
 

@@ -1,4 +1,4 @@
-"""Where the faces of a frame come from: a detector, a file of landmarks, or the frame itself if it is a crop."""
+"""Faces of a frame, from a detector, a file of landmarks or the frame itself (a crop); their numbers over time."""
 
 import csv
 import hashlib
@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 
 from mf2face.inference.media import Frame
-from mf2face.inference.rows import unescape_cell
-from mf2face.inference.summary import first_line
-from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, face_in_image
+from mf2face.inference.rows import PATIENCE, first_line, unescape_cell
+from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks, overlaps
+from processing_mf2.landmarks import DetectedFace, face_in_image, missing_weights
 
 
+DETECT_EVERY = 5
+"""Frames of a video between two searches for faces; in the others the faces of the frame before are followed."""
 _MOST_PIXELS = 1e7
-"""Of a coordinate, far beyond any image."""
+"""Largest coordinate, far beyond any image."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,27 @@ class Face:
     box: tuple[float, float, float, float]
     """left, top, right, bottom"""
     score: float
-    """Of the detector; NaN where none was asked."""
+    """The detector's; NaN without one."""
     landmarks: np.ndarray
     """(68, 2)"""
     source: str
     given: bool = True
     """False: a crop, whose landmarks are the template's."""
+    pose: tuple[float, float, float] = (float("nan"),) * 3
+    """Pitch, yaw and roll in degrees; NaN where the detector tells none."""
+
+    @property
+    def area(self) -> float:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
 class FaceSource(Protocol):
     name: str
     fingerprint: str | None
-    """Of a file that the faces come from."""
+    """Hash of the file that the faces come from."""
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        """Of each frame its faces, or why it cannot be looked at."""
+        """The faces of each frame, or why it cannot be analysed."""
 
 
 class Detector(Protocol):
@@ -54,20 +63,26 @@ class AlignedCrops:
     name, fingerprint = "template", None
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        return [[_face(frame, None)] for frame in frames]
+        return [[known_face(frame.pixels, None)] for frame in frames]
 
 
 class DetectedFaces:
+    """Faces by a detector. In a video, one that can `follow` faces looks for them every `DETECT_EVERY` frames only."""
+
     fingerprint = None
 
-    def __init__(self, detector: Detector | None = None, device: str = "cpu") -> None:
-        self.name = "face_alignment" if detector is None else type(detector).__name__
-        if detector is None:
-            check_weights()
-            detector = FaceAlignmentDetector(device=device)
-        self.detector = detector
+    def __init__(self, detector: Detector | str | None = None, device: str = "cpu") -> None:
+        if detector is None or isinstance(detector, str):
+            self.name = check_detector(detector)
+            self.detector = DETECTORS[self.name](**({} if self.name == "mediapipe" else {"device": device}))
+        else:
+            self.name, self.detector = type(detector).__name__, detector
+        self.followed: list[DetectedFace] = []
+        self.video, self.frames_followed = "", 0
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
+        if isinstance(self.detector, MediaPipeDetector):
+            return [self._next(frame) for frame in frames]
         try:
             found = self.detector.detect([frame.pixels for frame in frames])
         except (OSError, ImportError):  # its weights or its package, which every frame needs
@@ -75,14 +90,30 @@ class DetectedFaces:
         except Exception as error:  # a network, which raises whatever stopped it
             if len(frames) > 1:
                 return [answer for frame in frames for answer in self.faces([frame])]
-            return [f"the face detector fails ({type(error).__name__}: {first_line(error)})"]
-        return [
-            [
-                Face(tuple(map(float, face.box)), float(face.score), np.asarray(face.landmarks), self.name)
-                for face in faces
-            ]
-            for faces in found
-        ]
+            return [_failure(error)]
+        return [[self._face(face) for face in faces] for faces in found]
+
+    def _next(self, frame: Frame) -> list[Face] | str:
+        try:
+            known = self.followed if frame.is_moving and frame.input == self.video else []
+            faces = self.detector.follow(frame.pixels, known) if self.frames_followed < DETECT_EVERY - 1 else []
+            self.frames_followed += 1
+            if not faces or None in faces:
+                [faces], self.frames_followed = self.detector.detect([frame.pixels]), 0
+        except OSError:
+            raise
+        except Exception as error:
+            return _failure(error)
+        self.video, self.followed = frame.input, faces
+        return [self._face(face) for face in faces]
+
+    def _face(self, face: DetectedFace) -> Face:
+        box, pose = tuple(map(float, face.box)), face.pose or (float("nan"),) * 3
+        return Face(box, float(face.score), np.asarray(face.landmarks), self.name, pose=pose)
+
+
+def _failure(error: Exception) -> str:
+    return f"the face detector fails ({type(error).__name__}: {first_line(error)})"
 
 
 class GivenLandmarks:
@@ -157,7 +188,7 @@ class GivenLandmarks:
             name = self.by_file_name.get(os.path.basename(name), name)
         if name not in self.inputs:
             return f"{self.path} has no landmarks of it"
-        return [_face(frame, points) for points in self.points.get((name, frame.number), [])]
+        return [known_face(frame.pixels, points) for points in self.points.get((name, frame.number), [])]
 
 
 def _points(cells: Sequence[str]) -> np.ndarray | None:
@@ -189,31 +220,105 @@ def _frame_number(cell: str | None, first: int) -> int:
     return int(number)
 
 
-def _face(frame: Frame, points: np.ndarray | None) -> Face:
+def known_face(pixels: torch.Tensor, points: np.ndarray | None) -> Face:
+    """The face with these landmarks, or without any the one that fills the image."""
     source = "template" if points is None else "given"
-    known: dict[str, Any] = face_in_image(*frame.pixels.shape[1:], points, source)
+    known: dict[str, Any] = face_in_image(*pixels.shape[1:], points, source)
     landmarks = np.asarray(known["landmarks"])
     return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
 
 
-def check_weights() -> None:
-    """face-alignment would fetch what it lacks from the network, unasked."""
-    try:  # it takes seconds to import
-        from face_alignment import api
-        from face_alignment.detection.sfd import sfd_detector
-    except ImportError as error:
+def check_detector(name: str | None = None) -> str:
+    """The detector to use: the one asked for, or the first that is set up. Nothing is downloaded unasked."""
+    found = "" if missing_networks() else "mediapipe"
+    if name == "mediapipe" and found == name:
+        return name
+    if name == "face_alignment" or (name is None and not found):
+        try:
+            folder, missing = missing_weights()
+        except ImportError as error:
+            raise OSError(str(error)) from error
+        found = "" if missing else "face_alignment"
+        if name == "face_alignment" and missing:
+            raise OSError(
+                f"face-alignment has no weights in {folder}, and nothing is downloaded unasked: `mf2 setup "
+                f"face_alignment` fetches them, or put {' and '.join(missing)} there"
+            )
+    if not found:
         raise OSError(
-            f"the face detector needs the face-alignment package ({error}): pip install face-alignment"
-        ) from error
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    addresses = [sfd_detector.models_urls["s3fd"], api.models_urls["2DFAN-4"]]
-    missing = [address for address in addresses if not (folder / os.path.basename(address)).is_file()]
-    if missing:
-        raise OSError(
-            f"the face detector has no weights, and nothing is downloaded unasked. Put {' and '.join(missing)} into "
-            f"{folder}. Without a detector: --aligned for images that one face fills (ready-aligned crops), or "
-            "--landmarks FILE.csv with each face's 68 points"
+            "no face detector is set up, and nothing is downloaded unasked: `mf2 setup` (or --yes) fetches one (7 MB). "
+            "Without it: --aligned for images that one face fills (ready-aligned crops), or --landmarks FILE.csv with "
+            "each face's 68 points"
         )
+    return found
 
 
-__all__ = ["AlignedCrops", "DetectedFaces", "Face", "FaceSource", "GivenLandmarks", "check_weights"]
+_SMALL, _BLURRED, _TURNED, _OUTSIDE = 24.0, 0.08, (35.0, 45.0), 0.1
+
+
+def quality_of(pixels: torch.Tensor, face: Face) -> str:
+    """Marks of a face whose answer is unreliable, separated by spaces; empty if it has none.
+
+    small: the outer corners of the eyes are less than 24 pixels apart. blurred: the mean absolute Laplacian of the grey
+    face at 96 pixels is below 0.08 of its standard deviation. profile: the head is turned by more than 45 degrees, or
+    tilted up or down by more than 35. cut_off: more than a tenth of the landmarks lies outside the image.
+    """
+    if not face.given:
+        return ""
+    height, width = pixels.shape[1:]
+    points, marks = face.landmarks, []
+    if np.linalg.norm(points[45] - points[36]) < _SMALL:
+        marks.append("small")
+    left, top, right, bottom = (int(value) for value in np.clip(face.box, 0, [width, height] * 2))
+    crop = pixels[:, top : bottom + 1, left : right + 1].numpy().mean(0, dtype=np.float32)
+    if crop.size:
+        crop = cv2.resize(crop, (96, 96), interpolation=cv2.INTER_AREA)
+        if np.abs(cv2.Laplacian(crop, cv2.CV_32F)).mean() < _BLURRED * crop.std():
+            marks.append("blurred")
+    if abs(face.pose[0]) > _TURNED[0] or abs(face.pose[1]) > _TURNED[1]:
+        marks.append("profile")
+    if ((points < 0) | (points > [width, height])).any(1).mean() > _OUTSIDE:
+        marks.append("cut_off")
+    return " ".join(marks)
+
+
+LEAST_OVERLAP = 0.2
+"""Intersection over union; between sampled frames a head moves by up to half its width."""
+
+
+class FaceTracker:
+    """`follow` a video's frames in their order. The best overlapping pair is joined first; each face has one number."""
+
+    def __init__(self) -> None:
+        self.next_id = 0
+        self.boxes = np.zeros((0, 4))
+        self.ids: list[int] = []
+        self.unseen: list[int] = []
+
+    def follow(self, boxes: Sequence[Sequence[float]]) -> list[int]:
+        found = np.asarray(boxes, np.float64).reshape(-1, 4)
+        numbers = [-1] * len(found)
+        scores = overlaps(self.boxes, found)
+        for place in np.argsort(-scores, axis=None, kind="stable"):
+            old, new = divmod(int(place), max(1, len(found)))
+            if scores[old, new] < LEAST_OVERLAP:
+                break
+            if numbers[new] < 0 and self.ids[old] not in numbers:
+                numbers[new] = self.ids[old]
+        for new, number in enumerate(numbers):
+            if number < 0:
+                numbers[new], self.next_id = self.next_id, self.next_id + 1
+        self.remember(found, numbers)
+        return numbers
+
+    def remember(self, boxes: np.ndarray, numbers: Sequence[int]) -> None:
+        """A frame whose faces have their numbers already, such as one of an output that is resumed."""
+        hidden = [
+            (box, number, unseen + 1)
+            for box, number, unseen in zip(self.boxes, self.ids, self.unseen, strict=True)
+            if number not in numbers and unseen < PATIENCE
+        ]
+        self.boxes = np.array([*np.asarray(boxes).reshape(-1, 4), *(box for box, _, _ in hidden)]).reshape(-1, 4)
+        self.ids = [*numbers, *(number for _, number, _ in hidden)]
+        self.unseen = [0] * len(numbers) + [unseen for _, _, unseen in hidden]
+        self.next_id = max([self.next_id, *(number + 1 for number in numbers)])

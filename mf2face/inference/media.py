@@ -12,14 +12,13 @@ import cv2
 import numpy as np
 import torch
 
-from processing_mf2.image_io import read_image
+from processing_mf2.image_io import IMAGE_ENDINGS, read_image
 
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp")
 DRAWN = ".mf2_pictures"  # a file that lists, a line each, what mf2 drew into its folder
 MOST_VIDEO_PIXELS = 17_000_000
-"""Of a frame: 4096 x 4096, or 5.3K. A decoder may hold ten of them, and a file of kilobytes may announce any size."""
+"""Largest frame: 4096 x 4096, or 5.3K. A decoder may hold ten, and a small file may announce any size."""
 
 _DECODERS = 2
 """Threads; each of them holds frames of its own."""
@@ -31,14 +30,14 @@ _LOST = 0.02
 """A container may announce a few frames more than it holds; more than this share missing, it was cut off."""
 
 Note = Callable[[str, str], None]
-"""Told (input, why) whenever something is left out."""
+"""Called with (input, why) for everything that is left out."""
 
 
 @dataclass(frozen=True)
 class Frame:
     input: str
     number: int
-    """Of the video's own frames, from 0; of an image 0."""
+    """Its number in the video, from 0; 0 for an image."""
     time_s: float
     """Since the video's or the camera's start, by its own clock; NaN of an image."""
     pixels: torch.Tensor
@@ -82,7 +81,7 @@ class Sampling:
 
 
 def find_inputs(given: Any) -> list[str | int]:
-    """What a user named, as paths and camera numbers; a `.txt` file is a list of paths. Folders stay folders."""
+    """Inputs as paths and camera numbers; a `.txt` file is a list of paths. Folders are not expanded."""
     several = given if isinstance(given, list | tuple) else [given]
     found: dict[str | int, None] = {}
     for one in several:
@@ -142,7 +141,7 @@ def _all_of(inputs: Iterable[str | int], note: Note) -> Iterator[str | int]:
 
 
 def drawn_pictures(folder: str | os.PathLike) -> set[str]:
-    """What mf2 drew into a folder, by paths within it: faces in it are no further faces."""
+    """Pictures that mf2 drew into a folder, by paths within it; they are not analysed."""
     try:
         return set((Path(folder) / DRAWN).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
     except OSError:
@@ -205,7 +204,7 @@ class _Capture:
     """OpenCV's reader: it turns phone videos upright by itself, and each frame has the time it is shown at."""
 
     def __init__(self, source: str | int) -> None:
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is told in our words
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # videos' faults are reported in our words
         level = cv2.utils.logging.getLogLevel()
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
         try:
@@ -337,6 +336,3 @@ def _camera(index: int, sampling: Sampling) -> Iterator[Frame]:
             if choose(number, time_s) and (pixels := capture.pixels()) is not None:
                 yield Frame(name_of(index), number, time_s, pixels, is_moving=True)
     raise OSError(f"camera {index}: gives no more images after {number + 1:,}; is it still plugged in?")
-
-
-__all__ = ["Frame", "Sampling", "count_frames", "files_of", "find_inputs", "read_frames"]

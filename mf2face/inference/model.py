@@ -1,4 +1,4 @@
-"""What runs the model: torch, or onnxruntime with a file that stands beside the checkpoint or is exported once."""
+"""Loads the model by name: in torch, or in onnxruntime from a file beside the checkpoint or exported once."""
 
 import functools
 import hashlib
@@ -21,8 +21,7 @@ from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.hub import check_finite_weights
 from configuration_mf2.json_files import read_json
 from configuration_mf2.version import VERSION, check_version
-from mf2face.inference.rows import Columns
-from mf2face.inference.summary import first_line
+from mf2face.inference.rows import Columns, first_line
 from modeling_mf2.export import (
     FILE,
     INPUTS,
@@ -49,7 +48,7 @@ _FILES = {"onnx": FILE, "int8": INT8_FILE}
 
 
 class EngineModel(MF2PreTrainedModel):
-    """Looks like the model to a pipeline, and holds none of its weights."""
+    """The model as a pipeline sees it, without weights."""
 
     def __init__(self, config: MF2Config, run: Any) -> None:
         super().__init__(config)
@@ -90,9 +89,9 @@ def check_engine(engine: str, device: str | None) -> None:
 def engine_model(
     engine: str, name: str, adapter: str | None, config: MF2Config, load: Callable[[], nn.Module]
 ) -> EngineModel:
-    """load: the model in torch, asked for only if it has to be exported."""
+    """load: the model in torch, called only if it has to be exported."""
     check_engine(engine, None)
-    beside = None if adapter is not None else _found(name, _FILES[engine])
+    beside = None if adapter is not None else _file_of(name, _FILES[engine])
     if beside is not None:
         expected = {"precision": "int8" if engine == "int8" else "float32", **expected_facts(name, config)}
         return EngineModel(config, _agreeing(beside, expected))
@@ -100,7 +99,7 @@ def engine_model(
 
 
 def expected_facts(name: str, config: MF2Config) -> dict[str, Any]:
-    """What a file must say of itself to be this checkpoint's."""
+    """Facts that an ONNX file of this checkpoint has."""
     facts = {"action_units": list(config.action_units), "emotions": list(config.emotions)}
     facts["image_size"] = config.vision_config.image_size
     mark = saved_mark(name)
@@ -108,8 +107,8 @@ def expected_facts(name: str, config: MF2Config) -> dict[str, Any]:
 
 
 def saved_mark(name: str) -> str | None:
-    """Of a checkpoint's file; None where it is in several."""
-    file, start = _found(name, "model.safetensors"), "classifiers."
+    """The mark of a checkpoint's classifiers; None if its weights are in several files."""
+    file, start = _file_of(name, "model.safetensors"), "classifiers."
     if file is None:
         return None
     with safe_open(file, framework="pt") as saved:
@@ -143,16 +142,16 @@ def _cached(engine: str, name: str, adapter: str | None, load: Callable[[], nn.M
         return kept
     plain = folder / FILE
     if _of_source(plain, source) is None:
-        _tell(f"engine {engine}: the model is exported once, into {folder}; this takes from seconds to minutes")
+        _say(f"engine {engine}: the model is exported once, into {folder}; this takes from seconds to minutes")
         export_onnx(load(), plain, source=source)
     if engine == "int8":
-        _tell("engine int8: weights are rounded to 8 bits; answers differ a little from those of torch")
+        _say("engine int8: weights are rounded to 8 bits; answers differ a little from those of torch")
         quantize_onnx(plain, folder / INT8_FILE)
     return session(folder / _FILES[engine])
 
 
 def _of_source(file: Path, source: str) -> Any:
-    """A session of what the cache holds, if it is of these very files."""
+    """A session of the cached file, if it was exported from these very files."""
     if not file.is_file():
         return None
     try:
@@ -171,7 +170,7 @@ def cache_folder() -> Path:
 
 
 def _source(name: str, adapter: str | None) -> str:
-    """Changes whenever a file of weights or a config does, or this code's version."""
+    """A hash that changes with every file of weights or config, and with this code's version."""
     files = []
     for place in (name, adapter):
         folder = None if place is None else _place(place)
@@ -190,18 +189,18 @@ def _short(content: Any) -> str:
 
 def _place(name: str) -> Path | None:
     """The folder with a checkpoint's files, also of one on the Hub."""
-    file = _found(name, "config.json") or _found(name, "adapter_config.json")
+    file = _file_of(name, "config.json") or _file_of(name, "adapter_config.json")
     return None if file is None else file.absolute().parent
 
 
-def _found(name: str, file: str) -> Path | None:
+def _file_of(name: str, file: str) -> Path | None:
     try:
         return Path(cached_file(name, file))
     except OSError:  # missing, or out of reach
         return None
 
 
-def _tell(text: str) -> None:
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -245,7 +244,7 @@ def load_model(
     engine: str = "torch",
 ) -> AnalysisModel:
     """model: a folder or a name on the Hub, the embedded one unless given. An adapter names its base by itself.
-    engine: `torch`, or on a CPU `onnx` or `int8`, see `engines_mf2`."""
+    engine: `torch`, or on a CPU `onnx` or `int8`."""
     check_engine(engine, device)
     try:
         return _load(model, adapter, device, engine)
@@ -271,7 +270,7 @@ def _load(
     if model is None and not EMBEDDED.is_dir():
         raise OSError(f"the embedded model is not installed ({EMBEDDED}); name one: --model FOLDER_OR_NAME")
     with_processor = name
-    if adapter is not None and _file(str(adapter), "processor_config.json"):
+    if adapter is not None and _file_of(str(adapter), "processor_config.json"):
         with_processor = str(adapter)  # its thresholds
     in_torch = functools.partial(_in_torch, name, None if adapter is None else str(adapter))
     if engine == "torch":
@@ -289,9 +288,7 @@ def _load(
                 "answers would bear wrong names: copy both files from one checkpoint"
             )
     pipeline = face_pipeline("face-analysis", loaded, processor, device=device)
-    told = [is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])]
-    # An adapter on real faces over a base on drawn ones still stands on drawn ones: both are asked.
-    synthetic = True if True in told else None if None in told else False
+    synthetic = any_synthetic(*(is_synthetic(place) for place in ([name] if adapter is None else [str(adapter), name])))
     label = EMBEDDED.name if model is None else name
     return AnalysisModel(pipeline, label, None if adapter is None else str(adapter), synthetic, engine)
 
@@ -305,37 +302,21 @@ def _in_torch(name: str, adapter: str | None) -> Any:
     return adapted
 
 
-def _file(place: str, name: str) -> str | None:
-    try:
-        return cached_file(place, name)
-    except OSError:  # missing, or out of reach
-        return None
+def any_synthetic(*known: bool | None) -> bool | None:
+    """Combines adapter and base: an adapter trained on real faces over a base trained on drawn ones is synthetic."""
+    return True if True in known else None if None in known else False
 
 
 def is_synthetic(place: str) -> bool | None:
-    run = _file(place, "run.json")
+    run = _file_of(place, "run.json")
     if run is not None:
         try:
             return bool(read_json(run)["synthetic"])
         except (OSError, ValueError, LookupError, TypeError):
             pass
-    card = _file(place, "README.md")
+    card = _file_of(place, "README.md")
     try:
         tags: Sequence[Any] = ModelCard.load(card).data.tags or () if card else ()
     except (OSError, ValueError):
         tags = ()
     return True if "synthetic" in tags else None
-
-
-__all__ = [
-    "EMBEDDED",
-    "ENGINES",
-    "AnalysisModel",
-    "EngineModel",
-    "cache_folder",
-    "check_engine",
-    "engine_model",
-    "is_synthetic",
-    "load_model",
-    "saved_mark",
-]

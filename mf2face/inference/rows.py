@@ -1,4 +1,4 @@
-"""The columns that users of py-feat and OpenFace know, and a face's answer as a row of them."""
+"""Columns as in py-feat and OpenFace, files of rows that can be continued, and the summary of a run."""
 
 import contextlib
 import csv
@@ -7,8 +7,9 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from filelock import FileLock, Timeout
 from pyarrow import parquet
 
 from configuration_mf2.json_files import read_json
-from mf2face.files import private, whole_file
-from mf2face.inference.tracking import PATIENCE
+from mf2face.files import append_whole, private, whole_file, write_whole
 
 
 NAN = float("nan")
-TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source")
+PATIENCE = 5
+"""Looked-at frames for which a face may be hidden and still keep its number."""
+
+TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source", "quality")
+POSE = ("Pitch", "Roll", "Yaw")
 _WHOLE = ("frame", "face_id")
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
@@ -69,12 +73,13 @@ class Columns:
             *("input", "frame", "time_s", "face_id"),
             *("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"),
             *(f"{axis}_{point}" for axis in "xy" for point in range(68)),
+            *POSE,
             *units,
             *(f"{name}_c" for name in units),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
             *(["caption"] if self.caption else []),
-            "landmark_source",
+            *("landmark_source", "quality"),
         ]
 
     def is_text(self, name: str) -> bool:
@@ -99,11 +104,17 @@ class Columns:
         landmarks: Sequence[Sequence[float]],
         source: str,
         answer: Mapping[str, Any],
+        pose: Sequence[float] = (NAN, NAN, NAN),
+        quality: str = "",
     ) -> dict[str, Any]:
-        """Pixels to a hundredth, probabilities to six digits: finer than either is known."""
+        """Pixels to a hundredth, degrees to a tenth, probabilities to six digits: finer than any is known.
+
+        pose: pitch, yaw and roll. quality: marks of an unreliable face, see `quality_of`.
+        """
         left, top, right, bottom = box
         row = self.empty_row(input, frame, time_s)
-        row |= {"face_id": face_id, "FaceScore": _round(score, 4), "landmark_source": source}
+        row |= {"face_id": face_id, "FaceScore": _round(score, 4), "landmark_source": source, "quality": quality}
+        row |= dict(zip(POSE, (_round(pose[place], 1) for place in (0, 2, 1)), strict=True))
         row |= {"FaceRectX": _round(left, 2), "FaceRectY": _round(top, 2)}
         row |= {"FaceRectWidth": _round(right - left, 2), "FaceRectHeight": _round(bottom - top, 2)}
         for point, (x, y) in enumerate(landmarks):
@@ -236,7 +247,7 @@ class RowFile:
         self.lock.release()
 
     def remove(self) -> None:
-        """Of a run that wrote no row."""
+        """Removes the files of a run that wrote no row."""
         for file in (self.path, self.lines, self.about_file):
             file.unlink(missing_ok=True)
 
@@ -244,17 +255,17 @@ class RowFile:
         """All rows of one or more frames; they are in the file when this returns, or none is."""
         self._append(self.write(rows, self.names))
 
-    def close(self, *, finished: bool, **told: Any) -> None:
-        """told: more facts for the file about the run."""
+    def close(self, *, finished: bool, **facts: Any) -> None:
+        """facts: more facts for the file about the run."""
         try:
-            self._close(finished, told)
+            self._close(finished, facts)
         finally:
             self._release()
 
-    def _close(self, finished: bool, told: dict[str, Any]) -> None:
+    def _close(self, finished: bool, facts: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # what matters was flushed by `add`
             self.file.close()
-        self.about |= told
+        self.about |= facts
         try:
             if self.format == "parquet":
                 self._pack()
@@ -266,18 +277,13 @@ class RowFile:
             ) from error
 
     def _append(self, text: str) -> None:
-        content = text.encode("utf-8", "surrogateescape")
-        rest = memoryview(content)
         try:
-            while rest:
-                rest = rest[self.file.write(rest) :]
+            self.size = append_whole(self.file.fileno(), self.size, text.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            self.file.truncate(self.size)  # half a line would be left
             raise OutputError(
                 f"output: {self.path} cannot be written further ({error.strerror}); rows up to there are whole. Make "
                 "room and give the same command again: it continues"
             ) from error
-        self.size += len(content)
 
     def _check_same_run(self) -> dict[str, Any]:
         there = [file for file in (self.path, self.lines) if file.exists() and not self._holds_no_row(file)]
@@ -361,12 +367,8 @@ class RowFile:
         self.lines.unlink()
 
     def _write_about(self, finished: bool) -> None:
-        _write_json(self.about_file, {**self.about, "finished": finished, "bytes": self.size})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        content = {**self.about, "finished": finished, "bytes": self.size}
+        write_whole(self.about_file, json.dumps(content, indent=1, default=str) + "\n", shared=False)
 
 
 def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
@@ -433,18 +435,79 @@ def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[in
         yield offset, row
 
 
-__all__ = [
-    "FORMATS",
-    "Columns",
-    "OutputError",
-    "RowFile",
-    "box_of",
-    "csv_lines",
-    "csv_rows",
-    "escape_cell",
-    "format_of",
-    "has_face",
-    "json_lines",
-    "unescape_cell",
-    "unit_column",
-]
+_MOST_KEPT = 1000
+_MOST_SHOWN = 8
+
+
+@dataclass
+class Summary:
+    frames: int = 0
+    """Images and frames that were looked at."""
+    faces: int = 0
+    without_face: int = 0
+    """Frames; each has a row of NaN."""
+    seconds: float = 0.0
+    """Time of the analysis, without loading the model."""
+    resumed: int = 0
+    """Inputs of which the output held rows already."""
+    left_out: int = 0
+    """How often `skipped` got an entry."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(input, why), the first thousand."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """All of them, if there is no output to write them to."""
+    stopped: str | None = None
+    """Why the run ended early."""
+    batch_size: int = 0
+    opened: bool = False
+    """Whether the output is this run's."""
+    continues: bool = True
+    """Whether the same command goes on where it was stopped; a camera's does not."""
+
+    def skip(self, name: str, why: str) -> None:
+        self.left_out += 1
+        if len(self.skipped) < _MOST_KEPT:
+            self.skipped.append((name, why))
+
+    def facts(self) -> dict[str, Any]:
+        facts = {"frames": self.frames, "faces": self.faces, "frames_without_face": self.without_face}
+        facts |= {"seconds": round(self.seconds, 2), "batch_size": self.batch_size, "stopped": self.stopped}
+        skipped = [{"input": name, "why": why} for name, why in self.skipped]
+        return {**facts, "left_out": self.left_out, "skipped": skipped}
+
+    def text(self, output: str | None = None) -> str:
+        speed = f", {self.frames / self.seconds:.1f} images a second" if self.frames and self.seconds > 0 else ""
+        lines = [f"{_count(self.frames, 'image')} looked at, {_count(self.faces, 'face')}{speed}"]
+        if self.without_face:
+            lines.append(f"{_count(self.without_face, 'image')} without a face (a row of NaN each)")
+        if self.resumed:
+            lines.append(f"{_count(self.resumed, 'input')} stood in {output} already")
+        if self.left_out:
+            lines.append(f"left out, {_count(self.left_out, 'time')}:")
+            lines += self._reasons()
+        if self.stopped:
+            kept = f"; the rows so far are in {output}" if output and self.opened else ""
+            goes_on = ", and the same command continues there" if kept and self.continues else ""
+            lines.append(f"stopped before the end: {self.stopped}{kept}{goes_on}")
+        elif output and self.opened:
+            lines.append(f"rows: {output}")
+        return "\n".join(lines)
+
+    def _reasons(self) -> list[str]:
+        """The first ones; by cause, if one of them took many."""
+        lines = [f"  {name}: {why}" for name, why in self.skipped[:_MOST_SHOWN]]
+        more = self.left_out - len(lines)
+        if more > 0:
+            causes = Counter(why for _, why in self.skipped[_MOST_SHOWN:]).most_common(3)
+            common = "; ".join(f"{count:,} times {why!r}" for why, count in causes if count > 1)
+            lines.append(f"  and {more:,} more" + (f", such as {common}" if common else ""))
+        return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, which may be a page long."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from configuration_mf2.facs import ACTION_UNITS
-from mf2face.inference.rows import Columns, has_face, unit_column
+from mf2face.inference.rows import POSE, Columns, has_face, unit_column
 
 
 _BAR = 24
@@ -93,6 +93,10 @@ class FaceTable:
             + (f", detector's score {score}" if score else "")
             + f"; landmarks: {row['landmark_source']}"
         ]
+        pose = [f"{name.lower()} {_number(row[name], 0)}°" for name in POSE if row[name] == row[name]]
+        if pose or row["quality"]:
+            marks = [f"unreliable: {row['quality'].replace('_', ' ')}"] if row["quality"] else []
+            lines.append("; ".join([*([f"head: {', '.join(pose)}"] if pose else []), *marks]))
         if not self._is_answered(row):
             return lines[0] + "; the model gave no answer"
         if self.columns.emotions:
@@ -140,6 +144,3 @@ def _wrap(parts: Sequence[str], width: int) -> str:
             lines.append("")
         lines[-1] += f"{' · ' if lines[-1] else ''}{part}"
     return "\n".join(lines) + "\n"
-
-
-__all__ = ["FaceTable"]

@@ -1,272 +1,260 @@
-"""The command line of train.py: what is trained, on what, and transformers' own TrainingArguments."""
+"""The command line of train.py: our options in groups, then transformers' own TrainingArguments."""
 
-import argparse
+import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+# TrainingArguments, which load torch, are imported where a run begins: --help is instant.
+import transformers
+from transformers import HfArgumentParser
 
-from configuration_mf2.configuration_mf2 import SIZES, MF2Config
-from configuration_mf2.facs import LABEL_SETS
-from mf2face.training.finetuning import ADAPTERS, STORABLE, peft_config
-from mf2face.training.options import read_options
-from mf2face.training.tasks import SYSTEMS
+from mf2face.training.tasks import MODELS, TASKS, Task, tasks_of
 
 
-_NAME = re.compile(r"[\w.:-]+(/[\w.-]+)?")  # on the Hub, or timm's
+_HUB_OR_TIMM_NAME = re.compile(r"[\w.:-]+(/[\w.-]+)?")
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pth?|ckpt)$")
 
 
-@dataclass
-class MF2Arguments:
-    model: Literal["mf2", "vl_fau", "exp_blip", "me_graph_au", "hsemotion"] = field(
-        default="mf2",
-        metadata={
-            "help": "mf2, or a system that it is compared with: these have the tasks full and evaluate, and exp_blip "
-            "pretrain (its stage 1), caption (stage 2) and linear_probe too"
-        },
+def _option(default: Any, words: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": words, **more})
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    _argument_group_name = "model and task"
+
+    model: str = _option("mf2", "mf2, or a system that it is compared with", choices=MODELS)
+    task: str | None = _option(
+        None,
+        "pretrain (mf2's default): alignment with language and classification. full (the others' default): "
+        "classification, all branches trained. dfn, lora, ia3, linear_probe: classification, the model of "
+        "--model_name_or_path frozen (tiny: the released one). tower: a vision tower from scratch. evaluate: only "
+        "measure. exp_blip has pretrain (its stage 1), caption (stage 2), linear_probe and full",
+        choices=tuple(dict.fromkeys(task for _, task in TASKS)),
     )
-    task: Literal["pretrain", "full", "dfn", "lora", "ia3", "linear_probe", "tower", "caption", "evaluate"] = field(
-        default="pretrain",
-        metadata={
-            "help": "pretrain: alignment with language and classification. full: classification alone, both branches "
-            "trained. dfn, lora, ia3, linear_probe: classification, the model of --model_name_or_path "
-            "frozen (tiny: the released one). tower: a vision tower from scratch. evaluate: only measure."
-        },
-    )
-    model_size: str = field(
-        default="tiny",
-        metadata={"help": "one of " + ", ".join(SIZES) + "; of the compared systems tiny or base, hsemotion's b2 too"},
-    )
+    model_size: str = _option("tiny", "tiny, base or giant; compared systems: tiny or base, hsemotion b2 too")
     model_options: list[str] = field(
-        default_factory=list,
-        metadata={"help": "NAME=VALUE of the model's config, such as use_llga=False or use_edges=False"},
+        default_factory=list, metadata={"help": "NAME=VALUE of the model's config, such as use_llga=False"}
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "start from this checkpoint"})
-    vision_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "pretrained tower: a timm name, a file, or the folder of a checkpoint; without one the tiny size "
-            "takes the released tower, unless this says none"
-        },
+    label_set: str = _option("mfa", "mfa, or a corpus's own, such as bp4d or affectnet")
+    branches: Literal["both", "emo", "au"] = _option("both", "which branches mf2 has")
+    model_name_or_path: str | None = _option(None, "start from this checkpoint")
+    vision_name_or_path: str | None = _option(
+        None,
+        "pretrained tower: a timm name, a file, or a checkpoint's folder; without one the tiny size takes the released "
+        "tower, unless this is none",
     )
-    text_name_or_path: str | None = field(default=None, metadata={"help": "BERT, into both Q-Formers"})
-    qformer_name_or_path: str | None = field(default=None, metadata={"help": "BLIP-2, into both Q-Formers"})
-    dataset: str = field(default="synthetic", metadata={"help": "synthetic (drawn faces), or a folder of MFA"})
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "rows are read as they come, each process its own, shuffled in a buffer; for --max_steps"},
-    )
-    num_images: int = field(default=9000, metadata={"help": "synthetic only: how many faces are drawn"})
-    style: str = field(default="paint", metadata={"help": "synthetic only: sketch, paint or grain"})
+    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers")
+    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers")
+    save_half: bool = _option(False, "save 16-bit weights, and measure them")
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    _argument_group_name = "data"
+
+    dataset: str = _option("synthetic", "synthetic (drawn faces), or MFA's folder or name on the Hub")
+    streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
+    num_images: int = _option(9000, "synthetic: how many faces are drawn")
+    style: str = _option("paint", "synthetic: sketch, paint or grain")
     # Not 0: design choices were made while looking at those people.
-    people_seed: int = field(default=1, metadata={"help": "synthetic only: other people are drawn"})
-    label_set: str = field(default="mfa", metadata={"help": "one of " + ", ".join(LABEL_SETS)})
-    branches: Literal["both", "emo", "au"] = field(default="both", metadata={"help": "leave out a branch"})
-    use_labels: bool = field(
-        default=True,
-        metadata={"help": "tower only: without, it learns landmarks and hidden patches, no AU and no emotion"},
+    people_seed: int = _option(1, "synthetic: which people are drawn")
+    landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
+    augment: bool = _option(False, "crop, rotate, flip, recolour and hide parts of the training crops")
+    views: int = _option(
+        1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
-    landmarks: Literal["dataset", "template"] = field(
-        default="dataset", metadata={"help": "template: mean-face landmarks, to see what each face's own are worth"}
+    use_labels: bool = _option(True, "tower: without, it learns landmarks and hidden patches, no AU and no emotion")
+    use_captions: bool = _option(True, "without, the alignment losses are off")
+    captions_by_rule: bool | None = _option(
+        None, "compared systems: write missing captions from the labels (default for synthetic faces), else an error"
     )
-    caption_set: Literal["au", "emot", "mix", "cat", "exp"] | None = field(
-        default=None,
-        metadata={"help": "exp_blip: captions of its stage 1, exp unless said; later stages keep them"},
-    )
-    features: Literal["vision", "qformer"] = field(
-        default="qformer", metadata={"help": "exp_blip: what linear_probe and full classify by"}
-    )
-    language_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "exp_blip, caption: an OPT; without one a small one that has read nothing"}
-    )
-    captions_by_rule: bool | None = field(
-        default=None,
-        metadata={
-            "help": "compared systems: captions that the data set lacks are written from its labels, else an error. "
-            "The default for synthetic faces"
-        },
-    )
-    use_captions: bool = field(default=True, metadata={"help": "without, the alignment losses are off"})
-    store_vision: bool | None = field(
-        default=None,
-        metadata={"help": "the frozen tower sees each image once a run; no augmentation then. The tiny size's default"},
-    )
-    no_store: bool = field(
-        default=False, metadata={"help": "dfn, linear_probe: run the frozen model each epoch, not once a run"}
-    )
-    store_dtype: Literal["float16", "bfloat16", "float32"] = field(
-        default="float16", metadata={"help": "dfn, linear_probe: of the stored states"}
-    )
-    rebuild_store: bool = field(
-        default=False,
-        metadata={"help": "dfn, linear_probe: compute the stored states anew, as where a file is damaged"},
-    )
+
+
+@dataclass(frozen=True)
+class AdapterArguments:
+    _argument_group_name = "adapters: dfn, lora, ia3"
+
     adapter_options: list[str] = field(
-        default_factory=list,
-        metadata={"help": "dfn, lora, ia3: NAME=VALUE of the method's own config, such as bottleneck=128 or r=8"},
+        default_factory=list, metadata={"help": "NAME=VALUE of the method's own config, such as bottleneck=128 or r=8"}
     )
-    align: bool = field(
-        default=False,
-        metadata={
-            "help": "dfn, lora, ia3: the losses that align images with their captions too, by which the towers of both "
-            "modalities learn; the frozen model runs in each epoch then"
-        },
+    align: bool = _option(
+        False, "the alignment losses too, by which the towers of both modalities learn; nothing is stored then"
     )
-    views: int = field(
-        default=1,
-        metadata={
-            "help": "fine-tuning: forms in which training sees each image: itself, and fixed ones "
-            "slightly turned, moved, mirrored, which are stored like the image itself"
-        },
+
+
+@dataclass(frozen=True)
+class StoreArguments:
+    _argument_group_name = "stores of frozen outputs"
+
+    store_vision: bool | None = _option(
+        None, "run the frozen tower once on each image; no augmentation then. The tiny size's default"
     )
-    save_half: bool = field(default=False, metadata={"help": "16-bit weights in the saved file, measured as such"})
-    augment: bool = field(default=False, metadata={"help": "crop, rotate, flip, recolour and hide parts of the crops"})
+    no_store: bool = _option(False, "dfn, linear_probe: run the frozen model in each epoch, not once")
+    store_dtype: Literal["float16", "bfloat16", "float32"] = _option("float16", "precision of stored tokens and states")
+    rebuild_store: bool = _option(False, "compute stored outputs anew, for example if a file is damaged")
 
 
-# Where the paper's Table VI and transformers' defaults differ; the tiny size is for two CPU cores.
-_COMMON: dict[str, Any] = {
-    "output_dir": "outputs/mf2",
-    "weight_decay": 0.05,
-    "lr_scheduler_type": "cosine",
-    "save_strategy": "epoch",
-    "eval_strategy": "epoch",
-    "logging_steps": 20,
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "selection",
-    "greater_is_better": True,
-    "remove_unused_columns": False,
-    "max_grad_norm": 1.0,
-    "per_device_eval_batch_size": 64,
-}
-PAPER: dict[str, Any] = {
-    **{"learning_rate": 1e-4, "warmup_steps": 2000, "num_train_epochs": 30, "per_device_train_batch_size": 56},
-}
-TINY: dict[str, Any] = {
-    **{"learning_rate": 2e-3, "warmup_steps": 50, "num_train_epochs": 4, "per_device_train_batch_size": 64},
-}
+@dataclass(frozen=True)
+class ExpBlipArguments:
+    _argument_group_name = "exp_blip"
+
+    caption_set: Literal["au", "emot", "mix", "cat", "exp"] | None = _option(
+        None, "captions of stage 1 (default: exp); later stages keep them"
+    )
+    features: Literal["vision", "qformer"] = _option("qformer", "what linear_probe and full classify")
+    language_model_name_or_path: str | None = _option(None, "caption: an OPT (default: a small untrained one)")
 
 
-def parse_arguments(argv: list[str]) -> tuple[MF2Arguments, TrainingArguments]:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--model", default="mf2")
-    first.add_argument("--model_size", default="tiny")
-    first.add_argument("--task")
-    first.add_argument("--streaming", nargs="?", const="true", default="false")
-    known, _ = first.parse_known_args(argv)
-    parser = HfArgumentParser((MF2Arguments, TrainingArguments), description="Trains, evaluates and saves MF².")
-    defaults = {**_COMMON, **(TINY if known.model_size == "tiny" else PAPER)}
-    if known.model in SYSTEMS:
-        system = SYSTEMS[known.model]
-        defaults |= {"task": system.tasks[0], "output_dir": f"outputs/{known.model}"}
-        defaults |= system.tiny if known.model_size == "tiny" else system.defaults
-    defaults["restore_callback_states_from_checkpoint"] = True  # how long early stopping has waited
-    if known.task == "tower":
-        defaults |= {"learning_rate": 1e-3, "num_train_epochs": 6, "output_dir": "outputs/tower"}
-    if known.task in ADAPTERS and known.model == "mf2":
-        defaults |= {"num_train_epochs": 10, "output_dir": f"outputs/{known.task}"}
-        if known.task == "dfn" and known.model_size == "tiny":
-            defaults["learning_rate"] = 3e-3
-    if known.streaming.lower() in ("true", "1", "yes"):  # a stream has no epochs
-        defaults |= {"save_strategy": "steps", "eval_strategy": "steps"}
-    parser.set_defaults(**defaults)
-    ours, training = parser.parse_args_into_dataclasses(argv)
-    check_model(ours)
-    check_sources(ours)
-    if ours.captions_by_rule is None:
-        ours.captions_by_rule = ours.dataset == "synthetic"
-    if ours.store_vision is None:
-        frozen = ours.task not in ("tower", "evaluate") and ours.model == "mf2"
-        frozen = frozen or (ours.model == "exp_blip" and ours.task in ("pretrain", "linear_probe"))
-        ours.store_vision = ours.model_size == "tiny" and frozen and not ours.augment
-        ours.store_vision = ours.store_vision and not ours.streaming and ours.views == 1
-        # Where the states above the tower are stored, or its blocks are read, its output alone is of no use.
-        ours.store_vision = ours.store_vision and ours.task != "dfn"
-    if ours.adapter_options and ours.task not in ("dfn", "lora", "ia3"):
+_GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments)
+_EPILOG = (
+    "All of transformers' TrainingArguments are options too: --output_dir, --max_steps, --num_train_epochs, "
+    "--learning_rate, --per_device_train_batch_size, --gradient_accumulation_steps, --seed, --bf16, --use_cpu, "
+    "--report_to, --push_to_hub, --hub_model_id and more, see "
+    "https://huggingface.co/docs/transformers/main_classes/trainer"
+)
+
+
+@dataclass(frozen=True)
+class MF2Arguments(ExpBlipArguments, StoreArguments, AdapterArguments, DataArguments, ModelArguments):
+    """All of our options."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does. The options are as given, with defaults in place of None where a default depends on others."""
+
+    arguments: MF2Arguments
+    task: Task
+    training: "transformers.TrainingArguments"
+    """Without push_to_hub and token: the Trainer would push unfinished weights, and pickles its arguments."""
+    push_to_hub: bool = False
+    hub_token: str | None = field(default=None, repr=False)
+
+    @property
+    def trains(self) -> bool:
+        return self.arguments.task != "evaluate"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.training.output_dir)
+
+
+def parse_arguments(argv: Sequence[str]) -> Settings:
+    """Checks all that can be checked before anything is drawn or loaded."""
+    parser = HfArgumentParser(_GROUPS, description="Trains, evaluates and saves MF².", epilog=_EPILOG)
+    *groups, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
+    given = MF2Arguments(**{name: value for group in groups for name, value in vars(group).items()})
+    given = replace(given, task=given.task or tasks_of(given.model)[0])
+    task = _task_of(given)
+    parser = HfArgumentParser(transformers.TrainingArguments)
+    streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if given.streaming else {}  # it has no epochs
+    parser.set_defaults(**task.training_defaults(given.model_size) | streaming)
+    values = vars(parser.parse_args(rest)) | task.fixed
+    if given.task == "tower" and not given.use_labels:
+        values["load_best_model_at_end"] = False  # its AU and emotion readouts learn nothing, and can judge nothing
+    push, token = values["push_to_hub"], values["hub_token"]
+    (training,) = parser.parse_dict(values | {"push_to_hub": False, "hub_token": None})
+    arguments = _resolve(given, task)
+    _check(arguments, task)
+    _check_training(arguments, training)
+    return Settings(arguments, task, training, push, token)
+
+
+def _task_of(given: MF2Arguments) -> Task:
+    if (given.model, given.task) not in TASKS:
         raise ValueError(
-            f"adapter_options: got {ours.adapter_options} with --task {ours.task}, expected them with dfn, lora or ia3"
+            f"task: got {given.task!r} with --model {given.model}, expected one of {', '.join(tasks_of(given.model))}"
         )
-    if ours.adapter_options:
-        peft_config(ours.task, ours.adapter_options)  # a wrong one is said before anything is drawn or loaded
-    if ours.store_vision and ours.task == "dfn":
-        raise ValueError("store_vision: got True with --task dfn, expected False: its towers read the vision tower")
-    if ours.align and ours.task not in ("dfn", "lora", "ia3"):
-        raise ValueError(f"align: got True with --task {ours.task}, expected it with dfn, lora or ia3")
-    if ours.streaming or ours.augment or ours.align:  # what comes along changes, or does not come again
-        ours.no_store = True
-    ours.no_store = ours.no_store or ours.task not in STORABLE or ours.model in SYSTEMS
-    elsewhere = ours.streaming or ours.augment or ours.align or ours.store_vision or ours.task in ("pretrain", "tower")
-    if ours.views < 1 or (ours.views > 1 and elsewhere):
+    task = TASKS[given.model, given.task]
+    defaults = MF2Arguments()
+    for name in task.unused:
+        value, default = getattr(given, name), getattr(defaults, name)
+        if value not in (default, "none") and (value or default):
+            raise ValueError(
+                f"{name}: got {value!r}, which --model {given.model} --task {given.task} does not use; expected "
+                f"{default!r}"
+            )
+    if task.needs and given.model_name_or_path is None and not (task.adapts_released and given.model_size == "tiny"):
         raise ValueError(
-            f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align, "
-            "--store_vision, or when a model is pre-trained"
+            f"model_name_or_path: got none with --model {given.model} --task {given.task}, expected {task.needs}"
         )
-    if ours.streaming:
-        check_streaming(ours, training)
-    if "tensorboard" in (training.report_to or ()) and not is_tensorboard_available():
-        raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
-    return ours, training
+    return task
 
 
-def check_sources(ours: MF2Arguments) -> None:
-    """What is missing is said before anything is drawn or loaded."""
+def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
+    """Decides what was left open."""
+    changes = given.streaming or given.augment  # images that change, or do not come again, are not stored
+    stores = given.model_size == "tiny" and not changes and given.views == 1
+    by_default = {
+        "captions_by_rule": given.dataset == "synthetic",
+        "store_vision": stores and "tokens" in task.stores and given.task != "evaluate",
+    }
+    decided = {name: value for name, value in by_default.items() if getattr(given, name) is None}
+    no_store = given.no_store or changes or given.align or "states" not in task.stores
+    return replace(given, **decided, no_store=no_store)
+
+
+def _check(ours: MF2Arguments, task: Task) -> None:
+    config_class = task.model_class.config_class
+    sizes = getattr(config_class, "sizes", ("tiny", "base", "giant"))
+    if ours.model_size not in sizes:
+        raise ValueError(f"model_size: got {ours.model_size!r}, expected one of {list(sizes)} for --model {ours.model}")
+    read_options("model_options", ours.model_options, config_class)
     if ours.num_images < 1:
         raise ValueError(f"num_images: got {ours.num_images}, expected 1 or more")
+    if ours.views < 1 or (ours.views > 1 and (ours.streaming or ours.augment or ours.align or ours.store_vision)):
+        raise ValueError(
+            f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
+        )
     for name, source in vars(ours).items():
-        if not name.endswith("name_or_path") or not source or Path(source).exists():
-            continue
-        if _WEIGHTS.search(source) or not _NAME.fullmatch(source):
-            raise ValueError(
-                f"{name}: there is no folder or file {source}; expected that of a checkpoint, or a name on the Hub"
-            )
-    if ours.dataset != "synthetic" and not Path(ours.dataset).exists() and not _NAME.fullmatch(ours.dataset):
+        if name.endswith("name_or_path") and source and not Path(source).exists():
+            if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
+                raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
+    if ours.dataset != "synthetic" and not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
         raise ValueError(
             f"dataset: there is no folder {ours.dataset}; expected synthetic, a folder that examples/build_dataset.py "
             "wrote, or a name on the Hub"
         )
 
 
-def check_model(ours: MF2Arguments) -> None:
-    """What only some of the models have, or need."""
-    sizes = SYSTEMS[ours.model].config.sizes if ours.model in SYSTEMS else SIZES
-    if ours.model_size not in sizes:
-        raise ValueError(f"model_size: got {ours.model_size!r}, expected one of {list(sizes)} for --model {ours.model}")
-    config_class = SYSTEMS[ours.model].config if ours.model in SYSTEMS else MF2Config
-    read_options("model_options", ours.model_options, config_class)
-    if ours.model not in SYSTEMS:
-        if ours.task == "caption":
-            raise ValueError("task: got caption with --model mf2, which learns to write in pretrain; expected exp_blip")
+def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
+    if "tensorboard" in (training.report_to or ()) and not transformers.integrations.is_tensorboard_available():
+        raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
+    if not ours.streaming:
         return
-    tasks = SYSTEMS[ours.model].tasks
-    if ours.task not in tasks:
-        raise ValueError(f"task: got {ours.task!r} with --model {ours.model}, expected {' or '.join(tasks)}")
-    if ours.streaming and ours.model in ("vl_fau", "exp_blip"):
-        raise ValueError(
-            f"streaming: got True with --model {ours.model}, expected False: its captions are looked at first"
-        )
-    ignored: dict[str, Any] = {"branches": "both", "align": False, "views": 1}
-    if ours.model != "exp_blip":
-        ignored |= {"store_vision": None, "text_name_or_path": None, "qformer_name_or_path": None, "caption_set": None}
-    if ours.task != "evaluate":
-        ignored |= {"use_captions": True, "landmarks": "dataset"}
-    if ours.task == "caption":
-        ignored |= {"augment": False, "vision_name_or_path": None, "store_vision": None}
-    for name, default in ignored.items():
-        if getattr(ours, name) not in (default, "none"):
-            raise ValueError(
-                f"{name}: got {getattr(ours, name)!r}, which --model {ours.model} --task {ours.task} does not use; "
-                f"expected {default!r}"
-            )
-
-
-def check_streaming(ours: MF2Arguments, training: TrainingArguments) -> None:
     if training.max_steps <= 0 and ours.task != "evaluate":
         raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
     if ours.store_vision:
-        raise ValueError("store_vision, streaming: got both, expected one: what streams by is not stored")
+        raise ValueError("store_vision, streaming: got both, expected one: a stream is not stored")
     if "epoch" in (training.save_strategy, training.eval_strategy):
         raise ValueError("save_strategy, eval_strategy: got epoch, expected steps: a stream has no epochs")
+
+
+_WORDS = {"True": "true", "False": "false", "None": "null"}
+
+
+def read_options(
+    argument: str, options: Sequence[str], config_class: type, hidden: Collection[str] = ()
+) -> dict[str, Any]:
+    """Reads NAME=VALUE, the names being fields of a config except `hidden` ones, the values JSON or plain words."""
+    known = {field.name for field in fields(config_class)} - set(hidden)
+    read: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in known or name in read:
+            raise ValueError(
+                f"{argument}: got {option!r}, expected NAME=VALUE, each name once, of {config_class.__name__}: "
+                f"{', '.join(sorted(known))}"
+            )
+        try:
+            read[name] = json.loads(_WORDS.get(value, value))
+        except ValueError:
+            read[name] = value
+    return read
+
+
+__all__ = ["MF2Arguments", "Settings", "parse_arguments", "read_options"]

@@ -1,55 +1,41 @@
-"""The tables of a model card, from flat figures: every number of a run, beside chance and what else is known."""
+"""The model card of a finished run: facts of the run, tables of its figures, metadata; and the push to the Hub."""
 
 import json
-import logging
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import torch
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from safetensors import safe_open
 from transformers import PreTrainedConfig, TrainingArguments
 
-from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
+from configuration_mf2.baselines import ExpBlipConfig
+from configuration_mf2.configuration_mf2 import MF2VisionConfig
 from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
 from configuration_mf2.version import VERSION
-from mf2face.data.metrics import name_emotion_scores, scores_from_confusion
+from mf2face.data.metrics import confusion_scores
 from mf2face.data.reference_scores import BASELINES
 from mf2face.data.synthetic.faces import CORPUS
-from mf2face.training.arguments import MF2Arguments
-from mf2face.training.evaluation import write_text
-from mf2face.training.finetuning import ADAPTERS
-from mf2face.training.language import CAPTION_FIGURES, FIGURES, WORD_FIGURES
-from mf2face.training.tasks import SYSTEMS
+from mf2face.files import write_whole
+from mf2face.training.arguments import Settings
+from mf2face.training.build import LANGUAGE_TOKENIZER
+from mf2face.training.evaluation import EMOTION_FOUR, UNIT_TWO
+from mf2face.training.language import LANGUAGE_FIGURES
+from mf2face.training.tasks import SYSTEMS, TASKS
 from processing_mf2.processing_mf2 import MF2Processor
 
 
-logger = logging.getLogger(__name__)
-
 Figures = Mapping[str, float]
 MISSING = "–"
-EMOTION_FOUR = {
-    "emotion_top1": "emotion top-1",
-    "emotion_macro_recall": "macro recall",
-    "emotion_macro_f1": "macro F1",
-    "emotion_ovr_accuracy": "one-vs-rest accuracy",
-}
-"""One-vs-rest accuracy flatters: none of the four is shown without the others."""
-
-UNIT_TWO = {"au_f1_macro": "AU F1 at 0.5, macro", "au_f1_tuned_macro": "AU F1 at tuned thresholds, macro"}
-
-LANGUAGE = FIGURES | WORD_FIGURES | CAPTION_FIGURES
-_LANGUAGE_KINDS = ("itm_", "caption_", "zero_shot_", "retrieval_")
-# What captions' scores were made of.
-_COUNTS = ("caption_pairs", "caption_no_reference", "caption_empty", "caption_references")
 
 
 def names_of(figures: Figures, kind: str) -> list[str]:
@@ -57,11 +43,9 @@ def names_of(figures: Figures, kind: str) -> list[str]:
 
 
 def always_yes(figures: Figures) -> dict[str, float]:
-    """F1 of an AU for who always says that it is active: 2p / (1 + p) at prevalence p."""
-    scores = {}
-    for name in names_of(figures, "au_prevalence"):
-        prevalence = figures[f"au_prevalence/{name}"]
-        scores[f"au_f1/{name}"] = 2 * prevalence / (1 + prevalence)
+    """F1 of calling an AU active in every image: 2p / (1 + p) at prevalence p."""
+    prevalences = {name: figures[f"au_prevalence/{name}"] for name in names_of(figures, "au_prevalence")}
+    scores = {f"au_f1/{name}": 2 * share / (1 + share) for name, share in prevalences.items()}
     return {**scores, "au_f1_macro": float(np.mean(list(scores.values())))} if scores else {}
 
 
@@ -72,7 +56,7 @@ def always_the_commonest(figures: Figures) -> dict[str, float]:
         return {}
     confusion = np.zeros((len(names), len(names)))
     confusion[:, counts.argmax()] = counts
-    return {name: float(value) for name, value in name_emotion_scores(scores_from_confusion(confusion), names).items()}
+    return {name: float(value) for name, value in confusion_scores(confusion, names).items()}
 
 
 def number(figures: Figures, key: str) -> str:
@@ -88,13 +72,8 @@ def interval(figures: Figures, key: str) -> str:
     return f"{figures[low]:.3f} to {figures[high]:.3f}" if low in figures and high in figures else MISSING
 
 
-def number_and_interval(figures: Figures, key: str) -> str:
-    bounds = interval(figures, key)
-    return number(figures, key) if bounds == MISSING else f"{number(figures, key)} ({bounds})"
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown. A column in which nothing is known is left out; so is a row, and a table without any."""
+    """Markdown, without the rows and columns in which nothing is known; empty if nothing is."""
     rows = [row for row in rows if set(row[1:]) != {MISSING}]
     kept = [0, *(i for i in range(1, len(header)) if any(row[i] != MISSING for row in rows))]
     if not rows or len(kept) == 1:
@@ -104,24 +83,31 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line[i].replace('|', '/') for i in kept)} |" for line in lines)
 
 
-def _four(figures: Figures, words: str) -> list[str]:
-    known = [key for key in EMOTION_FOUR if key in figures]
-    if known and len(known) < len(EMOTION_FOUR):
-        logger.warning("%s: only %s of the emotion scores are known, so none is shown in the card", words, known)
-    if len(known) < len(EMOTION_FOUR):
-        return [MISSING] * len(EMOTION_FOUR)
-    return [number_and_interval(figures, key) for key in EMOTION_FOUR]
+def _overall(figures: Figures) -> list[str]:
+    """The AUs' two macro scores and, if all are known, the four emotion scores, each with its interval."""
+    whole = all(key in figures for key in EMOTION_FOUR)
+    keys = [*UNIT_TWO, *(EMOTION_FOUR if whole else [""] * len(EMOTION_FOUR))]
+    cells = [(number(figures, key), interval(figures, key)) for key in keys]
+    return [value if bounds == MISSING else f"{value} ({bounds})" for value, bounds in cells]
 
 
 def summary_table(figures: Figures) -> str:
     base = {key.removeprefix("base/"): value for key, value in figures.items() if key.startswith("base/")}
     lines = {"**this checkpoint**": figures, "the base without it": base, "always yes": always_yes(figures)}
     lines["always the commonest emotion"] = always_the_commonest(figures)
-    rows = [
-        [words, *(number_and_interval(scores, key) for key in UNIT_TWO), *_four(scores, words)]
-        for words, scores in lines.items()
-    ]
+    rows = [[label, *_overall(scores)] for label, scores in lines.items()]
     return table(["", *UNIT_TWO.values(), *EMOTION_FOUR.values()], rows)
+
+
+def group_table(figures: Figures) -> str:
+    """From keys `group/<group>/<score>`, `n` being its images."""
+    groups: dict[str, dict[str, float]] = {}
+    for key, value in figures.items():
+        if key.startswith("group/") and key.count("/") >= 2:
+            _, group, score = key.split("/", 2)
+            groups.setdefault(group, {})[score] = value
+    rows = [[group, count(scores, "n"), *_overall(scores)] for group, scores in groups.items()]
+    return table(["group", "n", *UNIT_TWO.values(), *EMOTION_FOUR.values()], rows)
 
 
 def baseline_table(figures: Figures) -> str:
@@ -135,68 +121,51 @@ def baseline_table(figures: Figures) -> str:
     return table(["compared with", "score", "value", "this checkpoint"], rows)
 
 
+Column = tuple[str, Callable[[Figures, str], str], str]
+"""Its head, how a cell is written, and the kind of figure."""
+
+
+def _table_of(figures: Figures, head: str, keys: Mapping[str, str], columns: Sequence[Column]) -> str:
+    """keys: a row's name -> what follows the kind in the keys of its figures."""
+    rows = [[name, *(write(figures, kind + key) for _, write, kind in columns)] for name, key in keys.items()]
+    return table([head, *(name for name, _, _ in columns)], rows)
+
+
 def unit_table(figures: Figures) -> str:
-    chance = always_yes(figures)
-    header = ["AU", "n", "prevalence", "always yes", "F1 at 0.5", "95 % interval"]
-    header += ["F1 at tuned threshold", "95 % interval"]
-    rows = []
-    for name in [*names_of(figures, "au_n"), "macro"]:
-        key = "_macro" if name == "macro" else f"/{name}"
-        row = [f"{name} {ACTION_UNITS[name].noun}" if name in ACTION_UNITS else name]
-        row += [count(figures, f"au_n{key}"), number(figures, f"au_prevalence{key}"), number(chance, f"au_f1{key}")]
-        for kind in ("au_f1", "au_f1_tuned"):
-            row += [number(figures, kind + key), interval(figures, kind + key)]
-        rows.append(row)
-    return table(header, rows)
+    columns: list[Column] = [("n", count, "au_n"), ("prevalence", number, "au_prevalence")]
+    columns.append(("always yes", number, "chance_au_f1"))
+    for name, kind in (("F1 at 0.5", "au_f1"), ("F1 at tuned threshold", "au_f1_tuned")):
+        columns += [(name, number, kind), ("95 % interval", interval, kind)]
+    figures = {**figures, **{f"chance_{key}": value for key, value in always_yes(figures).items()}}
+    keys = _units(figures)
+    nouns = {name: f"{name} {ACTION_UNITS[name].noun}" if name in ACTION_UNITS else name for name in keys}
+    return _table_of(figures, "AU", {nouns[name]: key for name, key in keys.items()}, columns)
+
+
+def _units(figures: Figures) -> dict[str, str]:
+    return {name: f"/{name}" for name in names_of(figures, "au_n")} | {"macro": "_macro"}
 
 
 def emotion_table(figures: Figures) -> str:
-    kinds = {"recall": "recall", "f1": "F1", "ovr_accuracy": "one-vs-rest accuracy"}
-    header = ["emotion", "n", *(word for name in kinds.values() for word in (name, "95 % interval"))]
-    rows = []
-    for name in names_of(figures, "emotion_n"):
-        row = [name, count(figures, f"emotion_n/{name}")]
-        for kind in kinds:
-            row += [number(figures, f"emotion_{kind}/{name}"), interval(figures, f"emotion_{kind}/{name}")]
-        rows.append(row)
-    return table(header, rows)
+    columns: list[Column] = [("n", count, "emotion_n")]
+    for name, kind in (("recall", "recall"), ("F1", "f1"), ("one-vs-rest accuracy", "ovr_accuracy")):
+        columns += [(name, number, f"emotion_{kind}"), ("95 % interval", interval, f"emotion_{kind}")]
+    return _table_of(figures, "emotion", {name: f"/{name}" for name in names_of(figures, "emotion_n")}, columns)
 
 
 def calibration_table(figures: Figures) -> str:
-    rows = []
-    for name in [*names_of(figures, "au_n"), "macro"]:
-        key = "_macro" if name == "macro" else f"/{name}"
-        kinds = ("au_threshold_tuned", "au_accuracy_tuned", "au_roc_auc", "au_ece")
-        rows.append([name, *(number(figures, kind + key) for kind in kinds)])
-    rows.append(["emotion, confidence of the answer", MISSING, MISSING, MISSING, number(figures, "emotion_ece")])
-    return table(["", "threshold", "accuracy at it", "ROC-AUC", "calibration error"], rows)
-
-
-def group_table(figures: Figures) -> str:
-    """From keys `group/<group>/<score>`, `n` being its images."""
-    groups: dict[str, dict[str, float]] = {}
-    for key, value in figures.items():
-        if key.startswith("group/") and key.count("/") >= 2:
-            _, group, score = key.split("/", 2)
-            groups.setdefault(group, {})[score] = value
-    header = ["group", "n", *UNIT_TWO.values(), *EMOTION_FOUR.values()]
-    rows = [
-        [group, count(scores, "n"), *(number_and_interval(scores, key) for key in UNIT_TWO), *_four(scores, group)]
-        for group, scores in groups.items()
-    ]
-    return table(header, rows)
+    kinds = {"threshold": "threshold_tuned", "accuracy at it": "accuracy_tuned", "ROC-AUC": "roc_auc"}
+    columns: list[Column] = [(name, number, f"au_{kind}") for name, kind in kinds.items()]
+    figures = {**figures, "au_ece_of_emotions": figures.get("emotion_ece", math.nan)}
+    keys = _units(figures) | {"emotion, confidence of the answer": "_of_emotions"}
+    return _table_of(figures, "", keys, [*columns, ("calibration error", number, "au_ece")])
 
 
 def language_table(figures: Figures) -> str:
-    told = {*LANGUAGE, *_COUNTS}
-    unknown = [name for name in figures if name.startswith(_LANGUAGE_KINDS) and name not in told and "/" not in name]
-    if unknown:
-        logger.warning("no words for %s in language_mf2.FIGURES: left out of the card", unknown)
     rows = [
-        [f"`{name}`", number(figures, name), interval(figures, name), meaning] for name, meaning in LANGUAGE.items()
+        [f"`{name}`", number(figures, name), interval(figures, name), words] for name, words in LANGUAGE_FIGURES.items()
     ]
-    rows = [row for row in rows if row[1] != MISSING]
-    return table(["figure", "value", "95 % interval", "what it is"], rows)
+    return table(["figure", "value", "95 % interval", "what it is"], [row for row in rows if row[1] != MISSING])
 
 
 def without_positives(figures: Figures) -> list[str]:
@@ -208,85 +177,76 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _LIBRARIES = ("torch", "transformers", "peft", "timm", "accelerate", "datasets")
 
 
-def _warm_up(steps: float) -> float | str:
-    """transformers reads what is less than 1 as a share."""
-    return f"{steps:.0%} of all" if 0 < steps < 1 else steps
-
-
-def run_facts(
-    arguments: MF2Arguments,
-    training: TrainingArguments,
-    figures: Mapping[str, float],
-    *,
-    synthetic: bool,
-    energy_kwh: float | None = None,
-    captions: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """What `run.json` keeps of a run beside its scores: data, settings, cost, machine. No path of this machine.
+def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions: Sequence[str] = ()) -> dict[str, Any]:
+    """`run.json`: what a run was beside its scores. Local paths are never published.
 
     captions: the columns of text that a compared system learned from.
     """
-    drawn = arguments.dataset == "synthetic"
+    ours, training = settings.arguments, settings.training
+    drawn = ours.dataset == "synthetic"
     sources = {
-        "model": arguments.model_name_or_path,
-        "vision tower": arguments.vision_name_or_path,
-        "text": arguments.text_name_or_path,
-        "language model": arguments.language_model_name_or_path,
-        "Q-Former": arguments.qformer_name_or_path,
+        "model": ours.model_name_or_path,
+        "vision tower": ours.vision_name_or_path,
+        "text": ours.text_name_or_path,
+        "language model": ours.language_model_name_or_path,
+        "Q-Former": ours.qformer_name_or_path,
     }
     sources = {part: name for part, name in sources.items() if name not in (None, "", "none")}
-    settings = {
-        "system": SYSTEMS[arguments.model].title if arguments.model in SYSTEMS else None,
-        "task": arguments.task,
-        "label set": arguments.label_set,
-        "branches": arguments.branches if arguments.model == "mf2" else None,
-        "model options": ", ".join(arguments.model_options) or None,
-        "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[arguments.landmarks],
-        "labels used": arguments.use_labels if arguments.task == "tower" else None,
-        "features": arguments.features
-        if arguments.task in ("linear_probe", "full") and arguments.model == "exp_blip"
-        else None,
-        "captions used": ", ".join(captions) or False if captions is not None else learns_from_captions(arguments),
-        "views of an image": arguments.views if arguments.views > 1 else None,
-        "adapter options": ", ".join(arguments.adapter_options) or None,
-        "states stored as": None if arguments.no_store else arguments.store_dtype,
-        "augmentation": arguments.augment,
+    return {
+        "kind": settings.task.saves,
+        "system": ours.model,
+        "name": training.hub_model_id or settings.folder.resolve().name,
+        "dataset": CORPUS if drawn else _public(ours.dataset),
+        "synthetic": bool(synthetic),
+        "drawn": {name: getattr(ours, name) for name in ("style", "people_seed", "num_images")} if drawn else {},
+        "started_from": {part: _public(name) for part, name in sources.items()},
+        "base_models": [name for name in sources.values() if _is_hub_name(name)],
+        "settings": _settings_shown(settings, captions),
+        "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
+        "energy_kwh": None,
+        "processes": training.world_size,
+        "hardware": _hardware(training),
+        "versions": {
+            "mf2": VERSION,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, Any]:
+    ours, training, task = settings.arguments, settings.training, settings.task
+    compared, steps = task.saves == "compared", training.max_steps
+    learns_captions = ours.align or (ours.use_captions and "captions" in task.learns)
+    shown = {
+        "system": SYSTEMS[ours.model].title if compared else None,
+        "task": ours.task,
+        "label set": ours.label_set,
+        "branches": None if compared else ours.branches,
+        "model options": ", ".join(ours.model_options) or None,
+        "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[ours.landmarks],
+        "labels used": ours.use_labels if task.saves == "tower" else None,
+        "features": None if "features" in task.unused else ours.features,
+        "captions used": (", ".join(captions) or False) if compared else learns_captions,
+        "views of an image": ours.views if ours.views > 1 else None,
+        "adapter options": ", ".join(ours.adapter_options) or None,
+        "states stored as": None if ours.no_store else ours.store_dtype,
+        "augmentation": ours.augment,
         "seed": training.seed,
-        "epochs, at most": training.num_train_epochs if training.max_steps <= 0 else None,
-        "steps": training.max_steps if training.max_steps > 0 else None,
+        "epochs, at most": training.num_train_epochs if steps <= 0 else None,
+        "steps": steps if steps > 0 else None,
         "learning rate": training.learning_rate,
         "schedule": str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
-        "warm-up steps": _warm_up(training.warmup_steps),
+        # transformers reads what is less than 1 as a share.
+        "warm-up steps": f"{training.warmup_steps:.0%} of all"
+        if 0 < training.warmup_steps < 1
+        else training.warmup_steps,
         "weight decay": training.weight_decay,
         "batch size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32",
-        "weights saved as": "fp16" if arguments.save_half else "fp32",
+        "weights saved as": "fp16" if ours.save_half else "fp32",
     }
-    return {
-        "kind": "compared" if arguments.model in SYSTEMS else kind_of(arguments.task),
-        "system": arguments.model,
-        "name": training.hub_model_id or Path(training.output_dir).resolve().name,
-        "dataset": CORPUS if drawn else _public(arguments.dataset),
-        "synthetic": bool(synthetic),
-        "drawn": {name: getattr(arguments, name) for name in ("style", "people_seed", "num_images")} if drawn else {},
-        "started_from": {part: _public(name) for part, name in sources.items()},
-        "base_models": [name for name in sources.values() if _is_hub_name(name)],
-        "settings": {name: value for name, value in settings.items() if value is not None},
-        "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
-        "energy_kwh": energy_kwh,
-        "processes": training.world_size,
-        "hardware": hardware_words(training),
-        "versions": {"mf2": VERSION, "python": platform.python_version(), **_library_versions()},
-    }
-
-
-def learns_from_captions(arguments: MF2Arguments) -> bool | str:
-    return arguments.align or (arguments.use_captions and arguments.task == "pretrain")
-
-
-def kind_of(task: str) -> str:
-    """Of `card_mf2.KINDS`; a linear probe's heads are saved with the whole model."""
-    return "tower" if task == "tower" else "adapter" if task in ADAPTERS and task != "linear_probe" else "model"
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def _is_hub_name(name: str) -> bool:
@@ -294,65 +254,26 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _public(name: str) -> str:
-    """Of a path the last part: where it lies is nobody's business."""
+    """The basename of a local path."""
     return name if _is_hub_name(name) else Path(name).name
 
 
-def hardware_words(training: TrainingArguments) -> str:
+def _hardware(training: TrainingArguments) -> str:
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        cpuinfo = ""
+    model = re.search(r"^model name\s*: (.+)$", cpuinfo, flags=re.MULTILINE)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    words = f"{cores} CPU core{'' if cores == 1 else 's'} ({_cpu_name()})"
+    words = f"{cores} CPU core{'' if cores == 1 else 's'} ({model[1].strip() if model else platform.machine()})"
     if training.device.type == "cuda":
-        import torch
-
         words = f"{max(training.n_gpu, 1) * training.world_size} x {torch.cuda.get_device_name()}, {words}"
     return words
 
 
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.machine()
-
-
-def _library_versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 # Beside the rooms both in a checkout and where a wheel is installed.
 TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
-
-KINDS: dict[str, dict[str, Any]] = {
-    "model": {
-        "config": MF2Config,
-        "pipeline_tag": "image-classification",
-        "task": "Action units and emotions of a face, from the image alone",
-    },
-    "tower": {
-        "config": MF2VisionConfig,
-        "pipeline_tag": "image-feature-extraction",
-        "task": "Action units and emotions of a face, by a readout that is not part of the checkpoint",
-    },
-    "compared": {
-        "config": None,  # of its system
-        "pipeline_tag": "image-classification",
-        "task": "Action units and emotions of a face, from the image alone",
-    },
-    "adapter": {
-        "config": MF2Processor,  # an adapter has no configuration of a model; its processor knows the labels
-        "pipeline_tag": "image-classification",
-        "task": "Action units and emotions of a face, from the image alone",
-    },
-}
-"""What a checkpoint can be."""
-
+KINDS = ("model", "tower", "adapter", "compared")
 _METHODS = {"dfn": "DFN", "lora": "LoRA", "ia3": "IA3"}
 
 
@@ -363,123 +284,119 @@ def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Pa
     """
     folder = Path(folder)
     if facts is not None:
-        write_text(folder / "run.json", json.dumps(facts, indent=2) + "\n")
+        write_whole(folder / "run.json", json.dumps(facts, indent=2) + "\n")
     run, figures = _read(folder, "run.json"), _read(folder, "metrics.json")
     if run.get("kind") not in KINDS:
         raise ValueError(f"{folder / 'run.json'}: kind is {run.get('kind')!r}, expected one of {list(KINDS)}")
-    if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing, and say nothing
+    if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing
         figures = {name: figures[name] for name in figures if not name.startswith(("au_", "emotion_", "baseline/"))}
-    config = _config(folder, run)
-    metadata = card_data(run, figures)
-    text = _render(_fields(folder, run, figures, config), metadata)
+    text = _render(_fields(folder, run, figures), card_data(run, figures))
     ModelCard(text)  # raises where the metadata cannot be read back
-    write_text(folder / "README.md", text)
+    write_whole(folder / "README.md", text)
     return folder / "README.md"
 
 
-def _config(folder: Path, run: Mapping[str, Any]) -> PreTrainedConfig:
-    system = SYSTEMS.get(run.get("system", "mf2"))
-    saved = _read(folder, "config.json") if system else {}
-    if "exp_blip" in saved:  # a captioner, which tells of the stage that it was made of
-        return system.config.from_dict(saved["exp_blip"] | {"architectures": saved["architectures"]})
-    return (system.config if system else KINDS[run["kind"]]["config"]).from_pretrained(folder)
+def _config(folder: Path, run: Mapping[str, Any]) -> PreTrainedConfig | MF2Processor:
+    """What tells of labels and tower; an adapter has no config, but a processor that knows the labels."""
+    if run["kind"] == "adapter":
+        return MF2Processor.from_pretrained(folder)
+    if run["kind"] == "tower":
+        return MF2VisionConfig.from_pretrained(folder)
+    saved = _read(folder, "config.json")
+    if "exp_blip" in saved:  # a captioner, which keeps the config of the stage 1 that it was made of
+        return ExpBlipConfig.from_dict(saved["exp_blip"] | {"architectures": saved["architectures"]})
+    return _task(run).model_class.config_class.from_pretrained(folder)
+
+
+def _task(run: Mapping[str, Any]) -> Any:
+    return TASKS[run.get("system", "mf2"), run["settings"]["task"]]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
     try:
-        return read_json(path)
+        return read_json(folder / name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{path}: not found, expected the output folder of a finished train.py, with its run.json and metrics.json"
+            f"{folder / name}: not found, expected the output folder of a finished train.py, with its run.json and "
+            "metrics.json"
         ) from error
 
 
-def card_data(run: Mapping[str, Any], figures: Mapping[str, float]) -> ModelCardData:
+def card_data(run: Mapping[str, Any], figures: Figures) -> ModelCardData:
     """The metadata block: what the Hub's search, its leaderboards and its widgets read."""
-    units, emotions = "au_f1_macro" in figures, "emotion_top1" in figures
-    tags = [
-        run.get("system", "mf2").replace("_", "-"),
-        "face",
-        *["facial-action-units"] * units,
-        *["facial-expression-recognition"] * emotions,
-    ]
-    tags += ["synthetic"] * run["synthetic"]
-    dataset = run["dataset"].lower() if run["dataset"] == CORPUS else run["dataset"]
-    is_public = run["dataset"] == CORPUS or HUB_NAME.fullmatch(dataset)
+    adapter, synthetic_corpus = run["kind"] == "adapter", run["dataset"] == CORPUS
+    tags = {
+        run.get("system", "mf2").replace("_", "-"): True,
+        "face": True,
+        "facial-action-units": "au_f1_macro" in figures,
+        "facial-expression-recognition": "emotion_top1" in figures,
+        "synthetic": run["synthetic"],
+        run["settings"]["task"]: adapter,
+    }
+    dataset = run["dataset"].lower() if synthetic_corpus else run["dataset"]
     results = eval_results(run, figures)
-    adapter = run["kind"] == "adapter"
-    tags += [run["settings"]["task"]] * adapter
     return ModelCardData(
         license="apache-2.0",
         library_name="peft" if adapter else "transformers",
-        pipeline_tag=_pipeline_of(run),
-        tags=tags,
+        pipeline_tag=_task(run).pipeline_tag,
+        tags=[tag for tag, applies in tags.items() if applies],
         base_model=run["base_models"] or None,
         **({"base_model_relation": "adapter"} if adapter and run["base_models"] else {}),
-        datasets=[dataset] if is_public else None,
+        datasets=[dataset] if synthetic_corpus or HUB_NAME.fullmatch(dataset) else None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=run["name"].split("/")[-1] if results else None,
         eval_results=results or None,
     )
 
 
-def _pipeline_of(run: Mapping[str, Any]) -> str:
-    unusual = {"pretrain": "image-feature-extraction", "caption": "image-to-text"} if run["kind"] == "compared" else {}
-    return unusual.get(run["settings"]["task"], KINDS[run["kind"]]["pipeline_tag"])
+_TASK_NAME = "Action units and emotions of a face, from the image alone"
+_TOWER_TASK_NAME = "Action units and emotions of a face, by a readout that is not part of the checkpoint"
+_THRESHOLDS = {"au_f1": " at threshold 0.5", "au_f1_tuned": " at the threshold tuned on validation images"}
 
 
-def eval_results(run: Mapping[str, Any], figures: Mapping[str, float]) -> list[EvalResult]:
+def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
     """Every AU's F1 and the emotion scores, each with its threshold, its interval and the protocol."""
     dataset = {
         "task_type": "image-classification",
-        "task_name": KINDS[run["kind"]]["task"],
+        "task_name": _TOWER_TASK_NAME if run["kind"] == "tower" else _TASK_NAME,
         "dataset_type": re.sub(r"[^\w./-]+", "-", run["dataset"]).lower(),
         "dataset_name": f"{run['dataset']}{' (synthetic, drawn faces)' if run['synthetic'] else ''}",
         "dataset_split": "test",
         "dataset_args": {"protocol": "subjects unseen in training", **run["drawn"]},
     }
-    names = {"au_f1_macro": ("f1", "AU F1, macro"), "au_f1_tuned_macro": ("f1", "AU F1, macro")}
-    for kind in ("au_f1", "au_f1_tuned"):
-        names |= {f"{kind}/{name}": ("f1", f"{name} F1") for name in names_of(figures, "au_n")}
+    scores = {f"{kind}_macro": ("f1", f"AU F1, macro{at}") for kind, at in _THRESHOLDS.items()}
+    for kind, at in _THRESHOLDS.items():
+        scores |= {f"{kind}/{name}": ("f1", f"{name} F1{at}") for name in names_of(figures, "au_n")}
     types = ("accuracy", "recall", "f1", "accuracy")
-    names |= {key: (kind, _sentence(words)) for (key, words), kind in zip(EMOTION_FOUR.items(), types, strict=True)}
-    for name in names_of(figures, "emotion_n"):
-        names[f"emotion_f1/{name}"] = ("f1", f"{name} F1")
+    for (key, words), metric_type in zip(EMOTION_FOUR.items(), types, strict=True):
+        scores[key] = (metric_type, words if words.startswith("emotion") else f"emotion {words}")
+    scores |= {f"emotion_f1/{name}": ("f1", f"{name} F1") for name in names_of(figures, "emotion_n")}
     return [
         EvalResult(
             **dataset,
-            metric_type=kind,
-            metric_name=words + _threshold_words(key),
+            metric_type=metric_type,
+            metric_name=words,
             metric_value=round(figures[key], 4),
             metric_args=_metric_args(key, figures),
         )
-        for key, (kind, words) in names.items()
+        for key, (metric_type, words) in scores.items()
         if key in figures
     ]
 
 
-def _sentence(words: str) -> str:
-    return words if words.startswith("emotion") else f"emotion {words}"
-
-
-def _threshold_words(key: str) -> str:
-    if not key.startswith("au_f1"):
-        return ""
-    return " at the threshold tuned on validation images" if key.startswith("au_f1_tuned") else " at threshold 0.5"
-
-
-def _metric_args(key: str, figures: Mapping[str, float]) -> dict[str, Any] | None:
-    bounds = [round(figures[f"{key}/{end}"], 4) for end in ("low", "high") if f"{key}/{end}" in figures]
-    found = {"interval_95": bounds} if len(bounds) == 2 else {}
+def _metric_args(key: str, figures: Figures) -> dict[str, Any] | None:
     kind, _, name = key.partition("/")
-    threshold = figures.get(f"{kind.replace('_f1', '_threshold')}/{name}") if kind.startswith("au_f1") else None
-    return {**found, **({} if threshold is None else {"threshold": round(threshold, 4)})} or None
+    args: dict[str, Any] = {}
+    if f"{key}/low" in figures and f"{key}/high" in figures:
+        args["interval_95"] = [round(figures[f"{key}/{end}"], 4) for end in ("low", "high")]
+    threshold = figures.get(f"{kind.replace('_f1', '_threshold')}/{name}") if kind in _THRESHOLDS else None
+    return args | ({} if threshold is None else {"threshold": round(threshold, 4)}) or None
 
 
-def _fields(folder: Path, run: Mapping, figures: Mapping[str, float], config: Any) -> dict[str, Any]:
+def _fields(folder: Path, run: Mapping[str, Any], figures: Figures) -> dict[str, Any]:
     """What the template fills in; an empty table leaves its section out."""
     figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}
+    config = _config(folder, run)
     return {
         **{"run": run, "kind": run["kind"], "config": config, "title": run["name"].split("/")[-1]},
         "figures": figures,
@@ -512,13 +429,9 @@ def _plain(value: Any) -> str:
 
 def _count_parameters(folder: Path) -> int:
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="numpy") as weights:
-            for name in weights.keys():
-                size = 1
-                for side in weights.get_slice(name).get_shape():
-                    size *= side
-                total += size
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
     return total
 
 
@@ -530,16 +443,36 @@ def _render(fields: Mapping[str, Any], metadata: ModelCardData) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-__all__ = [
-    "HUB_NAME",
-    "KINDS",
-    "card_data",
-    "eval_results",
-    "hardware_words",
-    "kind_of",
-    "learns_from_captions",
-    "run_facts",
-    "write_card",
-    *("baseline_table", "calibration_table", "emotion_table", "group_table", "language_table", "summary_table"),
-    *("unit_table", "without_positives"),
-]
+# Weights, configuration, code, card and results. Never the Trainer's pickles, its checkpoints or its lock.
+PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png")
+
+
+def publish(folder: str | Path, training: TrainingArguments, token: str | None) -> str:
+    """Uploads a finished run in one commit to `hub_model_id`, by default the folder's name. -> the commit's address.
+
+    If it is interrupted, the revision before stays as it was."""
+    api, folder = HfApi(token=token), Path(folder)
+    name = training.hub_model_id or folder.resolve().name
+    repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
+    others = [path.name for path in folder.iterdir() if path.is_dir() and path.name != LANGUAGE_TOKENIZER]
+    commit = api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        allow_patterns=list(PUBLISHED),
+        ignore_patterns=[f"{name}/*" for name in others],
+        revision=training.hub_revision,
+        commit_message="A finished run of train.py",
+    )
+    return str(commit)
+
+
+def check_base(base: str | None) -> None:
+    """An adapter names its base, so that has to be on the Hub."""
+    if base and Path(base).exists():
+        raise ValueError(
+            f"push_to_hub: the adapter's base is {base}, a local folder, which others cannot load; push the base "
+            "first, and give its name on the Hub as --model_name_or_path"
+        )
+
+
+__all__ = ["card_data", "check_base", "eval_results", "publish", "run_facts", "write_card"]

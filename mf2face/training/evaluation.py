@@ -1,4 +1,4 @@
-"""What a model is worth on images alone: logits to scores, files, tables and pictures."""
+"""Logits to scores, and scores to files, tables and pictures."""
 
 import json
 import re
@@ -8,17 +8,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from mf2face.data.metrics import (
-    action_unit_intervals,
-    action_unit_scores,
-    action_unit_table,
-    emotion_intervals,
-    emotion_scores,
-    emotion_table,
-)
+from mf2face.data.metrics import ActionUnitMetric, EmotionMetric, action_unit_table, emotion_table
+from mf2face.files import whole_file, write_whole
 
 
 matplotlib.use("Agg")
@@ -43,25 +38,30 @@ def score(
     thresholds: Sequence[float] | None = None,
     subjects: Sequence[str] | None = None,
 ) -> Scores:
-    """Every score by name; AUs at 0.5, and at `thresholds` beside it. With `subjects` their intervals too."""
+    """Every score by name; AUs at 0.5, and at `thresholds` beside it. With `subjects`, `intervals` too."""
     emotion, units = probabilities(predictions)
-    scores: Scores = {}
-    intervals: dict[str, tuple[float, float]] = {}
+    scores: Scores = {"intervals": {}}
+    results = []
     if config.action_units:
-        scores |= action_unit_scores(units, labels[1], config.action_units, thresholds=thresholds)
-        if subjects is not None:
-            intervals |= action_unit_intervals(units, labels[1], subjects, config.action_units, thresholds=thresholds)
+        answers = {"predictions": units, "references": labels[1], "thresholds": thresholds, "subjects": subjects}
+        results.append(ActionUnitMetric(config.action_units).compute(**answers))
     if config.emotions:
-        scores |= emotion_scores(emotion, labels[0], config.emotions)
-        if subjects is not None:
-            intervals |= emotion_intervals(emotion, labels[0], subjects, config.emotions)
-    return {**scores, "intervals": intervals}
+        answers = {"predictions": emotion, "references": labels[0], "subjects": subjects}
+        results.append(EmotionMetric(config.emotions).compute(**answers))
+    for found in results:
+        scores["intervals"] |= found.pop("intervals", {})
+        scores |= found
+    return scores
 
 
-_GROUP_SCORES = (
-    *("au_f1_macro", "au_f1_tuned_macro"),
-    *("emotion_top1", "emotion_macro_recall", "emotion_macro_f1", "emotion_ovr_accuracy"),
-)
+UNIT_TWO = {"au_f1_macro": "AU F1 at 0.5, macro", "au_f1_tuned_macro": "AU F1 at tuned thresholds, macro"}
+EMOTION_FOUR = {
+    "emotion_top1": "emotion top-1",
+    "emotion_macro_recall": "macro recall",
+    "emotion_macro_f1": "macro F1",
+    "emotion_ovr_accuracy": "one-vs-rest accuracy",
+}
+"""One-vs-rest accuracy flatters: none of the four is shown without the others."""
 
 
 def group_scores(
@@ -71,62 +71,49 @@ def group_scores(
     thresholds: Sequence[float] | None,
     groups: Sequence[str],
 ) -> Scores:
-    """`group/<name>/<score>` and `group/<name>/n`: whether some people are read worse than others."""
+    """`group/<name>/<score>` and `group/<name>/n`: scores of each group of people alone."""
     scores: Scores = {}
     for name in sorted(set(filter(None, groups))):
         rows = np.array([group == name for group in groups])
-        parts = [[part[rows] for part in found] for found in (predictions, labels)]
-        found = score(config, *parts, thresholds)
+        own = score(config, *([part[rows] for part in parts] for parts in (predictions, labels)), thresholds)
         scores[f"group/{name}/n"] = int(rows.sum())
-        kept = {key: found[key] for key in _GROUP_SCORES if key in found}
-        scores |= {f"group/{name}/{key}": value for key, value in kept.items() if np.isfinite(value)}
+        known = {key: own[key] for key in (*UNIT_TWO, *EMOTION_FOUR) if np.isfinite(own.get(key, np.nan))}
+        scores |= {f"group/{name}/{key}": value for key, value in known.items()}
     return scores
-
-
-def selection_score(scores: Mapping) -> float:
-    """What the best model has most of: macro AU F1 + emotion macro F1."""
-    return scores.get("au_f1_macro", 0.0) + scores.get("emotion_macro_f1", 0.0)
 
 
 def metrics_for_trainer(config: MF2Config) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(result: EvalPrediction) -> dict[str, float]:
         scores = score(config, result.predictions, result.label_ids)
-        names = ("au_f1_macro", "emotion_top1", "emotion_macro_f1")
-        return {**{name: scores[name] for name in names if name in scores}, "selection": selection_score(scores)}
+        known = {name: scores[name] for name in ("au_f1_macro", "emotion_top1", "emotion_macro_f1") if name in scores}
+        return {**known, "selection": known.get("au_f1_macro", 0.0) + known.get("emotion_macro_f1", 0.0)}
 
     return compute
 
 
 def tables(scores: Mapping) -> str:
-    parts = []
-    if "au_f1_macro" in scores:
-        parts.append(action_unit_table(scores))
-    if "emotion_top1" in scores:
-        parts.append(emotion_table(scores))
-    return "\n\n".join(parts)
+    makers = {"au_f1_macro": action_unit_table, "emotion_top1": emotion_table}
+    return "\n\n".join(table(scores) for name, table in makers.items() if name in scores)
 
 
 def write_scores(folder: str | Path, scores: Mapping, figures: Mapping[str, float]) -> None:
     """`metrics.json`, flat: every score, its interval as `<name>/low` and `/high`, and the run's own figures."""
+    folder = Path(folder)
     flat = {name: value for name, value in scores.items() if isinstance(value, int | float)}
-    for name, (low, high) in scores["intervals"].items():
+    for name, (low, high) in scores.get("intervals", {}).items():
         flat |= {f"{name}/low": low, f"{name}/high": high}
-    write_text(Path(folder) / "metrics.json", json.dumps({**flat, **figures}, indent=2) + "\n")
-    write_text(Path(folder) / "metrics.txt", tables(scores) + "\n")
+    write_whole(folder / "metrics.json", json.dumps({**flat, **figures}, indent=2) + "\n")
+    if text := tables(scores):
+        write_whole(folder / "metrics.txt", text + "\n")
     if "emotion_confusion" in scores:
-        write_text(Path(folder) / "confusion.json", json.dumps(np.asarray(scores["emotion_confusion"]).tolist()) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        write_whole(folder / "confusion.json", json.dumps(np.asarray(scores["emotion_confusion"]).tolist()) + "\n")
 
 
 def draw_scores(folder: str | Path, scores: Mapping, config: MF2Config, data: str) -> None:
     """`metrics.png`: F1 of each AU with its interval and what answering always yes scores; the emotions' confusion."""
     panels = [name for name in ("au_f1_macro", "emotion_top1") if name in scores]
+    if not panels:
+        return
     figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 4.5), squeeze=False, layout="constrained")
     for panel, axis in zip(panels, axes[0], strict=True):
         (_draw_units if panel == "au_f1_macro" else _draw_confusion)(axis, scores, config)
@@ -152,18 +139,13 @@ def _draw_units(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
 
 def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     counts = np.asarray(scores["emotion_confusion"], dtype=float)
-    shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
-    axis.imshow(shares, cmap="cividis", vmin=0, vmax=1)
-    for row, column in np.ndindex(shares.shape):
-        colour = "white" if shares[row, column] < 0.6 else "black"
-        axis.text(column, row, f"{shares[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=7)
-    ticks = range(len(config.emotions))
-    axis.set_xticks(ticks, config.emotions, rotation=60, ha="right")
-    axis.set_yticks(ticks, config.emotions)
+    display = ConfusionMatrixDisplay(counts / counts.sum(axis=1, keepdims=True).clip(1), display_labels=config.emotions)
+    style = {"cmap": "cividis", "colorbar": False, "values_format": ".2f", "im_kw": {"vmin": 0, "vmax": 1}}
+    display.plot(ax=axis, xticks_rotation=60, text_kw={"fontsize": 7}, **style)
     axis.set(xlabel="answered", ylabel="labelled", title=f"top-1 {scores['emotion_top1']:.3f}, shares of a row")
 
 
-# Okabe and Ito's colours, told apart by colour-blind eyes, without the yellow, which is no line on white. The counts of
+# Okabe and Ito's colours, distinct to colour-blind eyes, without the yellow, which is faint on white. The numbers of
 # colours, dashes and markers share no factor, so that no two of many lines look alike, not even in grey.
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3)))
@@ -177,9 +159,9 @@ _TEST_IMAGES = re.compile(r",\s*[\d,.]+ test images?$")
 
 
 def draw_curves(folder: str | Path, history: Sequence[Mapping[str, float]], data: str, losses: Sequence[str]) -> None:
-    """`curves.png`: every part of the loss over the steps, and what validation said; none where neither was logged.
+    """`curves.png`: every part of the loss and the validation scores over the steps; no file if neither was logged.
 
-    `data` may end in a number of test images, of which no curve tells: the title leaves it out.
+    The title leaves out the number of test images, in which `data` may end.
     """
     panels = [
         ({name: name for name in ("loss", *losses)}, {"title": "training", "ylabel": "loss", "yscale": "log"}),
@@ -213,8 +195,6 @@ def _draw_lines(axis: plt.Axes, lines: Mapping[str, str], history: Sequence[Mapp
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
+    with whole_file(path, shared=True) as part:
+        figure.savefig(part, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(path)

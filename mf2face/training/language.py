@@ -1,10 +1,9 @@
-"""What alignment with language is worth on images that were not trained on: matching, writing, zero-shot, retrieval."""
+"""Scores of the alignment with language on test images: matching, captioning, zero-shot, retrieval."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -15,8 +14,9 @@ from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.losses import image_text_similarity
 from modeling_mf2.modeling_mf2 import Branch, MF2ForCaptioning
 from modeling_mf2.pretraining import MF2ForPreTraining
-from processing_mf2.captions import au_sentence_state, au_state_prompts, emotion_prompts, parse_emotion
+from processing_mf2.captions import au_sentence_state, parse_emotion
 from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.wording import au_state_prompts, emotion_prompts
 
 
 FIGURES: dict[str, str] = {
@@ -39,14 +39,14 @@ FIGURES: dict[str, str] = {
     "retrieval_au_state_over_chance": "the same, divided by a random face's share",
 }
 
-# VL-FAU's, of its own descriptions.
+# VL-FAU's decoders, on its own descriptions.
 WORD_FIGURES: dict[str, str] = {
     "local_top5": "words of the AUs' descriptions that were among the local decoder's five likeliest, each predicted "
     "from the true words before it, share",
     "global_top5": "the same of the whole face's descriptions and the global decoder",
 }
 
-# Exp-BLIP's, of the captions that its second stage writes.
+# Captions of Exp-BLIP's stage 2.
 CAPTION_FIGURES: dict[str, str] = {
     "bleu_4": "BLEU-4 of the captions written from test images alone, against those of the caption set, all together",
     "rouge_l": "ROUGE-L F of the same, mean of the images",
@@ -57,62 +57,49 @@ CAPTION_FIGURES: dict[str, str] = {
     "fact_contradicted": "share of the captions' claims that the labels contradict",
 }
 
+LANGUAGE_FIGURES = FIGURES | WORD_FIGURES | CAPTION_FIGURES
 
-Looked = Sequence[dict[str, torch.Tensor]]
+Batch = dict[str, torch.Tensor]
 
 
 @torch.no_grad()
 def language_scores(
-    model: MF2ForPreTraining,
-    processor: MF2Processor,
-    examples: MF2Examples,
-    validation: MF2Examples | None = None,
-    batch_size: int = 64,
+    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, validation: MF2Examples | None = None
 ) -> dict[str, float]:
-    """`FIGURES` of those branches and labels that there are; with `validation`, also at thresholds tuned on it."""
+    """`FIGURES` of the branches and labels that there are; with `validation`, also at thresholds tuned on it."""
     training = model.training
     model.eval()
-    looked = list(_look(model, examples, processor.tokenizer.pad_token_id, batch_size))
-    tuning = None
-    if validation is not None:
-        tuning = list(_look(model, validation, processor.tokenizer.pad_token_id, batch_size))
+    test = list(_encoded(model, processor, examples))
+    tuning = list(_encoded(model, processor, validation)) if validation is not None else None
     scores: dict[str, float] = {}
     if model.config.use_au_branch and "au_labels" in examples.labels:
-        scores |= _action_units(model, processor, looked)
-        scores |= _matching(
-            "au", _matched_units(model, processor, looked), tuning and _matched_units(model, processor, tuning)
-        )
+        scores |= _action_units(model, processor, test)
+        scores |= _matching("au", *(part and _matched_units(model, processor, part) for part in (test, tuning)))
     if model.config.use_emo_branch and model.config.emotions and "emotion" in examples.labels:
-        scores |= _emotions(model, processor, looked)
-        if "input_ids" in looked[0]:
-            scores |= _matching("emo", _matched_captions(model, looked), tuning and _matched_captions(model, tuning))
+        scores |= _emotions(model, processor, test)
+        if "input_ids" in test[0]:
+            scores |= _matching("emo", *(part and _matched_captions(model, part) for part in (test, tuning)))
     model.train(training)
     return {name: value for name, value in scores.items() if np.isfinite(value)}  # else a label or a state is missing
 
 
-def word_scores(
-    model: VLFAUForFaceAnalysis, processor: MF2Processor, examples: MF2Examples, batch_size: int = 64
-) -> dict[str, float]:
-    """`WORD_FIGURES` of those decoders that there are."""
+def word_scores(model: VLFAUForFaceAnalysis, processor: MF2Processor, examples: MF2Examples) -> dict[str, float]:
+    """`WORD_FIGURES` of the decoders that there are."""
     training = model.training
-    scores = model.eval().word_accuracy(_batches(model, examples, processor.tokenizer.pad_token_id, batch_size))
+    scores = model.eval().word_accuracy(_batches(model, processor, examples))
     model.train(training)
     return scores
 
 
-def _batches(
-    model: PreTrainedModel, examples: MF2Examples, pad_token_id: int, batch_size: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in DataLoader(examples, batch_size, collate_fn=MF2Collator(pad_token_id)):
+def _batches(model: PreTrainedModel, processor: MF2Processor, examples: MF2Examples) -> Iterator[Batch]:
+    for batch in DataLoader(examples, 64, collate_fn=MF2Collator(processor.tokenizer.pad_token_id)):
         yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
-def _look(
-    model: MF2ForPreTraining, examples: MF2Examples, pad_token_id: int, batch_size: int
-) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in _batches(model, examples, pad_token_id, batch_size):
-        pixels = batch.pop("pixel_values", None)
-        batch["image_tokens"] = model.mf2.look(pixels, batch.get("image_tokens"))
+def _encoded(model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples) -> Iterator[Batch]:
+    """Batches with the tower's tokens in place of images."""
+    for batch in _batches(model, processor, examples):
+        batch["image_tokens"] = model.mf2.look(batch.pop("pixel_values", None), batch.get("image_tokens"))
         yield batch
 
 
@@ -127,26 +114,29 @@ def _match(
     return branch.heads.itm(states).mean(dim=1).float().softmax(dim=-1)[:, 1]
 
 
-def _action_units(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked) -> dict[str, float]:
+def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
     names = list(model.config.action_units)
     prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in _state_sentences(model, processor)]
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
-    labels, nearness, written, faces, sentences = [], [], [], [], []
-    for batch in looked:
+    labels, similarities, written, faces, sentences = [], [], [], [], []
+    for batch in batches:
         image = {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
         features = model.mf2.get_image_features(**image, branch="au")
         labels.append(batch["au_labels"])
-        nearness.append(torch.stack([(features * f[None, :, None]).sum(-1).amax(-1) for f in prompt_features], -1))
-        said = processor.decode_captions(captioner.generate(**image, branch="au"))
-        written += [[au_sentence_state(s, unit) for s, unit in zip(row, names, strict=True)] for row in said]
+        of_states = [(features * prompt[None, :, None]).sum(-1).amax(-1) for prompt in prompt_features]
+        similarities.append(of_states[0] - of_states[1])
+        captions = processor.decode_captions(captioner.generate(**image, branch="au"))
+        written += [[au_sentence_state(s, unit) for s, unit in zip(row, names, strict=True)] for row in captions]
         if "au_input_ids" in batch:
             faces.append(features)
             sentences.append(model.mf2.get_text_features(batch["au_input_ids"], batch["au_attention_mask"], "au"))
-    truth, near = torch.cat(labels).cpu(), torch.cat(nearness).cpu()
-    scores = {"zero_shot_au_auc": _auc(truth, near[..., 0] - near[..., 1])}
+    truth = torch.cat(labels).cpu()
     states = np.array(written, dtype=np.float64)
-    scores["caption_au_f1"] = action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]
+    scores = {"caption_au_f1": action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]}
+    zero_shot = action_unit_scores(torch.cat(similarities).cpu().double().sigmoid(), truth.numpy(), names)
+    if any(name.startswith("au_roc_auc/") for name in zero_shot):  # some AU occurs in both states
+        scores["zero_shot_au_auc"] = zero_shot["au_roc_auc_macro"]
     if faces:
         similarity = _similarity_of_faces(torch.cat(faces), torch.cat(sentences)).cpu()
         known = (truth != UNKNOWN_LABEL).all(dim=1)
@@ -163,26 +153,26 @@ def _state_sentences(model: MF2ForPreTraining, processor: MF2Processor) -> list[
     return [(text["au_input_ids"][0], text["au_attention_mask"][0]) for text in texts]
 
 
-def _emotions(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked) -> dict[str, float]:
+def _emotions(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
     names = list(model.config.emotions)
     prompts = processor(text=list(emotion_prompts(names).values())).to(model.device)
     prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo")
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
-    faces, captions, written = [], [], []
-    for batch in looked:
+    faces, captions, named = [], [], []
+    for batch in batches:
         faces.append(model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo"))
-        said = processor.decode_captions(captioner.generate(image_tokens=batch["image_tokens"], branch="emo"))
-        written += [parse_emotion(text, names) for text in said]
+        written = processor.decode_captions(captioner.generate(image_tokens=batch["image_tokens"], branch="emo"))
+        named += [parse_emotion(text, names) for text in written]
         if "input_ids" in batch:
             captions.append(model.mf2.get_text_features(batch["input_ids"], batch["attention_mask"], "emo"))
-    truth = torch.cat([batch["emotion_labels"] for batch in looked]).cpu()
+    truth = torch.cat([batch["emotion_labels"] for batch in batches]).cpu()
     known, features = truth != UNKNOWN_LABEL, torch.cat(faces)
     nearest = image_text_similarity(features, prompts).argmax(dim=1).cpu()
-    said = torch.tensor([names.index(name) if name else UNKNOWN_LABEL for name in written])
+    stated = torch.tensor([names.index(name) if name else UNKNOWN_LABEL for name in named])
     scores = {
         "zero_shot_emotion_top1": float((nearest == truth)[known].double().mean()),
-        "caption_emotion_top1": float((said == truth)[known].double().mean()),
+        "caption_emotion_top1": float((stated == truth)[known].double().mean()),
     }
     if captions:
         similarity = image_text_similarity(features, torch.cat(captions)).cpu()
@@ -194,16 +184,16 @@ def _emotions(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked)
 Matches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def _matched_units(model: MF2ForPreTraining, processor: MF2Processor, looked: Looked) -> Matches:
+def _matched_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> Matches:
     """A kind is an AU in one state: its regions with the sentence of that state, and with that of the other one."""
-    texts, truth, found = _state_sentences(model, processor), [], []
-    for batch in looked:
+    texts, truth, probabilities = _state_sentences(model, processor), [], []
+    for batch in batches:
         count = len(batch["au_labels"])
         regions = model.mf2.branch_image("au", batch["image_tokens"], batch.get("landmarks"))
         pairs = [_match(model, "au", regions, *(part.repeat(count, 1) for part in text)) for text in texts]
-        found.append(torch.stack(pairs, dim=-1).view(count, -1, 2))
+        probabilities.append(torch.stack(pairs, dim=-1).view(count, -1, 2))
         truth.append(batch["au_labels"])
-    return _by_state(torch.cat(truth).cpu(), torch.cat(found).cpu())
+    return _by_state(torch.cat(truth).cpu(), torch.cat(probabilities).cpu())
 
 
 def _by_state(truth: torch.Tensor, pairs: torch.Tensor) -> Matches:
@@ -217,17 +207,17 @@ def _by_state(truth: torch.Tensor, pairs: torch.Tensor) -> Matches:
     return kinds
 
 
-def _matched_captions(model: MF2ForPreTraining, looked: Looked) -> Matches:
+def _matched_captions(model: MF2ForPreTraining, batches: Sequence[Batch]) -> Matches:
     """Faces with their own captions, and with those of random faces of another emotion."""
-    tokens = torch.cat([batch["image_tokens"] for batch in looked])
-    longest = max(batch["input_ids"].shape[1] for batch in looked)
+    tokens = torch.cat([batch["image_tokens"] for batch in batches])
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
 
     def joined(name: str) -> torch.Tensor:
-        pads = [torch.nn.functional.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in looked]
+        pads = [torch.nn.functional.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in batches]
         return torch.cat(pads)
 
     ids, mask = joined("input_ids"), joined("attention_mask")
-    emotions = torch.cat([batch["emotion_labels"] for batch in looked])
+    emotions = torch.cat([batch["emotion_labels"] for batch in batches])
     others = torch.from_numpy(np.random.default_rng(0).permutation(len(ids))).to(ids.device)
     known = mask.any(dim=1) & (emotions != UNKNOWN_LABEL)
     rows = torch.nonzero(known & known[others] & (emotions != emotions[others])).squeeze(1)
@@ -240,31 +230,24 @@ def _matched_captions(model: MF2ForPreTraining, looked: Looked) -> Matches:
 
 
 def _matching(name: str, matches: Matches, tuning: Matches | None) -> dict[str, float]:
-    found = {f"itm_{name}_accuracy": _told(matches, 0.5)}
+    scores = {f"itm_{name}_accuracy": matching_accuracy(matches, 0.5)}
     if tuning:
-        # Candidates lie as the probabilities do; of equally good ones the one in the middle.
+        # Candidates are quantiles of the probabilities; of equally good ones the median.
         candidates = torch.cat([torch.cat(kind) for kind in tuning]).quantile(torch.linspace(0, 1, 200))
-        shares = torch.tensor([_told(tuning, threshold) for threshold in candidates.tolist()])
+        shares = torch.tensor([matching_accuracy(tuning, threshold) for threshold in candidates.tolist()])
         best = candidates[shares == shares.max()].median().item()
-        found |= {f"itm_{name}_accuracy_tuned": _told(matches, best), f"itm_{name}_threshold": best}
-    return found
+        tuned = matching_accuracy(matches, best)
+        scores |= {f"itm_{name}_accuracy_tuned": tuned, f"itm_{name}_threshold": best}
+    return scores
 
 
-def _told(matches: Matches, threshold: float) -> float:
+def matching_accuracy(matches: Matches, threshold: float) -> float:
+    """Share of pairs on the right side of the threshold; kinds count alike, and in each the two sides."""
     shares = [
         torch.stack([(own > threshold).double().mean(), (other <= threshold).double().mean()]).mean()
         for own, other in matches
     ]
     return float(torch.stack(shares).mean()) if shares else float("nan")
-
-
-def _auc(truth: torch.Tensor, scores: torch.Tensor) -> float:
-    found = []
-    for unit in range(truth.shape[1]):
-        known = truth[:, unit] != UNKNOWN_LABEL
-        if len(truth[known, unit].unique()) == 2:
-            found.append(roc_auc_score(truth[known, unit], scores[known, unit]))
-    return float(np.mean(found)) if found else float("nan")
 
 
 def _similarity_of_faces(regions: torch.Tensor, sentences: torch.Tensor) -> torch.Tensor:
@@ -281,10 +264,7 @@ def _retrieval(name: str, similarity: torch.Tensor, kinds: torch.Tensor) -> dict
     similarity.fill_diagonal_(-torch.inf)
     hits = (kinds[similarity.argmax(dim=1)] == kinds).double().mean()
     chance = ((kinds[:, None] == kinds[None, :]).double().sum(dim=1) - 1).mean() / (len(kinds) - 1)
-    figures = {name: float(hits)}
-    if chance > 0:
-        figures[f"{name}_over_chance"] = float(hits / chance)
-    return figures
+    return {name: float(hits)} | ({f"{name}_over_chance": float(hits / chance)} if chance > 0 else {})
 
 
-__all__ = ["FIGURES", "language_scores"]
+__all__ = ["FIGURES", "LANGUAGE_FIGURES", "language_scores", "matching_accuracy", "word_scores"]

@@ -1,75 +1,294 @@
-"""What the frozen tower sees in each image, computed once a run instead of once an epoch, and read from the disk."""
+"""Stores of frozen outputs: a vision tower's tokens, or the states that an adapter reads, computed once a run.
+
+A store is a folder of safetensors shards and `store.json`: identity, checksums. An interrupted build continues.
+"""
 
 import hashlib
+import itertools
 import json
-import logging
 import shutil
-from contextlib import suppress
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from datasets.fingerprint import generate_fingerprint
 from filelock import FileLock, Timeout
-from torch.utils.data import DataLoader
+from peft.utils import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from configuration_mf2.json_files import read_json
 from mf2face.data.examples import MF2Collator, MF2Examples
-from modeling_mf2.dfn.states import checksum
+from mf2face.files import check_room, checksum, is_disk_full, write_whole
+from modeling_mf2.dfn.layer import DFNLayer
+from modeling_mf2.dfn.states import compute_states, ports_of, towers_of
 from modeling_mf2.vision import MF2VisionTower
 
 
-logger = logging.getLogger(__name__)
+MANIFEST, SHARED, _PLAN = "store.json", "shared.safetensors", "identity.json"
+_REBUILD = "build the store anew (rebuild=True; train.py: --rebuild_store True)"
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_EXACT = ("landmarks",)  # stored as they are, whatever the dtype
+_FORMAT = 4
+_IRRELEVANT_FIELDS = {
+    *("au_thresholds", "au_class_weights", "loss_weights", "classification_target", "auto_map", "architectures"),
+    *("problem_type", "dtype", "id2label", "label2id", "_name_or_path", "mf2_version", "transformers_version"),
+}
+_DAY = 24 * 3600
 
-_COMPLETE = "complete.json"
-_PART = ".part-"
-_TOKENS, _LANDMARKS = "image_tokens.npy", "landmarks.npy"
+
+class StaleStoreError(ValueError):
+    """A store holds the outputs of another model, adapter, processor or dataset."""
 
 
-class VisionStore:
-    """Row by row `image_tokens` (float16) and `landmarks`, memory-mapped; a file that has changed is refused."""
+class StateStore:
+    """A complete store, memory-mapped. Row `view * images + index` is that view of that image."""
 
-    def __init__(self, folder: Path) -> None:
-        written = _read_checksums(folder)
-        self.tokens, self.landmarks = (_open(folder, name, written[name]) for name in (_TOKENS, _LANDMARKS))
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder / MANIFEST)
+        saved = self._field(self.manifest, "identity", dict)
+        if identity is not None:
+            self._check(identity)
+        self.images, self.views = (self._field(saved, f"identity.{name}", int) for name in ("images", "views"))
+        self.shard_rows = self._field(self.manifest, "shard_rows", int)
+        self.checksums = self._field(self.manifest, "checksums", dict)
+        self._verified: set[str] = set()
+        self._verify(SHARED)
+        self.shared = load_shard(self.folder / SHARED)
+        count = -(-self.images * self.views // self.shard_rows)
+        self.shards = [load_shard(self.folder / shard_name(number)) for number in range(count)]
+
+    def _field(self, fields: Any, name: str, kind: type) -> Any:
+        value = fields.get(name.rpartition(".")[2]) if isinstance(fields, dict) else None
+        if type(value) is not kind or (kind is int and value < 1):
+            expected = {dict: "an object", int: "a whole number above 0"}[kind]
+            raise OSError(f"{self.folder / MANIFEST}: {name}: got {value!r}, expected {expected}; {_REBUILD}")
+        return value
+
+    def _verify(self, name: str) -> None:
+        if name in self._verified:
+            return
+        expected = self.checksums.get(name)
+        try:
+            got = checksum(self.folder / name)
+        except OSError as error:
+            raise OSError(f"{self.folder / name}: missing or unreadable ({error}); {_REBUILD}") from error
+        if got != expected:
+            raise OSError(f"{self.folder / name}: checksum: got {got}, expected {expected}; {_REBUILD}")
+        self._verified.add(name)
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return self.images
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        saved = self.manifest["identity"]
+        differences = [
+            f"{name}: stored {saved.get(name)}, now {v}" for name, v in identity.items() if saved.get(name) != v
+        ]
+        if differences:
+            raise StaleStoreError(
+                f"{self.folder}: another {'; '.join(differences)}. Give another folder, or {_REBUILD}"
+            )
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {
-            "image_tokens": torch.from_numpy(self.tokens[index].astype(np.float32)),
-            "landmarks": torch.from_numpy(self.landmarks[index].copy()),
+        return {name: tensor[0] for name, tensor in self.batch([index]).items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.iterdir())
+
+    def batch(self, rows: Sequence[int] | torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+        rows = torch.as_tensor(rows)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.images * self.views:
+            raise IndexError(f"rows: got {rows.tolist()}, expected 0 to {self.images * self.views - 1}")
+        numbers = rows // self.shard_rows
+        states = {
+            name: torch.empty(len(rows), *tensor.shape[1:], dtype=dtype) for name, tensor in self.shards[0].items()
         }
+        for number in numbers.unique().tolist():
+            here = (numbers == number).nonzero()[:, 0]
+            inside = rows[here] - number * self.shard_rows
+            self._verify(shard_name(number))
+            for name, tensor in self.shards[number].items():
+                states[name][here] = tensor[inside].to(dtype)
+        return states | {name: tensor.to(dtype) for name, tensor in self.shared.items()}
 
 
-def store_fingerprint(tower: MF2VisionTower, examples: MF2Examples) -> str:
-    """Changes with the tower's weights, the image processor and the rows: a stale store is never read."""
-    digest = hashlib.sha256(b"2")  # of the format of its files
-    for name, tensor in tower.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(json.dumps(examples.processor.image_processor.to_dict(), sort_keys=True, default=str).encode())
-    digest.update(f"{generate_fingerprint(examples.dataset)} {len(examples)}".encode())
-    return digest.hexdigest()[:16]
+class StoredExamples(Dataset):
+    """Stored rows with their labels, for a DataLoader or Trainer with `collate_fn=collate_stored`. Of several views one
+    is drawn each time, while `draw_views`."""
+
+    def __init__(self, store: StateStore, labels: Mapping[str, torch.Tensor], draw_views: bool = True) -> None:
+        wrong = {name: len(tensor) for name, tensor in labels.items() if len(tensor) != len(store)}
+        if wrong:
+            raise ValueError(f"labels: got {wrong} rows, expected {len(store)}, one for each stored image")
+        self.store, self.labels, self.draw_views = store, dict(labels), draw_views
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        indices = torch.as_tensor(indices)
+        views = torch.zeros_like(indices)
+        if self.draw_views and self.store.views > 1:
+            views = torch.randint(self.store.views, indices.shape)
+        labels = {name: tensor[indices] for name, tensor in self.labels.items()}
+        return {**labels, "states": self.store.batch(views * len(self.store) + indices)}
+
+
+def collate_stored(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
+
+
+def shard_name(number: int) -> str:
+    return f"states-{number:05d}.safetensors"
+
+
+def read_manifest(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{path}: no store of frozen outputs, or a damaged one ({error}); {_REBUILD}") from error
+
+
+def load_shard(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path}: missing, damaged or cut short ({error}); {_REBUILD}") from error
+
+
+def backbone_fingerprint(model: nn.Module) -> str:
+    """Digest of the weights that the output depends on: not of adapters, and not of the heads trained beside them."""
+    own = tuple(f"{name}." for name, module in model.named_modules() if _is_adapter(module))
+    heads = {*getattr(model, "adapter_heads", {}).get("all", [])}
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if name.startswith(own) or heads & set(name.split(".")):
+            continue
+        name = name.removeprefix("base_model.model.")
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _config_fingerprint(model: nn.Module) -> str:
+    """Digest of what the weights do not tell, such as the number of attention heads."""
+    config = getattr(model, "config", None)
+    fields = config.to_dict() if hasattr(config, "to_dict") else {}
+    fields = {name: value for name, value in fields.items() if name not in _IRRELEVANT_FIELDS}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return isinstance(module, DFNLayer | AuxiliaryTrainingWrapper) or getattr(module, "is_dfn_port", False)
+
+
+def store_identity(model: nn.Module, count: int, views: int, data: str, processor: Any, dtype: str) -> dict[str, Any]:
+    """Cache key; a mismatch raises StaleStoreError."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(_DTYPES)}")
+    read: Any = "image_tokens"
+    if not isinstance(model, MF2VisionTower):
+        read = {
+            branch: {name: {"layers": t.layers, "pooling": t.pooling} for name, t in towers_of(port).items()}
+            for branch, port in ports_of(model).items()
+        }
+    described = json.dumps(processor, sort_keys=True, default=str)
+    return {
+        **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "config": _config_fingerprint(model)},
+        **{"read": read, "dtype": dtype},
+        **{"processor": hashlib.sha256(described.encode()).hexdigest()[:32], "data": data},
+        **{"images": count, "views": views},
+    }
 
 
 @torch.no_grad()
-def load_or_store_vision(
-    tower: MF2VisionTower, examples: MF2Examples, root: str | Path, batch_size: int = 64
-) -> VisionStore:
-    """The store of these rows under `root`, built if it is not there; whole or absent, whatever interrupts it.
+def compute_tokens(tower: MF2VisionTower, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    training = tower.training
+    tokens = tower.eval()(inputs["pixel_values"])
+    tower.train(training)
+    return {"image_tokens": tokens, "landmarks": inputs["landmarks"]}
 
-    Of several processes one builds it, and the others wait; machines that do not share `root` build one each.
+
+def frozen_states(
+    model: nn.Module,
+    examples: Sequence[Mapping[str, Any]],
+    folder: str | Path,
+    *,
+    data: str,
+    processor: Any = None,
+    more_views: Sequence[Sequence[Mapping[str, Any]]] = (),
+    dtype: str = "float16",
+    batch_size: int = 64,
+    shard_rows: int = 256,
+    rebuild: bool = False,
+    named: bool = False,
+    collate: Callable[[list], Mapping[str, torch.Tensor]] = default_collate,
+) -> StateStore:
+    """The store of these examples in `folder`, opened, or built where there is none.
+
+    model: a vision tower, or a model whose ports an adapter reads. examples: what it takes, such as pixel_values and
+        landmarks. more_views: the same images, augmented otherwise. data: changes when the examples do, such as a
+        dataset's fingerprint. processor: what prepared them, as JSON can hold it.
+    named: `folder` holds several stores, each named by its identity. Of several processes one builds, the others wait.
     """
-    folder = Path(root) / store_fingerprint(tower, examples)
-    remove_leftovers(folder.parent)
-    if not (folder / _COMPLETE).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(_lock_file(folder)):
-            if not (folder / _COMPLETE).is_file():
-                _build(folder, tower, examples, batch_size)
-    return VisionStore(folder)
+    views = [examples, *more_views]
+    if any(len(view) != len(examples) for view in views) or not len(examples):
+        raise ValueError(
+            f"examples: got views of {[len(view) for view in views]} images, expected equally many, 1 or more"
+        )
+    identity = store_identity(model, len(examples), len(views), data, processor, dtype)
+    folder = Path(folder)
+    if named:
+        remove_leftovers(folder)
+        folder /= hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (folder.with_name(f"{folder.name}.{ending}") for ending in ("partial", "old"))
+    with FileLock(_lock_file(folder)):
+        if folder.exists() and not (folder / MANIFEST).is_file():
+            raise FileExistsError(f"{folder}: is there and is no store; give another folder, or remove it")
+        if rebuild or not folder.exists():
+            _build(partial, model, views, identity, batch_size, shard_rows, collate)
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    return StateStore(folder, identity)
+
+
+def load_or_store_vision(
+    tower: MF2VisionTower,
+    examples: MF2Examples,
+    root: str | Path,
+    dtype: str = "float16",
+    rebuild: bool = False,
+    batch_size: int = 64,
+) -> StateStore:
+    """The frozen tower's tokens of these rows, and their landmarks."""
+    return frozen_states(
+        tower,
+        examples,
+        root,
+        data=generate_fingerprint(examples.dataset),
+        processor=examples.processor.image_processor.to_dict(),
+        dtype=dtype,
+        batch_size=batch_size,
+        rebuild=rebuild,
+        named=True,
+        collate=MF2Collator(examples.processor.tokenizer.pad_token_id),
+    )
 
 
 def _lock_file(folder: Path) -> Path:
@@ -77,62 +296,97 @@ def _lock_file(folder: Path) -> Path:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes what killed builds left: a scratch folder whose store no process holds the lock of."""
-    for scratch in root.glob(f"{_PART}*"):
-        lock = FileLock(_lock_file(root / scratch.name.removeprefix(_PART)))
-        with suppress(Timeout), lock.acquire(timeout=0):
-            shutil.rmtree(scratch, ignore_errors=True)
+    """Removes builds that were killed more than a day ago; a younger one may be continued."""
+    for partial in root.glob("*.partial"):
+        try:
+            with FileLock(_lock_file(partial.with_suffix("")), timeout=0):
+                if time.time() - partial.stat().st_mtime > _DAY:
+                    shutil.rmtree(partial, ignore_errors=True)
+        except (OSError, Timeout):
+            pass
 
 
-def _read_checksums(folder: Path) -> dict[str, str]:
+def _build(
+    partial: Path,
+    model: nn.Module,
+    views: list,
+    identity: dict[str, Any],
+    batch_size: int,
+    shard_rows: int,
+    collate: Callable,
+) -> None:
+    plan = {"identity": identity, "shard_rows": shard_rows, "batch_size": batch_size}
+    if partial.exists() and _read_plan(partial) != plan:
+        shutil.rmtree(partial)  # begun for something else
+    partial.mkdir(exist_ok=True)
+    compute = compute_tokens if isinstance(model, MF2VisionTower) else compute_states
+    device, dtype = next(model.parameters()).device, _DTYPES[identity["dtype"]]
+    total = identity["images"] * identity["views"]
     try:
-        written = read_json(folder / _COMPLETE)["checksums"]
-        return {name: written[name] for name in (_TOKENS, _LANDMARKS)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder / _COMPLETE, "no checksums, expected one of each file") from error
+        write_whole(partial / _PLAN, json.dumps(plan))
+        progress = tqdm(total=total, desc="frozen states", unit="image")
+        for number, start in enumerate(range(0, total, shard_rows)):
+            stop = min(start + shard_rows, total)
+            if not (partial / shard_name(number)).is_file() or not (partial / SHARED).is_file():
+                parts = []
+                for first in range(start, stop, batch_size):
+                    inputs = collate(_fetch(views, range(first, min(first + batch_size, stop))))
+                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+                    parts.append(_packed(compute(model, inputs), dtype))
+                _write_shard(partial, number, parts, (total - start) / (stop - start))
+            progress.update(stop - start)
+        progress.close()
+        sums = {path.name: checksum(path) for path in sorted(partial.glob("*.safetensors"))}
+        write_whole(partial / MANIFEST, json.dumps({**plan, "checksums": sums}, indent=1))
+    except OSError as error:
+        if is_disk_full(error):
+            shutil.rmtree(partial, ignore_errors=True)  # the disk is left as it was
+        raise
 
 
-def _open(folder: Path, name: str, written: str) -> np.ndarray:
+def _read_plan(partial: Path) -> Any:
     try:
-        found = checksum(folder / name)
-        if found != written:
-            raise ValueError(f"checksum: got {found}, expected {written}")
-        return np.load(folder / name, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise _damaged(folder / name, error) from error
+        return read_json(partial / _PLAN)
+    except (OSError, ValueError):
+        return None
 
 
-def _damaged(file: Path, what: object) -> OSError:
-    return OSError(
-        f"{file}: the stored output of the vision tower is damaged ({what}); remove {file.parent}, and it is computed "
-        "anew"
-    )
+def _fetch(views: list, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+    examples = []
+    for view, group in itertools.groupby((divmod(row, len(views[0])) for row in rows), key=lambda place: place[0]):
+        indexes = [index for _, index in group]
+        at_once = getattr(views[view], "__getitems__", None)
+        examples += at_once(indexes) if at_once else [views[view][index] for index in indexes]
+    return examples
 
 
-def _build(folder: Path, tower: MF2VisionTower, examples: MF2Examples, batch_size: int) -> None:
-    vision, count = tower.config, len(examples)
-    length = vision.num_prefix_tokens + vision.grid_size**2
-    scratch = folder.with_name(f"{_PART}{folder.name}")
-    scratch.mkdir()
-    try:
-        open_new = np.lib.format.open_memmap
-        tokens = open_new(scratch / _TOKENS, "w+", np.float16, (count, length, vision.hidden_size))
-        landmarks = open_new(scratch / _LANDMARKS, "w+", np.float32, (count, 68, 2))
-        loader = DataLoader(examples, batch_size, collate_fn=MF2Collator(examples.processor.tokenizer.pad_token_id))
-        training, start = tower.training, 0
-        tower.eval()
-        for batch in tqdm(loader, desc="what the vision tower sees", unit="batch"):
-            seen = tower(batch["pixel_values"].to(tower.device))
-            tokens[start : start + len(seen)] = seen.cpu().to(torch.float16).numpy()
-            landmarks[start : start + len(seen)] = batch["landmarks"].numpy()
-            start += len(seen)
-        tower.train(training)
-        tokens.flush()
-        landmarks.flush()
-        sums = {name: checksum(scratch / name) for name in (_TOKENS, _LANDMARKS)}
-        (scratch / _COMPLETE).write_text(json.dumps({"images": count, "tokens": length, "checksums": sums}))
-        if folder.exists():  # without its end
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    packed = {
+        name: (tensor if name in _EXACT else tensor.to(dtype)).cpu().contiguous() for name, tensor in states.items()
+    }
+    for name, tensor in packed.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{name}: got numbers that are not finite, or too large for {str(dtype).removeprefix('torch.')}; store "
+                "them with dtype='float32', and look at the model's weights if that does not help"
+            )
+    return packed
+
+
+def _write_shard(partial: Path, number: int, parts: list[dict[str, torch.Tensor]], shards_left: float) -> None:
+    own = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if "." not in name}
+    needed = int(shards_left * sum(tensor.nbytes for tensor in own.values()))
+    check_room(partial, needed, "Give a folder on another disk, dtype='float16', fewer views, or go without a store")
+    write_whole(partial / SHARED, save({name: tensor for name, tensor in parts[0].items() if "." in name}))
+    write_whole(partial / shard_name(number), save(own))
+
+
+__all__ = [
+    "StaleStoreError",
+    "StateStore",
+    "StoredExamples",
+    "collate_stored",
+    "frozen_states",
+    "load_or_store_vision",
+    "store_identity",
+]

@@ -1,147 +1,246 @@
-"""The compared systems: how each is built, what it reads beside the image, and what its authors trained it with."""
+"""Everything that train.py can do, as one table: a row a model and task. Loads neither torch nor a model."""
 
-import logging
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from datasets import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel
-
-from configuration_mf2.baselines import ExpBlipConfig, HSEmotionConfig, MEGraphAUConfig, VLFAUConfig
-from configuration_mf2.facs import LabelSet
-from mf2face.captions.styles import CAPTIONS, caption_column, with_rule_captions
-from mf2face.training.options import read_options
-from modeling_mf2.baselines.base import ComparedPreTrainedModel, load_backbone_weights, occurrence_weights
-from modeling_mf2.baselines.exp_blip import ExpBlipForFaceAnalysis, ExpBlipForPreTraining
-from modeling_mf2.baselines.hsemotion import HSEmotionForFaceAnalysis
-from modeling_mf2.baselines.me_graph_au import MEGraphAUForFaceAnalysis
-from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
-from processing_mf2.processing_mf2 import MF2Processor
-
-
-logger = logging.getLogger(__name__)
-
-
-# The backbone is trained too, as its authors do: what is good for MF²'s parts above a frozen tower is too much.
-_BACKBONE_TOO: Mapping[str, Any] = {"learning_rate": 1e-3}
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class System:
-    """title and paper: for cards. captions: the columns of text that it learns from. tasks: of train.py, the first one
-    unless said. defaults: what its authors trained it with; tiny: what the small size is trained with."""
+    """A compared system: its name and paper, for cards."""
 
     title: str
     paper: str
-    config: type[PreTrainedConfig]
-    model: type[PreTrainedModel]
-    captions: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ("full", "evaluate")
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    tiny: Mapping[str, Any] = field(default_factory=lambda: _BACKBONE_TOO)
 
 
 SYSTEMS: Mapping[str, System] = {
     "vl_fau": System(
         "VL-FAU",
         "Towards End-to-End Explainable Facial Action Unit Recognition via Vision-Language Joint Learning (Ge et al.)",
-        VLFAUConfig,
-        VLFAUForFaceAnalysis,
-        ("vl_fau_global", "vl_fau_local"),
-        defaults={"num_train_epochs": 15, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
     ),
     "exp_blip": System(
         "Exp-BLIP",
         "Describe Your Facial Expressions by Linking Image Encoders and Large Language Models (Yuan et al.)",
-        ExpBlipConfig,
-        ExpBlipForFaceAnalysis,
-        tasks=("pretrain", "caption", "linear_probe", "full", "evaluate"),
-        defaults={
-            **{"num_train_epochs": 20, "per_device_train_batch_size": 32, "learning_rate": 1e-5, "warmup_steps": 1000},
-        },
-        tiny={},
     ),
     "me_graph_au": System(
         "ME-GraphAU",
         "Learning Multi-dimensional Edge Feature-based AU Relation Graph for Facial Action Unit Recognition "
         "(Luo et al.)",
-        MEGraphAUConfig,
-        MEGraphAUForFaceAnalysis,
-        defaults={"num_train_epochs": 20, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
     ),
-    "hsemotion": System(
-        "HSEmotion",
-        "HSEmotion: High-Speed Emotion Recognition Library (Savchenko)",
-        HSEmotionConfig,
-        HSEmotionForFaceAnalysis,
-        defaults={"num_train_epochs": 10, "per_device_train_batch_size": 64},
+    "hsemotion": System("HSEmotion", "HSEmotion: High-Speed Emotion Recognition Library (Savchenko)"),
+}
+
+# Where transformers' defaults differ from the paper's Table VI. The tiny size is for two CPU cores.
+COMMON: Mapping[str, Any] = {
+    "weight_decay": 0.05,
+    "lr_scheduler_type": "cosine",
+    "save_strategy": "epoch",
+    "eval_strategy": "epoch",
+    "logging_steps": 20,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "selection",
+    "greater_is_better": True,
+    "remove_unused_columns": False,
+    "max_grad_norm": 1.0,
+    "per_device_eval_batch_size": 64,
+    "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+}
+PAPER = {"learning_rate": 1e-4, "warmup_steps": 2000, "num_train_epochs": 30, "per_device_train_batch_size": 56}
+TINY = {"learning_rate": 2e-3, "warmup_steps": 50, "num_train_epochs": 4, "per_device_train_batch_size": 64}
+
+
+@dataclass(frozen=True)
+class Task:
+    builds: str
+    """The model's class."""
+    trains: Literal["all", "above the tower", "adapter", "heads"]
+    learns: tuple[Literal["captions", "labels"], ...]
+    """The losses' sources; a batch holds captions only where they are learned from."""
+    measures: Literal["labels", "captions"] | None = "labels"
+    stores: tuple[Literal["tokens", "states"], ...] = ()
+    """Outputs of frozen parts that are computed once: the tower's tokens, the states that the trained part reads."""
+    captions: Mapping[str, str | None] = field(default_factory=dict)
+    """Columns of text of a compared system, each with the field of its config that switches it off."""
+    built_by: str = "mf2face.training.build:build_from_config"
+    needs: str | None = None
+    """The checkpoint that `model_name_or_path` has to name."""
+    adapts_released: bool = False
+    """At the tiny size the released checkpoint is the default."""
+    saves: Literal["model", "tower", "adapter", "compared"] = "model"
+    pipeline_tag: str = "image-classification"
+    layer_decay: float | None = None
+    unused: tuple[str, ...] = ()
+    """Options that would have no effect, and are refused."""
+    output: str = "mf2"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    full_size: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Training arguments that nothing overrules."""
+
+    @property
+    def model_class(self) -> type:
+        return pkgutil.resolve_name(self.builds)
+
+    def training_defaults(self, size: str) -> dict[str, Any]:
+        own = {**TINY, **self.defaults, **self.tiny} if size == "tiny" else {**PAPER, **self.defaults, **self.full_size}
+        return {**COMMON, "output_dir": f"outputs/{self.output}", **own}
+
+
+LAYER_DECAY = 0.95  # Exp-BLIP's supplement, Table 12
+_FOR_ADAPTERS = ("align", "adapter_options")
+_FOR_EXP_BLIP = ("caption_set", "features", "language_model_name_or_path")
+_FIXED_INPUT = ("use_captions", "landmarks")
+_COMPARED_UNUSED = (*_FOR_ADAPTERS, "branches", "views")
+_NO_QFORMER = ("store_vision", "text_name_or_path", "qformer_name_or_path", *_FOR_EXP_BLIP)
+
+_MF2 = Task(
+    builds="modeling_mf2.modeling_mf2:MF2ForFaceAnalysis",
+    trains="above the tower",
+    learns=("labels",),
+    stores=("tokens",),
+    unused=(*_FOR_ADAPTERS, *_FOR_EXP_BLIP),
+)
+_ADAPTER = replace(
+    _MF2,
+    trains="adapter",
+    saves="adapter",
+    needs="the model that is adapted",
+    adapts_released=True,
+    unused=_FOR_EXP_BLIP,
+    defaults={"num_train_epochs": 10},
+)
+_EXP_BLIP = Task(
+    builds="modeling_mf2.baselines.exp_blip:ExpBlipForPreTraining",
+    trains="above the tower",
+    learns=("captions",),
+    captions={"exp_blip_{caption_set}": None},
+    saves="compared",
+    output="exp_blip",
+    full_size={"num_train_epochs": 20, "per_device_train_batch_size": 32, "learning_rate": 1e-5, "warmup_steps": 1000},
+)
+_EXP_BLIP_UNUSED = (*_COMPARED_UNUSED, *_FIXED_INPUT, "streaming")
+_EXP_BLIP_CLASSIFIER = replace(
+    _EXP_BLIP,
+    builds="modeling_mf2.baselines.exp_blip:ExpBlipForFaceAnalysis",
+    built_by="mf2face.training.exp_blip:build_classifier_of",
+    needs="the folder of its stage 1 (--task pretrain) or stage 2 (--task caption), whose features are classified",
+    learns=("labels",),
+    captions={},
+    unused=(*_EXP_BLIP_UNUSED, "language_model_name_or_path"),
+)
+
+
+def _compared(
+    name: str, builds: str, full_size: Mapping[str, Any], unused: tuple[str, ...] = (), **fields: Any
+) -> dict[tuple[str, str], Task]:
+    """The rows of a system whose backbone is trained too, as its authors do, so at a lower rate."""
+    unused = (*_COMPARED_UNUSED, *_NO_QFORMER, *unused)
+    train = Task(
+        builds,
+        trains="all",
+        **{"learns": ("labels",), **fields},
+        saves="compared",
+        output=name,
+        unused=(*unused, *_FIXED_INPUT),
+        tiny={"learning_rate": 1e-3},
+        full_size=full_size,
+    )
+    return {(name, "full"): train, (name, "evaluate"): replace(train, unused=unused, needs="the model to measure")}
+
+
+TASKS: Mapping[tuple[str, str], Task] = {
+    ("mf2", "pretrain"): replace(
+        _MF2,
+        builds="modeling_mf2.pretraining:MF2ForPreTraining",
+        learns=("captions", "labels"),
+        unused=(*_MF2.unused, "views"),
+    ),
+    ("mf2", "full"): _MF2,
+    ("mf2", "dfn"): replace(
+        _ADAPTER,
+        stores=("states",),  # it reads the tower's blocks: the tokens alone are of no use
+        unused=(*_ADAPTER.unused, "store_vision"),
+        output="dfn",
+        tiny={"learning_rate": 3e-3},
+    ),
+    ("mf2", "lora"): replace(_ADAPTER, output="lora"),
+    ("mf2", "ia3"): replace(_ADAPTER, output="ia3"),
+    ("mf2", "linear_probe"): replace(
+        _ADAPTER,
+        trains="heads",
+        saves="model",
+        stores=("tokens", "states"),
+        unused=_MF2.unused,
+        output="linear_probe",
+    ),
+    ("mf2", "tower"): replace(
+        _MF2,
+        builds="mf2face.training.tower:MF2ForTowerTraining",
+        trains="all",
+        stores=(),
+        saves="tower",
+        pipeline_tag="image-feature-extraction",
+        unused=(*_MF2.unused, "views", "store_vision"),
+        output="tower",
+        defaults={"learning_rate": 1e-3, "num_train_epochs": 6},
+    ),
+    ("mf2", "evaluate"): replace(_MF2, needs="the model to measure"),
+    **_compared(
+        "vl_fau",
+        "modeling_mf2.baselines.vl_fau:VLFAUForFaceAnalysis",
+        learns=("captions", "labels"),
+        captions={"vl_fau_global": "use_glga", "vl_fau_local": "use_llga"},
+        unused=("streaming",),
+        full_size={"num_train_epochs": 15, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
+    ),
+    **_compared(
+        "me_graph_au",
+        "modeling_mf2.baselines.me_graph_au:MEGraphAUForFaceAnalysis",
+        full_size={"num_train_epochs": 20, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
+    ),
+    **_compared(
+        "hsemotion",
+        "modeling_mf2.baselines.hsemotion:HSEmotionForFaceAnalysis",
+        full_size={"num_train_epochs": 10, "per_device_train_batch_size": 64},
+    ),
+    ("exp_blip", "pretrain"): replace(
+        _EXP_BLIP,
+        measures=None,  # the alignment is measured by what the other tasks make of its features
+        stores=("tokens",),
+        pipeline_tag="image-feature-extraction",
+        layer_decay=LAYER_DECAY,
+        unused=(*_EXP_BLIP_UNUSED, "features", "language_model_name_or_path"),
+        fixed={"load_best_model_at_end": False, "eval_strategy": "no"},
+    ),
+    ("exp_blip", "caption"): replace(
+        _EXP_BLIP,
+        builds="modeling_mf2.baselines.exp_blip:ExpBlipTowerCaptioner",
+        built_by="mf2face.training.exp_blip:build_captioner_of",
+        needs="the folder of its stage 1 (--task pretrain)",
+        trains="all",
+        measures="captions",
+        pipeline_tag="image-to-text",
+        layer_decay=LAYER_DECAY,
+        unused=(*_EXP_BLIP_UNUSED, "features", "augment", "vision_name_or_path", "store_vision", "model_options"),
+        fixed={"metric_for_best_model": "loss", "greater_is_better": False},
+    ),
+    ("exp_blip", "linear_probe"): replace(_EXP_BLIP_CLASSIFIER, trains="heads", stores=("tokens",)),
+    ("exp_blip", "full"): replace(_EXP_BLIP_CLASSIFIER, trains="all", layer_decay=LAYER_DECAY),
+    ("exp_blip", "evaluate"): replace(
+        _EXP_BLIP_CLASSIFIER, needs="the model to measure", unused=(*_COMPARED_UNUSED, "streaming")
     ),
 }
-"""By their names on the command line, and in a checkpoint's `model_type`."""
+"""`evaluate` measures like the task that trained the checkpoint. The first task of a model is its default."""
+
+MODELS = tuple(dict.fromkeys(model for model, _ in TASKS))
 
 
-def captions_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The columns of text that a model learns from."""
-    system = SYSTEMS.get(model.config.model_type)
-    if system is None:
-        return CAPTIONS
-    if isinstance(model, ExpBlipForPreTraining):
-        return (caption_column(model.config.caption_set),)
-    unused = {"vl_fau_local": "use_llga", "vl_fau_global": "use_glga"}
-    return tuple(name for name in system.captions if getattr(model.config, unused.get(name, ""), True))
+def tasks_of(model: str) -> tuple[str, ...]:
+    """The tasks of a model, its default first."""
+    return tuple(task for name, task in TASKS if name == model)
 
 
-def build_system(
-    name: str,
-    size: str,
-    *,
-    label_set: str = "mfa",
-    checkpoint: str | None = None,
-    backbone: str | None = None,
-    options: list[str] | tuple[str, ...] = (),
-    train_rows: Dataset | None = None,
-) -> tuple[ComparedPreTrainedModel, MF2Processor]:
-    """A model and its processor: as a checkpoint holds them, but for `options`, or new with a pretrained backbone.
-
-    options: NAME=VALUE of the system's config. train_rows: their labels tell how rare each AU is; without them all AUs
-    count alike.
-    """
-    system = SYSTEMS[name]
-    fields = read_options("model_options", options, system.config)
-    if checkpoint:
-        model = system.model.from_pretrained(checkpoint, **fields)
-        return model, MF2Processor.from_pretrained(checkpoint)
-    config = system.config.from_size(size, **{"label_set": label_set, **fields})
-    if config.au_class_weights is None and config.action_units and train_rows is not None:
-        config.au_class_weights = _class_weights(train_rows)
-    processor = MF2Processor.for_model(config)
-    model = system.model(config)
-    if backbone is None:
-        logger.warning("the backbone has random weights: name some in --vision_name_or_path")
-    else:
-        unused = load_backbone_weights(model, backbone)
-        logger.info("backbone: all of it from %s, which has %d tensors of no use here", backbone, len(unused))
-    return model, processor
-
-
-def _class_weights(rows: Dataset) -> list[float] | None:
-    if not isinstance(rows, Dataset) or "au_labels" not in rows.column_names:
-        logger.warning("au_class_weights: no labels to count before training begins; every AU counts 1")
-        return None
-    return occurrence_weights(torch.tensor(rows["au_labels"][:]))
-
-
-def with_captions(
-    splits: Mapping[str, Dataset], model: PreTrainedModel, *, by_rule: bool, seed: int = 0
-) -> dict[str, Dataset]:
-    """The splits with the captions that the model learns from; those that they lack only `by_rule`."""
-    if not by_rule:
-        return dict(splits)
-    captions = captions_of(model)
-    labels = LabelSet(tuple(model.config.action_units), tuple(model.config.emotions))
-    return {name: with_rule_captions(rows, captions, labels, seed=seed) for name, rows in splits.items()}
-
-
-__all__ = ["SYSTEMS", "System", "build_system", "captions_of", "with_captions"]
+__all__ = ["LAYER_DECAY", "MODELS", "SYSTEMS", "TASKS", "System", "Task", "tasks_of"]

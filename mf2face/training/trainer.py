@@ -1,10 +1,11 @@
-"""Learning rates that fall from layer to layer towards the image, as BEiT and BLIP-2 fine-tune a vision transformer."""
+"""MF2Trainer: layer decay, streams, micro-batches of one step, sealed checkpoints, cost."""
 
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mf2face.training.checkpoints import (
     seal,
     unseal,
 )
-from modeling_mf2.accumulation import share_out
+from mf2face.training.grad_cache import MicroBatch, micro_batches
 from modeling_mf2.weights import vision_name
 from processing_mf2.processing_mf2 import MF2Processor
 
@@ -40,9 +41,9 @@ LAYER_DECAY = 0.95  # Exp-BLIP's, the supplement's Table 12
 
 
 def _layer_numbers(names: Sequence[str]) -> tuple[dict[str, int], int]:
-    """Of the tower's parameters, by the names that timm has: 0 where the image enters, the last behind all blocks."""
-    convolutions = [int(found[1]) // 3 + 1 for name in names if (found := re.match(r"convolutions\.(\d+)\.", name))]
-    blocks = [int(found[1]) + 1 for name in names if (found := re.match(r"blocks\.(\d+)\.", name))]
+    """Layers of a tower's parameters by timm's names (0: where the image enters), and the last, behind all blocks."""
+    convolutions = [int(match[1]) // 3 + 1 for name in names if (match := re.match(r"convolutions\.(\d+)\.", name))]
+    blocks = [int(match[1]) + 1 for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
     if not blocks:
         raise ValueError("layer decay: the tower has no plain sequence of blocks, expected a ViT or 'conv', or decay 1")
     first = max(convolutions, default=1)
@@ -62,18 +63,17 @@ _IN_TOWER = re.compile(r"(?:^backbone|(?:^|\.)(?:vision\.backbone|vision_model\.
 
 
 def _name_in_tower(name: str) -> str | None:
-    """By timm's names; None of what is no part of a tower."""
-    found = _IN_TOWER.search(name)
-    return found and vision_name(found[1])
+    """timm's name; None outside a tower."""
+    match = _IN_TOWER.search(name)
+    return match and vision_name(match[1])
 
 
 def layerwise_groups(
     model: nn.Module, lr: float, decay: float = LAYER_DECAY, weight_decay: float = 0.05
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: layer l of a tower of L layers learns at lr * decay ** (L - l), all else at lr. L - 1
-    layers are blocks (and the convolutions of the small tower but the first), layer 0 is where the image enters, layer
-    L the final norm. Biases and norms are not decayed. Frozen parameters are left out."""
-    inside = {name: found for name, _ in model.named_parameters() if (found := _name_in_tower(name))}
+    """Optimizer groups as in BEiT and BLIP-2: layer l of a tower of L layers learns at lr * decay ** (L - l), all else
+    at lr. Layer 0 is where the image enters, L the final norm. Biases and norms have no weight decay."""
+    inside = {name: timm for name, _ in model.named_parameters() if (timm := _name_in_tower(name))}
     numbers, last = _layer_numbers(list(inside.values())) if inside and decay != 1 else ({}, 0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -89,13 +89,12 @@ def layerwise_groups(
 def layerwise_optimizer(
     model: nn.Module, training: TrainingArguments, decay: float = LAYER_DECAY
 ) -> torch.optim.Optimizer:
-    """AdamW as the arguments have it; for `Trainer(optimizers=(optimizer, None))`, in either stage."""
     groups = layerwise_groups(model, training.learning_rate, decay, training.weight_decay)
     betas = (training.adam_beta1, training.adam_beta2)
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, eps=training.adam_epsilon)
 
 
-_SEEN_IN_EVALUATION = ("pixel_values", "image_tokens", "landmarks", "states", "au_labels", "emotion_labels")
+_EVALUATION_INPUTS = ("pixel_values", "image_tokens", "landmarks", "states", "au_labels", "emotion_labels")
 _CAPTIONS = ("input_ids", "au_input_ids", "key_au_input_ids")
 
 
@@ -105,12 +104,12 @@ class MF2Trainer(Trainer):
         if training is not None and training.ddp_find_unused_parameters is None:
             training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
-        self.layer_decay: float | None = None  # of rates that fall towards the image, as Exp-BLIP's
+        self.layer_decay: float | None = None
         self.write_beside_checkpoint: Callable[[Path], None] | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
-        self._micro_batches: list[dict[str, Any]] = []
-        self._shared: list[dict[str, Any]] = []
+        self._batches: list[dict[str, Any]] = []  # of one step, before they know each other
+        self._micro_batches: list[MicroBatch] = []
         if isinstance(self.train_dataset, MF2StreamedExamples):
             self.add_callback(EpochOfStream())
         # Older checkpoints go when the new one is sealed, not before: the callback removes them, not the Trainer.
@@ -125,7 +124,7 @@ class MF2Trainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if not isinstance(self.train_dataset, MF2StreamedExamples):
             return super().get_train_dataloader()
-        # Its rows are this process's own already; Accelerate would share them out once more.
+        # The rows are this process's own already; Accelerate would split them once more.
         return DataLoader(
             self.train_dataset,
             self.args.train_batch_size,
@@ -133,14 +132,14 @@ class MF2Trainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,
-            # Its own: to begin a pass draws a number, and a run that continues begins once more.
+            # Its own: each iterator draws a number, and a resumed run makes one more.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         if isinstance(self.train_dataset, MF2StreamedExamples):
             step = int(str(resume_from_checkpoint).rsplit("-", 1)[-1]) if resume_from_checkpoint else 0
-            # Passed over before they are decoded; the Trainer would prepare every row and throw it away.
+            # Skipped before decoding; the Trainer would prepare every row and drop it.
             self.train_dataset.batch_size = self.args.train_batch_size
             self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self.args.train_batch_size
             self.args.ignore_data_skip = True
@@ -151,7 +150,7 @@ class MF2Trainer(Trainer):
         return result
 
     def _join_shards(self) -> None:
-        """The trained model whole on every process: what comes after training needs no other ones for its parts."""
+        """Gathers the trained model on every process."""
         sharded = self.model
         weights = get_model_state_dict(sharded, options=StateDictOptions(full_state_dict=True))
         whole = next(kind for kind in type(sharded).__mro__ if not issubclass(kind, FSDPModule))(sharded.config)
@@ -164,24 +163,26 @@ class MF2Trainer(Trainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, torch.Tensor | int | None]:
         batches, number = super().get_batch_samples(epoch_iterator, num_batches, device)
-        # Shared out at the first of them: after a resume, the state of the random numbers is loaded in between.
-        self._micro_batches, self._shared = (batches if len(batches) > 1 else []), []
+        # Compared at the first of them: after a resume, the state of the random numbers is loaded in between.
+        self._batches, self._micro_batches = (batches if len(batches) > 1 else []), []
         return batches, number
 
-    def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self._micro_batches:
-            batches = send_to_device(self._micro_batches, self.args.device)
+    def _micro_batch(self, model: nn.Module) -> MicroBatch | None:
+        """One of several micro-batches of a step, or None."""
+        if self._batches:
+            batches, self._batches = send_to_device(self._batches, self.args.device), []
             compares = getattr(self.accelerator.unwrap_model(model), "compares_rows", False)
-            first_pass = compares and any(name in batches[0] for name in _CAPTIONS)
-            self._shared, self._micro_batches = share_out(model, batches, first_pass), []
-        return self._shared.pop(0) if self._shared else inputs
+            compares = compares and not batches[0].keys().isdisjoint(_CAPTIONS)
+            self._micro_batches = micro_batches(model, batches, compares)
+        return self._micro_batches.pop(0) if self._micro_batches else None
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        if model.training:
-            inputs = self._with_share(model, inputs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        micro_batch = self._micro_batch(model) if model.training else None
+        inputs = inputs if micro_batch is None else micro_batch.inputs
+        with nullcontext() if micro_batch is None else micro_batch.entered():
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if loss is None:
             raise ValueError(
                 f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
@@ -202,8 +203,7 @@ class MF2Trainer(Trainer):
         rows = inputs["index"].tolist() if "index" in inputs else "?"
         return (
             f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} "
-            f"of the training data; not finite: {bad}. Nothing was saved from this step: lower the learning rate, or "
-            "look at these rows"
+            f"of the training data; not finite: {bad}. Lower the learning rate, or look at these rows"
         )
 
     def prediction_step(
@@ -213,25 +213,22 @@ class MF2Trainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """From images alone: (emotion logits, AU logits) and their labels; nothing else is kept."""
-        inputs = {name: inputs[name] for name in _SEEN_IN_EVALUATION if name in inputs}
+        """Answers from images alone: (emotion logits, AU logits) and their labels."""
+        inputs = {name: inputs[name] for name in _EVALUATION_INPUTS if name in inputs}
         inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
         logits = [outputs.get("emotion_logits"), outputs.get("au_logits")]
-        rows = next(tensor for tensor in logits if tensor is not None).shape[0]
-        labels = [inputs.get("emotion_labels"), inputs.get("au_labels")]
-        for place, found in enumerate(logits):
-            if found is None:
-                logits[place] = torch.zeros(rows, 0, device=self.args.device)
-            if labels[place] is None:
-                shape = (rows,) if place == 0 else (rows, logits[1].shape[1])
-                labels[place] = torch.full(shape, UNKNOWN_LABEL, device=self.args.device)
+        rows = next(len(tensor) for tensor in logits if tensor is not None)
+        logits = [torch.zeros(rows, 0, device=self.args.device) if given is None else given for given in logits]
+        shapes = {"emotion_labels": (rows,), "au_labels": tuple(logits[1].shape)}
+        unknown = {name: torch.full(shape, UNKNOWN_LABEL, device=self.args.device) for name, shape in shapes.items()}
+        labels = [inputs.get(name, none) for name, none in unknown.items()]
         loss = outputs.get("loss")
         return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The card that was written from the run's files stays; transformers would put its own in its place."""
+        """Keeps the card that was written from the run's files."""
         if not (Path(self.args.output_dir) / "README.md").exists():
             super().create_model_card(*args, **kwargs)
 
@@ -246,7 +243,7 @@ class MF2Trainer(Trainer):
 
 
 def loss_names(model: nn.Module) -> tuple[str, ...]:
-    """The parts of the loss that a model's output may have."""
+    """Fields of a model's output that are parts of its loss."""
     return getattr(model, "loss_names", (*LOSSES, *TOWER_LOSSES))
 
 
@@ -279,24 +276,23 @@ class SealedCheckpoints(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Seals what --enable_jit_checkpoint saved at a SIGTERM, of which no `on_save` tells."""
+        """Seals what --enable_jit_checkpoint saved at a SIGTERM, without `on_save`."""
         folder = checkpoint_folder(args, state)
         if from_first_process(args.enable_jit_checkpoint and folder.is_dir() and damage(folder) is not None):
             self.on_save(args, state, control)
 
 
 class EpochOfStream(TrainerCallback):
-    """A stream has no length: its "epoch" is the share of `max_steps`, also after a resume."""
+    """Counts the share of `max_steps` as the epoch of a stream, which has no length."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         state.epoch = state.global_step / state.max_steps
 
 
 def leaves_parameters_unused(model: nn.Module | None, examples: Any) -> bool:
-    """Whether the batches leave some parameters without a gradient, which DDP has to be told, at a cost.
+    """Whether the columns leave some parameters without a gradient, which DDP has to search for, at a cost.
 
-    What a batch holds is decided by the columns of its rows: a part without a loss stays so. A single caption or label
-    that is missing is no such case: its rows count nothing, in a graph that is there.
+    A single missing caption or label does not: its graph exists, with weight 0.
     """
     if not getattr(model, "compares_rows", False) or examples is None:
         return True  # no text is read, or a head is not used
@@ -307,46 +303,45 @@ def leaves_parameters_unused(model: nn.Module | None, examples: Any) -> bool:
     return not needed <= {*getattr(examples, "captions", ()), *getattr(examples, "labels", ())}
 
 
-_FILE = "cost.json"  # in a checkpoint: what the run had cost until then
+_COST_FILE = "cost.json"  # in a checkpoint: the cost until then
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those that it waited for."""
+    """CPU time of this process and of children it waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 class Cost:
-    """Begins when it is made. What an interrupted run did after its last checkpoint is done again, and counts once."""
+    """Cost of a run from here on; work that a resumed run repeats counts once."""
 
     def __init__(self) -> None:
         self._begun = _now()
         self._begun_training: float | None = None
-        self._knows = True
+        self._known = True
         self._before = {"cpu_seconds": 0.0, "wall_seconds": 0.0, "training_cpu_seconds": 0.0}
 
     def begin_training(self, trainer: MF2Trainer, checkpoint: str | None) -> None:
-        """checkpoint: from which an interrupted run goes on."""
         trainer.write_beside_checkpoint = self._save
-        told = None if checkpoint is None else Path(checkpoint) / _FILE
-        self._knows = told is None or told.is_file()
-        if told is not None and self._knows:
-            self._before = read_json(told)
+        saved = None if checkpoint is None else Path(checkpoint) / _COST_FILE
+        self._known = saved is None or saved.is_file()
+        if saved is not None and self._known:
+            self._before = read_json(saved)
         self._begun_training = cpu_seconds()
 
     def figures(self) -> dict[str, float]:
         return {name: now - self._begun[name] + self._before[name] for name, now in _now().items()}
 
     def training_cpu_seconds(self) -> float | None:
-        """None where a checkpoint of before does not tell what it had cost. Stores are built before, and not in it."""
-        if not self._knows:
+        """None after a checkpoint without its cost. Stores are built before training, and do not count."""
+        if not self._known:
             return None
         return cpu_seconds() - self._begun_training + self._before["training_cpu_seconds"]
 
     def _save(self, checkpoint: Path) -> None:
-        if self._knows:
+        if self._known:
             costs = {**self.figures(), "training_cpu_seconds": self.training_cpu_seconds()}
-            (checkpoint / _FILE).write_text(json.dumps(costs), encoding="utf-8")
+            (checkpoint / _COST_FILE).write_text(json.dumps(costs), encoding="utf-8")
 
 
 def _now() -> dict[str, float]:
@@ -354,8 +349,8 @@ def _now() -> dict[str, float]:
 
 
 def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processor, most: int = 256) -> float:
-    """CPU-seconds from all test images to answers, nothing stored; measured on the first ones, where there are many."""
-    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, told={*LABELS})
+    """CPU-seconds from all test images to answers without stores, extrapolated from the first `most`."""
+    timed = MF2Examples(rows.select(range(min(most, len(rows)))), processor, texts=False, warned={*LABELS})
     collator, trainer.data_collator = trainer.data_collator, MF2Collator(processor.tokenizer.pad_token_id)
     begun = cpu_seconds()
     trainer.predict(timed)
@@ -364,7 +359,6 @@ def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processo
 
 
 def images_seen(training: TrainingArguments) -> int:
-    """By a run on a stream."""
     return training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
 
 

@@ -1,25 +1,19 @@
 """Backbones of the compared systems: images to the feature maps of four stages, or to the tokens of the last."""
 
-import difflib
-import inspect
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from configuration_mf2.baselines import ComparedConfig
-from configuration_mf2.facs import LABEL_ARGUMENTS, UNKNOWN_LABEL
-from configuration_mf2.hub import SelfContainedMixin
-from modeling_mf2.accumulation import BatchShare, count_of
-from modeling_mf2.loading import fetched
-from modeling_mf2.losses import au_loss, emotion_loss
+from configuration_mf2.facs import UNKNOWN_LABEL
+from modeling_mf2.loading import FacePreTrainedModel, fetched
 from modeling_mf2.vision import MF2ConvTower, init_backbone, keep_own_start, no_graph_if, timm_model
 from modeling_mf2.weights import VISION_PREFIX, no_place_in_tower, read_weights, vision_name
 
@@ -136,14 +130,6 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     return [name for name in given if name not in ours]
 
 
-# What a batch of ours may hold; a model takes what it needs of it and leaves the rest.
-_BATCH_FIELDS = {
-    *("pixel_values", "landmarks", "index", "au_labels", "emotion_labels", "share"),
-    *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
-    *("key_au_input_ids", "key_au_attention_mask"),
-}
-
-
 @dataclass
 class FaceAnalysisOutput(ModelOutput):
     r"""
@@ -158,13 +144,13 @@ class FaceAnalysisOutput(ModelOutput):
     au_logits: torch.Tensor | None = None
 
 
-class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
+class ComparedPreTrainedModel(FacePreTrainedModel):
     config_class = ComparedConfig
     base_model_prefix = ""
-    main_input_name = "pixel_values"
     input_modalities = ("image",)
-    # The losses are means already; the Trainer must not divide or multiply them.
-    accepts_loss_kwargs = False
+    relabel_hint = (
+        "Load it with its own labels, or train a new model (its backbone can be taken over by load_backbone_weights)"
+    )
     # A device map keeps each on one device: a backbone of any kind, and what has weights beside its submodules.
     _no_split_modules = ["FeatureMaps", "UnitFeatures"]
     vision: FeatureMaps
@@ -177,36 +163,6 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
     def loss_names(self) -> tuple[str, ...]:
         """The parts of the loss, as fields of the output."""
         return self.config.losses
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
-        source = pretrained_model_name_or_path
-        cls._check_labels(source, kwargs)
-        try:
-            return super().from_pretrained(source, *args, **kwargs)
-        except SafetensorError as error:
-            raise OSError(
-                f"{source}: model.safetensors is damaged or cut short ({error}); copy or download the checkpoint again"
-            ) from error
-
-    @classmethod
-    def _check_labels(cls, source: object, kwargs: dict[str, object]) -> None:
-        named = {name: kwargs[name] for name in LABEL_ARGUMENTS if name in kwargs}
-        given = kwargs.get("config")
-        if source is None or not (named or given):
-            return
-        if given is not None and not isinstance(given, cls.config_class):
-            return
-        where = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        saved = cls.config_class.from_pretrained(source, **{name: kwargs[name] for name in where if name in kwargs})
-        wanted = given or cls.config_class.from_dict(saved.to_dict(), **named)
-        for field in ("action_units", "emotions"):
-            if list(getattr(saved, field)) != list(getattr(wanted, field)):
-                raise ValueError(
-                    f"{field}: got {getattr(wanted, field)}, but the checkpoint {source} has {getattr(saved, field)}; "
-                    "what was learned for a label must not answer for another. Load it with its own labels, or train "
-                    "a new model (its backbone can be taken over by load_backbone_weights)"
-                )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -222,33 +178,6 @@ class ComparedPreTrainedModel(SelfContainedMixin, PreTrainedModel):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-
-    def check_unused(self, unused: dict[str, object]) -> None:
-        for name, value in unused.items():
-            if value is not None and name not in _BATCH_FIELDS:
-                known = [key for key in inspect.signature(self.forward).parameters if key not in ("args", "kwargs")]
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"{type(self).__name__}: got an unknown input {name!r}; {hint}Inputs: {known}")
-
-    def classification_losses(
-        self,
-        emotion_logits: torch.Tensor | None,
-        emotion_labels: torch.Tensor | None,
-        au_logits: torch.Tensor | None,
-        au_labels: torch.Tensor | None,
-        share: BatchShare | None,
-    ) -> dict[str, torch.Tensor]:
-        parts = {}
-        if au_logits is not None and au_labels is not None:
-            parts["au"] = au_loss(au_logits, au_labels, self.config.au_class_weights, count_of(share, "au"))
-        if emotion_logits is not None and emotion_labels is not None:
-            parts["emotion"] = emotion_loss(emotion_logits, emotion_labels, count_of(share, "emotion"))
-        return parts
-
-    def weighted_sum(self, parts: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        weighted = [self.config.loss_weights.get(name, 1.0) * part for name, part in parts.items()]
-        return sum(weighted) if weighted else None
 
 
 def face_and_units(face: torch.Tensor, units: torch.Tensor) -> torch.Tensor:

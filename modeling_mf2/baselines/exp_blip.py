@@ -21,8 +21,9 @@ from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.hub import SelfContainedMixin
-from modeling_mf2.accumulation import BatchShare
-from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel, check_unused, classification_losses, weighted_sum
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import classification_losses, weighted_sum
+from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel
 from modeling_mf2.pretraining import MF2ForPreTraining, MF2ForPreTrainingOutput
 from modeling_mf2.vision import MF2VisionTower, no_graph_if
 from modeling_mf2.weights import branch_name, vision_name
@@ -62,14 +63,11 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
-        share: BatchShare | None = None,
-        features_only: bool = False,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
         input_ids, attention_mask (`(batch, length)`): captions; a row without any token has none. Labels are not looked
             at: faces of one emotion have captions of different AUs, which are negatives of each other.
-        share, features_only: how the Trainer makes one step of several micro-batches, see `accumulation_mf2`.
         """
         check_unused(self, kwargs)
         return super().forward(
@@ -77,9 +75,7 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_tokens=image_tokens,
-            share=share,
-            features_only=features_only,
-            **({} if features_only else {"return_dict": True}),
+            return_dict=True,
         )
 
 
@@ -129,7 +125,7 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        return self.config.losses
+        return ("au", "emotion")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: object, *args: object, **kwargs: object) -> object:
@@ -205,17 +201,15 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
-        share: BatchShare | None = None,
         **kwargs: object,
     ) -> FaceAnalysisOutput:
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         image_tokens: the frozen tower's output, instead of images.
-        share: what the Trainer tells one of several micro-batches of a step.
         """
         check_unused(self, kwargs)
         emotion_logits, au_logits = self.classifiers(self.features(pixel_values, image_tokens))
-        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels, share)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         return FaceAnalysisOutput(
             loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
         )

@@ -8,7 +8,8 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import AFFECTNET_ORDER, HSEmotionConfig
-from modeling_mf2.accumulation import BatchShare
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import classification_losses, weighted_sum
 from modeling_mf2.weights import read_weights
 
 from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps
@@ -35,20 +36,18 @@ class HSEmotionForFaceAnalysis(ComparedPreTrainedModel):
         pixel_values: torch.Tensor,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
-        share: BatchShare | None = None,
         **kwargs: object,
     ) -> FaceAnalysisOutput:
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
-        share: what the Trainer tells one of several micro-batches of a step.
         """
-        self.check_unused(kwargs)
+        check_unused(self, kwargs)
         face = self.dropout(self.vision.tokens(pixel_values).mean(dim=1))
         emotion_logits = None if self.emotion is None else self.emotion(face)
         au_logits = None if self.units is None else self.units(face)
-        parts = self.classification_losses(emotion_logits, emotion_labels, au_logits, au_labels, share)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         return FaceAnalysisOutput(
-            loss=self.weighted_sum(parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
+            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
         )
 
 

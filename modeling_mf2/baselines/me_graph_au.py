@@ -8,8 +8,8 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import MEGraphAUConfig
-from modeling_mf2.accumulation import BatchShare, count_of, row_weight
-from modeling_mf2.losses import check_labels, masked_mean, wide
+from modeling_mf2.loading import check_unused
+from modeling_mf2.losses import check_labels, classification_losses, masked_mean, row_weight, weighted_sum, wide
 
 from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps, face_and_units
 
@@ -130,7 +130,6 @@ def weighted_asymmetric_loss(
     probabilities: torch.Tensor,
     labels: torch.Tensor,
     class_weights: list[float] | tuple[float, ...] | None = None,
-    count: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean of -w (y log p + (1 - y) p log(1 - p)): what is easily seen to be at rest counts little. -1 is left out."""
     check_labels("au_labels", labels, tuple(probabilities.shape), highest=1)
@@ -139,7 +138,7 @@ def weighted_asymmetric_loss(
     losses = -torch.where(labels == 1, active, at_rest)
     if class_weights is not None:
         losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
-    return masked_mean(losses, labels >= 0, count)
+    return masked_mean(losses, labels >= 0, "au")
 
 
 def edge_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -219,14 +218,12 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
         pixel_values: torch.Tensor,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
-        share: BatchShare | None = None,
         **kwargs: object,
     ) -> MEGraphAUOutput:
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
-        share: what the Trainer tells one of several micro-batches of a step.
         """
-        self.check_unused(kwargs)
+        check_unused(self, kwargs)
         face, nodes, edges = self.look(pixel_values)
         probabilities = self.classifiers(nodes)
         output = MEGraphAUOutput(au_logits=probabilities.clamp(_CLOSEST, 1 - _CLOSEST).logit())
@@ -234,15 +231,15 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
             output.emotion_logits = self.emotion(face_and_units(face, nodes))
         if edges is not None:
             output.edge_logits = self.together(edges)
-        parts = self.classification_losses(output.emotion_logits, emotion_labels, None, None, share)
+        parts = classification_losses(self.config, output.emotion_logits, emotion_labels, None, None)
         if au_labels is not None:
             weights = self.config.au_class_weights
-            parts["au"] = weighted_asymmetric_loss(probabilities, au_labels, weights, count_of(share, "au"))
+            parts["au"] = weighted_asymmetric_loss(probabilities, au_labels, weights)
             if edges is not None:
-                parts["edge"] = row_weight(share, len(au_labels)) * edge_loss(output.edge_logits, au_labels)
+                parts["edge"] = row_weight(len(au_labels)) * edge_loss(output.edge_logits, au_labels)
         for name, part in parts.items():
             output[name] = part
-        output.loss = self.weighted_sum(parts)
+        output.loss = weighted_sum(self.config, parts)
         return output
 
 

@@ -9,9 +9,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.baselines import VLFAUConfig
-from modeling_mf2.accumulation import BatchShare, count_of
-from modeling_mf2.loading import fetched
-from modeling_mf2.losses import au_loss, masked_mean, wide
+from modeling_mf2.loading import check_unused, fetched
+from modeling_mf2.losses import au_loss, classification_losses, masked_mean, weighted_sum, wide
 
 from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps, face_and_units
 
@@ -227,10 +226,10 @@ class AttentionDecoder(nn.Module):
         return (out.sigmoid() * cell.tanh(), cell), seen
 
     def forward(
-        self, maps: Attended, input_ids: torch.Tensor, mask: torch.Tensor, count: torch.Tensor | None = None
+        self, maps: Attended, input_ids: torch.Tensor, mask: torch.Tensor, loss_name: str | None = None
     ) -> Described:
         """input_ids, mask (batch, branches, length): a description that starts with any token; without tokens there is
-        none. count: what the mean over the descriptions divides by, where this is one micro-batch of several."""
+        none. loss_name: in `Step.counts`."""
         given = input_ids[..., :-1].clone()
         given[..., :1] = self.config.bos_token_id
         words, keys = self.gates_word(self.words(given)), self.attend_map(maps.maps())
@@ -251,7 +250,7 @@ class AttentionDecoder(nn.Module):
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
         each = losses.new_zeros(written.shape).masked_scatter(written, losses).sum(dim=-1) / lengths.clamp_min(1)
         hits = top_words(logits, targets)
-        return Described(masked_mean(each, lengths > 0, count), average, hits.sum(), lengths.sum())
+        return Described(masked_mean(each, lengths > 0, loss_name), average, hits.sum(), lengths.sum())
 
     def _nothing(self, maps: Attended, written: torch.Tensor) -> Described:
         words = written.sum()
@@ -386,34 +385,32 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
         au_attention_mask: torch.Tensor | None = None,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
-        share: BatchShare | None = None,
         **kwargs: object,
     ) -> VLFAUOutput:
         r"""
         input_ids, attention_mask (`(batch, length)`): the global description; a row without any token has none.
         au_input_ids, au_attention_mask (`(batch, AU, length)`): a local description an AU, active or not; likewise.
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
-        share: what the Trainer tells one of several micro-batches of a step.
         """
-        self.check_unused(kwargs)
+        check_unused(self, kwargs)
         face, units = self.look(pixel_values)
         emotion_logits, au_logits = self.classify(face, units)
-        parts = self.classification_losses(emotion_logits, emotion_labels, au_logits, au_labels, share)
+        parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         output = VLFAUOutput(emotion_logits=emotion_logits, au_logits=au_logits)
         if self.local_decoder is not None and au_input_ids is not None:
             shape = (len(pixel_values), len(self.config.action_units))
-            said = self._describe("local", units, au_input_ids, au_attention_mask, shape, share)
+            said = self._describe("local", units, au_input_ids, au_attention_mask, shape)
             parts["local_text"], output.local_hits, output.local_words = said.loss, said.hits, said.words
         if self.global_decoder is not None and input_ids is not None:
             shown = None if attention_mask is None else attention_mask[:, None]
-            said = self._describe("global", face, input_ids[:, None], shown, (len(pixel_values), 1), share)
+            said = self._describe("global", face, input_ids[:, None], shown, (len(pixel_values), 1))
             parts["global_text"], output.global_hits, output.global_words = said.loss, said.hits, said.words
             if au_labels is not None:
                 found, weights = self.global_units(said.seen.squeeze(1)), self.config.au_class_weights
-                parts["global_au"] = au_loss(found, au_labels, weights, count_of(share, "au"))
+                parts["global_au"] = au_loss(found, au_labels, weights)
         for name, part in parts.items():
             output[name] = part
-        output.loss = self.weighted_sum(parts)  # equation 12
+        output.loss = weighted_sum(self.config, parts)  # equation 12
         return output
 
     def _describe(
@@ -423,16 +420,14 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
         input_ids: torch.Tensor,
         mask: torch.Tensor | None,
         shape: tuple[int, int],
-        share: BatchShare | None,
     ) -> Described:
         if input_ids.shape[:2] != shape:
             field = "au_input_ids" if kind == "local" else "input_ids"
             got, wanted = (size if kind == "local" else size[:1] for size in (tuple(input_ids.shape[:2]), shape))
             raise ValueError(f"{field}: got texts for {got}, expected {wanted}: one for each image (and AU)")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        counts = {} if share is None else share.counts
         decoder = self.local_decoder if kind == "local" else self.global_decoder
-        return decoder(maps, input_ids, mask, counts.get(f"{kind}_text"))
+        return decoder(maps, input_ids, mask, f"{kind}_text")
 
     @torch.no_grad()
     def explain(self, pixel_values: torch.Tensor, num_beams: int | None = None) -> VLFAUExplanation:

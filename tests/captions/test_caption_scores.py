@@ -1,3 +1,5 @@
+"""Likeness to references, and the facts that texts state."""
+
 import importlib.util
 import math
 import sys
@@ -127,14 +129,6 @@ def test_a_caption_of_the_emotion_states_some_aus_and_no_wrong_one() -> None:
 )
 def test_claims_are_read_from_texts_of_any_hand(text: str, claims: dict[str, int]) -> None:
     assert claimed_units(text) == claims
-
-
-def test_no_phrase_means_two_things() -> None:
-    from mf2face.captions.scores import _phrases
-    from processing_mf2.wording import AU_WORDING
-
-    written = sum(len(w.active) + len(w.rest) + 3 for w in AU_WORDING.values())
-    assert len(_phrases()[1]) == written
 
 
 def test_contradictions_are_counted_claim_by_claim() -> None:

@@ -14,7 +14,16 @@ from hub_server import LoopbackHub
 from PIL import Image
 
 from configuration_mf2 import MF2Config
-from configuration_mf2.hub import AUTO_CLASSES, ENTRY_MODULE, PIPELINES, PUBLIC_MODULES, flat_code, write_code
+from configuration_mf2.flatten import Library
+from configuration_mf2.hub import (
+    AUTO_CLASSES,
+    BASELINES,
+    ENTRY_MODULE,
+    PIPELINES,
+    PUBLIC_CLASSES,
+    flat_code,
+    write_code,
+)
 from modeling_mf2 import MF2ForImageClassification, MF2ForPreTraining, MF2Model
 from processing_mf2 import MF2Processor
 
@@ -281,9 +290,11 @@ def test_whatever_goes_wrong_on_the_way_is_named_and_leaves_cache_and_repo_as_th
     assert hub.repos["org/mf2"] == before, "an upload that broke off is no revision"
 
 
-def test_flat_code_has_no_import_of_a_room_and_no_import_that_the_hub_cannot_follow() -> None:
-    code = flat_code()
-    assert f"{ENTRY_MODULE}.py" in code
+@pytest.mark.parametrize("system", ["mf2", *BASELINES])
+def test_flat_code_has_no_import_of_a_room_and_no_import_that_the_hub_cannot_follow(system: str) -> None:
+    code = flat_code(system)
+    assert len(code) <= (5 if system == "mf2" else 1)
+    assert (f"{ENTRY_MODULE}.py" in code) == (system == "mf2")
     for name, text in code.items():
         for line in text.splitlines():
             words = line.split()
@@ -295,9 +306,28 @@ def test_flat_code_has_no_import_of_a_room_and_no_import_that_the_hub_cannot_fol
 
 
 def test_every_auto_class_names_a_public_class() -> None:
-    public = {name for classes in PUBLIC_MODULES.values() for name in classes}
+    public = {name for classes in PUBLIC_CLASSES.values() for name in classes}
     named = [list(value.values()) if isinstance(value, dict) else [value] for value in AUTO_CLASSES.values()]
     assert {name for names in named for name in names} <= public
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("LIMIT = 2\n", "'LIMIT' is another thing in"),
+        ("import mf2face.files\nfrom mf2face.files import locked\n", "nothing of mf2face"),
+        ("def f():\n    from .first import LIMIT\n", "import it on top"),
+    ],
+)
+def test_code_that_cannot_be_joined_names_the_file(tmp_path: Path, second: str, message: str) -> None:
+    room = tmp_path / "configuration_mf2"
+    room.mkdir()
+    (room / "first.py").write_text("LIMIT = 1\n")
+    (room / "second.py").write_text(f"{second}from .first import LIMIT as least\n\n\nclass Public:\n    least, LIMIT\n")
+    library = Library(tmp_path)
+    with pytest.raises(ValueError, match=f"second.py.*{message}"):
+        needed = library.needed([("configuration_mf2.second", "Public")])
+        library.join(needed, dict.fromkeys(needed, "all"), "all")
 
 
 def test_code_is_written_once_and_left_alone_when_it_is_there(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A user's mistake on the command line of an example ends in a sentence."""
 
+import runpy
+
 import pytest
-from kill_points import KillServer
+from kill_points import ROOT, KillServer
 from PIL import Image
 
 
@@ -24,7 +26,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--sizes", "train"], "sizes: got 'train', expected NAME=NUMBER"),
         (["--sizes", "train=most"], "sizes: got 'train=most', expected NAME=NUMBER"),
@@ -44,16 +46,16 @@ def pictures(tmp_path_factory):
         (["--landmark_cache", "{folder}/a_file/cache", "--landmarks", "detector"], "a_file"),
     ],
 )
-def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, told):
+def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, message):
     options = [option.format(folder=pictures) for option in options]
     command = ["examples/build_dataset.py", "own", str(pictures), str(tmp_path / "out"), "--landmarks", "template"]
     run = server.run([*command, *options])
-    assert run.returncode in (1, 2) and told in run.output and "Traceback" not in run.output, run.output
+    assert run.returncode in (1, 2) and message in run.output and "Traceback" not in run.output, run.output
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--dataset", "{folder}/nowhere"], "dataset: there is no folder"),
         (["--dataset", "{folder}"], "dataset: "),
@@ -66,10 +68,16 @@ def test_mistakes_of_build_dataset(server, pictures, tmp_path, options, told):
         (["--out", "{folder}/a_file/below"], "a_file"),
     ],
 )
-def test_mistakes_of_write_captions(server, pictures, tmp_path, options, told):
+def test_mistakes_of_write_captions(server, pictures, tmp_path, options, message):
     damaged = pictures / "damaged" / "data"
     damaged.mkdir(parents=True, exist_ok=True)
     (damaged / "train-00000-of-00001.parquet").write_bytes(b"PAR1" + bytes(50))
     options = [option.format(folder=pictures) for option in options]
     run = server.run(["examples/write_captions.py", "--out", str(tmp_path / "out"), *options])
-    assert run.returncode in (1, 2) and told in run.output and "Traceback" not in run.output, run.output
+    assert run.returncode in (1, 2) and message in run.output and "Traceback" not in run.output, run.output
+
+
+def test_near_identical_images_are_dropped_only_when_asked_or_for_the_papers_counts():
+    parse = runpy.run_path(str(ROOT / "examples" / "build_dataset.py"))["parse"]
+    near = {extra: parse(["own", "a", "b", *extra.split()]).near for extra in ("", "--paper", "--paper --near keep")}
+    assert near == {"": "keep", "--paper": "drop", "--paper --near keep": "keep"}

@@ -55,7 +55,7 @@ def test_landmarks_come_with_jsonl(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("image,emtion\na.jpg,Fear", "line 1, column 2: got 'emtion', .*Did you mean 'emotion'"),
         ("image,au12\na.jpg,1", "line 1, column 2: got 'au12', .*Did you mean 'AU12'"),
@@ -72,8 +72,8 @@ def test_landmarks_come_with_jsonl(folder):
         ("image\nx.jpg", "none of 1 listed images on the disk, expected images such as x.jpg"),
     ],
 )
-def test_wrong_tables(folder, text, told):
-    with pytest.raises(CorpusError, match=told):
+def test_wrong_tables(folder, text, message):
+    with pytest.raises(CorpusError, match=message):
         read(folder, text)
 
 

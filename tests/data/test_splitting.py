@@ -4,8 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from test_frames import make_frames
-from test_video_sources import all_frames, write_aff_wild2
+from corpus_frames import all_frames, make_frames, write_aff_wild2
 
 from configuration_mf2.facs import EMOTIONS
 from mf2face.data.build.splits import (
@@ -103,10 +102,9 @@ def test_folds_leave_somebody_to_tune_on():
     frames = make_frames([10] * 12, np.zeros(120, int))
     videos = [Video(f"s{k}", f"s{k}", f"i/{k}", 5, ".jpg", f"fold {k % 3 + 1}") for k in range(12)]
     frames = frames.__class__(**{**vars(frames), "videos": videos})
-    split = np.array(official_splits(frames, fold=2, validation=0.25))
+    split = np.array(official_splits(frames, fold=2))
     assert set(frames.video[split == "test"].tolist()) == {1, 4, 7, 10}
-    assert Counter(split.tolist()) == {"test": 40, "train": 60, "validation": 20}
-    assert Counter(official_splits(frames, 2, validation=0)) == {"test": 40, "train": 80}
+    assert Counter(split.tolist()) == {"test": 40, "train": 70, "validation": 10}
     with pytest.raises(ValueError, match="fold: got None, expected which of fold 1, fold 2, fold 3"):
         official_splits(frames)
     with pytest.raises(CorpusError, match="no split for v0, expected one for every video"):

@@ -1,11 +1,8 @@
 import numpy as np
 import pytest
 
-from configuration_mf2.facs import EMOTIONS, LABEL_SETS
-from mf2face.data.synthetic.drawing import STYLES
 from mf2face.data.synthetic.faces import draw_example
-from mf2face.data.synthetic.geometry import DRAWABLE_AUS
-from mf2face.data.synthetic.subjects import ACTIVE_FROM, annotate, check_drawable, expression, scene, subject
+from mf2face.data.synthetic.subjects import ACTIVE_FROM, annotate, expression
 
 
 def test_detector_error_is_the_default_and_scales():
@@ -45,21 +42,3 @@ def test_a_video_goes_smoothly():
         np.abs(expression(0, "paint", 8 * v)[0] - expression(0, "paint", 8 * v + 8)[0]).mean() for v in range(60)
     ]
     assert np.mean(steps) < 0.6 * np.mean(strangers)
-
-
-def test_styles_have_different_subjects():
-    assert len({subject(0, style, 0).identity for style in STYLES}) == 3
-    assert len({subject(0, "paint", number).group for number in range(100)}) == 6
-
-
-def test_a_video_keeps_its_place_and_moves_its_head():
-    first, second, other = scene(0, "paint", 8), scene(0, "paint", 9), scene(0, "paint", 16)
-    assert (first.background == second.background).all() and (first.background != other.background).any()
-    assert 0 < abs(first.yaw - second.yaw) < 0.15 and first.noise_seed != second.noise_seed
-
-
-def test_positions_of_a_label_set():
-    assert [DRAWABLE_AUS[i] for i in check_drawable(LABEL_SETS["bp4d"])] == list(LABEL_SETS["bp4d"].action_units)
-    assert LABEL_SETS["mfa"].emotions == EMOTIONS
-    with pytest.raises(ValueError, match=r"label_set: \['AU5', 'AU16', 'AU22', 'AU27'\] cannot be drawn"):
-        check_drawable(LABEL_SETS["raf_au"])

@@ -1,4 +1,4 @@
-"""The guides of `examples/` teach what is true: each runs, learns, and answers; the pages around them are built."""
+"""The guides of `examples/` run and learn; the pages around them build."""
 
 import base64
 import http.client
@@ -22,13 +22,7 @@ from mf2face.data.synthetic.faces import draw_example
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDES = (
-    "quickstart",
-    "finetune_on_csv",
-    "build_dataset",
-    "write_captions",
-    "add_label_set",
-    "write_adapter",
-    "deploy",
+    "quickstart finetune_on_csv build_dataset write_captions add_label_set write_adapter export_model deploy".split()
 )
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]
 
@@ -40,7 +34,7 @@ def journey(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> l
     return load("finetune_on_csv").main(["--out", str(tmp_path), *options, *QUIET])
 
 
-def test_a_csv_becomes_an_adapter_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_becomes_an_adapter_that_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = journey(tmp_path, monkeypatch, "--pictures", "48", "--num_train_epochs", "1")
     assert len(found) == 3 and all({"emotion", "action_units"} <= set(face) for face in found)
     scores = json.loads((tmp_path / "adapter" / "metrics.json").read_text())
@@ -54,18 +48,17 @@ def test_the_whole_csv_journey_learns(tmp_path: Path, monkeypatch: pytest.Monkey
     assert scores["au_f1_tuned_macro"] > scores["base/au_f1_tuned_macro"]
 
 
-def test_a_label_set_of_ones_own_is_learned_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_custom_label_set_is_learned_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     found = load("add_label_set").main(["--steps", "4", "--faces", "8"])
     assert found["losses"][-1] < found["losses"][0]
     assert list(found["action_units"]) == ["AU4", "AU9", "AU12", "AU17", "AU25"]
-    told = capsys.readouterr().out
-    assert "disfa: ['AU1', 'AU2', 'AU4', 'AU6', 'AU9', 'AU12', 'AU25', 'AU26'], emotions none" in told
-    assert "['AU21'] have no region rule" in told and "got ['AU99']" in told and "stands twice" in told
-    assert "taken" not in told
+    printed = capsys.readouterr().out
+    assert "disfa: ['AU1', 'AU2', 'AU4', 'AU6', 'AU9', 'AU12', 'AU25', 'AU26'], emotions none" in printed
+    assert "AU21" in printed and "AU99" in printed and "taken" not in printed
 
 
 @pytest.mark.parametrize("method", ["dfn", "lora"])
-def test_an_adapter_learns_and_comes_back(method: str, tmp_path: Path) -> None:
+def test_adapter_learns_and_loads_again(method: str, tmp_path: Path) -> None:
     losses = load("write_adapter").main(["--method", method, "--steps", "2", "--faces", "4", "--out", str(tmp_path)])
     assert set(losses) == {"sketch", "grain"} and all(last < first for first, last in losses.values())
     for style in losses:
@@ -112,12 +105,12 @@ def test_the_service_answers_and_refuses(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("name", GUIDES)
-def test_every_guide_has_its_page_and_says_how_it_is_run(name: str) -> None:
+def test_every_guide_has_a_page_and_its_command(name: str) -> None:
     assert f"../examples/{name}.py" in (DOCS / "guides.md").read_text()
     assert f"python examples/{name}.py" in (ROOT / "examples" / f"{name}.py").read_text()
 
 
-def test_pages_take_from_the_readme_what_is_there() -> None:
+def test_pages_include_sections_that_the_readme_has() -> None:
     for page in DOCS.glob("*.md"):
         for file, options in re.findall(r"```\{include\} \.\./(\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
             text, marks = (ROOT / file).read_text(), re.findall(r':(?:start-after|end-before): "(.*)"', options)
@@ -132,12 +125,12 @@ def docstrings() -> object:
     return module
 
 
-def test_docstrings_become_what_sphinx_reads() -> None:
+def test_docstrings_become_restructuredtext() -> None:
     def example(one: int, two: int, *rest: int) -> None: ...
 
     to_rst = docstrings().to_rst
-    told = to_rst("Reads `x` of [`MF2Config`], a * b.\n\n    one (`int`): first\n        line. two: it's `b`", example)
-    assert told.splitlines() == [
+    text = to_rst("Reads `x` of [`MF2Config`], a * b.\n\n    one (`int`): first\n        line. two: it's `b`", example)
+    assert text.splitlines() == [
         *("Reads ``x`` of :py:obj:`~.MF2Config`, a \\* b.", ""),
         *(":param one: (``int``) first line.", ":param two: it's ``b``"),
     ]
@@ -147,25 +140,13 @@ def test_docstrings_become_what_sphinx_reads() -> None:
 
 
 @pytest.mark.slow
-def test_the_pages_are_built_and_ask_nothing_of_the_network(tmp_path: Path) -> None:
+def test_pages_build_and_load_nothing_from_the_network(tmp_path: Path) -> None:
     for package in ("sphinx", "furo", "myst_parser"):
         pytest.importorskip(package)
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--keep-going",
-        "-b",
-        "html",
-        str(DOCS),
-        str(tmp_path),
-    ]
+    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", str(DOCS), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     for page in tmp_path.rglob("*.html"):
-        fetched = re.findall(
-            r'<(?:script|img|link|iframe)\b[^>]*?(?:src|href)="((?:https?:)?//[^"]*)"', page.read_text()
-        )
-        assert fetched == [], page
+        tags = re.findall(r"<(?:script|img|link|iframe)\b[^>]*>", page.read_text())
+        assert not [tag for tag in tags if re.search(r'(?:src|href)="(https?:)?//', tag)], page
     assert not [sheet for sheet in tmp_path.rglob("*.css") if re.search(r"url\([\"']?(https?:)?//", sheet.read_text())]

@@ -1,6 +1,5 @@
-"""The benchmark of inference measures what it says, and its pieces fit together."""
+"""The inference benchmark."""
 
-import importlib.util
 import json
 import resource
 import sys
@@ -8,21 +7,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-
-FOLDER = Path(__file__).parents[2] / "examples" / "benchmark"
+from matplotlib import pyplot as plt
+from test_scripts import load
 
 
 @pytest.fixture(scope="module")
 def inference() -> ModuleType:
-    sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("inference", FOLDER / "inference.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+    return load("benchmark/inference")
 
 
 def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
@@ -45,14 +36,33 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
     assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
 
 
-def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleType) -> None:
-    import inference_command
+def test_the_number_of_queries_beside_each_point_is_within_the_frame(
+    inference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = (1, 4, 32)
+    figures = {f"{name}_{count}": 0.7 for count in queries for name in ("f1", "emotion")}
+    figures |= {f"{name}_{count}_sd": 0.01 for count in queries for name in ("f1", "emotion")}
+    figures |= {f"cost_{count}{by}": 1 + count / 16 for count in queries for by in ("", "_cpu")}
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    inference.draw_curve(figures, queries, "base", tmp_path / "curve.png")
+    monkeypatch.undo()
+    (axis,) = drawn[0].axes
+    frame = axis.get_window_extent()
+    for text in axis.texts:
+        extent = text.get_window_extent()
+        assert frame.x0 < extent.x0 and extent.x1 < frame.x1 - 2, text.get_text()
+    assert [text.get_text() for text in axis.texts] == ["1", "4", "32"]
+    plt.close(drawn[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
+
+def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleType) -> None:
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    spent = inference_command.spent_by([sys.executable, "-S", "-c", "held = bytes(range(256)) * 200_000"])
+    spent = inference.spent_by([sys.executable, "-S", "-c", "held = bytes(range(256)) * 200_000"])
     assert 50 < spent["peak_mb"] < 100 < mine
     with pytest.raises(RuntimeError, match="ended with 3"):
-        inference_command.spent_by([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+        inference.spent_by([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
 
 @pytest.mark.slow

@@ -61,91 +61,84 @@ def test_the_counts_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -
         assert f"{value:,}" in README
 
 
+def row(title: str) -> str:
+    """The cells of the README's only table row with this title (a regular expression)."""
+    (cells,) = re.findall(rf"^\| {title}.*?\|(.*)\|$", README, flags=re.MULTILINE)
+    return cells
+
+
+def said(pattern: str) -> list[str]:
+    """The decimal numbers of the README's only passage that matches."""
+    (passage,) = re.findall(pattern, README, flags=re.DOTALL)
+    return re.findall(r"\d+\.\d+", passage)
+
+
+def results(name: str) -> dict[str, float]:
+    return json.loads((ROOT / "examples" / "benchmark" / "results" / f"{name}.json").read_text())
+
+
 def test_the_results_are_those_of_the_released_checkpoint() -> None:
     metrics = json.loads((ROOT / "model_cards" / "mf2-tiny-synthetic" / "metrics.json").read_text())
+    f1, top1 = "baseline/au_f1_", "baseline/emotion_top1_"
     rows = {
-        "AU F1, macro": ("au_f1_tuned_macro", *(f"baseline/au_f1_{n}" for n in ("all_active", "landmarks", "ceiling"))),
-        "emotion top-1": (
-            "emotion_top1",
-            *(f"baseline/emotion_top1_{n}" for n in ("commonest", "landmarks", "from_true_aus")),
-        ),
+        "AU F1, macro": ("au_f1_tuned_macro", f"{f1}all_active", f"{f1}landmarks", f"{f1}ceiling"),
+        "emotion top-1": ("emotion_top1", f"{top1}commonest", f"{top1}landmarks", f"{top1}from_true_aus"),
         "AUs named": ("caption_au_f1",),
         "AU by text": ("zero_shot_au_auc",),
     }
     for title, names in rows.items():
-        (line,) = re.findall(rf"^\| {title}.*$", README, flags=re.MULTILINE)
-        shown = re.findall(r"\d\.\d{3}", line)
-        assert shown == [f"{metrics[name]:.3f}" for name in names], title
+        assert re.findall(r"\d\.\d{3}", row(title)) == [f"{metrics[name]:.3f}" for name in names], title
 
 
 def test_the_figures_of_fine_tuning_are_those_of_the_benchmark() -> None:
-    folder = ROOT / "examples" / "benchmark" / "results"
-    worth, cost = (
-        json.loads((folder / f"finetuning_{name}.json").read_text()) for name in ("accuracy_tiny", "cost_base")
-    )
+    worth, cost = results("finetuning_accuracy_tiny"), results("finetuning_cost_base")
     methods = {"linear probe": "linear_probe", "DFN, states stored": "dfn", "LoRA": "lora", "full fine-tuning": "full"}
     for title, name in methods.items():
-        (line,) = re.findall(rf"^\| {title} \|(.*)\|$", README, flags=re.MULTILINE)
-        scores = [
-            f"{worth[f'{name}_{score}']:.3f} ± {worth[f'{name}_{score}_sd']:.3f}" if f"{name}_{score}" in worth else ""
-            for score in ("au", "emotion")
-        ]
-        costs = [
-            f"{cost[f'{name}_{figure}']:,.0f}" if f"{name}_{figure}" in cost else ""
-            for figure in ("trainable", "epoch_s", "memory_mb")
-        ]
-        assert [cell.strip() for cell in line.split("|")] == scores + costs, title
-    few = [worth[f"{name}_au_256"] for name in ("dfn", "linear_probe", "full")]
-    (said,) = re.findall(r"no better than a linear probe\s+\((.*?)\),.*?\((.*?)\)", README, flags=re.DOTALL)
-    assert re.findall(r"\d\.\d{3}", " ".join(said)) == [f"{value:.3f}" for value in few]
+        scores = [f"{name}_{score}" for score in ("au", "emotion")]
+        expected = [f"{worth[key]:.3f} ± {worth[f'{key}_sd']:.3f}" if key in worth else "" for key in scores]
+        costs = [f"{name}_{figure}" for figure in ("trainable", "epoch_s", "memory_mb")]
+        expected += [f"{cost[key]:,.0f}" if key in cost else "" for key in costs]
+        assert [cell.strip() for cell in row(title).split("|")] == expected, title
+    few = [f"{worth[f'{name}_au_256']:.3f}" for name in ("dfn", "linear_probe", "full")]
+    assert said(r"no better than a linear probe\s+\(.*?\),.*?\(.*?\)") == few
 
 
 def test_the_figures_of_inference_are_those_of_the_benchmark() -> None:
-    figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "inference_base.json").read_text())
+    figures = results("inference_base")
     shown = {"`mf2` over": "folder_over_bare", "action units and emotion of": "over_vit_pipeline"}
     shown |= {"speed by ONNX": "onnx_over_eager", "speed by 8 bits": "int8_over_eager"}
     shown |= {"macro AU F1 that 8 bits": "int8_f1_loss", "peak memory for ten": "memory_folder_ratio"}
     shown |= {"peak memory for a video": "memory_video_ratio"}
     for title, name in shown.items():
-        (line,) = re.findall(rf"^\| {title}.*\| ([\d.]+) \|$", README, flags=re.MULTILINE)
-        assert line == format(figures[name], ".4f" if name == "int8_f1_loss" else ".2f"), title
-    (said,) = re.findall(r"The curve says why(.*?)points", README, flags=re.DOTALL)
+        assert row(title).strip() == format(figures[name], ".4f" if name == "int8_f1_loss" else ".2f"), title
     gained = f"{100 * (figures['f1_32'] - figures['f1_4']):.1f}"
-    assert re.findall(r"\d\.\d+", said) == [f"{figures['cost_4']:.2f}", f"{figures['cost_32']:.2f}", gained]
+    assert said(r"The curve says why.*?points") == [f"{figures['cost_4']:.2f}", f"{figures['cost_32']:.2f}", gained]
 
 
 def test_the_figures_of_the_compared_systems_are_those_of_the_benchmark() -> None:
-    figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "tables_tiny.json").read_text())
-    titles = {"mf2": r"MF² \(pre-train\)", "mf2_dfn": r"MF² \+ DFN", "vl_fau": "VL-FAU", "hsemotion": "HSEmotion"}
-    titles |= {"exp_blip": "Exp-BLIP", "me_graph_au": "ME-GraphAU"}
+    figures, longer = results("tables_tiny"), results("hsemotion_20_epochs")
+    titles = {"mf2": r"MF² \(pre-train\)", "mf2_dfn": r"MF² \+ DFN", "exp_blip": "Exp-BLIP", "hsemotion": "HSEmotion"}
     titles |= {"mf2_without_emo_vl": "MF² without Emo-VL", "mf2_without_au_vl": "MF² without AU-VL"}
+    titles |= {"vl_fau": "VL-FAU", "me_graph_au": "ME-GraphAU"}
     assert figures["failed_runs"] == 0
     for name, title in titles.items():
-        (line,) = re.findall(rf"^\| {title} \|(.*±.*)\|$", README, flags=re.MULTILINE)
-        columns = ("au", "au_tuned", "top1", "macro_recall", "macro_f1", "avg")
-        found = [tuple(100 * figures[f"all/{name}/{column}/{kind}"] for kind in ("mean", "sd")) for column in columns]
-        assert [cell.strip() for cell in line.split("|")] == [f"{mean:.1f} ± {sd:.1f}" for mean, sd in found], name
+        columns = [f"all/{name}/{column}" for column in ("au", "au_tuned", "top1", "macro_recall", "macro_f1", "avg")]
+        expected = [f"{100 * figures[f'{key}/mean']:.1f} ± {100 * figures[f'{key}/sd']:.1f}" for key in columns]
+        assert [cell.strip() for cell in row(f"{title} ").split("|")] == expected, name
     parts = [f"{100 * figures[f'vlfau4/{name}/avg_tuned/mean']:.1f}" for name in ("vl_fau_1", "vl_fau")]
-    (said,) = re.findall(r"Of VL-FAU's parts.*?\)", README, flags=re.DOTALL)
-    assert re.findall(r"\d+\.\d", said) == parts
-    longer = json.loads((ROOT / "examples" / "benchmark" / "results" / "hsemotion_20_epochs.json").read_text())
-    (said,) = re.findall(r"HSEmotion with 20 epochs.*?\. MF²", README, flags=re.DOTALL)
+    assert said(r"Of VL-FAU's parts.*?\)") == parts
     expected = [f"{100 * longer[name]:.1f}" for name in ("au_f1_tuned_macro", "emotion_top1")]
-    assert re.findall(r"\d+\.\d", said) == expected
+    assert said(r"HSEmotion with 20 epochs.*?top-1\)") == expected
 
 
 def test_the_figures_of_exp_blip_s_caption_sets_are_those_of_the_benchmark() -> None:
-    figures = json.loads((ROOT / "examples" / "benchmark" / "results" / "exp_blip_tiny.json").read_text())
+    figures = results("exp_blip_tiny")
     assert figures["failed_runs"] == 0
     for name in ("emot", "au", "mix", "cat", "exp"):
-        (line,) = re.findall(
-            rf"^\| {'AU' if name == 'au' else name.title()} \|(.* / .*)\|$", README, flags=re.MULTILINE
-        )
-        expected = []
-        for read_by in ("probe", "tuned"):
-            for features in ("vision", "qformer"):
-                row = f"exp_blip_{name}_{features}_{read_by}".replace("exp_blip_exp_qformer_tuned", "exp_blip")
-                expected += [figures[f"expblip/{row}/{column}/mean"] for column in ("au_tuned", "top1")]
-        told = ("bleu_4", "au_facts", "emotion_facts")
-        expected += [figures[f"captions/exp_blip_{name}_stage2/{column}/mean"] for column in told]
-        assert re.findall(r"\d+\.\d", line) == [f"{100 * value:.1f}" for value in expected], name
+        rows = [f"exp_blip_{name}_{features}_{by}" for by in ("probe", "tuned") for features in ("vision", "qformer")]
+        rows = [cell.replace("exp_blip_exp_qformer_tuned", "exp_blip") for cell in rows]
+        expected = [figures[f"expblip/{cell}/{column}/mean"] for cell in rows for column in ("au_tuned", "top1")]
+        written = ("bleu_4", "au_facts", "emotion_facts")
+        expected += [figures[f"captions/exp_blip_{name}_stage2/{column}/mean"] for column in written]
+        shown = re.findall(r"\d+\.\d", row(r"AU (?=\|.* / )" if name == "au" else f"{name.title()} "))
+        assert shown == [f"{100 * value:.1f}" for value in expected], name

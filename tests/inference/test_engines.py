@@ -137,13 +137,6 @@ def test_a_missing_package_ends_the_command_with_a_sentence(place: Path, monkeyp
     assert "onnxruntime is not installed" in (told := capsys.readouterr().err) and 'pip install -e ".[export]"' in told
 
 
-def test_a_changed_checkpoint_is_exported_anew(place: Path) -> None:
-    before = engines._source(str(place / "model"), None)
-    assert before == engines._source(str(place / "model"), None)
-    os.utime(place / "model" / "model.safetensors", (1, 1))
-    assert engines._source(str(place / "model"), None) != before
-
-
 def test_a_file_with_a_flipped_bit_is_refused_wherever_the_bit_is(place: Path, tmp_path: Path) -> None:
     load_model(place / "model", engine="int8")
     (made,) = engines.cache_folder().glob("model-*")

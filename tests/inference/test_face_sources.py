@@ -1,6 +1,7 @@
 """Faces of a frame by a detector, by a file, or the frame as a crop; each says where its landmarks are from."""
 
 import csv
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,8 +10,17 @@ import pytest
 import torch
 from analysis_media import FakeDetector, face_at
 
-from mf2face.inference.faces import AlignedCrops, DetectedFaces, GivenLandmarks, check_weights
+from mf2face.inference.faces import (
+    DETECT_EVERY,
+    AlignedCrops,
+    DetectedFaces,
+    Face,
+    GivenLandmarks,
+    check_detector,
+    quality_of,
+)
 from mf2face.inference.media import Frame
+from processing_mf2.detection import MediaPipeDetector
 from processing_mf2.landmarks import template_landmarks
 
 
@@ -45,8 +55,11 @@ def test_a_detector_s_faces_come_frame_by_frame() -> None:
 def test_the_usual_detector_is_refused_before_it_would_download(monkeypatch, tmp_path: Path) -> None:
     pytest.importorskip("face_alignment")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(OSError, match=r"s3fd.*2DFAN4.*checkpoints.*--aligned.*--landmarks"):
-        check_weights()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(OSError, match=r"mf2 setup.*--aligned.*--landmarks"):
+        check_detector()
+    with pytest.raises(OSError, match=r"checkpoints.*s3fd.*2DFAN4"):
+        check_detector("face_alignment")
     assert not any(tmp_path.iterdir())
 
 
@@ -146,3 +159,46 @@ def test_a_pipe_of_landmarks_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "l.csv")
     with pytest.raises(ValueError, match="no file"):
         GivenLandmarks(tmp_path / "l.csv")
+
+
+class Following(MediaPipeDetector):
+    """Counts what it is asked for; a face is lost in frame 12."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detected: list[int] = []
+        self.number = -1
+
+    def detect(self, images):
+        self.detected.append(self.number)
+        return [[face_at(self.number, 0)]]
+
+    def follow(self, image, faces):
+        return [None if self.number == 12 else face_at(self.number, 0) for _ in faces]
+
+
+def test_faces_of_a_video_are_detected_now_and_then_and_when_one_is_lost() -> None:
+    detector = Following()
+    source = DetectedFaces(detector)
+    for name in ("a.mp4", "b.mp4"):
+        for number in range(17):
+            detector.number = number
+            (((face,),),) = [source.faces([dataclasses.replace(frame(name, number), is_moving=True)])]
+            assert face.box[0] == number
+        assert detector.detected == [0, DETECT_EVERY, 2 * DETECT_EVERY, 12], name
+        detector.detected.clear()
+
+
+def test_a_face_s_quality_is_marked() -> None:
+    random = np.random.default_rng(0)
+    sharp = torch.from_numpy(random.integers(0, 255, (3, 200, 200), dtype=np.uint8))
+    face = Face((20, 20, 180, 180), 0.9, template_landmarks(160, 160) + 20, "mediapipe", pose=(0.0, 10, 0))
+    assert quality_of(sharp, face) == ""
+    smooth = torch.arange(200, dtype=torch.uint8).expand(3, 200, 200)
+    assert quality_of(smooth, face) == "blurred"
+    small = dataclasses.replace(face, landmarks=template_landmarks(30, 30), pose=(0.0, -50, 0))
+    assert quality_of(sharp, small) == "small profile"
+    assert quality_of(sharp, dataclasses.replace(face, landmarks=face.landmarks + 60)) == "cut_off"
+    assert quality_of(smooth, dataclasses.replace(face, given=False)) == ""
+    far = dataclasses.replace(face, box=(-50, -50, -10, -10), landmarks=face.landmarks - 300)
+    assert quality_of(sharp, far) == "cut_off"

@@ -40,12 +40,11 @@ class Looker(torch.nn.Module):
 def test_hiding_what_a_decision_stands_on_takes_it_away_and_hiding_elsewhere_does_not() -> None:
     model, crop = Looker(), torch.zeros(3, 112, 112)
     crop[:, model.region] = 4.0
-    for filling, least in {"mean": 0.3, "blur": 0.1}.items():  # blurred, a bright place stays rather bright
-        found = occlusion_check(model, crop, FACE, filling=filling, batch_size=5)
-        lips = found["AU25"]
-        assert lips.probability == pytest.approx(0.982, abs=1e-3)
-        assert lips.drop > least and lips.control_drop == pytest.approx(0, abs=1e-6)
-        assert found["AU1"].drop == 0 and found["AU1"].probability == 0.5
+    found = occlusion_check(model, crop, FACE, batch_size=5)
+    lips = found["AU25"]
+    assert lips.probability == pytest.approx(0.982, abs=1e-3)
+    assert lips.drop > 0.3 and lips.control_drop == pytest.approx(0, abs=1e-6)
+    assert found["AU1"].drop == 0 and found["AU1"].probability == 0.5
     assert max(model.batches) <= 6 and list(found) == CONFIG.action_units
     assert "region hidden: 0.98 → " in lips.text() and "elsewhere" in lips.text()
 
@@ -69,8 +68,6 @@ def test_only_the_mask_changes_and_takes_the_face_s_mean() -> None:
     assert torch.equal(hidden[:, ~torch.from_numpy(mask)], crop[:, ~torch.from_numpy(mask)])
     expected = crop[:, torch.from_numpy(face & ~mask)].mean(1)
     assert torch.allclose(hidden[:, torch.from_numpy(mask)], expected[:, None].expand(-1, mask.sum()))
-    with pytest.raises(ValueError, match="filling: got 'black'"):
-        hide(crop, mask, face, "black")
 
 
 def test_what_cannot_be_hidden_is_said() -> None:

@@ -240,16 +240,6 @@ def test_an_output_that_was_killed_before_its_facts_were_written_is_begun_anew(t
             file.unlink()
 
 
-def test_facts_are_there_before_the_first_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    real = RowFile._append
-    monkeypatch.setattr(
-        RowFile, "_append", lambda self, text: (seen.append(self.about_file.exists()), real(self, text))
-    )
-    write(tmp_path / "out.csv", frames()[:1])
-    assert seen == [True, True]
-
-
 @pytest.mark.parametrize("wrong", ["inf", "1e400", "x", "[1]"])
 def test_a_row_with_a_wrong_number_is_a_damaged_output(tmp_path: Path, wrong: str) -> None:
     path = tmp_path / "out.csv"

@@ -1,18 +1,13 @@
 """Faces keep their number while they can be followed, whatever order the detector names them in."""
 
 import numpy as np
-import pytest
 
-from mf2face.inference.tracking import PATIENCE, FaceTracker, overlaps
+from mf2face.inference.faces import FaceTracker
+from mf2face.inference.rows import PATIENCE
 
 
 def square(left: float, top: float = 0.0, side: float = 10.0) -> list[float]:
     return [left, top, left + side, top + side]
-
-
-def test_overlap_by_hand() -> None:
-    boxes = np.array([square(0), square(5), square(30), [3, 3, 3, 3]])
-    assert overlaps(boxes[:1], boxes)[0] == pytest.approx([1, 50 / 150, 0, 0])
 
 
 def test_numbers_follow_faces_and_not_their_order() -> None:

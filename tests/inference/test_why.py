@@ -15,7 +15,6 @@ from html_pages import Page
 from mf2face.inference.cli import main
 from mf2face.inference.explain import folder as why_mf2
 from mf2face.inference.explain.explainer import Explainer
-from mf2face.inference.explain.folder import _Names
 from mf2face.inference.model import load_model
 
 
@@ -123,19 +122,6 @@ def test_no_picture_is_written_unasked(tmp_path: Path, monkeypatch, capsys) -> N
     write_faces(tmp_path / "in", 1)
     assert main(["in", "--aligned"], model=embedded()) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["in"] and len(list((tmp_path / "in").iterdir())) == 1
-
-
-def test_pictures_are_called_as_their_inputs_and_never_alike(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-    names = _Names([str(tmp_path / "one")])
-    assert names.of(str(tmp_path / "one" / "x" / "a.png")) == "x/a"
-    assert names.of(str(tmp_path / "one" / "x" / "a.jpg")) == "x/a-jpg"
-    assert names.of("/elsewhere/b.png") == "b" and names.of("/other/b.png") == "b-png"
-    assert names.of("/third/b.png") == "b-2" and names.of("/elsewhere/b.png") == "b"
-    assert names.of("camera:0") == "camera-0"
-    both = _Names([str(tmp_path / "one"), str(tmp_path / "two")])
-    assert both.of(str(tmp_path / "two" / "a.png")) == "two/a"
 
 
 def test_names_as_long_as_the_file_system_allows_have_their_pages(tmp_path: Path, capsys) -> None:

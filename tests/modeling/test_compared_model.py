@@ -72,8 +72,8 @@ def test_our_trainer_logs_each_part_of_the_loss_by_its_name(micro_batches, tmp_p
     trainer = MF2Trainer(model=model, args=training, train_dataset=rows, data_collator=default_data_collator)
     trainer.train()
     (logged,) = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert {name for name in model.config.losses if name in logged} == set(model.config.losses)
-    assert logged["loss"] == pytest.approx(sum(logged[name] for name in model.config.losses), abs=1e-3)
+    assert {name for name in model.loss_names if name in logged} == set(model.loss_names)
+    assert logged["loss"] == pytest.approx(sum(logged[name] for name in model.loss_names), abs=1e-3)
 
 
 def test_mf2_and_a_compared_system_do_not_take_each_others_checkpoints(tmp_path):

@@ -1,14 +1,17 @@
 """Loading: what is missing is initialised for training and refused for answers; labels are renamed on request."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import shake, tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
 from configuration_mf2.baselines import HSEmotionConfig
+from configuration_mf2.version import VERSION
 from modeling_mf2 import HSEmotionForFaceAnalysis, MF2ForCaptioning, MF2ForFaceAnalysis, MF2ForPreTraining, MF2Model
 from modeling_mf2.loading import load_to_answer
 
@@ -106,6 +109,38 @@ def test_the_recipe_for_fine_tuning_a_classifier(saved: Path) -> None:
     assert found.logits.shape == (3, 2) and found.loss.isfinite() and model.config.id2label == names
     whole = MF2Model.from_pretrained(saved)
     assert torch.equal(model.mf2.emo_vl.queries, whole.emo_vl.queries)
+
+
+def test_a_users_own_subclass_is_saved_and_loads_as_itself_and_as_ours(saved: Path, tmp_path: Path) -> None:
+    class Mine(MF2ForFaceAnalysis):
+        """With a layer more than ours."""
+
+        def __init__(self, config) -> None:
+            super().__init__(config)
+            self.extra = torch.nn.Linear(2, 2)
+            self.post_init()
+
+    model = Mine.from_pretrained(saved)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(Mine.from_pretrained(tmp_path).extra.weight, model.extra.weight)
+    ours = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert type(ours) is MF2ForPreTraining
+    assert torch.equal(ours.classifiers.emotion.weight, model.classifiers.emotion.weight)
+
+
+def test_a_checkpoint_of_0_1_with_its_flat_code_loads_and_is_saved_anew(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    for file in tmp_path.glob("*.py"):
+        file.unlink()
+    (tmp_path / "facs_mf2.py").write_text("raise RuntimeError('code of 0.1 is not run')\n")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"mf2_version": "0.1.0", "auto_map": {"AutoModelForPreTraining": "modeling_mf2.MF2ForPreTraining"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = AutoModelForPreTraining.from_pretrained(tmp_path)
+    assert torch.equal(model.mf2.emo_vl.queries, MF2Model.from_pretrained(saved).emo_vl.queries)
+    model.save_pretrained(tmp_path)
+    again = json.loads((tmp_path / "config.json").read_text())
+    assert again["mf2_version"] == VERSION and again["auto_map"] == model.config.to_dict()["auto_map"]
 
 
 def test_loading_by_keyword_and_without_a_source(saved: Path) -> None:

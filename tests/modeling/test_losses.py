@@ -1,3 +1,5 @@
+"""Label losses and parts of ITC; test_pretraining.py compares ITC, ITM and ITG with a loop over pairs."""
+
 import math
 
 import pytest
@@ -8,16 +10,10 @@ from modeling_mf2.losses import (
     au_loss,
     caption_keys,
     emotion_loss,
-    gather,
-    gather_offset,
     hard_negatives,
-    image_text_similarity,
     itc_loss,
-    itg_loss,
-    itm_loss,
     masked_mean,
     meaning_keys,
-    pad_as_others,
 )
 
 
@@ -32,130 +28,6 @@ def softmax_loss(logits, target):
 
 def mean(values):
     return sum(values) / len(values) if values else 0.0
-
-
-def unit(*shape):
-    return torch.nn.functional.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
-
-
-def itc_by_loop(image, text, keys, valid, temperature):
-    """image: rows of queries, text: rows; a row's candidates are itself and every known, other caption."""
-    rows = range(len(text))
-
-    def similarity(i, j):
-        return max(sum(a * b for a, b in zip(query, text[j], strict=True)) for query in image[i]) / temperature
-
-    losses = []
-    for i in rows:
-        if not valid[i]:
-            continue
-        candidates = [i] + [j for j in rows if valid[j] and keys[j] != keys[i]]
-        losses.append(softmax_loss([similarity(i, j) for j in candidates], 0) / 2)
-        losses[-1] += softmax_loss([similarity(j, i) for j in candidates], 0) / 2
-    return mean(losses)
-
-
-CAPTIONS = {  # keys and whether there is a caption at all
-    "one": ([4], [True]),
-    "one unknown": ([0], [False]),
-    "two": ([4, 5], [True, True]),
-    "two equal": ([4, 4], [True, True]),
-    "two, one unknown": ([4, 0], [True, False]),
-    "five": ([4, 5, 6, 7, 8], [True] * 5),
-    "five, some equal, some unknown": ([4, 5, 0, 4, 0], [True, True, False, True, False]),
-    "five equal": ([4] * 5, [True] * 5),
-    "five unknown": ([0] * 5, [False] * 5),
-}
-
-
-@pytest.mark.parametrize("case", CAPTIONS)
-def test_itc_against_a_loop(case):
-    keys, valid = CAPTIONS[case]
-    image, text = unit(len(keys), 3, 4).requires_grad_(), unit(len(keys), 4).requires_grad_()
-    temperature = TEMPERATURE.clone().requires_grad_()
-    similarity = image_text_similarity(image, text)
-    negatives = allowed_negatives(torch.tensor(keys), torch.tensor(keys), torch.tensor(valid))
-    loss = itc_loss(similarity, similarity.T, temperature, negatives, torch.tensor(valid))
-    expected = itc_by_loop(image.tolist(), text.tolist(), keys, valid, 0.07)
-    assert loss.item() == pytest.approx(expected, abs=1e-6)
-    loss.backward()
-    for tensor in (image, text, temperature):
-        assert tensor.grad.isfinite().all()
-    if len(set(zip(keys, valid, strict=True))) == 1:  # nothing to tell apart
-        assert loss.item() == 0 and not image.grad.any() and not text.grad.any() and not temperature.grad.any()
-    unknown = ~torch.tensor(valid)
-    assert not text.grad[unknown].any() and not image.grad[unknown].any()
-
-
-def test_itc_with_other_processes_rows():
-    """Rows 2 and 3 of five, as the process that holds them computes them."""
-    keys, valid = torch.tensor([4, 5, 6, 4, 8]), torch.tensor([True, True, True, True, False])
-    image, text = unit(5, 3, 4), unit(5, 4)
-    mine = slice(2, 4)
-    negatives = allowed_negatives(keys[mine], keys, valid)
-    loss = itc_loss(
-        image_text_similarity(image[mine], text),
-        image_text_similarity(image, text[mine]).T,
-        TEMPERATURE,
-        negatives,
-        valid[mine],
-        offset=2,
-    )
-    alone = [
-        itc_by_loop(image.tolist(), text.tolist(), keys.tolist(), valid.tolist(), 0.07) * 4
-        - itc_by_loop_without(image, text, keys, valid, row) * 4
-        for row in (2, 3)
-    ]
-    assert loss.item() == pytest.approx(mean(alone), abs=1e-6)
-
-
-def itc_by_loop_without(image, text, keys, valid, left_out):
-    """The mean over the known rows in which row `left_out` counts 0, though it stays a candidate."""
-    total = 0.0
-    similarity = image_text_similarity(image, text) / 0.07
-    for i in range(len(keys)):
-        if i == left_out or not valid[i]:
-            continue
-        candidates = [i] + [j for j in range(len(keys)) if valid[j] and keys[j] != keys[i]]
-        total += softmax_loss([similarity[i, j].item() for j in candidates], 0) / 2
-        total += softmax_loss([similarity[j, i].item() for j in candidates], 0) / 2
-    return total / int(valid.sum())
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5])
-@pytest.mark.parametrize("share", ["all", "some", "none"])
-def test_itm_against_a_loop(rows, share):
-    logits = torch.randn(3 * rows, 4, 2, dtype=torch.float64, requires_grad=True)
-    matched = torch.tensor([1] * rows + [0] * 2 * rows)
-    valid = {"all": torch.ones, "none": torch.zeros}.get(share, lambda n: torch.arange(n) % 2)(3 * rows).bool()
-    loss = itm_loss(logits, matched, valid)
-    expected = []
-    for row, queries in enumerate(logits.tolist()):
-        if valid[row]:
-            expected.append(softmax_loss([mean([query[k] for query in queries]) for k in (0, 1)], matched[row].item()))
-    assert loss.item() == pytest.approx(mean(expected), abs=1e-6)
-    loss.backward()
-    assert not logits.grad[~valid].any() and logits.grad.isfinite().all()
-    assert loss.item() != 0 or share == "none"
-
-
-@pytest.mark.parametrize("rows", [1, 2, 5])
-@pytest.mark.parametrize("share", ["all", "some", "none"])
-def test_itg_against_a_loop(rows, share):
-    """Each token from those before it: the first is given, and padding counts nothing."""
-    logits = torch.randn(rows, 6, 9, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(0, 9, (rows, 6))
-    lengths = {"all": [6] * rows, "none": [0] * rows, "some": [6, 3, 0, 1, 2][-rows:]}[share]
-    mask = torch.tensor([[int(place < length) for place in range(6)] for length in lengths])
-    loss = itg_loss(logits, ids, mask)
-    expected = []
-    for row in range(rows):
-        for place in range(1, lengths[row]):
-            expected.append(softmax_loss(logits[row, place - 1].tolist(), ids[row, place].item()))
-    assert loss.item() == pytest.approx(mean(expected), abs=1e-6)
-    loss.backward()
-    assert logits.grad.isfinite().all() and not logits.grad[:, -1].any()
-    assert bool(logits.grad.any()) == bool(expected)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -207,12 +79,6 @@ def test_many_rows_in_half_precision():
     assert loss.item() == pytest.approx(math.log(1001), rel=0.01)
 
 
-def test_similarity_is_that_of_the_best_query():
-    image, text = torch.randn(3, 4, 5), torch.randn(2, 5)
-    expected = [[max(float(query @ text[j]) for query in image[i]) for j in range(2)] for i in range(3)]
-    torch.testing.assert_close(image_text_similarity(image, text), torch.tensor(expected))
-
-
 def test_caption_keys_are_equal_exactly_for_equal_captions():
     captions = {(2, 7, 3), (2, 7, 7, 3), (2, 3), (7, 2, 3), (2, 7, 3, 0), (0, 2, 7, 3), (0,), (0, 0), (2, 3, 7)}
     captions |= {tuple(torch.randint(0, 30523, (length,)).tolist()) for length in range(3, 60) for _ in range(20)}
@@ -255,13 +121,6 @@ def test_harder_negatives_are_drawn_more_often():
     chosen, _ = hard_negatives(similarity, negatives, TEMPERATURE.float(), sample=True)
     assert set(chosen.tolist()) == {1, 2}
     assert (chosen == 2).float().mean().item() == pytest.approx(0.75, abs=0.03)
-
-
-def test_one_process_gathers_itself():
-    rows = torch.randn(2, 3, requires_grad=True)
-    assert gather(rows) is rows and gather_offset(2) == 0
-    ids, mask = pad_as_others(rows, rows)
-    assert ids is rows and mask is rows
 
 
 def test_what_means_the_same_is_no_negative_however_it_is_worded():

@@ -15,8 +15,8 @@ from conftest import shake
 from transformers import AutoModel, AutoModelForPreTraining
 
 from configuration_mf2.baselines import ABLATIONS, VLFAUConfig
+from mf2face.training.grad_cache import micro_batches
 from modeling_mf2 import HSEmotionForFaceAnalysis, VLFAUForFaceAnalysis
-from modeling_mf2.accumulation import share_out
 
 
 TEXT = {
@@ -108,8 +108,9 @@ def test_several_micro_batches_make_the_step_of_one():
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     parts = [{name: tensor[rows] for name, tensor in batch.items()} for rows in (slice(0, 2), slice(2, 4))]
-    for part in share_out(model, parts, first_pass=False):
-        (model(**part).loss / 2).backward()
+    for part in micro_batches(model, parts, compares_rows=False):
+        with part.entered():
+            (model(**part.inputs).loss / 2).backward()
     for name, p in model.named_parameters():
         assert torch.allclose(p.grad, expected[name], rtol=1e-3, atol=1e-5), name
 

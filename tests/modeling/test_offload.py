@@ -105,3 +105,13 @@ def test_loaded_with_a_device_map(name: str, tmp_path: Path) -> None:
         places = set(partly.hf_device_map.values())
         assert places <= {"cpu", "disk"} and "disk" in places
         assert_same_answers(partly, expected)
+
+
+@torch.no_grad()
+def test_a_bare_model_finds_its_own_offloaded_weights_outside_of_forward() -> None:
+    model = build("base")
+    batch = tiny_batch(model.config)
+    images = batch["pixel_values"], batch["landmarks"]
+    expected = model.get_image_features(*images, branch="au")
+    cpu_offload(model)
+    assert torch.equal(model.get_image_features(*images, branch="au"), expected)

@@ -1,11 +1,10 @@
 import math
-import os
+from collections import Counter
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from configuration_mf2.configuration_mf2 import LOSSES, MF2Config
+from configuration_mf2.configuration_mf2 import LOSSES
 from modeling_mf2 import MF2ForCaptioning, MF2ForPreTraining
 
 
@@ -48,14 +47,6 @@ def test_every_loss_stands_in_the_output(build, make_batch, tower):
     assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in parts(read).values())
     torch.testing.assert_close(read.loss, sum(parts(read).values()))
     assert read.emotion_logits.shape == (4, 3) and read.au_logits.shape == (4, 3)
-
-
-def test_loss_is_the_weighted_sum(build, make_batch):
-    loss_weights = {name: 0.5 + index for index, name in enumerate(LOSSES[:-1])}
-    model = build(loss_weights=loss_weights)
-    read = model(**make_batch(model.config))
-    expected = sum(weight * read[name] for name, weight in loss_weights.items()) + read.emotion
-    torch.testing.assert_close(read.loss, expected)
 
 
 @pytest.mark.parametrize(
@@ -176,38 +167,6 @@ def test_alignment_against_a_loop_over_pairs(build, make_batch, name, rows):
         assert found[loss].item() == pytest.approx(value, abs=1e-4), loss
 
 
-def test_key_au_captions_are_written_by_the_emotion_branch(build, make_batch):
-    model = build()
-    batch = make_batch(model.config)
-    swapped = {**batch, "input_ids": batch["key_au_input_ids"], "attention_mask": batch["key_au_attention_mask"]}
-    assert torch.equal(model(**swapped).itg_emo, model(**batch).itg_key_au)
-
-
-def test_equal_captions_are_told_apart_by_nobody(build, make_batch):
-    model = build()
-    batch = make_batch(model.config)
-    for names in CAPTIONS.values():
-        for name in names:
-            first = batch[name].flatten(0, -2)[:1]
-            batch[name] = first.expand(batch[name].shape[:-1].numel(), -1).reshape(batch[name].shape).clone()
-    read = model(**batch)
-    assert read.itc_emo.item() == 0 and read.itc_au.item() == 0
-    assert read.itm_emo > 0 and read.itm_au > 0 and read.loss.isfinite()
-    read.loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_a_batch_of_one(build, make_batch, training):
-    model = build().train(training)
-    batch = make_batch(model.config, 1)
-    read = model(**batch)
-    assert read.itc_emo.item() == 0 and read.itm_emo > 0 and read.itc_au > 0
-    assert all(loss.isfinite() for loss in parts(read).values())
-    read.loss.backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
 def test_a_row_without_captions_and_labels_counts_nothing(build, make_batch):
     model = build()
     batch = make_batch(model.config)
@@ -240,30 +199,16 @@ def test_nothing_known_is_zero_and_not_nan(build, make_batch, training):
         assert parameter.grad is None or not parameter.grad.any(), name
 
 
-def test_an_action_unit_without_a_sentence_counts_nothing(build, make_batch):
-    model = build()
-    batch = make_batch(model.config)
-    batch["au_attention_mask"][:, 1] = 0
-    other = {**batch, "au_input_ids": batch["au_input_ids"].clone()}
-    other["au_input_ids"][:, 1] = 9
-    assert_equal_parts(model(**other), model(**batch), 0)
-
-
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_gradient_reaches_every_trainable_parameter(build, make_batch, tower):
-    model = build(tower, vision={"frozen": False})
+def test_every_trainable_parameter_and_no_frozen_one_gets_a_gradient(build, make_batch, tower, frozen):
+    model = build(tower, vision={"frozen": frozen}).train(frozen)
     model(**make_batch(model.config)).loss.backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        # A bias of keys shifts all scores of a row alike, so softmax gives it no gradient.
-        assert parameter.grad.any() or "k_proj.bias" in name, name
-
-
-def test_frozen_tower_gets_no_gradient(build, make_batch):
-    model = build().train()
-    model(**make_batch(model.config)).loss.backward()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == (".vision." in name), name
+        if frozen and ".vision." in name:
+            assert parameter.grad is None, name
+        else:  # a bias of keys shifts all scores of a row alike, so softmax gives it no gradient
+            assert parameter.grad.isfinite().all() and (frozen or parameter.grad.any() or "k_proj.bias" in name), name
 
 
 def test_checkpointing_changes_no_gradient(build, make_batch):
@@ -295,19 +240,12 @@ def test_evaluation_is_deterministic_and_training_draws_its_negatives(build, mak
 def test_each_branch_reads_its_image_once(build, make_batch):
     """Tower once; a Q-Former four times: images, texts, pairs, writing; and once for key-AU captions."""
     model = build()
-    calls = {"vision": 0, "emo_vl": 0, "au_vl": 0}
-    for name, module in (
-        ("vision", model.mf2.vision),
-        ("emo_vl", model.mf2.emo_vl.qformer),
-        ("au_vl", model.mf2.au_vl.qformer),
-    ):
-
-        def count(*_, name=name):
-            calls[name] += 1
-
-        module.register_forward_hook(count)
+    calls = []
+    modules = {"vision": model.mf2.vision, "emo": model.mf2.emo_vl.qformer, "au": model.mf2.au_vl.qformer}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
     model(**make_batch(model.config))
-    assert calls == {"vision": 1, "emo_vl": 5, "au_vl": 4}
+    assert Counter(calls) == {"vision": 1, "emo": 5, "au": 4}
 
 
 def test_a_share_of_the_pairs_is_drawn_while_training_and_all_are_taken_in_evaluation(build, make_batch):
@@ -347,71 +285,6 @@ def test_four_samples_are_learned(make_config, make_batch):
     for name in ("itg_emo", "itg_key_au", "itg_au", "au", "emotion"):
         assert last[name] < first[name] / 2, name
     assert last["itc_emo"] < 0.8 * first["itc_emo"] and last["itc_au"] < 0.9 * first["itc_au"]
-
-
-def _process(rank, folder):
-    """One of two processes: its own half of the batch, as DDP trains it."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    given = torch.load(f"{folder}/given.pt")
-    model = MF2ForPreTraining(MF2Config.from_dict(given["config"])).eval()
-    model.load_state_dict(given["state"])
-    parallel = torch.nn.parallel.DistributedDataParallel(model)
-    read = parallel(**given["halves"][rank])
-    read.loss.backward()
-    with torch.no_grad():
-        alone = model(**given["halves"][rank])
-    torch.save(
-        {
-            "losses": {name: value.item() for name, value in parts(read).items()},
-            "without_gradient": {name: value.item() for name, value in parts(alone).items()},
-            "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
-        },
-        f"{folder}/{rank}.pt",
-    )
-    dist.destroy_process_group()
-
-
-def test_two_processes_equal_one(build, make_batch, tmp_path):
-    """Losses and averaged gradients, with captions, lengths and labels that the processes know unevenly."""
-    model = build(au_class_weights=[1.0, 2.0, 0.5])
-    batch = make_batch(model.config, 6)
-    batch["attention_mask"][4] = 0
-    batch["key_au_attention_mask"][[0, 1, 5]] = 0
-    batch["au_attention_mask"][[0, 3], [1, 2]] = 0
-    batch["au_attention_mask"][5] = 0
-    batch["input_ids"][3], batch["attention_mask"][3] = batch["input_ids"][0], batch["attention_mask"][0]
-    for ids, mask in CAPTIONS.values():  # short captions in the second half, which is then cut
-        batch[mask][3:, ..., 4:] = 0
-        batch[ids][:3] *= batch[mask][:3]
-        batch[ids][:3] += 9 * (1 - batch[mask][:3])
-    batch["input_ids"][0, 4:], batch["attention_mask"][0, 4:] = 9, 0  # equal to row 3, in the other process
-    batch["au_labels"][3:, :2] = -1
-    batch["emotion_labels"][:2] = -1
-    halves = [rows_of(batch, slice(0, 3)), rows_of(batch, slice(3, 6))]
-    for ids, mask in CAPTIONS.values():
-        halves[1][ids], halves[1][mask] = halves[1][ids][..., :4], halves[1][mask][..., :4]
-    given = {"config": model.config.to_dict(), "state": model.state_dict(), "halves": halves}
-    torch.save(given, tmp_path / "given.pt")
-    workers = torch.multiprocessing.start_processes(
-        _process, args=(str(tmp_path),), nprocs=2, join=False, start_method="spawn"
-    )
-    joined = model(**batch)
-    joined.loss.backward()
-    while not workers.join():
-        pass
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for name, value in parts(joined).items():
-        for kind in ("losses", "without_gradient"):
-            mean = (found[0][kind][name] + found[1][kind][name]) / 2
-            assert mean == pytest.approx(value.item(), abs=2e-5), (kind, name)
-    assert found[0]["losses"]["itg_key_au"] != found[1]["losses"]["itg_key_au"]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            for half in found:
-                error = (half["gradients"][name] - parameter.grad).abs().max().item()
-                assert error <= 2e-4 * parameter.grad.abs().max().item() + 2e-6, (name, error)
 
 
 def test_a_key_au_caption_is_asked_for_by_its_prompt_which_is_not_learned(build, make_batch):

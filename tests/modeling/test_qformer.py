@@ -2,7 +2,6 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 from modeling_mf2 import qformer as qformer_mf2
 from modeling_mf2.qformer import MF2QFormer
 
@@ -106,21 +105,6 @@ def test_two_way_sees_all_but_padding(build, inputs):
     close(seen.query_states[1:], read.query_states[1:], 0)
 
 
-def test_causal_text_sees_queries_and_what_came_before(build, inputs):
-    model = build()
-    inputs.pop("text_mask")
-    read = model(**inputs, mode="causal")
-    later = inputs["input_ids"].clone()
-    later[:, 3:] = later[:, 3:].flip(0) + 1
-    later.clamp_max_(39)
-    again = model(**{**inputs, "input_ids": later}, mode="causal")
-    close(again.query_states, read.query_states, 0)
-    close(again.text_states[:, :3], read.text_states[:, :3], 1e-6)
-    assert (again.text_states - read.text_states)[:, 3:].abs().amax() > 1e-2
-    image = model(**{**inputs, "image": inputs["image"] + 1}, mode="causal")
-    assert (image.text_states - read.text_states).abs().amax(-1).gt(1e-4).all()
-
-
 def test_causal_words_see_the_queries_themselves_and_earlier_words(build, inputs):
     model = build("eager")
     inputs.pop("text_mask")
@@ -128,13 +112,6 @@ def test_causal_words_see_the_queries_themselves_and_earlier_words(build, inputs
     expected = torch.cat([torch.ones(LENGTH, QUERIES), torch.ones(LENGTH, LENGTH).tril()], dim=1).bool()
     for weights in read.text_attentions:
         assert torch.equal(weights > 0, expected.expand(ROWS, 4, -1, -1))
-
-
-def test_order_of_words_counts(build, inputs):
-    model = build()
-    ids = inputs["input_ids"][:, :2]
-    there, back = model(input_ids=ids).text_states, model(input_ids=ids.flip(1)).text_states
-    assert (there - back.flip(1)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("mode", ["two_way", "causal", "unimodal"])
@@ -262,21 +239,6 @@ def test_queries_need_an_image(build, inputs):
         build()(queries=inputs["queries"])
 
 
-def test_streams_share_attention_and_not_the_feed_forward_nets(build, inputs):
-    model = build()
-    read = model(**inputs, mode="unimodal")
-    with torch.no_grad():
-        model.layers[0].text_feed_forward.up_proj.weight.zero_()
-    changed = model(**inputs, mode="unimodal")
-    close(changed.query_states, read.query_states, 0)
-    assert (changed.text_states - read.text_states).abs().max() > 1e-3
-    with torch.no_grad():
-        model.layers[0].attention.q_proj.weight.mul_(2)
-    changed_again = model(**inputs, mode="unimodal")
-    assert (changed_again.query_states - changed.query_states).abs().max() > 1e-4
-    assert (changed_again.text_states - changed.text_states).abs().max() > 1e-4
-
-
 def test_a_row_that_sees_no_word_stays_finite(build, inputs):
     inputs["text_mask"][0] = 0
     for attention in ("sdpa", "eager"):
@@ -286,15 +248,6 @@ def test_a_row_that_sees_no_word_stays_finite(build, inputs):
             for mode in ("two_way", "causal", "unimodal"):
                 read = model(**moved, mode=mode)
                 assert read.query_states.isfinite().all() and read.text_states.isfinite().all()
-
-
-def test_a_fresh_model_follows_its_configuration():
-    config = MF2QFormerConfig(vocab_size=200, hidden_size=64, num_attention_heads=4, num_hidden_layers=2)
-    model = MF2QFormer(config)
-    assert model.layers[0].attention.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)
-    assert model.word_embeddings.weight[1:].std().item() == pytest.approx(0.02, rel=0.1)
-    assert not model.word_embeddings.weight[0].any()  # padding
-    assert not model.layers[0].attention.q_proj.bias.any()
 
 
 def test_the_feed_forward_net_in_parts_is_the_whole(build, inputs, monkeypatch):

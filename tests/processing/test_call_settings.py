@@ -28,14 +28,6 @@ def test_dictionaries_do_what_flat_keywords_do(processor: MF2Processor) -> None:
     assert flat["input_ids"].shape == (1, 20) and flat["pixel_values"].max() == 0
 
 
-def test_a_maximum_cuts_and_a_limit_of_the_model_holds(processor: MF2Processor) -> None:
-    long = "brow " * 100
-    assert processor(text=long, max_length=10)["input_ids"].shape == (1, 10)
-    filled = processor(text=long, padding="max_length", max_length=100)
-    assert filled["input_ids"].shape == (1, 100) and filled["attention_mask"].sum() == processor.emotion_max_length
-    assert processor(text="brow", padding="max_length")["input_ids"].shape == (1, processor.emotion_max_length)
-
-
 def test_what_the_tokenizer_was_made_with_holds_where_the_call_says_nothing() -> None:
     assert split_call({}, {"padding": "max_length", "max_length": 9})[0]["max_length"] == 9
     assert split_call({"max_length": 8}, {"padding": "max_length", "max_length": 9})[0]["max_length"] == 8

@@ -84,7 +84,7 @@ def test_the_time_is_limited_in_all(address: str) -> None:
 
 
 def test_the_size_is_limited(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_download_mf2, "MOST_BYTES", 3)
+    monkeypatch.setattr(image_download_mf2, "MOST_DOWNLOADED", 3)
     with pytest.raises(ValueError, match="larger than"):
         download(f"{address}/image", "images")
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
 import processing_mf2  # noqa: F401 (registers the Auto classes)
-from processing_mf2.geometry import MF2Augmentation, canonical_landmarks, transform_points
+from processing_mf2.augmentation import MF2Augmentation
+from processing_mf2.geometry import canonical_landmarks, transform_points
 from processing_mf2.image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil
 
 
@@ -35,7 +36,8 @@ def _dotted(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.repeat((255 * np.exp(-near / 18))[..., None], 3, axis=-1).astype(np.uint8)
 
 
-AUGMENTED = {"augment": {"brightness": 0, "contrast": 0, "saturation": 0, "cutout": 0, "rotate": 25}, "augment_seed": 7}
+TURNED = MF2Augmentation(brightness=0, contrast=0, saturation=0, cutout=0, rotate=25)
+AUGMENTED = {"augment": TURNED, "augment_seed": 7}
 
 
 @pytest.mark.parametrize("call", [{}, {"do_align": False}, AUGMENTED, {**AUGMENTED, "sample_index": [3]}])
@@ -82,7 +84,7 @@ def test_an_aligned_crop_is_only_resized(processor, photograph):
 
 def test_a_mirrored_face_gives_the_mirrored_crop(processor, photograph):
     image, points = photograph
-    flip = {"augment": {**dict.fromkeys(MF2Augmentation.__dataclass_fields__, 0.0), "flip": 1.0}}
+    flip = {"augment": MF2Augmentation(**{**dict.fromkeys(MF2Augmentation.__dataclass_fields__, 0.0), "flip": 1.0})}
     plain, flipped = processor(image, points), processor(image, points, **flip)
     assert torch.allclose(flipped["pixel_values"], plain["pixel_values"].flip(-1), atol=1e-3)
     crop = (flipped["pixel_values"][0] + 1) * 127.5
@@ -95,7 +97,7 @@ def test_a_batch_is_one_by_one(processor, photograph):
     image, points = photograph
     images = [image, Image.new("L", (50, 60), 90), image[:, :200, :250].numpy()]
     landmarks = [points, None, points]
-    call = {"augment": True, "augment_seed": 3, "return_landmark_source": True}
+    call = {"augment": MF2Augmentation(), "augment_seed": 3, "return_landmark_source": True}
     batch = processor(images, landmarks, sample_index=[10, 11, 12], **call)
     assert batch["landmark_source"] == ["given", "template", "given"] and batch["image_index"].tolist() == [0, 1, 2]
     for index in range(3):
@@ -146,7 +148,7 @@ def test_saved_and_loaded_is_equal(tmp_path, photograph):
         ([np.zeros((20, 20))] * 2, {"landmarks": np.zeros((3, 68, 2))}, "landmarks: got 3 sets, expected 2"),
         (np.zeros((20, 20)), {"landmarks": "x"}, "landmarks: got str, expected 1"),
         (np.zeros((20, 20)), {"landmark_source": "given"}, "landmarks: got none, but landmark_source='given'"),
-        (np.zeros((20, 20)), {"augment": True, "sample_index": [1, 2]}, "sample_index: got 2 indexes, expected 1"),
+        (np.zeros((20, 20)), {"augment": MF2Augmentation(), "sample_index": [1, 2]}, "sample_index: got 2"),
         (np.zeros((20, 20)), {"do_center_crop": True}, "do_center_crop: got True, expected False"),
         (np.zeros((20, 20)), {"size": {"shortest_edge": 9}}, "size: got"),
         (np.zeros((20, 20)), {"landmark_source": "dlib"}, "landmark_source"),
@@ -187,7 +189,7 @@ def test_a_wide_photograph_without_landmarks_is_warned_about(processor, caplog):
         processor(np.zeros((100, 100), np.uint8))
         assert "ready-aligned" not in caplog.text
         processor(np.zeros((100, 180), np.uint8))
-        assert "landmark_source='face_alignment'" in caplog.text
+        assert "landmark_source=" in caplog.text
     finally:
         logger.propagate = propagate
 

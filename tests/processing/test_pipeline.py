@@ -253,11 +253,6 @@ def test_a_damaged_adapter_is_named(saved: Path, tmp_path: Path) -> None:
         MF2ForPreTraining.from_pretrained(tmp_path)
 
 
-def test_an_unknown_task_is_named(model, processor) -> None:
-    with pytest.raises(ValueError, match="did you mean 'face-analysis'"):
-        face_pipeline("face-analyses", model, processor)
-
-
 def test_a_checkpoint_without_heads_answers_nothing(processor: MF2Processor, tmp_path: Path) -> None:
     MF2Model(processor.config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks \d+ weights.*classifiers\."):

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
-from processing_mf2.wording import AU_WORDING, EMOTION_WORDING, emotion_wording, fill, join_list, third_person
+from processing_mf2.wording import AU_WORDING, EMOTION_WORDING, emotion_wording, third_person
 
 
 def test_every_au_has_wording_of_its_own():
@@ -50,9 +50,3 @@ def test_compound_emotion_is_typical_by_its_parts():
 )
 def test_verbs_are_conjugated(verb, expected):
     assert third_person(verb) == expected
-
-
-def test_lists_and_their_number():
-    assert [join_list(["a", "b", "c"][:n]) for n in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
-    assert fill("{Cues} point{s}, {are}", items=["one", "two"]) == "One and two point, are"
-    assert fill("{Cues} point{s}, {are}", items=["one"], is_plural=False) == "One points, is"

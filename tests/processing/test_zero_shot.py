@@ -1,8 +1,8 @@
 import pytest
 
 from configuration_mf2.facs import LABEL_SETS
-from processing_mf2.captions import au_state_prompts, emotion_prompts
 from processing_mf2.pipelines import read_labels
+from processing_mf2.wording import au_state_prompts, emotion_prompts
 
 
 UNITS = LABEL_SETS["mfa"].action_units
@@ -35,7 +35,7 @@ def test_action_units_are_known_by_code_and_noun_and_have_a_state_at_rest() -> N
         (["Anger", "Anger"], {}, "different strings"),
         (["Anger", 3], {}, "different strings"),
         (["AU99", "AU12"], {}, "['AU99']"),
-        (["AU12", "Happiness"], {}, "in a call without action units"),
+        (["AU12", "Happiness"], {}, "by code or noun"),
         (["lip corner pullr"], {"branch": "au"}, "did you mean 'lip corner puller'"),
         (["Hapiness"], {}, "did you mean 'Happiness'"),
         (["lip corner pullr"], {}, "did you mean 'lip corner puller'"),

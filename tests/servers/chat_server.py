@@ -1,7 +1,7 @@
-"""A chat server on 127.0.0.1 for the real `openai` client: chat completions, files, batches, and what goes wrong.
+"""A chat server on 127.0.0.1 for the real `openai` client: chat completions, files, batches, and faults.
 
-`with LoopbackChat(latency=0.2) as chat:` serves at `chat.url`; `python tests/chat_server.py --latency 0.2` does so
-for other processes, which ask `GET /loopback/counts`, `GET /loopback/keys` and `POST /loopback/settings`. Answers
+`with LoopbackChat(latency=0.2) as chat:` serves at `chat.url`; `python tests/servers/chat_server.py --latency 0.2` does
+so for other processes, which ask `GET /loopback/counts`, `GET /loopback/keys` and `POST /loopback/settings`. Answers
 depend on the question alone.
 """
 
@@ -26,8 +26,8 @@ _TITLES = re.compile(r"AU\d+ \([^)]*\)")
 class LoopbackChat:
     """faults: kind -> share of the requests. mistakes: share of questions whose first answer names an AU that is not
     active; stubborn: so does the second. structured, old_tokens: whether `response_format` and `max_tokens` are known.
-    usage: whether the tokens are told. paid: key -> good answers that were made, whether
-    or not the client was still there."""
+    usage: whether answers name their tokens. paid: key -> good answers that were made, whether or not the client was
+    still there."""
 
     key = "sk-loopback-0123456789abcdef"
 
@@ -47,8 +47,6 @@ class LoopbackChat:
         self.jobs: dict[str, dict] = {}
         self.random, self.usd_tokens = random.Random(0), [0, 0]
         self.url = ""
-
-    # What a good answer says.
 
     def answer(self, body: dict) -> str:
         """Reads the truth out of the question, as a model would, and writes what was asked for."""
@@ -85,37 +83,28 @@ class LoopbackChat:
         texts = [m["content"] if isinstance(m["content"], str) else m["content"][0]["text"] for m in body["messages"]]
         images = sum(not isinstance(m["content"], str) for m in body["messages"])
         tokens_in, tokens_out = sum(len(text) // 4 + 4 for text in texts) + 255 * images, len(content) // 4
-        found = {
-            "id": "chatcmpl-loopback",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": body["model"],
-            "choices": [
-                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}},
-            ],
-        }
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+        answer = {"id": "chatcmpl-loopback", "object": "chat.completion", "created": int(time.time())}
+        answer |= {"model": body["model"], "choices": [choice]}
         if self.settings["usage"]:
-            self.usd_tokens[0] += tokens_in
-            self.usd_tokens[1] += tokens_out
+            self.usd_tokens = [self.usd_tokens[0] + tokens_in, self.usd_tokens[1] + tokens_out]
             total = tokens_in + tokens_out
-            found["usage"] = {
-                **{"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": total},
-            }
-        return found
-
-    # How requests are answered.
+            answer["usage"] = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": total}
+        return answer
 
     def error(self, status: int, message: str, code: str | None = None, **headers: str) -> web.Response:
-        told = {"error": {"message": message, "type": "error", "param": None, "code": code}}
-        return web.json_response(told, status=status, headers=headers)
+        body = {"error": {"message": message, "type": "error", "param": None, "code": code}}
+        return web.json_response(body, status=status, headers=headers)
 
-    def refusal(self, request: web.Request) -> web.Response | None:
+    @web.middleware
+    async def refuse(self, request: web.Request, handler: Any) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if given != self.key:  # some real servers repeat the key in full
-            return self.error(401, f"Incorrect API key provided: {given}.", "invalid_api_key")
-        if self.settings["status"]:
-            return self.error(*self.settings["status"])
-        return None
+        if request.path.startswith("/v1"):
+            if given != self.key:  # some real servers repeat the key in full
+                return self.error(401, f"Incorrect API key provided: {given}.", "invalid_api_key")
+            if self.settings["status"]:
+                return self.error(*self.settings["status"])
+        return await handler(request)
 
     def unknown_field(self, body: dict) -> web.Response | None:
         if "response_format" in body and not self.settings["structured"]:
@@ -129,7 +118,7 @@ class LoopbackChat:
             body = await request.json()
         except ConnectionError:  # the client is gone
             return web.Response()
-        if (refusal := self.refusal(request) or self.unknown_field(body)) is not None:
+        if (refusal := self.unknown_field(body)) is not None:
             return refusal
         self.asked += 1
         number, name = self.asked, request.headers.get("Idempotency-Key", "")
@@ -167,45 +156,36 @@ class LoopbackChat:
         content = self.answer(body)
         if fault == "garbage_content":
             content = "I am sorry, here are your captions: {" + content[5:40]
-        found = json.dumps(self.completion(body, content)).encode()
+        data = json.dumps(self.completion(body, content)).encode()
         if fault == "garbage_body":
             self.wasted += 1
             return web.Response(body=b"<html>502 Bad Gateway</html>", content_type="text/html")
-        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(found))})
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(data))})
         if fault is None:
             self.paid[name] += 1
         elif fault == "garbage_content":
             self.wasted += 1
         await response.prepare(request)
         if fault == "half":
-            await response.write(found[: len(found) // 2])
+            await response.write(data[: len(data) // 2])
             request.transport and request.transport.abort()
             return response
-        await response.write(found)
+        await response.write(data)
         await response.write_eof()
         return response
 
     async def upload(self, request: web.Request) -> web.Response:
-        if (refusal := self.refusal(request)) is not None:
-            return refusal
         form = await request.post()
         name = f"file-{len(self.files)}"
         self.files[name] = form["file"].file.read()
         assert form["purpose"] == "batch"
-        return web.json_response(self.file(name))
-
-    def file(self, name: str) -> dict:
-        told = {"id": name, "object": "file", "bytes": len(self.files[name]), "created_at": int(time.time())}
-        return {**told, "filename": "captions.jsonl", "purpose": "batch", "status": "processed"}
+        facts = {"id": name, "object": "file", "bytes": len(self.files[name]), "created_at": int(time.time())}
+        return web.json_response({**facts, "filename": "captions.jsonl", "purpose": "batch", "status": "processed"})
 
     async def content(self, request: web.Request) -> web.Response:
-        if (refusal := self.refusal(request)) is not None:
-            return refusal
         return web.Response(body=self.files[request.match_info["name"]], content_type="application/octet-stream")
 
     async def create(self, request: web.Request) -> web.Response:
-        if (refusal := self.refusal(request)) is not None:
-            return refusal
         body = await request.json()
         name = f"batch_{len(self.jobs)}"
         job = {"id": name, "object": "batch", "endpoint": body["endpoint"], "status": "validating"}
@@ -217,13 +197,9 @@ class LoopbackChat:
         return web.json_response(job)
 
     async def jobs_list(self, request: web.Request) -> web.Response:
-        if (refusal := self.refusal(request)) is not None:
-            return refusal
         return web.json_response({"object": "list", "data": list(self.jobs.values()), "has_more": False})
 
     async def retrieve(self, request: web.Request) -> web.Response:
-        if (refusal := self.refusal(request)) is not None:
-            return refusal
         job = self.jobs[request.match_info["name"]]
         job["polls"] += 1
         if job["polls"] > self.settings["batch_polls"] and job["status"] in ("validating", "in_progress"):
@@ -243,47 +219,39 @@ class LoopbackChat:
                 bad.append({"id": name, "custom_id": name, "response": None, "error": gone})
                 continue
             if self.random.random() < sum(self.settings["faults"].values()):
-                told = {"status_code": 500, "request_id": "r", "body": {"error": {"message": "server error"}}}
-                bad.append({"id": name, "custom_id": name, "response": told, "error": None})
+                failed = {"status_code": 500, "request_id": "r", "body": {"error": {"message": "server error"}}}
+                bad.append({"id": name, "custom_id": name, "response": failed, "error": None})
                 continue
             self.paid[f"{name}-{(len(line['body']['messages']) - 4) // 2}"] += 1
-            told = {"status_code": 200, "request_id": "r"}
-            told["body"] = self.completion(line["body"], self.answer(line["body"]))
-            good.append({"id": name, "custom_id": name, "response": told, "error": None})
-        for field, found in (("output_file_id", good), ("error_file_id", bad)):
-            if found:
+            body = self.completion(line["body"], self.answer(line["body"]))
+            response = {"status_code": 200, "request_id": "r", "body": body}
+            good.append({"id": name, "custom_id": name, "response": response, "error": None})
+        for field, lines in (("output_file_id", good), ("error_file_id", bad)):
+            if lines:
                 job[field] = f"file-{len(self.files)}"
-                self.files[job[field]] = "".join(json.dumps(line) + "\n" for line in found).encode()
+                self.files[job[field]] = "".join(json.dumps(line) + "\n" for line in lines).encode()
         job["request_counts"] |= {"completed": len(good), "failed": len(bad)}
         job["status"] = "expired" if self.settings["expire_after"] else "completed"
         self.settings["expire_after"] = None
 
-    # For other processes.
-
     def counts(self) -> dict:
-        paid = {
-            "paid": sum(self.paid.values()),
-            "rows": len(self.paid),
-            "most_paid": max(self.paid.values(), default=0),
-        }
-        return {"asked": self.asked, "wasted": self.wasted, "most_at_once": self.most_at_once, **paid}
+        paid = {"paid": sum(self.paid.values()), "most_paid": max(self.paid.values(), default=0)}
+        paid |= {"rows": len(self.paid), "most_at_once": self.most_at_once}
+        return {"asked": self.asked, "wasted": self.wasted, **paid}
 
     def keys(self) -> dict:
         """arrived: the keys of all requests, in their order. working: how many are under way."""
         return {"arrived": self.arrived, "working": len(self.under_way), "paid": dict(self.paid)}
 
-    async def tell_keys(self, _: web.Request) -> web.Response:
-        return web.json_response(self.keys())
-
-    async def tell_counts(self, _: web.Request) -> web.Response:
-        return web.json_response(self.counts())
+    async def facts(self, request: web.Request) -> web.Response:
+        return web.json_response({"keys": self.keys, "counts": self.counts}[request.match_info["name"]]())
 
     async def settle(self, request: web.Request) -> web.Response:
         self.settings |= await request.json()
         return web.json_response({})
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=2**30)
+        app = web.Application(client_max_size=2**30, middlewares=[self.refuse])
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self.chat),
@@ -292,8 +260,7 @@ class LoopbackChat:
                 web.post("/v1/batches", self.create),
                 web.get("/v1/batches", self.jobs_list),
                 web.get("/v1/batches/{name}", self.retrieve),
-                web.get("/loopback/counts", self.tell_counts),
-                web.get("/loopback/keys", self.tell_keys),
+                web.get("/loopback/{name}", self.facts),
                 web.post("/loopback/settings", self.settle),
             ]
         )

@@ -33,28 +33,28 @@ def card_problems(content: str) -> list[str]:
     for field in ("tags", "metrics", "datasets", "base_model"):
         values = data.get(field, [])
         values = [values] if isinstance(values, str) else values
-        names = field in ("datasets", "base_model")
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             problems.append(f'"{field}" must be an array of strings')
-        elif names and not all(_NAME.fullmatch(value) for value in values):
+        elif field in ("datasets", "base_model") and not all(_NAME.fullmatch(value) for value in values):
             problems.append(f'"{field}" with value {values} is not valid')
-    if data.get("license", "mit") not in ("apache-2.0", "mit", "cc-by-4.0", "other"):
-        problems.append(f'"license" is {data["license"]!r}')
-    if data.get("pipeline_tag", "image-classification") not in _PIPELINE_TAGS:
-        problems.append(f'"pipeline_tag" is {data["pipeline_tag"]!r}')
-    for index, model in enumerate(data.get("model-index", [])):
+    choices = {"license": ("apache-2.0", "mit", "cc-by-4.0", "other"), "pipeline_tag": _PIPELINE_TAGS}
+    problems += [f'"{key}" is {data[key]!r}' for key in choices if data.get(key) not in (None, *choices[key])]
+    for model in data.get("model-index", []):
         if not isinstance(model.get("name"), str) or not isinstance(model.get("results"), list):
-            problems.append(f'"model-index[{index}]" needs a name and a list of results')
+            problems.append('"model-index" needs a name and a list of results')
             continue
         for result in model["results"]:
-            wanted = {"task": ("type",), "dataset": ("type", "name")}
-            for part, keys in wanted.items():
+            for part, keys in {"task": ("type",), "dataset": ("type", "name")}.items():
                 if not all(isinstance(result.get(part, {}).get(key), str) for key in keys):
-                    problems.append(f'"model-index[{index}].results.{part}" needs {keys}')
+                    problems.append(f'"model-index.results.{part}" needs {keys}')
             for metric in result.get("metrics") or [{}]:
                 if not isinstance(metric.get("type"), str) or metric.get("value") is None:
-                    problems.append(f'"model-index[{index}].results.metrics" needs type and value, got {metric}')
+                    problems.append(f'"model-index.results.metrics" needs type and value, got {metric}')
     return problems
+
+
+def sha1(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
 
 
 class LoopbackHub:
@@ -68,13 +68,7 @@ class LoopbackHub:
         self.private: set[str] = set()
         self.faults: dict[str, int | str] = {}
         self.log: list[str] = []
-        hub = self
-
-        class Handler(_Handler):
-            repos, tags, private, faults, log = hub.repos, hub.tags, hub.private, hub.faults, hub.log
-            token = hub.token
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), vars(self)))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> "LoopbackHub":
@@ -99,12 +93,7 @@ class LoopbackHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    repos: dict[str, list[tuple[str, dict[str, bytes]]]]
-    tags: dict[tuple[str, str], str]
-    private: set[str]
-    faults: dict[str, int | str]
-    log: list[str]
-    token: str
+    token = LoopbackHub.token
 
     def log_message(self, *_: object) -> None:
         pass
@@ -150,11 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(404, {"error": code}, X_Error_Code=code)
 
     def snapshot(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """(commit, files), or None after an answer that says what is missing."""
         revision = self.tags.get((repo, revision), revision)
         for commit, files in reversed(self.repos.get(repo, [])):
             if revision in ("main", commit):
                 return commit, files
-        return None
+        return self.missing("RevisionNotFound" if repo in self.repos else "RepoNotFound")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -171,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             found = {"url": f"http://{self.headers['Host']}/{name}", "name": name}
             if name in self.repos:
                 return self.answer(409, {**found, "error": "You already created this model repo"})
-            self.repos[name] = [(hashlib.sha1(name.encode()).hexdigest(), {})]
+            self.repos[name] = [(sha1(name.encode()), {})]
             if request.get("private") or request.get("visibility") == "private":
                 self.private.add(name)
             return self.answer(200, found)
@@ -189,9 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.missing("RepoNotFound")
 
     def commit(self, repo: str, revision: str, body: bytes) -> None:
-        snapshot = self.snapshot(repo, revision)
-        if snapshot is None:
-            return self.missing("RepoNotFound")
+        if (snapshot := self.snapshot(repo, revision)) is None:
+            return
         files = dict(snapshot[1])
         for line in body.splitlines():
             entry = json.loads(line)
@@ -199,13 +188,10 @@ class _Handler(BaseHTTPRequestHandler):
                 files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             elif entry["key"] == "deletedFile":
                 files.pop(entry["value"]["path"], None)
-        commit = hashlib.sha1(snapshot[0].encode() + body).hexdigest()
+        commit = sha1(snapshot[0].encode() + body)
         self.repos[repo].append((commit, files))
         url = f"http://{self.headers['Host']}/{repo}/commit/{commit}"
         self.answer(200, {"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": ""})
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
 
     def do_GET(self) -> None:
         if self.refused():
@@ -214,28 +200,23 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             return self.answer(200, {"type": "user", "name": "org", "orgs": [], "auth": {}})
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(?:/.*)?", path):
-            snapshot = self.snapshot(match[1], match[3] or "main")
-            if snapshot is None:
-                return self.missing("RevisionNotFound" if match[1] in self.repos else "RepoNotFound")
+            if (snapshot := self.snapshot(match[1], match[3] or "main")) is None:
+                return None
             commit, files = snapshot
             if match[2] == "tree":
-                return self.answer(
-                    200,
-                    [
-                        {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                        for name, data in files.items()
-                    ],
-                )
+                sizes = [{"type": "file", "path": name, "size": len(data)} for name, data in files.items()]
+                return self.answer(200, [{**file, "oid": sha1(files[file["path"]])} for file in sizes])
             siblings = [{"rfilename": name} for name in files]
             info = {"id": match[1], "sha": commit, "siblings": siblings, "private": False, "tags": [], "downloads": 0}
             return self.answer(200, {**info, "modelId": match[1], "likes": 0})
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            snapshot = self.snapshot(match[1], match[2])
-            if snapshot is None:
-                return self.missing("RevisionNotFound" if match[1] in self.repos else "RepoNotFound")
+            if (snapshot := self.snapshot(match[1], match[2])) is None:
+                return None
             commit, files = snapshot
             if match[3] not in files:
                 return self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
             data = files[match[3]]
-            return self.answer(200, data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=commit)
+            return self.answer(200, data, ETag=f'"{sha1(data)}"', X_Repo_Commit=commit)
         return self.missing("RepoNotFound")
+
+    do_HEAD = do_GET

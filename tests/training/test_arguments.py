@@ -1,61 +1,146 @@
-"""The command line: sensible without a word, the paper's settings at the paper's size, everything to be overruled."""
+"""Command line, defaults and checks; splits and new models of the settings that it gives."""
 
+import dataclasses
 import re
 
 import pytest
+import transformers
+from datasets import DatasetDict
 
-from mf2face.training import arguments as arguments_mf2
-from mf2face.training.arguments import parse_arguments
+from configuration_mf2 import MF2Config
+from configuration_mf2.baselines import VLFAUConfig
+from configuration_mf2.configuration_mf2 import SIZES
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.arguments import MF2Arguments, parse_arguments, read_options
+from mf2face.training.build import build_model, load_splits, with_sources
+from mf2face.training.tasks import MODELS, TASKS, tasks_of
 
 
-def test_without_a_word_it_is_the_tiny_journey():
-    ours, training = parse_arguments([])
+def test_defaults_are_the_tiny_journey_and_at_full_size_the_papers() -> None:
+    settings = parse_arguments([])
+    ours, training = settings.arguments, settings.training
     assert (ours.task, ours.model_size, ours.dataset, ours.branches) == ("pretrain", "tiny", "synthetic", "both")
-    assert training.weight_decay == 0.05 and training.load_best_model_at_end
+    assert ours.store_vision and training.weight_decay == 0.05 and training.load_best_model_at_end
+    for size in set(SIZES) - {"tiny"}:
+        training = parse_arguments(["--model_size", size]).training
+        found = (training.learning_rate, training.warmup_steps, training.num_train_epochs)
+        assert found == (1e-4, 2000, 30) and training.per_device_train_batch_size == 56
+    settings = parse_arguments(["--model_size", "base", "--learning_rate", "3e-5", "--branches", "au"])
+    assert settings.training.learning_rate == 3e-5 and settings.arguments.branches == "au"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.arguments.branches = "emo"
 
 
-@pytest.mark.parametrize("size", ["base", "giant"])
-def test_the_papers_sizes_have_the_papers_settings(size):
-    _, training = parse_arguments(["--model_size", size])
-    found = (training.learning_rate, training.warmup_steps, training.num_train_epochs)
-    assert found == (1e-4, 2000, 30) and training.per_device_train_batch_size == 56
+def test_every_row_of_the_table_names_classes_and_options_that_exist() -> None:
+    options = {field.name for field in dataclasses.fields(MF2Arguments)}
+    theirs = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
+    for (model, name), task in TASKS.items():
+        assert model in MODELS and name in tasks_of(model)
+        assert task.model_class.config_class and set(task.unused) <= options
+        assert {*task.training_defaults("tiny"), *task.training_defaults("base"), *task.fixed} <= theirs
+    assert not [name for name in theirs if any(option.startswith(name) for option in options)], "parsed one by one"
 
 
-def test_what_is_given_overrules():
-    ours, training = parse_arguments(["--model_size", "base", "--learning_rate", "3e-5", "--branches", "au"])
-    assert training.learning_rate == 3e-5 and ours.branches == "au"
-
-
-def test_a_missing_logger_is_named_before_anything_is_done(monkeypatch):
-    monkeypatch.setattr(arguments_mf2, "is_tensorboard_available", lambda: False)
-    with pytest.raises(ImportError, match="Run `pip install tensorboard`"):
+def test_a_missing_logger_is_an_error_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.integrations, "is_tensorboard_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
         parse_arguments(["--report_to", "tensorboard"])
-    monkeypatch.setattr(arguments_mf2, "is_tensorboard_available", lambda: True)
-    assert parse_arguments(["--report_to", "tensorboard"])[1].report_to == ["tensorboard"]
 
 
 @pytest.mark.parametrize("argv", [["--task", "dance"], ["--branches", "none"], ["--no_such_thing", "1"]])
-def test_mistakes_end_with_usage(argv, capsys):
+def test_unknown_options_and_choices_end_with_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises((SystemExit, ValueError)) as error:
         parse_arguments(argv)
     assert argv[-1] in capsys.readouterr().err + str(error.value)
 
 
+def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"--{field.name}" in printed for field in dataclasses.fields(MF2Arguments)) and "stores" in printed
+
+
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         ("--model vl_fau --views 3", "views: got 3, which --model vl_fau --task full does not use; expected 1"),
         ("--model vl_fau --use_captions False", "use_captions: got False"),
+        ("--model vl_fau --branches au", "branches: got 'au'"),
+        ("--model vl_fau --store_vision True", "store_vision: got True"),
+        ("--model vl_fau --model_options use_lga=False", "model_options: got 'use_lga=False'"),
+        ("--model vl_fau --model_size giant", "model_size: got 'giant', expected one of ['tiny', 'base']"),
+        ("--model_size b2", "model_size: got 'b2'"),
         ("--model hsemotion --landmarks template", "landmarks: got 'template'"),
         ("--model hsemotion --caption_set au", "caption_set: got 'au'"),
-        ("--model exp_blip --task caption --augment True", "augment: got True, which --model exp_blip --task caption"),
-        ("--model me_graph_au --task dfn", "expected full or evaluate"),
-        ("--task caption", "expected exp_blip"),
-        ("--task dfn --model_name_or_path /no/such/folder", "model_name_or_path: there is no folder or file /no/such"),
+        ("--model exp_blip --task caption --model_name_or_path . --augment True", "augment: got True"),
+        ("--model exp_blip --task caption", "model_name_or_path: got none"),
+        ("--model exp_blip --task full", "model_name_or_path: got none"),
+        ("--task evaluate", "model_name_or_path: got none"),
+        ("--task lora --model_size base", "model_name_or_path: got none"),
+        ("--model me_graph_au --task dfn", "expected one of full, evaluate"),
+        ("--task caption", "task: got 'caption'"),
+        ("--task full --adapter_options r=4", "adapter_options: got ['r=4']"),
+        ("--task linear_probe --align True", "align: got True"),
+        ("--task dfn --views 2 --augment True", "views: got 2"),
+        ("--streaming True", "max_steps: got none"),
+        ("--num_images 0", "num_images: got 0"),
+        ("--task dfn --model_name_or_path /no/such/folder", "there is no folder or file /no/such/folder"),
+        ("--dataset /no/such/folder", "there is no folder /no/such/folder"),
     ],
 )
-def test_what_a_model_would_not_heed_is_refused(argv, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_options_that_are_missing_wrong_or_without_effect_are_refused(argv: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse_arguments(argv.split())
-    assert parse_arguments(["--model", "vl_fau", "--task", "evaluate", "--use_captions", "False"])
-    assert parse_arguments(["--model", "exp_blip", "--task", "caption", "--vision_name_or_path", "none"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--model vl_fau --task evaluate --use_captions False --model_name_or_path .",
+        "--model exp_blip --task caption --vision_name_or_path none --model_name_or_path .",
+        "--model hsemotion --model_size b2",
+        "--task dfn --store_vision False",
+    ],
+)
+def test_options_at_their_defaults_or_off_are_accepted(argv: str) -> None:
+    assert parse_arguments(argv.split())
+
+
+def test_name_value_pairs_are_read_as_json_or_words() -> None:
+    given = ["use_llga=False", "hidden_size=64", "backbone=resnet18", 'loss_weights={"au": 0.5}', "au_thresholds=None"]
+    assert read_options("model_options", given, VLFAUConfig) == {
+        **{"use_llga": False, "hidden_size": 64, "backbone": "resnet18", "loss_weights": {"au": 0.5}},
+        "au_thresholds": None,
+    }
+    for given in (["hidden"], ["hiden_size=3"], ["hidden_size=3", "hidden_size=4"], ["num_beams=3"]):
+        with pytest.raises(ValueError, match=rf"model_options: got '{given[-1]}'.*VLFAUConfig: .*hidden_size"):
+            read_options("model_options", given, VLFAUConfig, hidden={"num_beams"})
+    with pytest.raises(ValueError, match="of MF2Config"):
+        read_options("model_options", ["use_llga=False"], MF2Config)
+
+
+def test_new_models_have_the_branches_and_labels_that_were_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    def built(argv: str):
+        return build_model(with_sources(parse_arguments(argv.split()))).model
+
+    model = built("--branches au --vision_name_or_path none")
+    assert model.mf2.emo_vl is None and model.mf2.au_vl is not None and "random weights" in caplog.text
+    assert built("--task full --branches emo --label_set affectnet").mf2.au_vl is None
+    assert all(parameter.requires_grad for parameter in built("--task tower").vision.parameters())
+
+
+def test_splits_of_synthetic_faces_and_of_folders(tmp_path) -> None:
+    drawn = load_splits(MF2Arguments(num_images=160))
+    assert drawn.keys() == {"train", "validation", "test"}
+    assert not set(drawn["train"]["subject"]) & set(drawn["test"]["subject"])
+    rows = MFASynthetic(160, seed=MF2Arguments().people_seed, cache_dir=tmp_path / "cache")
+    rows.save_to_disk(tmp_path / "flat")
+    flat = load_splits(MF2Arguments(dataset=str(tmp_path / "flat")))
+    assert {name: part["video"][:] for name, part in flat.items()} == {n: p["video"][:] for n, p in drawn.items()}
+    DatasetDict({"train": drawn["train"], "test": drawn["test"]}).save_to_disk(tmp_path / "dict")
+    named = load_splits(MF2Arguments(dataset=str(tmp_path / "dict")))
+    assert named["validation"] is named["test"]
+    drawn["train"].save_to_disk(tmp_path / "train_only")
+    with pytest.raises(ValueError, match=r"rows in the splits \['train'\]"):
+        load_splits(MF2Arguments(dataset=str(tmp_path / "train_only")))

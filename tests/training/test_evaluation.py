@@ -1,11 +1,11 @@
-"""Logits to scores, files and pictures."""
+"""Logits to scores, files and pictures; scores of the alignment with language."""
 
 import json
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
+from transformers import EvalPrediction
 
 from configuration_mf2 import MF2Config
 from mf2face.data.metrics import action_unit_scores, emotion_scores
@@ -14,9 +14,9 @@ from mf2face.training.evaluation import (
     draw_curves,
     draw_scores,
     group_scores,
+    metrics_for_trainer,
     probabilities,
     score,
-    selection_score,
     write_scores,
 )
 
@@ -28,24 +28,28 @@ def answers():
     return (rng.normal(size=(60, 8)).astype(np.float32), rng.normal(size=(60, 12)).astype(np.float32)), labels
 
 
-def test_probabilities(answers):
-    emotion, units = probabilities(answers[0])
-    np.testing.assert_allclose(emotion.sum(1), 1, atol=1e-12)
-    np.testing.assert_allclose(units, 1 / (1 + np.exp(-answers[0][1].astype(float))))
-
-
-def test_scores_are_those_of_the_metrics(answers):
+def test_scores_are_those_of_the_metrics_and_of_each_group(answers):
     config = MF2Config.from_size("tiny")
     predictions, labels = answers
     scores = score(config, predictions, labels, thresholds=[0.4] * 12, subjects=[str(i // 5) for i in range(60)])
     emotion, units = probabilities(predictions)
+    np.testing.assert_allclose(emotion.sum(1), 1, atol=1e-12)
+    np.testing.assert_allclose(units, 1 / (1 + np.exp(-predictions[1].astype(float))))
     expected = action_unit_scores(units, labels[1], config.action_units, thresholds=[0.4] * 12)
     expected |= emotion_scores(emotion, labels[0], config.emotions)
     for name, value in expected.items():
         assert np.array_equal(scores[name], value), name
     low, high = scores["intervals"]["au_f1_macro"]
     assert low < scores["au_f1_macro"] < high
-    assert selection_score(scores) == scores["au_f1_macro"] + scores["emotion_macro_f1"]
+    metrics = metrics_for_trainer(config)(EvalPrediction(predictions, labels))
+    assert metrics["selection"] == metrics["au_f1_macro"] + metrics["emotion_macro_f1"]
+    assert metrics["au_f1_macro"] == scores["au_f1_macro"]
+    groups = group_scores(config, predictions, labels, [0.4] * 12, ["light", "dark", ""] * 20)
+    assert groups["group/light/n"] == groups["group/dark/n"] == 20
+    assert not any(key.startswith("group//") for key in groups), "no group of those whose group is unknown"
+    alone = score(config, [part[1::3] for part in predictions], [part[1::3] for part in labels], [0.4] * 12)
+    for name in ("au_f1_macro", "au_f1_tuned_macro", "emotion_top1", "emotion_ovr_accuracy"):
+        assert groups[f"group/dark/{name}"] == alone[name]
 
 
 @pytest.mark.parametrize("label_set", ["mfa", "bp4d", "raf_db"])
@@ -68,19 +72,6 @@ def test_files_and_pictures_of_every_kind_of_label_set(tmp_path, label_set):
     assert (tmp_path / "metrics.png").stat().st_size > 5000 and (tmp_path / "curves.png").stat().st_size > 5000
 
 
-def test_each_group_is_scored_alone(answers):
-    config = MF2Config.from_size("tiny")
-    predictions, labels = answers
-    groups = ["light", "dark", ""] * 20
-    found = group_scores(config, predictions, labels, [0.4] * 12, groups)
-    assert found["group/light/n"] == found["group/dark/n"] == 20
-    assert not any(key.startswith("group//") for key in found), "no group of those whose group is unknown"
-    alone = score(config, [part[1::3] for part in predictions], [part[1::3] for part in labels], [0.4] * 12)
-    for name in ("au_f1_macro", "au_f1_tuned_macro", "emotion_top1", "emotion_ovr_accuracy"):
-        assert found[f"group/dark/{name}"] == alone[name]
-
-
-OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"}  # its yellow is no line
 PARTS = tuple(f"part_{number}" for number in range(9))
 
 
@@ -100,36 +91,18 @@ def history_of(parts=("loss", *PARTS), measured=("au_f1_macro", "emotion_top1", 
     return logged + [{"step": s, **{f"eval_{name}": 0.5 for name in measured}} for s in range(10, steps, 10)]
 
 
-def in_grey(line):
-    figure = plt.figure(figsize=(2, 0.5))
-    copy = Line2D([0.1, 0.9], [0.5, 0.5])
-    copy.update_from(line)
-    copy.set(transform=figure.transFigure, clip_on=False, linewidth=1.5)
-    copy.set(color="black", markeredgecolor="black", markerfacecolor="black")
-    figure.add_artist(copy)
-    figure.canvas.draw()
-    seen = bytes(figure.canvas.buffer_rgba())
-    plt.close(figure)
-    return seen
-
-
-def test_every_curve_is_told_from_the_others_without_colours(tmp_path, monkeypatch):
-    for axis in curves(monkeypatch, tmp_path, history_of()).axes:
-        lines = axis.get_lines()
-        assert len({in_grey(line) for line in lines}) == len(lines) in (10, 3)
-        assert {line.get_color().upper() for line in lines} <= OKABE_ITO
-        assert all(line.get_marker() not in ("None", "") for line in lines), "a single point has to be seen"
-
-
-def test_the_legend_of_the_curves_hides_nothing(tmp_path, monkeypatch):
+def test_curves_are_distinct_and_not_hidden_by_the_legend(tmp_path, monkeypatch):
     figure = curves(monkeypatch, tmp_path, history_of())
     for axis in figure.axes:
+        lines = axis.get_lines()
+        assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
+        assert all(line.get_marker() not in ("None", "") for line in lines), "a single point has to be seen"
         legend = axis.get_legend().get_window_extent()
         assert not any(legend.overlaps(other.get_window_extent()) for other in figure.axes)
         assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
 
 
-def test_curves_are_called_what_they_are_of(tmp_path, monkeypatch):
+def test_the_title_of_the_curves_names_data_and_panels(tmp_path, monkeypatch):
     title = curves(monkeypatch, tmp_path, history_of()).get_suptitle()
     assert title.startswith("synthetic faces") and "test" not in title and "896" not in title
     assert "validation" in title and "training" in title

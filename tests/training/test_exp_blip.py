@@ -1,48 +1,81 @@
-"""Exp-BLIP's models as a user comes by them: built, saved, and built upon one another."""
+"""Exp-BLIP: its stages by train.py, captioner and classifier as saved and loaded, and how captions are learned."""
 
 import json
-import logging
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import shake, tiny_config
-from exp_blip_models import small_opt
+from exp_blip_models import TOKENS, small_config, small_opt
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from torch.utils.data import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
+import train
 from configuration_mf2.facs import LABEL_SETS
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training import run as training_run
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.build import Parts, build_model, save_parts, trained_task, with_sources
+from mf2face.training.checkpoints import last_good_checkpoint
 from mf2face.training.exp_blip import (
+    WRITTEN,
+    CaptionedFaces,
     build_captioner,
     build_classifier,
-    build_stage_one,
     caption_inputs,
+    caption_trainer,
     load_captioner,
     load_language_model,
-    save_captioner,
+    random_language_model,
+    write_captions,
 )
-from modeling_mf2 import MF2ForPreTraining
-from modeling_mf2.baselines.exp_blip import generate_captions
+from mf2face.training.language import CAPTION_FIGURES
+from modeling_mf2 import ExpBlipForFaceAnalysis, ExpBlipForPreTraining, MF2ForPreTraining
+from modeling_mf2.baselines.exp_blip import generate_captions, to_blip2
 from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.tokenizer import build_tokenizer
 
 
 VIT = {**{"backbone": "vit_tiny_patch16_224", "num_prefix_tokens": 1, "image_size": 112, "hidden_size": 32}}
 VIT["backbone_kwargs"] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+SMALL = "--model exp_blip --num_images 64 --use_cpu True --disable_tqdm True --max_steps 2 --logging_steps 1".split()
+SMALL += "--per_device_train_batch_size 16 --eval_strategy steps --warmup_steps 0 --eval_steps 2".split()
+SMALL += "--save_strategy steps --save_steps 2".split()
+
+
+def run(folder: Path, task: str, *more: str) -> dict[str, float]:
+    return train.main(["--task", task, "--output_dir", str(folder), *SMALL, *more])
+
+
+def built(*options: str) -> Parts:
+    return build_model(with_sources(parse_arguments(["--model", "exp_blip", "--task", "pretrain", *options])))
+
+
+def tower_options(name: str) -> list[str]:
+    return [
+        "--vision_name_or_path",
+        "none",
+        *(["--model_options", f"vision_config={json.dumps(VIT)}"] * (name == "vit")),
+    ]
 
 
 @pytest.fixture(scope="module")
-def stage_one(tmp_path_factory):
-    """A folder for each tower: the tiny size, and one with a vision transformer."""
+def stage_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained folder for each tower, and one that train.py wrote."""
     folder = tmp_path_factory.mktemp("stage_one")
     torch.manual_seed(0)
-    for name, fields in (("conv", {}), ("vit", {"vision_config": VIT})):
-        model, processor = build_stage_one("tiny", caption_set="au", **fields)
-        shake(model).save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
+    for name in ("conv", "vit"):
+        parts = built("--caption_set", "au", *tower_options(name))
+        shake(parts.model)
+        save_parts(folder / name, parts)
+    run(folder / "trained", "pretrain", "--caption_set", "cat")
     return folder
 
 
 @pytest.fixture(scope="module")
-def opt(tmp_path_factory):
+def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pretrained OPT as the Hub has them: byte pairs, one token for start and end, and rows that no word has."""
     folder = tmp_path_factory.mktemp("opt")
     words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -54,123 +87,257 @@ def opt(tmp_path_factory):
     return folder
 
 
-def test_stage_one_is_built_as_named(caplog):
-    with caplog.at_level(logging.WARNING):
-        model, processor = build_stage_one("tiny", label_set="disfa", caption_set="mix", train_tower=True)
-    assert "the vision tower has random weights" in caplog.text
-    assert model.config.caption_set == "mix" and not model.config.vision_config.frozen
+def test_stage_one_learns_from_its_own_captions_alone(stage_one: Path, tmp_path: Path) -> None:
+    folder = stage_one / "trained"
+    assert ExpBlipForPreTraining.from_pretrained(folder).config.caption_set == "cat"
+    assert trained_task(str(folder), "exp_blip") == "pretrain"
+    (log,) = folder.glob("checkpoint-*/trainer_state.json")
+    logged = json.loads(log.read_text())["log_history"][0]
+    assert {"itc_emo", "itm_emo", "itg_emo"} <= set(logged) and not {"au", "emotion", "itc_au"} & set(logged)
+    card = (folder / "README.md").read_text()
+    assert "Its stage 1" not in card and "stage 1" in card and "`cat`" in card and "synthetic" in card.lower()
+    for task, options, message in (
+        ("evaluate", (), "is Exp-BLIP's stage 1, which answers nothing"),
+        ("caption", ("--caption_set", "au"), r"caption_set: got 'au', but .* was trained with 'cat'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, task, "--model_name_or_path", str(folder), *options)
+    MFASynthetic(40, size=64).save_to_disk(tmp_path / "rows")
+    with pytest.raises(ValueError, match="no column exp_blip_exp, which Exp-BLIP learns from"):
+        run(tmp_path / "no", "pretrain", "--dataset", str(tmp_path / "rows"))
+
+
+def test_a_run_that_could_not_save_its_weights_does_not_look_finished(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training_run, "save_parts", full)
+        with pytest.raises(OSError, match="No space left"):
+            run(tmp_path, "pretrain")
+    assert not (tmp_path / "metrics.json").exists()
+    run(tmp_path, "pretrain")
+    assert (tmp_path / "metrics.json").is_file() and (tmp_path / "model.safetensors").is_file()
+
+
+def test_stage_two_writes_captions_that_are_kept_and_scored(stage_one: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sacrebleu")
+    figures = run(tmp_path / "two", "caption", "--model_name_or_path", str(stage_one / "trained"))
+    lines = [json.loads(line) for line in (tmp_path / "two" / WRITTEN).read_text().splitlines()]
+    assert len(lines) == figures["test_images"] and all(line["of_the_labels"] for line in lines)
+    assert set(CAPTION_FIGURES) <= set(figures) and figures["caption_pairs"] == len(lines)
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert all(f"`{name}`" in card for name in CAPTION_FIGURES) and "load_captioner" in card
+    again = run(tmp_path / "again", "evaluate", "--model_name_or_path", str(tmp_path / "two"))
+    assert {name: again[name] for name in CAPTION_FIGURES} == {name: figures[name] for name in CAPTION_FIGURES}
+    probe = run(tmp_path / "probe", "linear_probe", "--model_name_or_path", str(tmp_path / "two"))
+    assert 0 <= probe["emotion_top1"] <= 1
+
+
+@pytest.mark.parametrize(("task", "features"), [("linear_probe", "vision"), ("full", "qformer")])
+def test_features_are_classified(stage_one: Path, tmp_path: Path, task: str, features: str) -> None:
+    source = stage_one / "trained"
+    figures = run(tmp_path / "out", task, "--model_name_or_path", str(source), "--features", features)
+    model = ExpBlipForFaceAnalysis.from_pretrained(tmp_path / "out")
+    assert model.config.features == features and model.config.au_thresholds
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    moved = {name.split(".")[1] for name in after if name in before and not torch.equal(before[name], after[name])}
+    assert moved == (set() if task == "linear_probe" else {"vision", "emo_vl"})
+    again = run(tmp_path / "again", "evaluate", "--model_name_or_path", str(tmp_path / "out"))
+    assert again["au_f1_tuned_macro"] == figures["au_f1_tuned_macro"]
+    reloaded, processor, _ = build_classifier(tmp_path / "out", features=features)
+    assert torch.equal(reloaded.classifiers.units.weight, model.classifiers.units.weight)
+    assert processor.au_thresholds == model.config.au_thresholds
+    with pytest.raises(ValueError, match=f"features: got .*, but the heads of .* were trained on '{features}'"):
+        build_classifier(tmp_path / "out", features="vision" if features == "qformer" else "qformer")
+
+
+def test_stage_one_is_built_as_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = ["--label_set", "disfa", "--caption_set", "mix", "--vision_name_or_path", "none"]
+    model, processor, _ = built(*options, "--model_options", 'vision_config={"frozen": false}')
+    assert "random weights" in caplog.text and model.config.caption_set == "mix"
+    assert not model.config.vision_config.frozen and built().model.config.vision_config.frozen
     assert tuple(processor.action_units) == LABEL_SETS["disfa"].action_units
-    assert build_stage_one("tiny")[0].config.vision_config.frozen
-
-
-def test_stage_one_starts_from_pretrained_parts(tmp_path):
     donor = shake(MF2ForPreTraining(tiny_config("vit")), seed=3)
     donor.mf2.vision.save_pretrained(tmp_path / "tower")
-    model, _ = build_stage_one("tiny", vision_config=donor.config.vision_config.to_dict(), tower=tmp_path / "tower")
+    config = json.dumps(donor.config.vision_config.to_dict())
+    model = built("--model_options", f"vision_config={config}", "--vision_name_or_path", str(tmp_path / "tower")).model
     theirs = donor.mf2.vision.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.mf2.vision.state_dict().items())
 
 
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_a_captioner_is_loaded_as_it_was_saved(tower, stage_one, tmp_path):
-    captioner, processor, tokenizer = build_captioner(stage_one / tower, caption_set="au")
-    save_captioner(tmp_path, captioner, processor, tokenizer)
-    again, processor_again, tokenizer_again = load_captioner(tmp_path)
-    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in captioner.state_dict().items())
-    assert tokenizer_again.get_vocab() == tokenizer.get_vocab()
-    assert processor_again.image_processor.size == processor.image_processor.size
-    assert again.config.fresh_language_model and again.config.exp_blip["caption_set"] == "au"
-    images = torch.randn(2, 3, 112, 112)
-    settings = {"max_new_tokens": 4, "num_beams": 2}
-    assert torch.equal(generate_captions(again, images, **settings), generate_captions(captioner, images, **settings))
-
-
-def test_a_pretrained_opt_brings_its_words_and_keeps_its_weights(stage_one, opt, tmp_path):
+def test_a_pretrained_opt_keeps_its_words_and_weights(stage_one: Path, opt: Path, tmp_path: Path) -> None:
     words, _ = load_language_model(opt)
-    captioner, processor, tokenizer = build_captioner(stage_one / "conv", opt, max_new_tokens=12)
+    captioner, processor, tokenizer = parts = build_captioner(stage_one / "conv", opt)
     for name, tensor in words.state_dict().items():
         assert torch.equal(captioner.language_model.state_dict()[name], tensor), name
     assert not captioner.config.fresh_language_model and captioner.config.image_token_index == len(tokenizer)
     inputs = caption_inputs(captioner, tokenizer, ["joy"])
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
-    *_, last = inputs["labels"][0].tolist()
-    assert last == newline == captioner.generation_config.eos_token_id
+    assert inputs["labels"][0, -1] == newline == captioner.generation_config.eos_token_id
     assert tokenizer.decode(inputs["labels"][0, -4:-1]) == "joy"
-    save_captioner(tmp_path, captioner, processor, tokenizer)
-    again, processor_again, tokenizer_again = load_captioner(tmp_path)
-    assert tokenizer_again.get_vocab() == tokenizer.get_vocab() != processor_again.tokenizer.get_vocab()
+    save_parts(tmp_path, parts)
+    again, processor, tokenizer_again = load_captioner(tmp_path)
+    images, settings = torch.randn(2, 3, 112, 112), {"max_new_tokens": 4, "num_beams": 2}
+    assert torch.equal(generate_captions(again, images, **settings), generate_captions(captioner, images, **settings))
+    assert tokenizer_again.get_vocab() == tokenizer.get_vocab() != processor.tokenizer.get_vocab()
     assert torch.equal(again.language_model.lm_head.weight, captioner.language_model.lm_head.weight)
-
-
-def test_language_models_of_another_kind_or_in_pickles_are_refused(opt, tmp_path):
-    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ValueError, match=r"language_model: .* is a 'gpt2', expected an OPT"):
-        load_language_model(tmp_path / "gpt2")
-    (tmp_path / "pickled").mkdir()
-    (tmp_path / "pickled" / "config.json").write_text((opt / "config.json").read_text())
-    torch.save(small_opt().state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"has no model\.safetensors .*pickled weights are not read"):
-        load_language_model(tmp_path / "pickled")
 
 
 @pytest.mark.parametrize("features", ["vision", "qformer"])
 @pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_a_classifier_reads_the_features_of_either_stage(tower, features, stage_one, tmp_path):
-    captioner, processor, tokenizer = build_captioner(stage_one / tower)
-    save_captioner(tmp_path, shake(captioner, 0.02), processor, tokenizer)
-    images = torch.randn(2, 3, 112, 112)
-    found = {}
+def test_a_classifier_reads_the_features_of_either_stage(tower: str, features: str, stage_one: Path, tmp_path) -> None:
+    parts = build_captioner(stage_one / tower)
+    captioner = shake(parts.model, 0.02)
+    save_parts(tmp_path, parts)
+    images, outputs = torch.randn(2, 3, 112, 112), {}
     for name, source in (("one", stage_one / tower), ("two", tmp_path)):
-        model, processor = build_classifier(source, features=features, label_set="disfa")
+        model, processor, _ = build_classifier(source, features=features, label_set="disfa")
         assert tuple(processor.action_units) == tuple(model.config.action_units) == LABEL_SETS["disfa"].action_units
         assert model.config.caption_set == "au" and model.config.emotions == []
-        found[name] = model.features(images)
-    assert not torch.allclose(found["one"], found["two"], atol=1e-3)
+        outputs[name] = model.features(images)
+    assert not torch.allclose(outputs["one"], outputs["two"], atol=1e-3)
     with torch.no_grad():
         seen = captioner.eval().get_image_features(images, return_dict=True)
     tokens = seen.last_hidden_state[:, 1:] if tower == "vit" else seen.last_hidden_state
     expected = tokens if features == "vision" else seen.qformer_outputs.last_hidden_state
-    assert torch.allclose(found["two"], expected.mean(dim=1), atol=1e-5)
-
-
-@pytest.mark.parametrize("features", ["vision", "qformer"])
-def test_fine_tuning_goes_down_to_the_image_and_a_probe_does_not(features, stage_one):
+    assert torch.allclose(outputs["two"], expected.mean(dim=1), atol=1e-5)
     for probe in (True, False):
-        model, _ = build_classifier(stage_one / "conv", features=features, linear_probe=probe)
-        below = [name for name, p in model.train().named_parameters() if p.requires_grad and ".vision." in name]
-        assert bool(below) != probe and model.training
+        model = build_classifier(stage_one / tower, features=features, linear_probe=probe).model.train()
+        assert any(p.requires_grad for name, p in model.named_parameters() if ".vision." in name) != probe
 
 
-def test_a_trained_classifier_comes_back_with_its_heads_and_thresholds(stage_one, tmp_path):
-    model, processor = build_classifier(stage_one / "conv")
-    model.config.au_thresholds = [0.25] * len(model.config.action_units)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    again, processor = build_classifier(tmp_path)
-    assert torch.equal(again.classifiers.units.weight, model.classifiers.units.weight)
-    assert processor.au_thresholds == [0.25] * len(model.config.action_units)
-    with pytest.raises(ValueError, match="features: got 'vision', but the heads of"):
-        build_classifier(tmp_path, features="vision")
-
-
-def test_what_is_no_checkpoint_of_exp_blip_is_refused(stage_one, opt, tmp_path):
+def test_checkpoints_of_another_kind_are_refused(stage_one: Path, opt: Path, tmp_path: Path) -> None:
     MF2ForPreTraining(tiny_config()).save_pretrained(tmp_path / "mf2")
-    MF2Processor.for_model(build_stage_one("tiny")[0].config).save_pretrained(tmp_path / "mf2")
-    foreign = {"model_type": "blip-2"}
+    MF2Processor.from_pretrained(stage_one / "conv").save_pretrained(tmp_path / "mf2")
     (tmp_path / "blip2").mkdir()
-    (tmp_path / "blip2" / "config.json").write_text(json.dumps(foreign))
+    (tmp_path / "blip2" / "config.json").write_text(json.dumps({"model_type": "blip-2"}))
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)).save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text((opt / "config.json").read_text())
+    torch.save(small_opt().state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     cases = [
         (lambda: build_classifier(tmp_path / "mf2"), "is a checkpoint of 'mf2', expected one of Exp-BLIP"),
         (lambda: build_classifier(tmp_path / "blip2"), "is a checkpoint of 'blip-2', expected one of Exp-BLIP"),
         (lambda: build_captioner(tmp_path / "mf2"), "is a checkpoint of 'mf2', expected one of 'exp_blip'"),
         (lambda: load_captioner(stage_one / "conv"), "is a checkpoint of 'exp_blip', expected a captioner"),
         (lambda: load_captioner(tmp_path / "blip2"), "is a checkpoint of 'blip-2', expected a captioner"),
-        (lambda: build_stage_one(checkpoint=tmp_path / "mf2"), "is a checkpoint of 'mf2'"),
-        (lambda: build_stage_one(checkpoint=stage_one / "conv", caption_set="exp"), "trained with 'au'; name that"),
-        (lambda: build_captioner(stage_one / "conv", caption_set="mix"), "caption_set: got 'mix', but .*conv"),
-        (lambda: build_stage_one(label_set="nobody"), "label_set"),
+        (lambda: built("--model_name_or_path", str(tmp_path / "mf2")), "is a checkpoint of 'mf2'"),
+        (lambda: built("--model_name_or_path", str(stage_one / "conv"), "--caption_set", "exp"), "trained with 'au'"),
+        (lambda: built("--label_set", "nobody"), "label_set"),
+        (lambda: load_language_model(tmp_path / "gpt2"), "is a 'gpt2', expected an OPT"),
+        (lambda: load_language_model(tmp_path / "pickled"), r"has no model\.safetensors .*pickled"),
     ]
     for attempt, message in cases:
         with pytest.raises(ValueError, match=message):
             attempt()
-    assert build_stage_one(checkpoint=stage_one / "conv")[0].config.caption_set == "au"
+
+
+TEXTS = ("The face shows joy.", "It drops its jaw and looks sad.")
+
+
+class Shades(Dataset):
+    """Light faces and dark ones."""
+
+    def __init__(self, rows: int = 16) -> None:
+        self.rows = rows
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        noise = 0.1 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(index))
+        return {"pixel_values": (1.0 if index % 2 else -1.0) + noise}
+
+    def __getitems__(self, indexes: list[int]) -> list[dict[str, torch.Tensor]]:
+        return [self[index] for index in indexes]
+
+
+def captioner_parts(tower: str = "conv", fresh: bool = True) -> Parts:
+    tokenizer = build_tokenizer(TEXTS)
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "max_position_embeddings": 64}
+    words = random_language_model(tokenizer, **sizes)
+    tokens = {"start_token_id": tokenizer.bos_token_id, "end_token_id": tokenizer.sep_token_id, "pad_token_id": 0}
+    model = ExpBlipForPreTraining(small_config(tower))
+    captioner = to_blip2(model, words, **tokens, image_token_id=len(tokenizer), max_new_tokens=24)
+    captioner.config.fresh_language_model = fresh
+    return Parts(captioner, None, tokenizer)
+
+
+def arguments(folder: Path, **fields: object) -> TrainingArguments:
+    settings = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "report_to": []}
+    settings |= {"remove_unused_columns": False, "per_device_train_batch_size": 8}
+    return TrainingArguments(str(folder), **{**settings, **fields})
+
+
+def faces(rows: int = 16) -> CaptionedFaces:
+    return CaptionedFaces(Shades(rows), [TEXTS[index % 2] for index in range(rows)])
+
+
+def test_inputs_are_a_place_for_each_query_then_the_start_and_the_caption() -> None:
+    tokenizer = build_tokenizer(TEXTS)
+    captioner = to_blip2(ExpBlipForPreTraining(small_config()), small_opt(), **TOKENS, max_new_tokens=5)
+    inputs = caption_inputs(captioner, tokenizer, ["joy", "The face shows joy."])
+    joy, *words = (tokenizer.convert_tokens_to_ids(word) for word in ("joy", "the", "face", "shows", "joy", "."))
+    assert inputs["input_ids"].tolist() == [[40, 40, 40, 5, joy, 3, 0, 0, 0], [40, 40, 40, 5, *words[:4], 3]]
+    skipped = [-100] * 4
+    assert inputs["labels"].tolist() == [[*skipped, joy, 3, -100, -100, -100], [*skipped, *words[:4], 3]], "cut to 5"
+    assert inputs["attention_mask"].tolist() == [[1] * 6 + [0] * 3, [1] * 9]
+    captioner, _, tokenizer = captioner_parts()
+    image = Shades()[0]["pixel_values"][None]
+    alone = caption_inputs(captioner, tokenizer, TEXTS[:1])
+    padded = {name: tensor[:1] for name, tensor in caption_inputs(captioner, tokenizer, TEXTS).items()}
+    assert padded["input_ids"].shape[1] > alone["input_ids"].shape[1]
+    assert torch.allclose(captioner(image, **alone).loss, captioner(image, **padded).loss, atol=1e-5)
+
+
+def test_stage_two_learns_to_describe_what_it_sees(tmp_path: Path) -> None:
+    settings = {"learning_rate": 1e-2, "max_steps": 30, "lr_scheduler_type": "cosine"}
+    trainer = caption_trainer(parts := captioner_parts(), arguments(tmp_path, **settings), faces(), faces(4))
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.2 * losses[0], losses
+    assert trainer.evaluate()["eval_loss"] < 0.5
+    assert write_captions(parts, Shades(6), batch_size=4) == [TEXTS[index % 2].lower() for index in range(6)]
+
+
+@pytest.mark.parametrize("tower", ["conv", "vit"])
+def test_a_pretrained_language_model_stays_as_it_is(tower: str, tmp_path: Path) -> None:
+    captioner = (parts := captioner_parts(tower, fresh=False)).model
+    before = {name: tensor.clone() for name, tensor in captioner.state_dict().items()}
+    caption_trainer(parts, arguments(tmp_path, max_steps=1, learning_rate=1e-2), faces()).train()
+    after = captioner.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(after[name], before[name])}
+    assert changed == {"query_tokens", "qformer", "language_projection", "vision_model"}
+
+
+def test_a_resumed_run_and_micro_batches_end_like_a_whole_run(tmp_path: Path) -> None:
+    ends, losses = [], []
+    for name, stops in (("whole", [4]), ("pieces", [2, 4])):
+        for stop in stops:
+            size = {"per_device_train_batch_size": 8 if name == "whole" else 4}
+            size |= {"gradient_accumulation_steps": 1 if name == "whole" else 2}
+            settings = {"max_steps": stop, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+            torch.manual_seed(0)
+            parts = captioner_parts("vit")
+            training = arguments(tmp_path / name, **settings, **size, learning_rate=1e-3)
+            trainer = caption_trainer(parts, training, faces())
+            trainer.train(resume_from_checkpoint=last_good_checkpoint(tmp_path / name))
+            assert trainer.state.global_step == stop
+        ends.append(parts.model.state_dict())
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for name, tensor in ends[0].items():
+        assert torch.allclose(tensor, ends[1][name], atol=2e-4), name
+
+
+def test_faces_without_a_caption_are_left_out() -> None:
+    captioned = CaptionedFaces(Shades(4), ["", TEXTS[0], "", TEXTS[1]])
+    assert [example["caption"] for example in captioned] == list(TEXTS)
+    assert torch.equal(captioned[1]["pixel_values"], Shades()[3]["pixel_values"])
+    with pytest.raises(ValueError, match="captions: got 3, expected 4"):
+        CaptionedFaces(Shades(4), [*TEXTS, ""])
+    with pytest.raises(ValueError, match="captions: got none"):
+        CaptionedFaces(Shades(4), [""] * 4)

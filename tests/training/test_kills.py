@@ -16,8 +16,9 @@ RANDOM_KILLS = 8
 PRELOAD = (
     "mf2face.inference.analyze",
     "mf2face.inference.explain.folder",
-    "modeling_mf2.dfn.states",
+    "mf2face.training.stores",
     "train",
+    "mf2face.training.run",
     "torch.utils.data",
 )
 CHANGING = (".about.json", "trainer_state.json", "training_args.bin", "cost.json", "README.md", "metrics.json", ".png")
@@ -37,8 +38,8 @@ def dfn_store(folder: Path) -> None:
     from conftest import shake, tiny_batch, tiny_config
     from peft import get_peft_model
 
+    from mf2face.training.stores import frozen_states
     from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
-    from modeling_mf2.dfn.states import frozen_states
 
     torch.manual_seed(0)
     base = shake(MF2ForFaceAnalysis(tiny_config()))

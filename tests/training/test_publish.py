@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from test_hub import STRANGER, run
 
 import train
-from mf2face.training.publish import check_base
+from mf2face.training.cards import check_base
 from modeling_mf2 import MF2ForPreTraining
 from processing_mf2 import MF2Processor
 
@@ -163,5 +163,5 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
 
 def test_an_adapter_of_a_folder_of_this_machine_is_not_published(tmp_path: Path) -> None:
     check_base("org/base")
-    with pytest.raises(ValueError, match="a folder of this machine"):
+    with pytest.raises(ValueError, match=r"push_to_hub: .*a local folder"):
         train.main(["--task", "lora", "--num_images", "96", "--push_to_hub", "True", "--output_dir", str(tmp_path)])

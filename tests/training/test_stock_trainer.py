@@ -46,9 +46,11 @@ def test_saved_by_the_stock_trainer_it_loads_and_answers_the_same(tmp_path):
     trainer.save_model(tmp_path / "saved")
     batch = {name: trainer.train_dataset[0][name][None] for name in ("pixel_values", "landmarks")}
     again = MF2ForFaceAnalysis.from_pretrained(tmp_path / "saved").eval()
+    for parameter in again.parameters():  # mapped from the file at any address, for which kernels sum in another order
+        parameter.data = parameter.data.clone()
     with torch.no_grad():
         expected = trainer.model.eval()(**batch)
-        torch.testing.assert_close(again(**batch).au_logits, expected.au_logits, rtol=1e-4, atol=1e-5)
+        assert torch.equal(again(**batch).au_logits, expected.au_logits)
     assert AutoModel.from_pretrained(tmp_path / "saved").config.action_units == again.config.action_units
     assert AutoProcessor.from_pretrained(tmp_path / "saved").action_units == again.config.action_units
 

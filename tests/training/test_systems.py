@@ -9,12 +9,20 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 import train
-from configuration_mf2.configuration_mf2 import SIZES
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import parse_arguments
-from mf2face.training.tasks import SYSTEMS, build_system, captions_of
-from modeling_mf2.baselines.base import FeatureMaps
+from mf2face.training.build import Parts, build_model, caption_columns, with_sources
+from mf2face.training.tasks import SYSTEMS, TASKS
 from processing_mf2 import MF2Processor
+
+
+def settings_of(model: str, *options: str):
+    given = ["--model", model, "--vision_name_or_path", "none", *options]
+    return with_sources(parse_arguments(given))
+
+
+def built(model: str, *options: str, rows=None) -> Parts:
+    return build_model(settings_of(model, *options), rows)
 
 
 SMALL = ["--num_images", "96", "--use_cpu", "True", "--disable_tqdm", "True", "--max_steps", "3", "--warmup_steps", "0"]
@@ -27,7 +35,7 @@ def test_a_system_is_trained_measured_and_kept(name: str, tmp_path: Path) -> Non
     figures = train.main(["--model", name, "--output_dir", str(tmp_path), *SMALL])
     (log,) = tmp_path.glob("checkpoint-*/trainer_state.json")
     logged = next(entry for entry in json.loads(log.read_text())["log_history"] if "loss" in entry)
-    model = SYSTEMS[name].model.from_pretrained(tmp_path)
+    model = TASKS[name, "full"].model_class.from_pretrained(tmp_path)
     assert set(model.loss_names) <= set(logged), "every part of its loss is trained and told"
     assert max(model.config.au_class_weights) > 1.2, "rare AUs count more, by the training labels"
     assert model.config.au_thresholds == MF2Processor.from_pretrained(tmp_path).au_thresholds
@@ -54,60 +62,40 @@ def test_a_system_is_trained_measured_and_kept(name: str, tmp_path: Path) -> Non
 
 
 def test_me_graph_aus_second_stage_begins_with_the_first(tmp_path: Path) -> None:
-    first, _ = build_system("me_graph_au", "tiny", options=["use_edges=False"])
+    first, processor, _ = built("me_graph_au", "--model_options", "use_edges=False")
     first.save_pretrained(tmp_path)
-    MF2Processor.for_model(first.config).save_pretrained(tmp_path)
-    second, _ = build_system("me_graph_au", "tiny", checkpoint=str(tmp_path), options=["use_edges=True"])
+    processor.save_pretrained(tmp_path)
+    options = ["--model_name_or_path", str(tmp_path), "--model_options", "use_edges=True"]
+    second = built("me_graph_au", *options).model
     assert second.config.use_edges and torch.equal(second.narrow.weight, first.narrow.weight)
     assert not hasattr(first, "edges") and second.edges is not None
 
 
-def test_weights_of_a_label_that_never_occurs_are_finite() -> None:
+def test_the_weight_of_a_label_that_never_occurs_is_finite() -> None:
     rows = MFASynthetic(16, size=64)
     labels = [[0, *row[1:]] for row in rows["au_labels"][:]]
     rows = rows.remove_columns("au_labels").add_column("au_labels", labels)
-    model, _ = build_system("vl_fau", "tiny", train_rows=rows)
-    assert model.config.au_class_weights[0] == 1 and all(0 < w < 100 for w in model.config.au_class_weights)
+    weights = built("vl_fau", rows=rows).model.config.au_class_weights
+    assert weights[0] == 1 and all(0 < weight < 100 for weight in weights)
 
 
-def test_ablations_learn_from_the_captions_that_they_still_have() -> None:
-    def captions(*options: str) -> tuple[str, ...]:
-        return captions_of(build_system("vl_fau", "tiny", options=options)[0])
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ((), ("vl_fau_global", "vl_fau_local")),
+        (("use_llga=False",), ("vl_fau_global",)),
+        (("use_llga=False", "use_glga=False"), ()),
+    ],
+)
+def test_ablations_learn_from_the_captions_that_they_still_have(options, columns) -> None:
+    settings = settings_of("vl_fau", *(["--model_options", *options] if options else []))
+    assert caption_columns(settings, build_model(settings).model.config) == columns
 
-    assert captions() == ("vl_fau_global", "vl_fau_local")
-    assert captions("use_llga=False") == ("vl_fau_global",)
-    assert captions("use_llga=False", "use_glga=False") == ()
 
-
-def test_a_dataset_without_the_captions_is_told_which_it_lacks(tmp_path: Path) -> None:
+def test_a_dataset_without_the_captions_and_a_frozen_backbone(tmp_path: Path) -> None:
     MFASynthetic(40, size=64).save_to_disk(tmp_path / "rows")
     command = ["--model", "vl_fau", "--dataset", str(tmp_path / "rows"), "--output_dir", str(tmp_path / "out"), *SMALL]
     with pytest.raises(ValueError, match="no column vl_fau_global, vl_fau_local, which VL-FAU learns from"):
         train.main(command)
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--task", "dfn"], "task: got 'dfn' with --model vl_fau, expected full or evaluate"),
-        (["--model_size", "giant"], r"model_size: got 'giant', expected one of \['tiny', 'base'\]"),
-        (["--branches", "au"], "branches: got 'au', which --model vl_fau"),
-        (["--store_vision", "True"], "store_vision: got True, which --model vl_fau"),
-        (["--model_options", "use_lga=False"], "model_options: got 'use_lga=False'"),
-    ],
-)
-def test_what_a_system_does_not_have_is_refused(argv: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        parse_arguments(["--model", "vl_fau", *argv])
-
-
-def test_sizes_are_the_models_own() -> None:
-    with pytest.raises(ValueError, match=r"model_size: got 'b2'.*for --model mf2"):
-        parse_arguments(["--model_size", "b2"])
-    assert parse_arguments(["--model", "hsemotion", "--model_size", "b2"])[0].task == "full"
-    assert all(parse_arguments(["--model_size", size])[0].model_size == size for size in SIZES)
-
-
-def test_a_frozen_backbone_stays(tmp_path: Path) -> None:
-    model, _ = build_system("hsemotion", "tiny", options=["frozen=True"])
-    assert isinstance(model.vision, FeatureMaps) and not any(p.requires_grad for p in model.train().vision.parameters())
+    model = built("hsemotion", "--model_options", "frozen=True").model
+    assert not any(p.requires_grad for p in model.train().vision.parameters())

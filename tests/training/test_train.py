@@ -1,4 +1,4 @@
-"""The main job from the command line's side: it learns, it evaluates, it saves, and a kill costs nothing but time."""
+"""train.py: it learns, evaluates and saves, and a killed run ends like a whole one."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -22,18 +23,7 @@ from modeling_mf2.vision import MF2VisionTower
 from processing_mf2 import MF2Processor
 
 
-SMALL = [
-    "--num_images",
-    "160",
-    "--use_cpu",
-    "True",
-    "--disable_tqdm",
-    "True",
-    "--per_device_train_batch_size",
-    "16",
-    "--warmup_steps",
-    "2",
-]
+SMALL = "--num_images 160 --use_cpu True --disable_tqdm True --per_device_train_batch_size 16 --warmup_steps 2".split()
 
 # Runs the same command, and kills its own process without warning in the middle of a step.
 KILLED = """
@@ -60,49 +50,35 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+TOKEN = "hf_" + "ThisIsASecretOfTheUser"
+
+
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tower")
-    train.main(
-        ["--task", "tower", "--num_train_epochs", "1", "--output_dir", str(folder), *SMALL, "--logging_steps", "1"]
-    )
+    more = ["--num_train_epochs", "1", "--logging_steps", "1", "--hub_token", TOKEN]
+    train.main(["--task", "tower", "--output_dir", str(folder), *SMALL, *more])
     return folder
 
 
-def test_a_tower_is_trained_and_kept(tower: Path) -> None:
+def test_a_tower_is_trained_and_kept_and_the_token_is_in_no_file(tower: Path) -> None:
     kept = MF2VisionTower.from_pretrained(tower)
     assert kept(torch.zeros(1, 3, 112, 112)).shape == (1, 49, 128)
     history = json.loads(max(tower.glob("checkpoint-*")).joinpath("trainer_state.json").read_text())["log_history"]
     assert {"au", "emotion", "landmark"} <= set(history[0]) and "pixel" not in history[0]
     fresh = MF2VisionTower(kept.config)
     assert not torch.equal(kept.backbone.convolutions[0].weight, fresh.backbone.convolutions[0].weight)
-
-
-def test_a_token_is_in_no_file(tmp_path: Path) -> None:
-    token = "hf_" + "ThisIsASecretOfTheUser"
-    train.main(
-        [
-            *("--task", "tower", "--num_train_epochs", "1", "--hub_token", token),
-            *("--output_dir", str(tmp_path / "run"), *SMALL, "--num_images", "80"),
-        ]
-    )
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    written = {str(path): path.read_bytes() for path in files}
-    for path in files:
-        if zipfile.is_zipfile(path):  # as torch.save writes
-            archive = zipfile.ZipFile(path)
-            written |= {f"{path}/{name}": archive.read(name) for name in archive.namelist()}
+    written = {str(path): path.read_bytes() for path in tower.rglob("*") if path.is_file()}
+    for path in filter(zipfile.is_zipfile, list(written)):  # as torch.save writes
+        archive = zipfile.ZipFile(path)
+        written |= {f"{path}/{name}": archive.read(name) for name in archive.namelist()}
     assert any("training_args.bin/" in name for name in written)
-    assert [name for name, content in written.items() if token.encode() in content] == []
+    assert [name for name, content in written.items() if TOKEN.encode() in content] == []
 
 
 def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = train.main(
-        [
-            *("--vision_name_or_path", str(tower), "--num_train_epochs", "2", "--logging_steps", "2"),
-            *("--output_dir", str(tmp_path), *SMALL),
-        ]
-    )
+    command = ["--vision_name_or_path", str(tower), *"--num_train_epochs 2 --logging_steps 2".split(), *SMALL]
+    figures = train.main([*command, "--output_dir", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "synthetic faces, " in printed and "AU12" in printed and "one-vs-rest" in printed
     written = json.loads((tmp_path / "metrics.json").read_text())
@@ -121,21 +97,15 @@ def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, caps
     stored = load_file(tower / "model.safetensors")
     for name, tensor in model.mf2.vision.state_dict().items():
         assert torch.equal(tensor, stored[name]), f"the frozen tower's {name} has changed"
-    again = train.main(
-        ["--task", "evaluate", "--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "again"), *SMALL]
-    )
+    command = ["--task", "evaluate", "--model_name_or_path", str(tmp_path), *SMALL]
+    again = train.main([*command, "--output_dir", str(tmp_path / "again")])
     assert again["au_f1_tuned_macro"] == figures["au_f1_tuned_macro"]
     assert again["emotion_top1"] == figures["emotion_top1"]
 
 
 def run_killed(step: int, arguments: list[str]) -> None:
-    root = Path(train.__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(root), str(step), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", KILLED, str(Path(train.__file__).parent), str(step), *arguments]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
@@ -170,10 +140,7 @@ def test_a_run_that_stopped_early_stops_there_however_often_it_is_killed(tower: 
         "full",
         "--vision_name_or_path",
         str(tower),
-        "--num_train_epochs",
-        "12",
-        "--learning_rate",
-        "0",
+        *"--num_train_epochs 12 --learning_rate 0".split(),
     ]
     command += [*SMALL, "--output_dir", str(tmp_path)]
     run_killed(4 * 8 + 3, command)  # of 8 steps a pass, in the fifth
@@ -185,23 +152,17 @@ def test_a_run_that_stopped_early_stops_there_however_often_it_is_killed(tower: 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tower: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step \d+, rows \[\d+"):
-        train.main(
-            [
-                *("--vision_name_or_path", str(tower), "--num_train_epochs", "3", "--learning_rate", "1e30"),
-                *("--max_grad_norm", "0", "--output_dir", str(tmp_path), *SMALL, "--warmup_steps", "0"),
-            ]
-        )
+        more = "--num_train_epochs 3 --learning_rate 1e30 --max_grad_norm 0 --warmup_steps 0".split()
+        train.main(["--vision_name_or_path", str(tower), "--output_dir", str(tmp_path), *SMALL, *more])
 
 
 def test_stored_tokens_stand_in_for_images(tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     command = ["--vision_name_or_path", str(tower), "--max_steps", "2", "--eval_strategy", "no", *SMALL]
     command += ["--save_strategy", "no", "--load_best_model_at_end", "False"]
     plain = train.main([*command, "--output_dir", str(tmp_path / "plain")])
     stored = train.main([*command, "--store_vision", "True", "--output_dir", str(tmp_path / "stored")])
-    assert list((tmp_path / "cache" / "mf2_vision").glob("*/complete.json"))
+    assert list((tmp_path / "cache" / "mf2_vision").glob("*/store.json"))
     assert stored["emotion_top1"] == pytest.approx(plain["emotion_top1"], abs=0.1)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "stored")]
     for name, tensor in weights[0].items():
@@ -215,7 +176,7 @@ CAPTIONS = ["emotion_caption", "au_caption", "key_au_caption"]
 def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
     tower: Path, tmp_path: Path, lacking: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is missing is said once, and no score is NaN."""
+    """What is missing is messages once, and no score is NaN."""
     rows = MFASynthetic(96, seed=1)
     parts = {name: rows.filter(lambda split, n=name: split == n, input_columns="split") for name in SPLITS}
     if lacking.startswith("captions"):
@@ -227,14 +188,11 @@ def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
         parts = {name: part.remove_columns("emotion") for name, part in parts.items()}
         parts["train"] = parts["train"].select([0])
     DatasetDict(parts).save_to_disk(tmp_path / "rows")
-    train.main(
-        [
-            *("--dataset", str(tmp_path / "rows"), "--vision_name_or_path", str(tower), "--output_dir", str(tmp_path)),
-            *(*SMALL, "--num_train_epochs", "1", "--store_vision", "False", "--per_device_train_batch_size", "40"),
-        ]
-    )
-    said = [record.getMessage() for record in caplog.records if "dataset has no" in record.getMessage()]
-    assert len(said) == 1 and (CAPTIONS[0] if lacking.startswith("captions") else "emotion") in said[0]
+    command = ["--dataset", str(tmp_path / "rows"), "--vision_name_or_path", str(tower), "--output_dir", str(tmp_path)]
+    more = "--num_train_epochs 1 --store_vision False --per_device_train_batch_size 40".split()
+    train.main([*command, *SMALL, *more])
+    messages = [record.getMessage() for record in caplog.records if "dataset has no" in record.getMessage()]
+    assert len(messages) == 1 and (CAPTIONS[0] if lacking.startswith("captions") else "emotion") in messages[0]
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert all(np.isfinite(value) for value in written.values())
     assert "NaN" not in (tmp_path / "README.md").read_text() and 0 <= written["au_f1_tuned_macro"] <= 1

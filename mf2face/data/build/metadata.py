@@ -1,4 +1,4 @@
-"""JPEG and PNG files without what they say beside their pixels: EXIF, XMP, comments, thumbnails, appended bytes."""
+"""Removes EXIF, XMP, comments, thumbnails and appended bytes from JPEG and PNG files; the pixels stay."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ _PNG_START, _PNG_KEPT = b"\x89PNG\r\n\x1a\n", (b"IHDR", b"PLTE", b"tRNS", b"IDAT
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """The same compressed pixels; None if it is neither a JPEG nor a PNG, or breaks off.
+    """The same compressed pixels; None if it is neither a JPEG nor a PNG, or is cut off.
 
-    A stored orientation goes too: compare what both files show before one replaces the other.
+    A stored orientation is removed too: compare what both files show before one replaces the other.
     """
     try:
         if content[:2] == b"\xff\xd8":
@@ -43,7 +43,7 @@ def _jpeg_parts(content: bytes) -> Iterator[bytes]:
             continue
         length = int.from_bytes(content[place : place + 2], "big")
         if length < 2 or place + length > len(content):
-            raise ValueError("a segment breaks off")
+            raise ValueError("a segment is cut off")
         segment = content[start : place + length]
         place += length
         if marker == 0xE0 and segment[4:9] == b"JFIF\0":
@@ -61,7 +61,7 @@ def _end_of_scan(content: bytes, place: int) -> int:
         if content[place + 1] != 0 and content[place + 1] not in _ALONE:
             return place
         place += 2
-    raise ValueError("the scan breaks off")
+    raise ValueError("the scan is cut off")
 
 
 def _png_parts(content: bytes) -> Iterator[bytes]:
@@ -71,7 +71,7 @@ def _png_parts(content: bytes) -> Iterator[bytes]:
         length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
         end = place + 12 + length
         if len(kind) < 4 or end > len(content):
-            raise ValueError("a chunk breaks off")
+            raise ValueError("a chunk is cut off")
         if kind in _PNG_KEPT:
             yield content[place:end]
         if kind == b"IEND":
@@ -79,4 +79,4 @@ def _png_parts(content: bytes) -> Iterator[bytes]:
         place = end
 
 
-__all__ = ['without_metadata']
+__all__ = ["without_metadata"]

@@ -1,13 +1,15 @@
-"""Which images of a corpus are used, and on which side: emotions balanced, videos and people whole, sides alike."""
+"""Which images of a corpus are used, and in which split: people and videos whole, splits alike, emotions balanced."""
 
-import numpy as np
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+
 from configuration_mf2.facs import UNKNOWN_LABEL
-from mf2face.data.schema import SPLITS, SPLIT_SIZES
 from mf2face.data.corpora.frames import Frames, Required, every_and_changes, keep_labelled
 from mf2face.data.corpora.label_files import CorpusError
+from mf2face.data.schema import SPLIT_SIZES, SPLITS
 
 
 # A wrong number of videos weighs more than any wrong number of images, as long as neither is hopeless.
@@ -17,7 +19,7 @@ _ROUNDS = 20
 
 @dataclass(frozen=True)
 class Units:
-    """What must stay on one side: the people (or videos, or pictures) of a corpus."""
+    """What must stay in one split: the people (or videos, or pictures) of a corpus."""
 
     names: tuple[str, ...]
     of_row: np.ndarray
@@ -44,10 +46,10 @@ def units_of(frames: Frames) -> Units:
 def split_units(
     units: Units, shares: Mapping[str, float], videos: Mapping[str, int] | None = None, seed: int = 0
 ) -> np.ndarray:
-    """Each unit's split, as a place in `shares`: its share of the videos and of every emotion's images at once.
+    """Each unit's split, as a place in `shares`, by videos and by every emotion's images at once.
 
-    videos: how many each split gets exactly, if units of one video allow it. Begins with the largest units where the
-    most is lacking, then moves and exchanges units as long as that makes the sides more alike.
+    videos: how many each split gets exactly, if units of one video allow it. Places the largest units first where the
+    most is lacking, then moves and exchanges units as long as that brings the splits nearer to their shares.
     """
     shares = {name: share for name, share in shares.items() if share}
     _check_shares(shares, units, videos)
@@ -67,7 +69,7 @@ def split_units(
         split[unit] = int(gain.argmax())
         held[split[unit]] += load[unit]
     split = _improve(split, load, held, aim)
-    for side in range(len(aim)):  # nobody at all is worse than too many: such a side could not be scored on
+    for side in range(len(aim)):  # an empty side could not be scored on
         if not (split == side).any():
             others = np.flatnonzero(np.bincount(split, minlength=len(aim))[split] > 1)
             split[others[load[others].sum(1).argmin()]] = side
@@ -75,7 +77,7 @@ def split_units(
 
 
 def _improve(split: np.ndarray, load: np.ndarray, held: np.ndarray, aim: np.ndarray) -> np.ndarray:
-    """Moves and exchanges; each that is made brings the sums nearer to the aim, so it ends."""
+    """Moves and exchanges units; each change brings the sums nearer to the aim, so it ends."""
     for _ in range(_ROUNDS):
         moved = False
         for unit in range(len(split)):
@@ -105,33 +107,28 @@ def _check_shares(shares: Mapping[str, float], units: Units, videos: Mapping[str
     if not shares or set(shares) - set(SPLITS) or not all(0 < share < float("inf") for share in shares.values()):
         raise ValueError(f"split_sizes: got {dict(shares)}, expected shares above 0 of some of {SPLITS}")
     if len(units.names) < len(shares):
-        raise ValueError(
-            f"split_sizes: got {len(shares)} splits, expected at most one for each of {len(units.names)} people"
-        )
+        expected = f"at most one for each of {len(units.names)} people"
+        raise ValueError(f"split_sizes: got {len(shares)} splits, expected {expected}")
     if videos is not None and (set(videos) != set(shares) or sum(videos.values()) != units.videos.sum()):
         expected = f"a number for each of {', '.join(shares)}, {units.videos.sum()} in all"
         raise ValueError(f"videos: got {dict(videos)}, expected {expected}")
 
 
-def official_splits(frames: Frames, fold: int | None = None, validation: float = 0.1, seed: int = 0) -> list[str]:
-    """Each row's split as the corpus has it. Of folds, `fold` is the test split; `validation` is the share of people
-    of the others that thresholds are tuned on: there has to be somebody who is neither trained nor tested on."""
-    said = [video.official for video in frames.videos]
-    here = {said[place] for place in np.unique(frames.video)}
-    if "" in here:
-        names = next(frames.videos[place].name for place in np.unique(frames.video) if not said[place])
-        raise CorpusError(frames.root, f"no split for {names}", "one for every video", "Split by people instead")
-    folds = sorted(name for name in here if name.startswith("fold "))
+def official_splits(frames: Frames, fold: int | None = None, seed: int = 0) -> list[str]:
+    """Each row's split as the corpus has it. Of folds, `fold` is the test split; thresholds are tuned on a tenth of the
+    other people: there must be somebody who is neither trained nor tested on."""
+    official = np.array([video.official for video in frames.videos], object)[frames.video]
+    if (without := np.flatnonzero(official == "")).size:
+        name = frames.videos[frames.video[without[0]]].name
+        raise CorpusError(frames.root, f"no split for {name}", "one for every video", "Split by people instead")
+    folds = sorted({name for name in official if name.startswith("fold ")})
     if not folds:
-        return [said[place] for place in frames.video]
-    if fold is None or f"fold {fold}" not in folds:
+        return official.tolist()
+    if f"fold {fold}" not in folds:
         raise ValueError(f"fold: got {fold}, expected which of {', '.join(folds)} is tested on")
-    tested = np.array([said[place] == f"fold {fold}" for place in range(len(said))])[frames.video]
-    if not validation:
-        return ["test" if test else "train" for test in tested]
-    rest = frames.select(~tested)
-    units = units_of(rest)
-    side = split_units(units, {"train": 1 - validation, "validation": validation}, seed=seed)[units.of_row]
+    tested = official == f"fold {fold}"
+    units = units_of(frames.select(~tested))
+    side = split_units(units, {"train": 0.9, "validation": 0.1}, seed=seed)[units.of_row]
     split = np.full(len(frames), "test", object)
     split[~tested] = np.array(["train", "validation"], object)[side]
     return split.tolist()
@@ -149,12 +146,10 @@ def spread_over_videos(video: np.ndarray, count: int) -> np.ndarray:
     taken = np.minimum(sizes, low)
     longer = np.argsort(-sizes, kind="stable")[: int((sizes > low).sum())]
     taken[longer[: count - int(taken.sum())]] += 1
-    chosen = [
-        s + ((np.arange(k) + 0.5) * size / k).astype(np.int64)
-        for s, k, size in zip(starts, taken, sizes, strict=True)
-        if k
-    ]
-    return np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
+    chosen = [np.zeros(0, np.int64)]
+    for start, number, size in zip(starts, taken, sizes, strict=True):
+        chosen.append(start + ((np.arange(number) + 0.5) * size / number).astype(np.int64))
+    return np.concatenate(chosen)
 
 
 def balance_emotions(frames: Frames, split: Sequence[str], per_emotion: Mapping[str, int] | None = None) -> np.ndarray:
@@ -189,9 +184,9 @@ def plan_mfa(
     fold: int | None = None,
     seed: int = 0,
 ) -> tuple[Frames, list[str]]:
-    """What is used of a corpus, and each row's split.
+    """The rows of a corpus that are used, and each row's split: all images that have a label, unless asked otherwise.
 
-    All images that have a label, unless asked otherwise. require: which labels an image must have. every: above 1,
+    require: which labels an image must have. every: above 1,
     every n-th frame and the changes of labels alone. balance: as many images of each emotion in each split, as of its
     rarest or as many as `per_emotion` says. sizes, videos: shares of the splits, and how many videos. official: the
     corpus's own split, or of its folds `fold` as test; None: where you wrote the split beside pictures of your own.
@@ -223,4 +218,7 @@ PAPER_PROTOCOL: Mapping[str, Any] = {
 """The counts of the MFA paper, for `plan_mfa` on Aff-Wild2: 34,696 images of 151 videos, eight emotions alike."""
 
 
-__all__ = ['units_of', *('PAPER_PROTOCOL', 'balance_emotions', 'official_splits', 'plan_mfa', 'split_units', 'spread_over_videos')]
+__all__ = [
+    "units_of",
+    *("PAPER_PROTOCOL", "balance_emotions", "official_splits", "plan_mfa", "split_units", "spread_over_videos"),
+]

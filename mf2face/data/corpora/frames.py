@@ -4,38 +4,40 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
-from mf2face.data.corpora.label_files import CorpusError
+from mf2face.data.corpora.label_files import CorpusError, check_folder
+from mf2face.data.schema import as_label_set
 
 
 Required = Literal["both", "au", "emotion", "any"]
 REQUIRED: tuple[str, ...] = ("both", "au", "emotion", "any")
-_IMAGE = re.compile(r"(\d+)(\.(?:jpe?g|png|bmp|webp))", re.IGNORECASE)
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_FRAME = re.compile(r"(\d+)(\.(?:jpe?g|png|bmp|webp))", re.IGNORECASE)
+_LISTED_MISSING = 20
 
 ListFolder = Callable[[Path], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Video:
-    """Frames of one video, or a single picture."""
+    """Frames of one video, or a single picture.
+
+    subject: the person; where the corpus does not say, what must stay together all the same: the video, or the picture.
+    folder: of the frames, below the corpus; of a picture its whole path. digits: of a frame's file name, at least; None
+    for a single picture. official: the split or fold that the corpus itself puts it into.
+    """
 
     name: str
     subject: str
-    """Who is seen; where the corpus does not say, what must stay together all the same: the video, or the picture."""
     folder: str = ""
-    """Of its frames, below the corpus; of a picture its whole path."""
     digits: int | None = None
-    """In a frame's file name, at least; None: a single picture."""
     ending: str = ""
     official: str = ""
-    """The split or fold that the corpus itself puts it into."""
 
     def image(self, frame: int) -> str:
         return self.folder if self.digits is None else f"{self.folder}/{frame:0{self.digits}d}{self.ending}"
@@ -43,7 +45,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Frames:
-    """Rows are sorted by video and frame. -1 is unknown, of each AU by itself."""
+    """Rows are sorted by video and frame. -1 is unknown, for each AU by itself.
+
+    video: (rows,) places in `videos`. au_labels: (rows, AUs) int8. landmarks: (rows, 68, 2) float32 in pixels of the
+    image, NaN where the corpus has none. counts: what was read and left out. missing: the first of the listed images
+    that are not on the disk. split_is_given: the owner of the pictures wrote a split.
+    """
 
     corpus: str
     licence: str
@@ -51,21 +58,15 @@ class Frames:
     label_set: LabelSet
     videos: Sequence[Video]
     video: np.ndarray
-    """(rows,) places in `videos`"""
     frame: np.ndarray
     au_labels: np.ndarray
-    """(rows, AUs) int8"""
     emotion: np.ndarray
     au_intensities: np.ndarray | None = None
     landmarks: np.ndarray | None = None
-    """(rows, 68, 2) float32 in pixels of the image, where the corpus brings them; NaN where it does not."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """What was read and left out, by name."""
     missing: Sequence[str] = ()
-    """The first of the listed images that are not on the disk."""
     protocol: str = ""
     split_is_given: bool = False
-    """The owner of the pictures wrote a split, which is used unless another is asked for."""
 
     def __len__(self) -> int:
         return len(self.video)
@@ -75,34 +76,32 @@ class Frames:
         return self.videos[self.video[row]].image(int(self.frame[row]))
 
     def row_id(self, row: int) -> str:
-        """The same as of the row in the data set: by it captions find their image again."""
+        """The id of the row in the data set, by which captions find their image."""
         return f"{self.corpus}/{self.videos[self.video[row]].name}/{int(self.frame[row])}"
 
-    def select(self, rows: np.ndarray, **told: int) -> "Frames":
-        """Rows by number or mask; what is told is added to the counts."""
+    def select(self, rows: np.ndarray, **counts: int) -> "Frames":
+        """Rows by number or mask; `counts` are added to those before."""
         columns = ("video", "frame", "au_labels", "emotion", "au_intensities", "landmarks")
-        chosen: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[rows] for name in columns
-        }
-        return replace(self, **chosen, counts={**self.counts, **told})
+        present = {name: column for name in columns if (column := getattr(self, name)) is not None}
+        chosen: dict[str, Any] = {name: column[rows] for name, column in present.items()}
+        return replace(self, **chosen, counts={**self.counts, **counts})
 
-
-def has_labels(frames: Frames, required: Required) -> np.ndarray:
-    if required not in REQUIRED:
-        raise ValueError(f"require: got {required!r}, expected one of {REQUIRED}")
-    units = (frames.au_labels != UNKNOWN_LABEL).any(1) if frames.au_labels.shape[1] else np.zeros(len(frames), bool)
-    emotion = frames.emotion != UNKNOWN_LABEL
-    return {"both": units & emotion, "au": units, "emotion": emotion, "any": units | emotion}[required]
+    def has_labels(self, required: Required) -> np.ndarray:
+        """(rows,) whether a row has the labels asked for."""
+        if required not in REQUIRED:
+            raise ValueError(f"require: got {required!r}, expected one of {REQUIRED}")
+        units, emotion = (self.au_labels != UNKNOWN_LABEL).any(1), self.emotion != UNKNOWN_LABEL
+        return {"both": units & emotion, "au": units, "emotion": emotion, "any": units | emotion}[required]
 
 
 def keep_labelled(frames: Frames, required: Required = "both") -> Frames:
-    kept = has_labels(frames, required)
+    kept = frames.has_labels(required)
     if not kept.any():
-        held = {"emotions": has_labels(frames, "emotion").sum(), "action units": has_labels(frames, "au").sum()}
-        there = ", ".join(f"{what} of {count}" for what, count in held.items())
+        emotions, units = (frames.has_labels(kind).sum() for kind in ("emotion", "au"))
         raise CorpusError(
             *(frames.root, f"no image of {len(frames)} with the labels asked for", f"some (require={required!r})"),
-            f"It holds {there}. Choose --require any, au or emotion, and a label set that the corpus labels",
+            f"It holds emotions of {emotions}, action units of {units}. Choose --require any, au or emotion, and a "
+            "label set that the corpus labels",
         )
     return frames.select(kept, **{f"without_{required}_labels": int((~kept).sum())})
 
@@ -121,30 +120,30 @@ def every_and_changes(frames: Frames, every: int = 10) -> Frames:
     return frames.select(kept, left_out_by_sampling=int((~kept).sum()))
 
 
-def frames_on_disk(folder: Path, list_folder: ListFolder = os.listdir) -> tuple[np.ndarray, int, str] | None:
-    """Numbers of the frames in a folder, the digits of their file names and the ending; None if there is no folder."""
+def frames_on_disk(folder: Path, list_folder: ListFolder = os.listdir) -> tuple[np.ndarray, int, str]:
+    """Numbers of the frames in a folder, the digits of their file names and the ending; none if there is no folder."""
     try:
         names = list_folder(folder)
     except FileNotFoundError:
-        return None
+        return np.zeros(0, np.int32), 5, ".jpg"
     except OSError as error:
-        raise CorpusError(
-            folder, error.strerror, "a folder of frames", "A link may lead back to itself, or rights may be missing"
-        ) from error
-    if (numbered := _numbered_alike(names)) is not None:
-        numbers, digits, ending = numbered
+        advice = "A link may lead back to itself, or rights may be missing"
+        raise CorpusError(folder, error.strerror, "a folder of frames", advice) from error
+    matches: list[re.Match] = []
+    if (alike := _numbered_alike(names)) is not None:
+        numbers, digits, ending = alike
     else:
-        found = [match for name in names if (match := _IMAGE.fullmatch(name))]
-        if not found:
+        matches = [match for name in names if (match := _FRAME.fullmatch(name))]
+        if not matches:
             return np.zeros(0, np.int32), 1, ".jpg"
-        digits, ending = min(len(match[1]) for match in found), found[0][2]
-        numbers = np.array([int(match[1]) for match in found], np.int32)
+        digits, ending = min(len(match[1]) for match in matches), matches[0][2]
+        numbers = np.array([int(match[1]) for match in matches], np.int32)
     numbers.sort()
     twice = numbers[1:][np.diff(numbers) == 0]
     if len(twice):
-        told = "Remove the copies, or images of other endings"
-        raise CorpusError(folder, f"two images of frame {twice[0]}", "one a frame", told)
-    for match in found if numbered is None else ():
+        advice = "Remove the copies, or images of other endings"
+        raise CorpusError(folder, f"two images of frame {twice[0]}", "one a frame", advice)
+    for match in matches:
         if match[1] != f"{int(match[1]):0{digits}d}" or match[2] != ending:
             expected = f"{0:0{digits}d}{ending} and so on: numbers of one length and one ending"
             raise CorpusError(folder, repr(match[0]), expected, "Rename the frames of this folder alike")
@@ -153,7 +152,7 @@ def frames_on_disk(folder: Path, list_folder: ListFolder = os.listdir) -> tuple[
 
 def _numbered_alike(names: Sequence[str]) -> tuple[np.ndarray, int, str] | None:
     """Most corpora: all names as long as the first, and alike but for the digits. Read without a step for each."""
-    if not names or (first := _IMAGE.fullmatch(names[0])) is None:
+    if not names or (first := _FRAME.fullmatch(names[0])) is None:
         return None
     digits, ending = len(first[1]), first[2]
     joined = "".join(names)
@@ -168,34 +167,77 @@ def _numbered_alike(names: Sequence[str]) -> tuple[np.ndarray, int, str] | None:
 
 def stills(
     names: Sequence[str], root: Path, list_folder: ListFolder, *, subjects: Sequence[str] = (), official: Sequence = ()
-) -> tuple[list[Video], np.ndarray, list[str]]:
-    """Pictures by path: a video each, which of them are on the disk, and those that are not."""
+) -> tuple[list[Video], np.ndarray]:
+    """Pictures by path: a video each, and which of them are on the disk."""
     listed: dict[str, frozenset[str]] = {}
-    videos, there, missing = [], np.ones(len(names), bool), []
+    videos, there = [], np.ones(len(names), bool)
     for place, name in enumerate(names):
         folder, _, file = name.rpartition("/")
         if folder not in listed:
             try:
-                found = list_folder(root / folder)
-                listed[folder] = found if isinstance(found, frozenset) else frozenset(found)
+                entries = list_folder(root / folder)
+                listed[folder] = entries if isinstance(entries, frozenset) else frozenset(entries)
             except OSError:
                 listed[folder] = frozenset()
-        if file not in listed[folder]:
-            there[place] = False
-            missing.append(name)
+        there[place] = file in listed[folder]
         stem = name.rpartition(".")[0] or name
         subject = subjects[place] if len(subjects) else ""
         videos.append(Video(stem, subject or stem, name, official=official[place] if len(official) else ""))
     if len({video.name for video in videos}) < len(videos):
         name = next(name for name, count in Counter(video.name for video in videos).items() if count > 1)
         raise CorpusError(root, f"images that differ in their ending alone: {name}.*", "one of them", "Rename one")
-    return videos, there, missing
+    return videos, there
 
 
-def check_some_are_there(root: Path, listed: int, present: int, first: Sequence[str], advice: str) -> None:
-    if listed and not present:
-        got = f"none of {listed:,} listed images on the disk"
-        raise CorpusError(root, got, f"images such as {first[0] if first else '...'}", advice)
+def columns_by_name(values: np.ndarray, names: Sequence[str], wanted: Sequence[str], fill: float) -> np.ndarray:
+    """Columns of `wanted` names; what the corpus does not label is `fill`, which says unknown, and never 0."""
+    out = np.full((len(values), len(wanted)), fill, values.dtype)
+    for column, name in enumerate(wanted):
+        if name in names:
+            out[:, column] = values[:, list(names).index(name)]
+    return out
 
 
-__all__ = ["Frames", "Video", "every_and_changes", "keep_labelled"]
+def emotion_codes(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    """The wanted emotion of each code of the corpus; the last, which -1 finds, is unknown."""
+    known = [wanted.index(name) if name in wanted else UNKNOWN_LABEL for name in names]
+    return np.array([*known, UNKNOWN_LABEL], np.int8)
+
+
+@dataclass
+class Corpus:
+    """A reader of one corpus; its fields are its options. Each reader's docstring states its files and protocol: it is
+    printed, and copied into cards.
+
+    label_set: the AUs and emotions wanted, by name; the corpus's own unless given. list_folder: `os.listdir`, or a list
+    of what is on another disk.
+    """
+
+    root: str | Path
+    _: KW_ONLY
+    label_set: Any = None
+    list_folder: ListFolder = os.listdir
+
+    name: ClassVar[str]
+    licence: ClassVar[str]
+    advice: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        self.root = check_folder(Path(self.root), f"the {self.name} corpus", self.advice)
+        self.label_set = as_label_set(self.label_set or self.name)
+
+    def read(self) -> Frames:
+        raise NotImplementedError
+
+    def as_frames(
+        self, videos: Sequence[Video], *columns: np.ndarray, lines: int, missing: Sequence[str], **more: Any
+    ) -> Frames:
+        """lines: how many images the label files list. missing: those that are not on the disk."""
+        if lines and not len(columns[0]):
+            expected = f"images such as {missing[0] if missing else '...'}"
+            raise CorpusError(self.root, f"none of {lines:,} listed images on the disk", expected, self.advice)
+        more |= {"missing": list(missing[:_LISTED_MISSING]), "protocol": " ".join((self.__doc__ or "").split())}
+        return Frames(self.name, self.licence, self.root, self.label_set, videos, *columns, **more)
+
+
+__all__ = ["REQUIRED", "Corpus", "Frames", "Video", "every_and_changes", "keep_labelled"]

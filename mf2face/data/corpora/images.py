@@ -1,56 +1,30 @@
 """Readers of corpora of single pictures: RAF-AU, EmotioNet, AffectNet (2017 and 2021), RAF-DB (basic and compound)."""
 
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from configuration_mf2.facs import LABEL_SETS, UNKNOWN_LABEL, LabelSet
-from mf2face.data.corpora.frames import Frames, ListFolder, check_some_are_there, stills
+from configuration_mf2.facs import LABEL_SETS, UNKNOWN_LABEL
+from mf2face.data.corpora.frames import Corpus, Frames, columns_by_name, emotion_codes, stills
 from mf2face.data.corpora.label_files import (
     CorpusError,
-    Duplicates,
+    Listing,
     check_folder,
+    check_header,
     csv_rows,
-    near_names,
     read_text,
-    safe_path,
 )
-from mf2face.data.corpora.videos import _NAMED_MISSING, columns_by_name, emotion_codes
-from mf2face.data.schema import as_label_set
 
 
-class ImageCorpus:
-    """What the readers of pictures share. Who is seen is not known: nothing keeps pictures of one person together.
+Folder = Literal["aligned", "original"]
 
-    label_set: the AUs and emotions wanted, by name; the corpus's own unless given.
-    """
 
-    name: str
-    licence: str
-    advice: str
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        label_set: str | LabelSet | None = None,
-        list_folder: ListFolder = os.listdir,
-    ) -> None:
-        self.root = check_folder(Path(root), f"the {self.name} corpus", self.advice)
-        self.label_set = as_label_set(self.own_labels if label_set is None else label_set)
-        self.list_folder = list_folder
-        self.counts: dict[str, int] = {}
-
-    @property
-    def own_labels(self) -> str:
-        return self.name
-
-    def read(self) -> Frames:
-        raise NotImplementedError
+class ImageCorpus(Corpus):
+    """A corpus of pictures. It does not say who is seen: nothing keeps pictures of one person together."""
 
     def to_frames(
         self,
@@ -61,24 +35,40 @@ class ImageCorpus:
         official: Sequence[str] = (),
         subjects: Sequence[str] = (),
         landmarks: np.ndarray | None = None,
+        counts: dict[str, int] | None = None,
+        **more: Any,
     ) -> Frames:
-        videos, there, missing = stills(names, self.root, self.list_folder, official=official, subjects=subjects)
-        check_some_are_there(self.root, len(names), int(there.sum()), missing, self.advice)
-        units = len(self.label_set.action_units)
-        frames = Frames(
-            *(self.name, self.licence, self.root, self.label_set, videos),
-            np.arange(len(names), dtype=np.int32),
-            np.zeros(len(names), np.int32),
-            np.full((len(names), units), UNKNOWN_LABEL, np.int8) if au_labels is None else au_labels,
-            np.full(len(names), UNKNOWN_LABEL, np.int8) if emotion is None else emotion,
-            landmarks=landmarks,
-            counts={"label_lines": len(names), "images_missing": len(missing), **self.counts},
-            missing=missing[:_NAMED_MISSING],
-            protocol=" ".join((self.__doc__ or "").split()),
+        count, units = len(names), len(self.label_set.action_units)
+        videos, there = stills(names, self.root, self.list_folder, official=official, subjects=subjects)
+        columns = (
+            np.arange(count, dtype=np.int32),
+            np.zeros(count, np.int32),
+            np.full((count, units), UNKNOWN_LABEL, np.int8) if au_labels is None else au_labels,
+            np.full(count, UNKNOWN_LABEL, np.int8) if emotion is None else emotion,
         )
-        return frames.select(there)
+        missing = [names[place] for place in np.flatnonzero(~there)]
+        more |= {"landmarks": None if landmarks is None else landmarks[there]}
+        more |= {"counts": {"label_lines": count, "images_missing": len(missing), **(counts or {})}}
+        return self.as_frames(videos, *(c[there] for c in columns), lines=count, missing=missing, **more)
+
+    def pairs(self, file: Path, expected: str) -> Iterator[tuple[int, str, str]]:
+        """Line number, picture and label of a file of two words a line."""
+        listing = Listing(file)
+        for number, line in enumerate(read_text(file).split("\n"), start=1):
+            if not (words := line.split()):
+                continue
+            if len(words) != 2:
+                raise CorpusError(file, repr(line[:60]), expected, self.advice, line=number)
+            yield number, listing.path(words[0], number), words[1]
 
 
+def _in_folder(name: str, images: Folder) -> str:
+    """`0001.jpg` is called `0001_aligned.jpg` in the folder of aligned pictures."""
+    stem, _, ending = name.rpartition(".")
+    return f"{images}/{stem}{'_aligned' if images == 'aligned' else ''}.{ending}"
+
+
+@dataclass
 class RAFAU(ImageCorpus):
     """RAF-AU: `RAFAU_label.txt`, a line `0001.jpg 17+B22+T24` or `0001.jpg null`, pictures `aligned/0001_aligned.jpg`
     (100 x 100) or, with images="original", `original/0001.jpg`. 4,601 pictures, coded completely: an AU that is not
@@ -90,40 +80,29 @@ class RAFAU(ImageCorpus):
     advice = "Name the folder that holds RAFAU_label.txt and aligned (or original)"
     _CODE = re.compile(r"([LRTB]?)(\d{1,2})")
 
-    def __init__(
-        self, root: str | Path, *, images: Literal["aligned", "original"] = "aligned", sides: bool = True, **options
-    ) -> None:
-        self.images, self.sides = images, sides
-        super().__init__(root, **options)
+    images: Folder = "aligned"
+    sides: bool = True
 
     def read(self) -> Frames:
         file = self.root / "RAFAU_label.txt"
         check_folder(self.root / self.images, "the pictures", self.advice)
-        names, labels, duplicates = [], [], Duplicates(file)
-        for number, line in enumerate(read_text(file).split("\n"), start=1):
-            if not (fields := line.split()):
-                continue
-            if len(fields) != 2:
-                expected = "a picture and its AUs, such as `0001.jpg 17+B22+T24`, or `0001.jpg null`"
-                raise CorpusError(file, repr(line[:60]), expected, self.advice, line=number)
-            name = safe_path(fields[0], file, number)
-            duplicates.add(name, number)
-            stem, _, ending = name.rpartition(".")
-            names.append(f"{self.images}/{stem}{'_aligned' if self.images == 'aligned' else ''}.{ending}")
-            labels.append(self._coded(fields[1], file, number))
+        names, labels = [], []
+        expected = "a picture and its AUs, such as `0001.jpg 17+B22+T24`, or `0001.jpg null`"
+        for line, name, codes in self.pairs(file, expected):
+            names.append(_in_folder(name, self.images))
+            labels.append(self._coded(codes, file, line))
         return self.to_frames(names, au_labels=np.array(labels, np.int8).reshape(len(names), -1))
 
     def _coded(self, text: str, file: Path, line: int) -> list[int]:
-        codes = [] if text.lower() == "null" else text.split("+")
-        found: dict[str, set[str]] = {}
-        for code in codes:
+        sides: dict[str, set[str]] = {}
+        for code in [] if text.lower() == "null" else text.split("+"):
             if (match := self._CODE.fullmatch(code.strip())) is None:
-                told = "An AU's number, with L, R, T or B before it, `+` between AUs, or null"
-                raise CorpusError(file, repr(code), "such as 17, B22 or T24", told, line=line, field="AUs")
-            found.setdefault(f"AU{int(match[2])}", set()).add(match[1])
-        one_sided = UNKNOWN_LABEL if not self.sides else 1
+                advice = "An AU's number, with L, R, T or B before it, `+` between AUs, or null"
+                raise CorpusError(file, repr(code), "such as 17, B22 or T24", advice, line=line, field="AUs")
+            sides.setdefault(f"AU{int(match[2])}", set()).add(match[1])
+        one_sided = 1 if self.sides else UNKNOWN_LABEL
         return [
-            0 if name not in found else 1 if "" in found[name] or len(found[name]) > 1 else one_sided
+            0 if name not in sides else 1 if "" in sides[name] or len(sides[name]) > 1 else one_sided
             for name in self.label_set.action_units
         ]
 
@@ -149,17 +128,15 @@ class EmotioNet(ImageCorpus):
         plain = [name.strip().strip("'\"").replace(" ", "") for name in header]
         columns = {place: name for place, name in enumerate(plain) if re.fullmatch(r"AU\d{1,2}", name)}
         if not plain or not plain[0].lower().startswith("url") or not columns:
-            expected = "URL, then columns such as 'AU 1'"
-            raise CorpusError(file, ", ".join(header)[:120] or "no header", expected, self.advice, line=1)
-        names, labels, duplicates = [], [], Duplicates(file)
+            got, expected = ", ".join(header)[:120] or "no header", "URL, then columns such as 'AU 1'"
+            raise CorpusError(file, got, expected, self.advice, line=1)
+        names, labels, listing = [], [], Listing(file)
         for line, fields in rows:
             if len(fields) != len(header):
                 expected = f"{len(header)} fields, as in the header"
                 raise CorpusError(file, f"{len(fields)} fields", expected, self.advice, line=line)
             address = fields[0].strip().strip("'\"").rstrip("/").rpartition("/")[2]
-            name = f"images/{safe_path(address, file, line, 'URL')}"
-            duplicates.add(name, line)
-            names.append(name)
+            names.append(f"images/{listing.path(address, line, 'URL')}")
             labels.append([self._code(fields[place], file, line, name) for place, name in columns.items()])
         values = np.array(labels, np.int8).reshape(len(names), len(columns))
         wanted = columns_by_name(values, list(columns.values()), self.label_set.action_units, UNKNOWN_LABEL)
@@ -188,77 +165,63 @@ class AffectNet(ImageCorpus):
     )
 
     def read(self) -> Frames:
-        names, codes, official, points = self._npy() if (self.root / "train_set").is_dir() else self._csv()
-        codes, faces = np.array(codes, np.int64), np.array(codes) != 10
-        self.counts = {"pictures_without_a_face": int((~faces).sum())}
-        kept = np.flatnonzero(faces)
+        rows = list(self._npy() if (self.root / "train_set").is_dir() else self._csv())
+        faces = [row for row in rows if row[1] != 10]
+        names, codes, official, points = zip(*faces, strict=True) if faces else ((), (), (), ())
+        codes = np.array(codes, np.int64)
         emotions = emotion_codes(LABEL_SETS["affectnet"].emotions, self.label_set.emotions)
         return self.to_frames(
-            [names[place] for place in kept],
-            emotion=emotions[np.where(codes[kept] < 8, codes[kept], -1)],
-            official=[official[place] for place in kept],
-            landmarks=np.stack([points[place] for place in kept]) if len(kept) else None,
+            names,
+            emotion=emotions[np.where(codes < 8, codes, -1)],
+            official=official,
+            landmarks=np.stack(points) if points else None,
+            counts={"pictures_without_a_face": len(rows) - len(faces)},
         )
 
-    def _csv(self) -> tuple[list[str], list[int], list[str], list[np.ndarray]]:
-        names, codes, official, points = [], [], [], []
-        found = [(split, self.root / f"{file}.csv") for split, file in (("train", "training"), ("validation",) * 2)]
-        found = [(split, file) for split, file in found if file.is_file()]
-        if not found:
+    def _csv(self) -> Iterator[tuple[str, int, str, np.ndarray]]:
+        """Name, code, split and landmarks of each picture."""
+        files = {split: self.root / f"{name}.csv" for split, name in (("train", "training"), ("validation",) * 2)}
+        if not any(file.is_file() for file in files.values()):
             raise CorpusError(self.root, "neither of them", "training.csv, or a folder train_set", self.advice)
         check_folder(self.root / self.images, "the pictures of the 2017 form", self.advice)
-        for split, file in found:
-            duplicates = Duplicates(file)
-            for line, fields in csv_rows(file, read_text(file)):
+        for split, file in files.items():
+            listing = Listing(file)
+            for line, fields in csv_rows(file, read_text(file)) if file.is_file() else ():
                 if line == 1 and "/" not in fields[0]:
-                    self._check_header(file, fields)
+                    check_header(file, fields, self.columns, self.advice)
                     continue
                 if len(fields) != len(self.columns):
                     expected = f"{len(self.columns)}: {', '.join(self.columns)}"
                     raise CorpusError(file, f"{len(fields)} fields", expected, self.advice, line=line)
-                name = f"{self.images}/{safe_path(fields[0], file, line, self.columns[0])}"
-                duplicates.add(name, line)
-                names.append(name)
-                codes.append(self._expression(fields[6], file, line))
-                points.append(_landmarks(fields[5].split(";"), file, line))
-                official.append(split)
-        return names, codes, official, points
+                name = f"{self.images}/{listing.path(fields[0], line, self.columns[0])}"
+                yield name, _expression(fields[6], file, line), split, _landmarks(fields[5].split(";"), file, line)
 
-    def _check_header(self, file: Path, fields: Sequence[str]) -> None:
-        for place, (name, wanted) in enumerate(zip(fields, self.columns, strict=False), start=1):
-            if name.strip() != wanted:
-                told = f"{near_names(name, self.columns)}{self.advice}"
-                raise CorpusError(file, repr(name), repr(wanted), told, line=1, field=f"column {place}")
-
-    def _expression(self, text: str, file: Path, line: int | None = None) -> int:
-        if text.strip() not in map(str, range(11)):
-            told = "0 to 7 are emotions, 8 none, 9 uncertain, 10 no face"
-            raise CorpusError(file, repr(text[:40]), "0 to 10", told, line=line, field="expression")
-        return int(text)
-
-    def _npy(self) -> tuple[list[str], list[int], list[str], list[np.ndarray]]:
-        names, codes, official, points = [], [], [], []
+    def _npy(self) -> Iterator[tuple[str, int, str, np.ndarray]]:
         for split, folder in (("train", "train_set"), ("validation", "val_set")):
             if not (self.root / folder).is_dir():
                 continue
             notes = check_folder(self.root / folder / "annotations", "annotations of the 2021 form", self.advice)
             for file in sorted(notes.glob("*_exp.npy"), key=lambda path: (len(path.name), path.name)):
                 stem = file.name.removesuffix("_exp.npy")
-                codes.append(self._expression(str(_load_array(file)), file))
-                beside = file.with_name(f"{stem}_lnd.npy")
-                values = _load_array(beside).reshape(-1) if beside.is_file() else []
-                points.append(_landmarks(values, beside, None))
-                names.append(f"{folder}/images/{stem}.jpg")
-                official.append(split)
-        return names, codes, official, points
+                points = file.with_name(f"{stem}_lnd.npy")
+                values = _load_array(points).reshape(-1) if points.is_file() else []
+                code = _expression(str(_load_array(file)), file)
+                yield f"{folder}/images/{stem}.jpg", code, split, _landmarks(values, points, None)
+
+
+def _expression(text: str, file: Path, line: int | None = None) -> int:
+    if text.strip() not in map(str, range(11)):
+        advice = "0 to 7 are emotions, 8 none, 9 uncertain, 10 no face"
+        raise CorpusError(file, repr(text[:40]), "0 to 10", advice, line=line, field="expression")
+    return int(text)
 
 
 def _load_array(file: Path) -> np.ndarray:
     try:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        told = "Fetch it again; an array of Python objects is refused, for opening one can run code"
-        raise CorpusError(file, str(error), "a plain numpy array", told) from error
+        advice = "Fetch it again; an array of Python objects is refused, for opening one can run code"
+        raise CorpusError(file, str(error), "a plain numpy array", advice) from error
 
 
 def _landmarks(values: Sequence, file: Path, line: int | None) -> np.ndarray:
@@ -268,11 +231,12 @@ def _landmarks(values: Sequence, file: Path, line: int | None) -> np.ndarray:
     try:
         points = np.array(values, np.float32).reshape(68, 2)
     except ValueError as error:
-        told = "x and y in turn; or leave the field empty"
-        raise CorpusError(file, f"{len(values)} values", "136 numbers", told, line=line, field="landmarks") from error
+        advice = "x and y in turn; or leave the field empty"
+        raise CorpusError(file, f"{len(values)} values", "136 numbers", advice, line=line, field="landmarks") from error
     return points + np.float32(0.5)
 
 
+@dataclass
 class RAFDB(ImageCorpus):
     """RAF-DB: `EmoLabel/list_patition_label.txt` (the corpus spells it so), a line `train_00001.jpg 5`, pictures
     `Image/aligned/train_00001_aligned.jpg` (100 x 100) or, with images="original", `Image/original/train_00001.jpg`,
@@ -284,32 +248,24 @@ class RAFDB(ImageCorpus):
     advice = "Name the folder that holds basic (or compound), with EmoLabel and Image in it"
     part = "basic"
 
-    def __init__(self, root: str | Path, *, images: Literal["aligned", "original"] = "aligned", **options) -> None:
-        self.images = images
-        super().__init__(root, **options)
+    images: Folder = "aligned"
 
     def read(self) -> Frames:
         base = f"{self.part}/" if (self.root / self.part).is_dir() else ""
         file = self.root / base / "EmoLabel" / "list_patition_label.txt"
         check_folder(self.root / base / "Image" / self.images, "the pictures", self.advice)
-        own = LABEL_SETS[self.own_labels].emotions
-        names, codes, official, duplicates = [], [], [], Duplicates(file)
-        for number, line in enumerate(read_text(file).split("\n"), start=1):
-            if not (fields := line.split()):
-                continue
-            if len(fields) != 2 or not fields[1].isdigit() or not 1 <= int(fields[1]) <= len(own):
-                expected = f"a picture and 1 to {len(own)}, such as `train_00001.jpg 5`"
-                raise CorpusError(file, repr(line[:60]), expected, self.advice, line=number)
-            name = safe_path(fields[0], file, number)
+        own = LABEL_SETS[self.name].emotions
+        names, codes, official = [], [], []
+        expected = f"a picture and 1 to {len(own)}, such as `train_00001.jpg 5`"
+        for line, name, code in self.pairs(file, expected):
+            if not code.isdigit() or not 1 <= int(code) <= len(own):
+                raise CorpusError(file, repr(f"{name} {code}"), expected, self.advice, line=line)
             split = name.partition("_")[0]
             if split not in ("train", "test"):
-                expected = "a name that begins with train_ or test_"
-                raise CorpusError(file, repr(name), expected, self.advice, line=number, field="image")
-            duplicates.add(name, number)
-            stem, _, ending = name.rpartition(".")
-            suffix = "_aligned" if self.images == "aligned" else ""
-            names.append(f"{base}Image/{self.images}/{stem}{suffix}.{ending}")
-            codes.append(int(fields[1]) - 1)
+                expected_name = "a name that begins with train_ or test_"
+                raise CorpusError(file, repr(name), expected_name, self.advice, line=line, field="image")
+            names.append(f"{base}Image/{_in_folder(name, self.images)}")
+            codes.append(int(code) - 1)
             official.append(split)
         emotions = emotion_codes(own, self.label_set.emotions)[np.array(codes, np.int64)]
         return self.to_frames(names, emotion=emotions, official=official)
@@ -321,9 +277,4 @@ class RAFDBCompound(RAFDB):
     part = "compound"
 
 
-IMAGE_CORPORA: Mapping[str, type[ImageCorpus]] = {
-    reader.name: reader for reader in (RAFAU, EmotioNet, AffectNet, RAFDB, RAFDBCompound)
-}
-
-
-__all__ = ["IMAGE_CORPORA", "RAFAU", "RAFDB", "AffectNet", "EmotioNet", "RAFDBCompound"]
+__all__ = ["RAFAU", "RAFDB", "AffectNet", "EmotioNet", "ImageCorpus", "RAFDBCompound"]

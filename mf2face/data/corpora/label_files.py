@@ -4,15 +4,15 @@ import csv
 import difflib
 import io
 import re
-import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
+import pyarrow as pa
+from pyarrow.csv import ConvertOptions, ReadOptions, read_csv
 
 
-# What numpy would take for a number: too long a one, a sign alone, two in one field.
-_NO_NUMBER = re.compile(rb"\d{10}|-(?!\d)|\d-|\d +\d")
+_TOO_LONG = re.compile(rb"\d{10}")
 
 
 class CorpusError(ValueError):
@@ -37,10 +37,10 @@ def check_folder(folder: Path, what: str, advice: str) -> Path:
     try:
         if folder.is_dir():
             return folder
-        found = "a file" if folder.exists() else "nothing there"
+        got = "a file" if folder.exists() else "nothing there"
     except (OSError, RuntimeError) as error:  # a link that leads back to itself
-        found = str(error)
-    raise CorpusError(folder, found, f"a folder: {what}", advice)
+        got = str(error)
+    raise CorpusError(folder, got, f"a folder: {what}", advice)
 
 
 def read_text(path: Path) -> str:
@@ -48,35 +48,32 @@ def read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
     except (OSError, RuntimeError) as error:
-        told = "The corpus is not complete, or not where it is looked for"
-        raise CorpusError(path, getattr(error, "strerror", None) or error, "a readable file", told) from error
+        advice = "The corpus is not complete, or not where it is looked for"
+        raise CorpusError(path, getattr(error, "strerror", None) or error, "a readable file", advice) from error
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        told = "Save the file as UTF-8, or fetch it again"
-        raise CorpusError(path, f"the byte {content[error.start]:#04x}", "UTF-8 text", told, line=line) from error
+        advice = "Save the file as UTF-8, or fetch it again"
+        raise CorpusError(path, f"the byte {content[error.start]:#04x}", "UTF-8 text", advice, line=line) from error
 
 
 def parse_integers(text: str, width: int) -> np.ndarray | None:
-    """(lines, width) whole numbers between commas, at the speed of numpy; None if the text is not such a table."""
-    content = text.strip("\n").encode()
+    """(lines, width) whole numbers between commas, at the speed of Arrow; None if the text is not such a table."""
+    content, names = text.strip("\n").encode(), [str(column) for column in range(width)]
     if not content:
         return np.zeros((0, width), np.int32)
-    if content.translate(None, b"0123456789-,\n ") or _NO_NUMBER.search(content):
+    if content.translate(None, b"0123456789-,\n ") or _TOO_LONG.search(content) or b"\n\n" in content:
         return None
-    marks = np.frombuffer(content, np.uint8)
-    commas, ends = np.flatnonzero(marks == ord(",")), np.flatnonzero(marks == ord("\n"))
-    until = np.searchsorted(commas, np.append(ends, len(marks)))
-    if (np.diff(until, prepend=0) != width - 1).any():
+    try:
+        table = read_csv(
+            pa.BufferReader(content),
+            read_options=ReadOptions(column_names=names, use_threads=False),
+            convert_options=ConvertOptions(column_types=dict.fromkeys(names, pa.int32()), null_values=[]),
+        )
+    except pa.ArrowInvalid:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            values = np.fromstring(content.replace(b"\n", b","), np.int32, sep=",")
-        except (ValueError, OverflowError, DeprecationWarning):
-            return None
-    return values.reshape(-1, width) if len(values) == (len(ends) + 1) * width else None
+    return np.stack([column.to_numpy() for column in table.columns], axis=1)
 
 
 def integer_table(
@@ -109,13 +106,14 @@ def _first_wrong_line(path: Path, text: str, columns: Sequence[str], advice: str
 
 
 def check_header(path: Path, got: Sequence[str], expected: Sequence[str], advice: str, line: int = 1) -> None:
-    """Names have to be the same, in the same order."""
+    """Names must be the same, in the same order."""
     if [name.strip() for name in got] == list(expected):
         return
     for place, (name, wanted) in enumerate(zip(got, expected, strict=False), start=1):
         if name.strip() != wanted:
-            told = f"{advice}. The whole header: got {', '.join(got)[:200]}; expected {', '.join(expected)}"
-            raise CorpusError(path, repr(name), repr(wanted), told, line=line, field=f"column {place}")
+            whole = f"The whole header: got {', '.join(got)[:200]}; expected {', '.join(expected)}"
+            advice = f"{near_names(name, expected)}{advice}. {whole}"
+            raise CorpusError(path, repr(name), repr(wanted), advice, line=line, field=f"column {place}")
     raise CorpusError(path, f"{len(got)} columns", f"{len(expected)}: {', '.join(expected)}", advice, line=line)
 
 
@@ -132,33 +130,29 @@ def csv_rows(path: Path, text: str, first_line: int = 1) -> Iterator[tuple[int, 
             if fields:
                 yield first_line - 1 + reader.line_num, fields
     except csv.Error as error:
-        told = "Close the quotation mark, or write the file anew"
-        raise CorpusError(path, str(error), "fields between commas", told, line=reader.line_num) from error
+        advice = "Close the quotation mark, or write the file anew"
+        raise CorpusError(path, str(error), "fields between commas", advice, line=reader.line_num) from error
 
 
-def safe_path(text: str, path: Path, line: int, field: str = "image") -> str:
-    """An image's path below the corpus's folder, as it stands in a label file: nothing else on the disk is opened."""
-    name = text.strip()
-    if name.startswith(("http://", "https://")) or not name or "\0" in name:
-        expected, got = "a path below the folder", repr(name[:80]) if name else "nothing"
-        raise CorpusError(path, got, expected, "Nothing is fetched: fetch the images first", line=line, field=field)
-    parts = PurePosixPath(name.replace("\\", "/"))
-    if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
-        told = "Write paths relative to the folder, without `..`; link or copy images that lie elsewhere into it"
-        raise CorpusError(path, repr(name[:80]), "a path below the folder", told, line=line, field=field)
-    return str(parts)
+class Listing:
+    """The images that a label file lists: each once, below the corpus's folder; nothing else on the disk is opened."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.lines = file, {}
+
+    def path(self, text: str, line: int, field: str = "image") -> str:
+        name, where = text.strip(), {"line": line, "field": field}
+        if name.startswith(("http://", "https://")) or not name or "\0" in name:
+            got, advice = repr(name[:80]) if name else "nothing", "Nothing is fetched: fetch the images first"
+            raise CorpusError(self.file, got, "a path below the folder", advice, **where)
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
+            advice = "Write paths relative to the folder, without `..`; link or copy images that lie elsewhere into it"
+            raise CorpusError(self.file, repr(name[:80]), "a path below the folder", advice, **where)
+        if (before := self.lines.setdefault(str(parts), line)) != line:
+            advice = f"Leave out one of the two lines (the other is line {before})"
+            raise CorpusError(self.file, f"{name!r} again", "each once", advice, **where)
+        return str(parts)
 
 
-class Duplicates:
-    """Finds what is listed twice."""
-
-    def __init__(self, path: Path, what: str = "image") -> None:
-        self.path, self.what, self.first = path, what, {}
-
-    def add(self, name: str, line: int) -> None:
-        if (before := self.first.setdefault(name, line)) != line:
-            told = f"Leave out one of the two lines (the other is line {before})"
-            raise CorpusError(self.path, f"{name!r} again", "each once", told, line=line, field=self.what)
-
-
-__all__ = ["CorpusError", "csv_rows", "integer_table", "read_text", "safe_path"]
+__all__ = ["CorpusError", "Listing", "csv_rows", "integer_table", "read_text"]

@@ -3,84 +3,73 @@
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
-from mf2face.data.corpora.frames import IMAGE_ENDINGS, Frames
+from mf2face.data.corpora.frames import Frames
 from mf2face.data.corpora.images import ImageCorpus
-from mf2face.data.corpora.label_files import CorpusError, Duplicates, csv_rows, near_names, read_text, safe_path
+from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, near_names, read_text
 from mf2face.data.schema import SPLITS
+from processing_mf2.image_io import IMAGE_ENDINGS
 
 
-SAID_AS: Mapping[str, str] = {
+_SYNONYMS: Mapping[str, str] = {
     **{"happy": "Happiness", "joy": "Happiness", "sad": "Sadness", "angry": "Anger", "fearful": "Fear"},
     **{"afraid": "Fear", "scared": "Fear", "disgusted": "Disgust", "surprised": "Surprise", "contemptuous": "Contempt"},
 }
 _UNKNOWN = "unknown"
-_SPLIT_SAID_AS = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
+_SPLIT_NAMES = {**{name: name for name in SPLITS}, "val": "validation", "valid": "validation"}
 _COLUMNS = ("image", "emotion", "subject", "video", "split", "landmarks")
+_AU_CODES = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
 
 
+@dataclass
 class _Own(ImageCorpus):
     """emotion_map: name in the file -> emotion of the label set, or "unknown"."""
 
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        name: str = "own",
-        licence: str = "as its owner says",
-        label_set: Any = "mfa",
-        emotion_map: Mapping[str, str] | None = None,
-        **options,
-    ) -> None:
-        self.name = name
-        self.licence = licence
-        super().__init__(root, label_set=label_set, **options)
-        self.mapped = self._emotion_map(emotion_map or {})
+    name: str = "own"
+    licence: str = "as its owner says"
+    label_set: Any = "mfa"
+    emotion_map: Mapping[str, str] | None = None
 
-    def _emotion_map(self, given: Mapping[str, str]) -> dict[str, str]:
-        known = {name.lower(): name for name in (*self.label_set.emotions, _UNKNOWN)}
-        found = {}
-        for name, emotion in given.items():
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given, self.emotion_map, self.counts = self.emotion_map or {}, {}, {}
+        known = {emotion.lower(): emotion for emotion in (*self.label_set.emotions, _UNKNOWN)}
+        for word, emotion in given.items():
             if str(emotion).lower() not in known:
-                told = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
-                expected = f"one of {', '.join(known.values())}"
-                raise ValueError(f"map: got {name}={emotion}, expected {expected}. {told}")
-            found[str(name).strip().lower()] = known[str(emotion).lower()]
-        return found
+                advice = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
+                raise ValueError(f"map: got {word}={emotion}, expected one of {', '.join(known.values())}. {advice}")
+            self.emotion_map[str(word).strip().lower()] = known[str(emotion).lower()]
 
     def emotion_code(self, text: str, file: Path, line: int | None = None) -> int:
-        said, names = text.strip().lower(), self.label_set.emotions
-        if said in ("", "-1", _UNKNOWN):
+        word, names = text.strip().lower(), self.label_set.emotions
+        if word in ("", "-1"):
             return UNKNOWN_LABEL
-        usual = SAID_AS.get(said, said).lower()
-        if (named := next((name for name in (said, usual) if name in self.mapped), None)) is not None:
-            count = f"{named}_taken_as_{self.mapped[named]}"
+        meant = _SYNONYMS.get(word, word).lower()
+        if mapped := next((name for name in (word, meant) if name in self.emotion_map), None):
+            count = f"{mapped}_taken_as_{self.emotion_map[mapped]}"
             self.counts[count] = self.counts.get(count, 0) + 1
-            usual = self.mapped[named].lower()
-        if usual == _UNKNOWN:
-            return UNKNOWN_LABEL
-        for place, name in enumerate(names):
-            if name.lower() == usual:
-                return place
+            meant = self.emotion_map[mapped].lower()
+        codes = {_UNKNOWN: UNKNOWN_LABEL} | {name.lower(): code for code, name in enumerate(names)}
+        if meant in codes:
+            return codes[meant]
         other = "Other" if "Other" in names else _UNKNOWN
-        way = f"Write one of these names, nothing if it is unknown, or map it: --map {text.strip()[:40]}={other}"
+        advice = f"Write one of these names, nothing if it is unknown, or map it: --map {text.strip()[:40]}={other}"
         expected = f"one of {', '.join(names)}" if names else "nothing: this label set has no emotions"
-        told = f"{near_names(text, names)}{way}"
-        raise CorpusError(file, repr(text[:40]), expected, told, line=line, field="emotion")
+        raise CorpusError(file, repr(text[:40]), expected, near_names(text, names) + advice, line=line, field="emotion")
 
     def to_frames(self, names: Sequence[str], *, official: Sequence[str] = (), **columns: Any) -> Frames:
         """A split that is written for some pictures is kept; the others are trained on."""
-        written = any(official)
-        if written and (blank := sum(not split for split in official)):
-            self.counts["blank_splits_taken_as_train"] = blank
+        is_given, counts = any(official), dict(self.counts)
+        if is_given and (blank := sum(not split for split in official)):
+            counts["blank_splits_taken_as_train"] = blank
             official = [split or "train" for split in official]
-        return replace(super().to_frames(names, official=official, **columns), split_is_given=written)
+        return super().to_frames(names, official=official, counts=counts, split_is_given=is_given, **columns)
 
 
 class OwnTable(_Own):
@@ -92,45 +81,42 @@ class OwnTable(_Own):
     advice = "Name a folder that holds labels.csv or labels.jsonl and the pictures that it lists"
 
     def read(self) -> Frames:
-        file = self._file()
-        rows = list(self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file))
-        duplicates, columns = Duplicates(file), {name: [] for name in _COLUMNS}
-        units = []
-        for line, row in rows:
-            name = safe_path(str(row.get("image") or ""), file, line)
-            duplicates.add(name, line)
-            columns["image"].append(name)
-            columns["emotion"].append(self.emotion_code(_text(row.get("emotion")), file, line))
-            columns["split"].append(self._split(row, file, line))
-            columns["subject"].append(_text(row.get("subject")) or _text(row.get("video")))
-            columns["landmarks"].append(self._points(row.get("landmarks"), file, line))
-            units.append([self._unit(row.get(name), name, file, line) for name in self.label_set.action_units])
-        if not rows:
+        files = [self.root / name for name in ("labels.csv", "labels.jsonl") if (self.root / name).is_file()]
+        if len(files) != 1:
+            got = " and ".join(path.name for path in files) or "neither"
+            raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
+        file, listing = files[0], Listing(files[0])
+        columns: dict[str, list] = {name: [] for name in ("image", "emotion", "split", "subject", "landmarks", "units")}
+        for line, row in self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file):
+            values = {
+                "image": listing.path(str(row.get("image") or ""), line),
+                "emotion": self.emotion_code(_text(row.get("emotion")), file, line),
+                "split": _split(row, file, line),
+                "subject": _text(row.get("subject")) or _text(row.get("video")),
+                "landmarks": _points(row.get("landmarks"), file, line),
+                "units": [_au_code(row.get(unit), unit, file, line) for unit in self.label_set.action_units],
+            }
+            for column, value in values.items():
+                columns[column].append(value)
+        if not columns["image"]:
             raise CorpusError(file, "no row", "a line a picture", self.advice)
-        given = np.stack(columns["landmarks"])
+        points = np.stack(columns["landmarks"])
         return self.to_frames(
             columns["image"],
-            au_labels=np.array(units, np.int8).reshape(len(rows), -1),
+            au_labels=np.array(columns["units"], np.int8).reshape(len(points), -1),
             emotion=np.array(columns["emotion"], np.int8),
             official=columns["split"],
             subjects=columns["subject"],
-            landmarks=None if np.isnan(given).all() else given,
+            landmarks=None if np.isnan(points).all() else points,
         )
 
-    def _file(self) -> Path:
-        found = [self.root / name for name in ("labels.csv", "labels.jsonl") if (self.root / name).is_file()]
-        if len(found) != 1:
-            got = " and ".join(path.name for path in found) or "neither"
-            raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
-        return found[0]
-
     def _check_columns(self, names: list[str], file: Path, line: int) -> None:
+        known = (*_COLUMNS, *ACTION_UNITS)
         for place, name in enumerate(names, start=1):
-            known = (*_COLUMNS, *ACTION_UNITS)
             if name not in known:
                 expected = f"{', '.join(_COLUMNS)}, AU1, AU2, ..."
-                told = f"{near_names(name, known)}Rename the column, or remove it"
-                raise CorpusError(file, repr(name), expected, told, line=line, field=f"column {place}")
+                advice = f"{near_names(name, known)}Rename the column, or remove it"
+                raise CorpusError(file, repr(name), expected, advice, line=line, field=f"column {place}")
             if names.count(name) > 1:
                 raise CorpusError(file, f"{name} twice", "each column once", "Rename one", line=line)
         if "image" not in names:
@@ -143,9 +129,10 @@ class OwnTable(_Own):
         self._check_columns(names, file, 1)
         for line, fields in rows:
             if len(fields) != len(names):
-                expected = f"{len(names)}: {', '.join(names)}"
-                told = "Put a field that holds a comma between quotation marks"
-                raise CorpusError(file, f"{len(fields)} fields", expected, told, line=line)
+                got, expected = f"{len(fields)} fields", f"{len(names)}: {', '.join(names)}"
+                raise CorpusError(
+                    file, got, expected, "Put a field that holds a comma between quotation marks", line=line
+                )
             yield line, dict(zip(names, fields, strict=True))
 
     def _jsonl(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -154,42 +141,45 @@ class OwnTable(_Own):
                 continue
             try:
                 row = json.loads(text)
+                if not isinstance(row, dict):
+                    raise ValueError(f"a {type(row).__name__}")
             except (ValueError, RecursionError) as error:
                 raise CorpusError(file, str(error), "one JSON object a line", "Correct the line", line=line) from error
-            if not isinstance(row, dict):
-                raise CorpusError(file, type(row).__name__, "one JSON object a line", "Correct the line", line=line)
             self._check_columns(list(row), file, line)
             yield line, row
 
-    @staticmethod
-    def _unit(value: Any, name: str, file: Path, line: int) -> int:
-        text = _text(value)
-        codes = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "True": 1, "False": 0}
-        if text not in codes:
-            told = "Labels say whether an AU is active, not how strongly"
-            raise CorpusError(file, repr(text[:40]), "1, 0, or nothing (unknown)", told, line=line, field=name)
-        return codes[text]
 
-    @staticmethod
-    def _split(row: Mapping[str, Any], file: Path, line: int) -> str:
-        text = str(row.get("split") or "").strip().lower()
-        if text and text not in _SPLIT_SAID_AS:
-            told = "A blank one is train"
-            raise CorpusError(file, repr(text[:40]), f"one of {', '.join(SPLITS)}", told, line=line, field="split")
-        return _SPLIT_SAID_AS.get(text, "")
+def _text(value: Any) -> str:
+    """A field's text: jsonl may number people from 0, and blanks around a name make nobody else of them."""
+    return "" if value is None else str(value).strip()
 
-    @staticmethod
-    def _points(value: Any, file: Path, line: int) -> np.ndarray:
-        if value is None or value == "":
-            return np.full((68, 2), np.nan, np.float32)
-        try:
-            points = np.array(value, np.float32)
-        except (ValueError, TypeError):
-            points = np.zeros(0)
-        if points.shape != (68, 2) or not np.isfinite(points).all():
-            told = "Landmarks in pixels of the picture, in iBUG order; in jsonl only"
-            raise CorpusError(file, f"{points.shape}", "68 pairs", told, line=line, field="landmarks")
-        return points
+
+def _au_code(value: Any, name: str, file: Path, line: int) -> int:
+    if (text := _text(value)) not in _AU_CODES:
+        advice = "Labels say whether an AU is active, not how strongly"
+        raise CorpusError(file, repr(text[:40]), "1, 0, or nothing (unknown)", advice, line=line, field=name)
+    return _AU_CODES[text]
+
+
+def _split(row: Mapping[str, Any], file: Path, line: int) -> str:
+    text = str(row.get("split") or "").strip().lower()
+    if text and text not in _SPLIT_NAMES:
+        expected = f"one of {', '.join(SPLITS)}"
+        raise CorpusError(file, repr(text[:40]), expected, "A blank one is train", line=line, field="split")
+    return _SPLIT_NAMES.get(text, "")
+
+
+def _points(value: Any, file: Path, line: int) -> np.ndarray:
+    if value is None or value == "":
+        return np.full((68, 2), np.nan, np.float32)
+    try:
+        points = np.array(value, np.float32)
+    except (ValueError, TypeError):
+        points = np.zeros(0)
+    if points.shape != (68, 2) or not np.isfinite(points).all():
+        advice = "Landmarks in pixels of the picture, in iBUG order; in jsonl only"
+        raise CorpusError(file, f"{points.shape}", "68 pairs", advice, line=line, field="landmarks")
+    return points
 
 
 class OwnFolders(_Own):
@@ -201,7 +191,7 @@ class OwnFolders(_Own):
     def read(self) -> Frames:
         names, codes, official = [], [], []
         top = self._folders(self.root)
-        splits = {name: _SPLIT_SAID_AS[name.lower()] for name in top if name.lower() in _SPLIT_SAID_AS}
+        splits = {name: _SPLIT_NAMES[name.lower()] for name in top if name.lower() in _SPLIT_NAMES}
         if splits and len(splits) < len(top):
             others = ", ".join(sorted(set(top) - set(splits)))
             raise CorpusError(self.root, f"{others} beside {', '.join(splits)}", "splits or classes", self.advice)
@@ -209,10 +199,10 @@ class OwnFolders(_Own):
             for folder in self._folders(self.root / prefix):
                 inside = f"{prefix}/{folder}" if prefix else folder
                 code = self.emotion_code(folder, self.root / inside)
-                found = sorted(self._pictures(inside, ()))
-                names += found
-                codes += [code] * len(found)
-                official += [split] * len(found)
+                pictures = sorted(self._pictures(inside, ()))
+                names += pictures
+                codes += [code] * len(pictures)
+                official += [split] * len(pictures)
         if not names:
             raise CorpusError(self.root, "no picture", f"files that end in {', '.join(IMAGE_ENDINGS)}", self.advice)
         return self.to_frames(names, emotion=np.array(codes, np.int8), official=official)
@@ -225,12 +215,8 @@ class OwnFolders(_Own):
         status = (self.root / folder).stat()
         here = status.st_dev, status.st_ino
         if here in above:
-            raise CorpusError(
-                self.root / folder,
-                "a link to a folder that it lies in",
-                "folders without such a loop",
-                "Remove the link",
-            )
+            got, expected = "a link to a folder that it lies in", "folders without such a loop"
+            raise CorpusError(self.root / folder, got, expected, "Remove the link")
         for entry in os.scandir(self.root / folder):
             if entry.name.startswith("."):
                 continue
@@ -238,11 +224,6 @@ class OwnFolders(_Own):
                 yield from self._pictures(f"{folder}/{entry.name}", (*above, here))
             elif entry.name.lower().endswith(IMAGE_ENDINGS):
                 yield f"{folder}/{entry.name}"
-
-
-def _text(value: Any) -> str:
-    """Of a field: jsonl may number people from 0, and blanks around a name make nobody else of them."""
-    return "" if value is None else str(value).strip()
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

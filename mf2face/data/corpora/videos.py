@@ -1,19 +1,15 @@
 """Readers of corpora whose labels follow the frames of videos: Aff-Wild2, DISFA, BP4D, GFT."""
 
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
-from mf2face.data.corpora.frames import Frames, ListFolder, Video, check_some_are_there, frames_on_disk
+from configuration_mf2.facs import UNKNOWN_LABEL
+from mf2face.data.corpora.frames import Corpus, Frames, Video, columns_by_name, emotion_codes, frames_on_disk
 from mf2face.data.corpora.label_files import CorpusError, check_folder, check_header, csv_rows, integer_table, read_text
 from mf2face.data.schema import as_label_set
-
-
-_NAMED_MISSING = 20
 
 
 @dataclass
@@ -31,55 +27,25 @@ class Labelled:
     official: str = ""
 
 
-def columns_by_name(values: np.ndarray, names: Sequence[str], wanted: Sequence[str], fill: float) -> np.ndarray:
-    """Columns of `wanted` names; what the corpus does not label is `fill`, which says unknown, and never 0."""
-    out = np.full((len(values), len(wanted)), fill, values.dtype)
-    for column, name in enumerate(wanted):
-        if name in names:
-            out[:, column] = values[:, list(names).index(name)]
-    return out
-
-
-def emotion_codes(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    """What each code of the corpus is in the wanted emotions; the last, which -1 finds, is unknown."""
-    known = [wanted.index(name) if name in wanted else UNKNOWN_LABEL for name in names]
-    return np.array([*known, UNKNOWN_LABEL], np.int8)
-
-
 def check_order(file: Path, frames: np.ndarray, first_line: int) -> None:
     """Each frame once, in order, from 0."""
     wrong = np.flatnonzero(np.diff(frames, prepend=-1) <= 0)
     if len(wrong):
-        told, line = "Each frame once, in order", first_line + int(wrong[0])
         expected = "a later frame" if wrong[0] else "a frame number from 0"
-        raise CorpusError(file, frames[wrong[0]], expected, told, line=line, field="frame")
+        where = {"line": first_line + int(wrong[0]), "field": "frame"}
+        raise CorpusError(file, frames[wrong[0]], expected, "Each frame once, in order", **where)
 
 
-class VideoCorpus:
-    """What the readers of videos share.
+@dataclass
+class VideoCorpus(Corpus):
+    """A corpus of videos.
 
-    label_set: the AUs and emotions wanted, by name; the corpus's own unless given. extra_frames: how many images beyond
-    the labelled ones (or lines in one of two label files beyond the other's) are let pass in a video.
+    images: the folder of frames. extra_frames: how many images beyond the labelled ones (or lines in one of two label
+    files beyond the other's) are accepted in a video.
     """
 
-    name: str
-    licence: str
-    images: str
-    advice: str
-
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        label_set: str | LabelSet | None = None,
-        images: str | None = None,
-        extra_frames: int = 0,
-        list_folder: ListFolder = os.listdir,
-    ) -> None:
-        self.root = check_folder(Path(root), f"the {self.name} corpus", self.advice)
-        self.label_set = as_label_set(self.name if label_set is None else label_set)
-        self.images = self.images if images is None else images
-        self.extra_frames, self.list_folder = extra_frames, list_folder
+    images: str = ""
+    extra_frames: int = 0
 
     def labelled(self) -> Iterator[Labelled]:
         """Every labelled video."""
@@ -87,44 +53,35 @@ class VideoCorpus:
 
     def read(self) -> Frames:
         videos: list[Video] = []
-        parts: list[tuple[np.ndarray, ...]] = []
-        counts = {"label_lines": 0, "lines_without_a_label": 0, "images_missing": 0}
+        parts: list[list[np.ndarray]] = []
+        counts = {"videos": 0, "label_lines": 0, "lines_without_a_label": 0, "images_missing": 0}
         missing: list[str] = []
         for labelled in self.labelled():
-            counts["label_lines"] += len(labelled.frames)
             known = (labelled.au_labels != UNKNOWN_LABEL).any(1) | (labelled.emotion != UNKNOWN_LABEL)
-            counts["lines_without_a_label"] += int((~known).sum())
             video, there = self._on_disk(labelled)
-            absent = known & ~there
+            absent, kept = known & ~there, known & there
+            counts["videos"] += 1
+            counts["label_lines"] += len(labelled.frames)
+            counts["lines_without_a_label"] += int((~known).sum())
             counts["images_missing"] += int(absent.sum())
-            missing += [video.image(int(n)) for n in labelled.frames[absent][: _NAMED_MISSING - len(missing)]]
-            kept = known & there
-            number = np.full(int(kept.sum()), len(videos), np.int32)
-            columns = (labelled.frames.astype(np.int32), labelled.au_labels, labelled.emotion)
-            intensities = () if labelled.au_intensities is None else (labelled.au_intensities,)
-            parts.append((number, *(column[kept] for column in (*columns, *intensities))))
+            missing += [video.image(int(number)) for number in labelled.frames[absent][:20]]
+            number = np.full(len(known), len(videos), np.int32)
+            columns = [number, labelled.frames.astype(np.int32), labelled.au_labels, labelled.emotion]
+            columns += [] if labelled.au_intensities is None else [labelled.au_intensities]
+            parts.append([column[kept] for column in columns])
             videos.append(video)
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        labelled_lines = counts["label_lines"] - counts["lines_without_a_label"]
-        check_some_are_there(self.root, labelled_lines, len(columns[0]), missing, self.advice)
-        return Frames(
-            *(self.name, self.licence, self.root, self.label_set, videos, *columns[:4]),
-            au_intensities=columns[4] if len(columns) > 4 else None,
-            counts={"videos": len(videos), **counts},
-            missing=missing,
-            protocol=" ".join((self.__doc__ or "").split()),
-        )
+        lines = counts["label_lines"] - counts["lines_without_a_label"]
+        return self.as_frames(videos, *columns, lines=lines, missing=missing, counts=counts)
 
     def _on_disk(self, labelled: Labelled) -> tuple[Video, np.ndarray]:
         folder = self.root / labelled.folder
-        found = frames_on_disk(folder, self.list_folder)
-        if found is None:  # every frame of it is missing
-            found = np.zeros(0, np.int32), 5, ".jpg"
-        numbers, digits, ending = found
-        beyond = numbers[numbers > labelled.frames[-1]] if len(labelled.frames) else numbers
+        numbers, digits, ending = frames_on_disk(folder, self.list_folder)
+        last = labelled.frames[-1] if len(labelled.frames) else 0
+        beyond = numbers[numbers > last] if len(labelled.frames) else numbers
         if len(beyond) > self.extra_frames:
             raise CorpusError(
-                *(labelled.file, f"labels up to frame {labelled.frames[-1] if len(labelled.frames) else 0}"),
+                *(labelled.file, f"labels up to frame {last}"),
                 f"one for each image in {folder}, which has frames up to {beyond[-1]}",
                 "Labels and images are of different versions, or belong to different videos. If the first ones fit, "
                 f"extra_frames={len(beyond)} leaves out the images beyond",
@@ -134,6 +91,7 @@ class VideoCorpus:
         return video, there
 
 
+@dataclass
 class AffWild2(VideoCorpus):
     """Aff-Wild2 as ABAW gives it out since 2022: `AU_Detection_Challenge` and `EXPR_Classification_Challenge` (or
     `EXPR_Recognition_Challenge`), each with `Train_Set` and `Validation_Set`, a text file a video; line 0 is the
@@ -143,7 +101,7 @@ class AffWild2(VideoCorpus):
 
     name = "aff_wild2"
     licence = "Aff-Wild2: academic research only, by agreement with its authors; not to be passed on"
-    images = "cropped_aligned"
+    images: str = "cropped_aligned"
     advice = "Unpack ABAW's annotations and `cropped_aligned` into one folder and name that folder"
     _TRACKS = {
         "AU": ("AU_Detection_Challenge",),
@@ -162,19 +120,19 @@ class AffWild2(VideoCorpus):
         for name in sorted({*tracks["AU"], *tracks["EXPR"]}):
             au_split, au_file = tracks["AU"].get(name, ("", None))
             split, file = tracks["EXPR"].get(name, (au_split, None))
-            units = self._read(au_file, own.action_units, (-1, 0, 1)) if au_file else None
-            emotions = self._read(file, own.emotions, range(-1, 8), 1)[:, 0] if file else None
+            au_columns, emotion_column = own.action_units, ("expression",)
+            units = self._read(au_file, au_columns, au_columns, (-1, 0, 1)) if au_file else None
+            emotions = self._read(file, own.emotions, emotion_column, range(-1, 8))[:, 0] if file else None
             lines = self._lines(au_file, file, units, emotions)
-            labels = np.full((lines, len(own.action_units)), UNKNOWN_LABEL, np.int8)
+            labels = np.full((lines, len(au_columns)), UNKNOWN_LABEL, np.int8)
             coded = np.full(lines, UNKNOWN_LABEL, np.int8)
-            if units is not None:
-                labels[: len(units)] = units[:lines]
-            if emotions is not None:
-                coded[: len(emotions)] = emotions[:lines]
+            for target, values in ((labels, units), (coded, emotions)):
+                if values is not None:
+                    target[: len(values)] = values
             yield Labelled(
                 *(name, name.removesuffix("_left").removesuffix("_right"), f"{self.images}/{name}", au_file or file),
                 np.arange(1, lines + 1),
-                columns_by_name(labels, own.action_units, self.label_set.action_units, UNKNOWN_LABEL),
+                columns_by_name(labels, au_columns, self.label_set.action_units, UNKNOWN_LABEL),
                 codes[coded],
                 official=(au_split or split).split("_")[0].lower(),
             )
@@ -187,17 +145,14 @@ class AffWild2(VideoCorpus):
                 for split in ("Train_Set", "Validation_Set"):
                     for file in sorted((folder / split).glob("[!.]*.txt")):
                         if file.stem in files:
-                            told = "A video belongs to one of the two: remove the other file"
-                            raise CorpusError(file, "labels again", f"only {files[file.stem][1]}", told)
+                            advice = "A video belongs to one of the two: remove the other file"
+                            raise CorpusError(file, "labels again", f"only {files[file.stem][1]}", advice)
                         files[file.stem] = split, file
         return files
 
-    def _read(
-        self, file: Path, header: Sequence[str], allowed: Collection[int], width: int | None = None
-    ) -> np.ndarray:
+    def _read(self, file: Path, header: Sequence[str], columns: Sequence[str], allowed: Collection[int]) -> np.ndarray:
         first, _, rest = read_text(file).partition("\n")
         check_header(file, first.split(","), header, self._VERSION)
-        columns = header if width is None else ("expression",)
         return integer_table(file, rest, columns, allowed, self._VERSION, first_line=2).astype(np.int8)
 
     def _lines(self, au_file: Path, file: Path, units: np.ndarray | None, emotions: np.ndarray | None) -> int:
@@ -211,6 +166,7 @@ class AffWild2(VideoCorpus):
         return max(counts)
 
 
+@dataclass
 class DISFA(VideoCorpus):
     """DISFA: `ActionUnit_Labels/SN001/SN001_au1.txt`, a line `frame,intensity` (0 to 5) for each of 4,845 frames and
     12 files a subject; an AU counts as active from intensity 2, as in the literature (`threshold`). 27 subjects of one
@@ -220,7 +176,7 @@ class DISFA(VideoCorpus):
 
     name = "disfa"
     licence = "DISFA: academic research only, by agreement with its authors; not to be passed on"
-    images = "Images"
+    images: str = "Images"
     advice = "Name the folder that holds ActionUnit_Labels and Images (a folder of frames a subject)"
     action_units = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))
     folds = (
@@ -229,11 +185,12 @@ class DISFA(VideoCorpus):
         (3, 29, 23, 25, 8, 5, 7, 17, 4),
     )
 
-    def __init__(self, root: str | Path, *, threshold: int = 2, **options: object) -> None:
-        if not 1 <= threshold <= 5:
-            raise ValueError(f"threshold: got {threshold}, expected an intensity from 1 to 5")
-        self.threshold = threshold
-        super().__init__(root, **options)
+    threshold: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threshold <= 5:
+            raise ValueError(f"threshold: got {self.threshold}, expected an intensity from 1 to 5")
+        super().__post_init__()
 
     def labelled(self) -> Iterator[Labelled]:
         folder = check_folder(self.root / "ActionUnit_Labels", "a folder of label files a subject", self.advice)
@@ -273,8 +230,11 @@ class DISFA(VideoCorpus):
         return frames, np.stack(columns, 1)
 
 
+@dataclass
 class OccurrenceCorpus(VideoCorpus):
     """Corpora with a csv a video: a header of AU numbers after the frames' column; 0, 1, and 9 for unknown."""
+
+    extra_frames: int = 10**9  # only a part of each video is coded
 
     def occurrences(self, file: Path) -> tuple[np.ndarray, np.ndarray]:
         first, _, rest = read_text(file).partition("\n")
@@ -282,8 +242,8 @@ class OccurrenceCorpus(VideoCorpus):
         names = [name.strip().upper().removeprefix("AU").lstrip("0") for name in header[1:]]
         for place, (name, read) in enumerate(zip(header[1:], names, strict=True), start=2):
             if not read.isdigit():
-                told = f"{self.advice}. The file's first line names its columns"
-                raise CorpusError(file, repr(name), "an AU's number", told, line=1, field=f"column {place}")
+                advice = f"{self.advice}. The file's first line names its columns"
+                raise CorpusError(file, repr(name), "an AU's number", advice, line=1, field=f"column {place}")
         names = [f"AU{name}" for name in names]
         if twice := [name for name in names if names.count(name) > 1]:
             raise CorpusError(file, f"{twice[0]} twice", "each AU in one column", self.advice, line=1)
@@ -297,18 +257,19 @@ class OccurrenceCorpus(VideoCorpus):
         if len(wrong):
             line, column = wrong[0]
             name = self.label_set.action_units[column]
-            told = f"{self.advice}. Occurrence codes are wanted, not intensities"
-            raise CorpusError(file, coded[line, column], "0, 1, or 9 (unknown)", told, line=int(line) + 2, field=name)
+            advice = f"{self.advice}. Occurrence codes are wanted, not intensities"
+            raise CorpusError(file, coded[line, column], "0, 1, or 9 (unknown)", advice, line=int(line) + 2, field=name)
         frames = table[:, 0]
         check_order(file, frames, first_line=2)
         return frames, np.where(coded == 9, UNKNOWN_LABEL, coded).astype(np.int8)
 
-    def of_file(self, file: Path, subject: str, folder: str, official: str) -> Labelled:
+    def read_file(self, file: Path, subject: str, folder: str, official: str) -> Labelled:
         frames, labels = self.occurrences(file)
         unknown = np.full(len(frames), UNKNOWN_LABEL, np.int8)
         return Labelled(file.stem, subject, folder, file, frames, labels, unknown, official=official)
 
 
+@dataclass
 class BP4D(OccurrenceCorpus):
     """BP4D-Spontaneous: `AUCoding/AU_OCC/F001_T1.csv`, a header of AU numbers and a line a coded frame: its number,
     then 0, 1, or 9 for unknown; images `2D+3D/F001/T1/<frame>.jpg`. 41 subjects, 8 tasks each; three subject-exclusive
@@ -317,7 +278,7 @@ class BP4D(OccurrenceCorpus):
 
     name = "bp4d"
     licence = "BP4D-Spontaneous: by agreement with Binghamton University; not to be passed on"
-    images = "2D+3D"
+    images: str = "2D+3D"
     advice = "Name the folder that holds AUCoding/AU_OCC and 2D+3D"
     folds = (
         "F001 M007 F018 F008 F002 M004 F010 F009 M012 M001 F016 M014 F023 M008",
@@ -326,7 +287,6 @@ class BP4D(OccurrenceCorpus):
     )
 
     def labelled(self) -> Iterator[Labelled]:
-        self.extra_frames = 10**9  # only 20 seconds of a task are coded
         folder = check_folder(self.root / "AUCoding" / "AU_OCC", "a csv file a subject and task", self.advice)
         check_folder(self.root / self.images, "the images, a folder a subject and one a task", self.advice)
         files = sorted(folder.glob("[FM][0-9][0-9][0-9]_T[0-9]*.csv"))
@@ -335,9 +295,10 @@ class BP4D(OccurrenceCorpus):
         fold_of = {name: f"fold {number}" for number, fold in enumerate(self.folds, 1) for name in fold.split()}
         for file in files:
             subject, task = file.stem.split("_")
-            yield self.of_file(file, subject, f"{self.images}/{subject}/{task}", fold_of.get(subject, ""))
+            yield self.read_file(file, subject, f"{self.images}/{subject}/{task}", fold_of.get(subject, ""))
 
 
+@dataclass
 class GFT(OccurrenceCorpus):
     """GFT (Sayette Group Formation Task): `labels/001A.csv`, one a subject, in BP4D's form (a header of AU numbers,
     then frame, 0, 1, or 9), images `images/001A/<frame>.jpg`, cut from the videos. 96 subjects in groups of three, one
@@ -346,27 +307,24 @@ class GFT(OccurrenceCorpus):
 
     name = "gft"
     licence = "GFT: academic research only, by agreement with its authors; not to be passed on"
-    images = "images"
+    images: str = "images"
     advice = "Name the folder that holds labels (a csv file a subject) and images (a folder of frames a subject)"
 
-    def __init__(self, root: str | Path, *, test_subjects: Collection[str] = (), **options: object) -> None:
-        self.test_subjects = set(test_subjects)
-        super().__init__(root, **options)
+    test_subjects: Collection[str] = ()
 
     def labelled(self) -> Iterator[Labelled]:
-        self.extra_frames = 10**9  # a minute of each video is coded
         folder = check_folder(self.root / "labels", "a csv file a subject", self.advice)
         check_folder(self.root / self.images, "the frames, a folder a subject", self.advice)
         files = {file.stem: file for file in sorted(folder.glob("[0-9][0-9][0-9][A-C].csv"))}
         if not files:
             raise CorpusError(folder, "no label file", "files such as 001A.csv", self.advice)
-        if unknown := sorted(self.test_subjects - set(files)):
+        if unknown := sorted(set(self.test_subjects) - set(files)):
             raise ValueError(
                 f"test_subjects: got {unknown}, expected subjects that have labels, such as {next(iter(files))}"
             )
         for name, file in files.items():
             official = "" if not self.test_subjects else "test" if name in self.test_subjects else "train"
-            yield self.of_file(file, name, f"{self.images}/{name}", official)
+            yield self.read_file(file, name, f"{self.images}/{name}", official)
 
 
 __all__ = ["BP4D", "DISFA", "GFT", "AffWild2"]

@@ -46,7 +46,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Scene:
-    """What else decides the picture: pose, gaze, light, background, occluder, noise."""
+    """Pose, gaze, light, background, occluder and noise."""
 
     yaw: float = 0.0
     pitch: float = 0.0

@@ -56,7 +56,7 @@ def draw_example(
 def synthetic_truth(
     n: int, style: str = "paint", *, seed: int = 0, label_set: str | LabelSet = "mfa"
 ) -> dict[str, np.ndarray]:
-    """What no annotator got wrong or left out: `au_labels`, `au_intensities` (n, AUs) and `emotion` (n,)."""
+    """The labels without annotators' errors: `au_labels`, `au_intensities` (n, AUs) and `emotion` (n,)."""
     _check_style(style)
     n, seed = _whole("n", n, 0, *_FROM_ZERO), _whole("seed", seed, 0, *_FROM_ZERO)
     columns = check_drawable(as_label_set(label_set))
@@ -134,7 +134,7 @@ def _check_style(style: object) -> None:
 
 
 def split_of_subjects(n: int, split_sizes: Mapping[str, float], seed: int) -> tuple[str, ...]:
-    """Of the subjects in the first `n` images, of whom the last may have fewer; nothing is as long as `n`."""
+    """The split of each subject in the first `n` images; the last may have fewer. Memory grows with subjects only."""
     firsts = range(0, n, FRAMES_PER_SUBJECT)
     splits = split_counts({i: min(FRAMES_PER_SUBJECT, n - first) for i, first in enumerate(firsts)}, split_sizes, seed)
     return tuple(splits[i] for i in range(len(firsts)))
@@ -198,7 +198,7 @@ def MFASynthetic(
 
 
 def _fingerprint(n: int, settings: Mapping) -> str:
-    """Names the settings and the code that draws and describes: what is cached never outlives a change of either."""
+    """Changes with the settings and with the code that draws and describes, so that no cache outlives either."""
     roles = (Fold, place_face, draw_face, annotate, mfa_features, draw_example, LabelSet, RuleCaptioner)
     files = {inspect.getfile(role) for role in roles}
     files.add(str(Path(inspect.getfile(RuleCaptioner)).with_name("wording.py")))

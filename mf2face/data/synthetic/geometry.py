@@ -1,4 +1,4 @@
-"""The folds of skin that age, action units and the face's own relief shade, in fractions of the aligned crop."""
+"""Geometry of drawn faces, in fractions of the aligned crop: skin folds, landmarks, outlines, and their movement."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -185,7 +185,7 @@ REST_FACE = _rest_face()
 
 
 def _shape_modes() -> np.ndarray:
-    """(modes, 68, 2): what one standard deviation of each trait of a person's shape does."""
+    """(modes, 68, 2): the landmarks' displacement at one standard deviation of each shape trait."""
     centred = REST_FACE - (0.5, 0.55)
     jaw, brows, nose, mouth = slice(0, 17), slice(17, 27), slice(27, 36), slice(48, 68)
     modes = np.zeros((12, 68, 2))

@@ -1,4 +1,4 @@
-"""Who the synthetic people are, what they show from frame to frame, and what an annotator makes of it.
+"""Synthetic subjects, their expressions from frame to frame, the scenes, and the annotations.
 
 Image i depends on (seed, style, i) alone: every random choice comes from a generator keyed by what it belongs to.
 """
@@ -168,7 +168,7 @@ def annotate(seed: int, style: str, index: int) -> Annotation:
 
 @lru_cache(maxsize=64)
 def _shot(seed: int, style: str, video: int) -> dict:
-    """What stays, or drifts evenly, during a video."""
+    """The constant and the evenly drifting parts of a video's scene."""
     rng = keyed_rng(seed, style, _SCENE, video)
     pose = np.clip(rng.standard_normal((2, 6)), -2, 2) * (0.13, 0.08, 0.10, 0.035, 0.016, 0.016)
     side, brightness = rng.random(2)

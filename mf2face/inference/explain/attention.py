@@ -1,4 +1,4 @@
-"""Where the queries looked: cross-attention, put back from tokens to the face.
+"""Cross-attention of the queries, mapped from tokens to the face.
 
 The weights are worked out beside the model, from what its cross-attention is given: attention implementation, answers
 and weights stay as they are, whichever of eager, sdpa or flash attention the model uses.
@@ -21,7 +21,7 @@ from modeling_mf2.regions import face_axes, region_centres, region_points, sampl
 
 @dataclass(frozen=True)
 class FaceAttention:
-    """Of a batch of faces; a map's weights are a share of the attention each, and sum to 1."""
+    """Maps of a batch of faces; a map's weights are shares of the attention that sum to 1."""
 
     units: torch.Tensor | None
     """(faces, AU, side, side): of each AU's queries over the patch grid; only patches of its region have a weight."""
@@ -55,7 +55,7 @@ def watched(branch: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def _points(config: MF2Config, landmarks: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where AU tokens are read, (faces, AU, tokens, 2), and the centres of the regions, (faces, AU, 2, 2), in cells."""
+    """Points of the AU tokens, (faces, AU, tokens, 2), and centres of the regions, (faces, AU, 2, 2), in cells."""
     cells = landmarks.float() / (config.vision_config.image_size / side)
     rules = [REGION_RULES[name] for name in config.action_units]
     averages = torch.zeros(len(rules), 2, 68, device=cells.device)
@@ -139,6 +139,3 @@ def to_pixels(grid: np.ndarray, size: int) -> np.ndarray:
     spread = np.where(away <= 0.5, 0.75 - away**2, 0.5 * np.clip(1.5 - away, 0, None) ** 2)
     spread /= spread.sum(0)
     return spread @ grid @ spread.T
-
-
-__all__ = ["FaceAttention", "attention_maps", "maps_of", "reading_weights", "region_corners", "to_pixels", "watched"]

@@ -19,6 +19,7 @@ from mf2face.inference.explain.page import (
     emotion_colours,
     ink_on,
     new_figure,
+    numbered,
     origin,
     page,
     save_figure,
@@ -39,17 +40,18 @@ WIDTH = 12.6
 _EDGE, _GAP, _TOP, _FOOT = 0.45, 0.2, 1.0, 0.45
 
 
-def save_contact_sheet(rows: PictureRows, path: str | os.PathLike) -> list[Path]:
-    """More than 56 faces go on in `...-2.png`."""
+def _pages(rows: PictureRows, size: int) -> list[list[dict[str, Any]]]:
     if not rows.stills:
         raise ValueError("rows: got none of still images, expected some for a contact sheet; videos have a timeline")
-    path, faces = Path(path), rows.stills
-    pages = range(0, len(faces), FACES_A_PAGE)
-    saved = []
-    for number, start in enumerate(pages, 1):
-        told = f" · page {number} of {len(pages)}" if len(pages) > 1 else ""
-        figure = draw_contact_sheet(rows, faces[start : start + FACES_A_PAGE], told)
-        saved.append(save_figure(figure, path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")))
+    return [rows.stills[start : start + size] for start in range(0, len(rows.stills), size)]
+
+
+def save_contact_sheet(rows: PictureRows, path: str | os.PathLike) -> list[Path]:
+    """More than 56 faces continue in `...-2.png`."""
+    pages, saved = _pages(rows, FACES_A_PAGE), []
+    for number, faces in enumerate(pages, 1):
+        place_text = f" · page {number} of {len(pages)}" if len(pages) > 1 else ""
+        saved.append(save_figure(draw_contact_sheet(rows, faces, place_text), numbered(Path(path), number)))
     return saved
 
 
@@ -62,7 +64,7 @@ def summary(rows: PictureRows) -> str:
     return " · ".join(said + [f"{name} {count:,}" for name, count in counts.most_common()])
 
 
-def draw_contact_sheet(rows: PictureRows, page: Sequence[Mapping[str, Any]], told: str = "") -> "Figure":
+def draw_contact_sheet(rows: PictureRows, page: Sequence[Mapping[str, Any]], place_text: str = "") -> "Figure":
     columns = 8 if len(rows.stills) > 24 else 6 if len(rows.stills) > 8 else 4
     side = (WIDTH - 2 * _EDGE - (columns - 1) * _GAP) / columns
     words = max(1, max(len(_units(rows, row, columns)) for row in page))
@@ -73,7 +75,7 @@ def draw_contact_sheet(rows: PictureRows, page: Sequence[Mapping[str, Any]], tol
     axis.set(xlim=(0, WIDTH), ylim=(height, 0))
     axis.set_axis_off()
     axis.text(_EDGE, 0.3, "Contact sheet", fontsize=15, fontweight="bold", color=INK, va="top")
-    axis.text(_EDGE, 0.63, summary(rows) + told, fontsize=9, color=SOFT, va="top")
+    axis.text(_EDGE, 0.63, summary(rows) + place_text, fontsize=9, color=SOFT, va="top")
     colours = emotion_colours(rows.emotions)
     for place, (row, image) in enumerate(zip(page, thumbnails(page, 260), strict=True)):
         down, across = divmod(place, columns)
@@ -163,14 +165,11 @@ update();
 
 
 def save_contact_html(rows: PictureRows, path: str | os.PathLike) -> list[Path]:
-    """More than 2,000 faces go on in `...-2.html`."""
-    if not rows.stills:
-        raise ValueError("rows: got none of still images, expected some for a contact sheet; videos have a timeline")
-    path, saved = Path(path), []
-    for number, start in enumerate(range(0, len(rows.stills), FACES_A_FILE), 1):
-        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        saved.append(save_page(place, contact_html(rows, rows.stills[start : start + FACES_A_FILE])))
-    return saved
+    """More than 2,000 faces continue in `...-2.html`."""
+    return [
+        save_page(numbered(Path(path), number), contact_html(rows, faces))
+        for number, faces in enumerate(_pages(rows, FACES_A_FILE), 1)
+    ]
 
 
 def contact_html(rows: PictureRows, faces: Sequence[Mapping[str, Any]]) -> str:
@@ -232,6 +231,3 @@ def _linked(rows: PictureRows, row: Mapping[str, Any], name: str) -> str:
     if where is None:
         return name
     return f'<a href="{quote(where.replace(os.sep, "/"), errors="surrogateescape")}">{name}: why</a>'
-
-
-__all__ = ["contact_html", "draw_contact_sheet", "save_contact_html", "save_contact_sheet", "summary"]

@@ -1,8 +1,7 @@
-"""Why: of a face the answers, where the queries looked, what the model wrote, and whether hiding a region matters."""
+"""Explains a face: decisions, attention of the queries, what the model wrote, and the effect of hiding regions."""
 
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +9,12 @@ import torch
 
 from mf2face.inference.explain.attention import attention_maps
 from mf2face.inference.explain.explanation import EMOTION, Explanation
-from mf2face.inference.explain.occlusion import Filling, occlusion_check
-from mf2face.inference.faces import AlignedCrops, DetectedFaces, Detector, Face
+from mf2face.inference.explain.occlusion import occlusion_check
+from mf2face.inference.faces import DetectedFaces, Detector, Face, known_face
 from mf2face.inference.media import Frame
 from mf2face.inference.model import AnalysisModel, load_model
 from processing_mf2.geometry import alignment_matrix, resize_matrix, warp
 from processing_mf2.image_io import read_image
-from processing_mf2.processing_mf2 import resolve_thresholds
-
-
-"""The name of the emotion queries' map, beside AU1, AU2, ..."""
 
 
 class Explainer:
@@ -30,11 +25,10 @@ class Explainer:
         model: AnalysisModel,
         *,
         occlusion: bool = False,
-        filling: Filling = "mean",
         sentences: bool = True,
         thresholds: Any = None,
     ) -> None:
-        self.model, self.filling = model, filling
+        self.model = model
         inner, config = model.pipeline.model, getattr(model.pipeline.model, "config", None)
         if getattr(model, "engine", "torch") != "torch":
             raise ValueError(
@@ -48,8 +42,7 @@ class Explainer:
         if occlusion and not config.use_au_branch:
             raise ValueError(f"occlusion: {model.name} has no AU branch, so no AU has a region that could be hidden")
         self.occlusion = occlusion
-        usual = model.pipeline.processor.au_thresholds or config.au_thresholds
-        self.thresholds = resolve_thresholds(thresholds, config.action_units, usual)
+        self.thresholds = model.pipeline.processor.thresholds(thresholds)
         writes = {"emotion": config.use_emo_branch, "key_au": config.use_emo_branch, "au": config.use_au_branch}
         self.kinds = [kind for kind, able in writes.items() if able and sentences and hasattr(inner, "captioner")]
 
@@ -71,9 +64,7 @@ class Explainer:
         sentences = _tidy(pipeline.write(seen, self.kinds)[0] if self.kinds else {})
         checked = {}
         if self.occlusion:
-            checked = occlusion_check(
-                pipeline.model, inputs["pixel_values"][0], inputs["landmarks"][0], filling=self.filling
-            )
+            checked = occlusion_check(pipeline.model, inputs["pixel_values"][0], inputs["landmarks"][0])
         matrix = _crop_matrix(pipeline.processor.image_processor, pixels, given, size)
         crop = warp(pixels, matrix, size, size).clamp(0, 255).round().to(torch.uint8)
         units = pipeline.model.config.action_units
@@ -108,17 +99,6 @@ def _rgb(pixels: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
-class _Given:
-    """One image's landmarks."""
-
-    def __init__(self, landmarks: Any) -> None:
-        self.landmarks = np.asarray(landmarks, np.float64)
-
-    def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        box = (*self.landmarks.min(0).tolist(), *self.landmarks.max(0).tolist())
-        return [[Face(box, float("nan"), self.landmarks, "given")] for _ in frames]
-
-
 def explain(
     image: Any,
     *,
@@ -128,33 +108,31 @@ def explain(
     landmarks: Any = None,
     detector: Detector | None = None,
     occlusion: bool = False,
-    filling: Filling = "mean",
     sentences: bool = True,
     thresholds: Any = None,
     device: str | None = None,
 ) -> Explanation:
-    """Of the largest face in an image (whatever `read_image` reads): `explain("face.png", aligned=True).save_html(...)`
+    """Explains the largest face in an image (anything `read_image` reads).
+
+    `explain("face.png", aligned=True).save_html("why.html")`
 
     aligned, landmarks, detector: the image is a ready-aligned crop; 68 points in its pixels; what has
         `detect(images)`. Without any, the detector of face-alignment.
-    occlusion: also hide each AU's region (`filling`: with the face's mean colour, or blurred) and ask again.
+    occlusion: also hide each AU's region and ask again.
     sentences: also what the model writes. thresholds: of AUs, the model's unless given.
     """
     if aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where the face is")
     pixels = read_image(image, name="image")
     name = os.fspath(image) if isinstance(image, str | os.PathLike) else "image"
-    if landmarks is not None:
-        source: Any = _Given(landmarks)
+    if aligned or landmarks is not None:
+        found = [known_face(pixels, None if landmarks is None else np.asarray(landmarks, np.float64))]
     else:
-        source = AlignedCrops() if aligned else DetectedFaces(detector, device or "cpu")
-    (found,) = source.faces([Frame(name, 0, float("nan"), pixels)])
+        (found,) = DetectedFaces(detector, device or "cpu").faces([Frame(name, 0, float("nan"), pixels)])
+    if isinstance(found, str):
+        raise ValueError(f"image: {found}")
     if not found:
         raise ValueError(f"image: no face was found in {name}; give its landmarks, or aligned=True for a crop")
     model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device)
-    largest = max(found, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
-    explainer = Explainer(model, occlusion=occlusion, filling=filling, sentences=sentences, thresholds=thresholds)
-    return explainer.explain(name, pixels, largest)
-
-
-__all__ = ["Explainer", "explain"]
+    explainer = Explainer(model, occlusion=occlusion, sentences=sentences, thresholds=thresholds)
+    return explainer.explain(name, pixels, max(found, key=lambda face: face.area))

@@ -1,5 +1,6 @@
 """Why: of a face the answers, where the queries looked, what the model wrote, and whether hiding a region matters."""
 
+import json
 import os
 import textwrap
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from mf2face.inference.explain.page import (
     SOFT,
     data_uri,
     emotion_colours,
+    fills,
     heat_rgba,
     new_figure,
     origin,
@@ -30,6 +32,7 @@ from mf2face.inference.explain.page import (
     save_figure,
     save_page,
     shortened,
+    shrunk,
     text,
 )
 from processing_mf2.captions import au_sentence_state
@@ -54,7 +57,7 @@ _PARTS = {
 
 @dataclass
 class Explanation:
-    """Of one face. Left and right are the image's."""
+    """What the model decided about one face, and why. Left and right are the image's."""
 
     name: str
     face_id: int
@@ -92,16 +95,10 @@ class Explanation:
         return sorted(found, key=lambda name: -self.action_units[name]["probability"])
 
     def crop_map(self, name: str) -> np.ndarray:
-        """(size, size), sums to 1."""
-        return to_pixels(self._grid(name), len(self.crop))
-
-    def image_map(self, name: str) -> np.ndarray:
-        """The same on the image, (height, width): shares of attention a pixel, 0 outside the crop."""
-        height, width = self.image.shape[:2]
-        back = np.linalg.inv(self.matrix)[:2]
-        back[:, 2] += back[:, :2].sum(axis=1) / 2 - 0.5  # OpenCV counts from the first pixel's middle
-        area = abs(np.linalg.det(self.matrix[:2, :2]))
-        return cv2.warpAffine(self.crop_map(name) * area, back, (width, height), flags=cv2.INTER_LINEAR)
+        """(size, size): shares of attention, which sum to 1."""
+        if name not in self.grids:
+            raise ValueError(f"name: got {name!r}, expected one that has a map: {list(self.grids)}")
+        return to_pixels(self.grids[name], len(self.crop))
 
     def place(self, name: str) -> str:
         """The part of the face that the strongest attention is nearest to, in words."""
@@ -123,19 +120,11 @@ class Explanation:
             return self.sentences.get("emotion")
         return self.sentences.get("au", {}).get(name)
 
-    def save_png(self, path: str | os.PathLike, *, chart: str = "bars") -> Path:
-        """chart: of the AUs, "bars" or "radar"."""
-
-        return save_face_page(self, path, chart=chart)
+    def save_png(self, path: str | os.PathLike) -> Path:
+        return save_figure(draw_face_page(self), path)
 
     def save_html(self, path: str | os.PathLike) -> Path:
-
-        return save_face_html(self, path)
-
-    def _grid(self, name: str) -> np.ndarray:
-        if name not in self.grids:
-            raise ValueError(f"name: got {name!r}, expected one that has a map: {list(self.grids)}")
-        return self.grids[name]
+        return save_page(path, face_html(self))
 
 
 if TYPE_CHECKING:
@@ -144,16 +133,9 @@ if TYPE_CHECKING:
 
 WIDTH = 12.6
 _EDGE, _GAP = 0.45, 0.22
-CHARTS = ("bars", "radar")
 
 
-def save_face_page(face: Explanation, path: str | os.PathLike, *, chart: str = "bars") -> Path:
-    if chart not in CHARTS:
-        raise ValueError(f"chart: got {chart!r}, expected one of {list(CHARTS)}")
-    return save_figure(draw_face_page(face, chart), path)
-
-
-def draw_face_page(face: Explanation, chart: str = "bars") -> "Figure":
+def draw_face_page(face: Explanation) -> "Figure":
     shown = _shown(face)
     words = _words(face)
     top, chart_height = 1.15, max(3.3, 0.285 * max(len(face.action_units), len(face.emotions)) + 0.35)
@@ -167,10 +149,8 @@ def draw_face_page(face: Explanation, chart: str = "bars") -> "Figure":
     sheet = _Sheet(new_figure(WIDTH, height), height)
     _head(sheet, face)
     _photo(sheet.axes(_EDGE, top, 3.45, chart_height), face)
-    if face.action_units and chart == "bars":
+    if face.action_units:
         unit_bars(sheet.axes(6.5, top, 2.0, chart_height), face)
-    elif face.action_units:
-        unit_radar(sheet.axes(5.2, top + 0.2, 3.3, chart_height - 0.4, projection="polar"), face)
     if face.emotions:
         emotion_bars(sheet.axes(10.62, top, 1.2, chart_height), face)
     place = top + chart_height + 0.3
@@ -202,9 +182,9 @@ class _Sheet:
     def __init__(self, figure: "Figure", height: float) -> None:
         self.figure, self.height = figure, height
 
-    def axes(self, left: float, top: float, width: float, height: float, **settings: Any) -> "Axes":
+    def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
         place = (left / WIDTH, 1 - (top + height) / self.height, width / WIDTH, height / self.height)
-        return self.figure.add_axes(place, **settings)
+        return self.figure.add_axes(place)
 
     def text(
         self,
@@ -231,23 +211,22 @@ class _Sheet:
 
 def _head(sheet: _Sheet, face: Explanation) -> None:
     sheet.text(_EDGE, 0.28, shortened(os.path.basename(face.name), 70), size=15, bold=True)
+    sheet.text(_EDGE, 0.6, _summary(face), size=10.5, colour=SOFT)
+
+
+def _summary(face: Explanation) -> str:
     sure = f"{face.emotion} {face.emotions[face.emotion]:.2f}" if face.emotions else ""
     count = f"{len(face.active)} of {len(face.action_units)} action units active" if face.action_units else ""
-    said = " · ".join(part for part in (f"face {face.face_id}", sure, count) if part)
-    sheet.text(_EDGE, 0.6, said, size=10.5, colour=SOFT)
+    return " · ".join(part for part in (f"face {face.face_id}", sure, count) if part)
 
 
 def _photo(axis: "Axes", face: Explanation) -> None:
     from matplotlib.patches import Rectangle
 
-    image, share = face.image, min(1.0, 1400 / max(face.image.shape[:2]))
-    if share < 1:
-        image = cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
-    height, width = face.image.shape[:2]
+    image, (height, width) = shrunk(face.image, 1400), face.image.shape[:2]
     axis.imshow(image, extent=(0, width, height, 0), interpolation="antialiased")
     left, top, right, bottom = face.box
-    whole = right - left > 0.97 * width and bottom - top > 0.97 * height
-    if not whole:
+    if not fills(face.box, height, width):
         for colour, line in (("white", 3.6), (MARK, 1.8)):  # is seen on light and on dark
             size = (right - left, bottom - top)
             axis.add_patch(Rectangle((left, top), *size, fill=False, edgecolor=colour, linewidth=line))
@@ -272,32 +251,6 @@ def unit_bars(axis: "Axes", face: Explanation) -> None:
         axis.text(-1.17, row, name, va="center", fontsize=9, color=colour, fontweight=weight)
     axis.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
     _plain(axis, "probability · stroke: threshold")
-
-
-def unit_radar(axis: "Axes", face: Explanation) -> None:
-    """The same figures round a centre: for the shape of a face; lengths are easier to read from bars."""
-    names, units = list(face.action_units), list(face.action_units.values())
-    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
-    closed = [*angles, angles[0]]
-    shares, limits = ([unit[key] for unit in units] for key in ("probability", "threshold"))
-    axis.fill(closed, [*shares, shares[0]], color=ACTIVE, alpha=0.25)
-    axis.plot(closed, [*shares, shares[0]], color=ACTIVE, linewidth=1.8, label="probability")
-    axis.plot(closed, [*limits, limits[0]], color=MARK, linewidth=1.2, linestyle=(0, (4, 2)), label="threshold")
-    for angle, unit, share in zip(angles, units, shares, strict=True):
-        if unit["active"]:
-            axis.plot(angle, share, "o", color=ACTIVE, markersize=6, markeredgecolor="white")
-    axis.set_theta_zero_location("N")
-    axis.set_theta_direction(-1)
-    axis.set_xticks(angles, [])
-    for angle, name, unit in zip(angles, names, units, strict=True):
-        side = "center" if abs(np.sin(angle)) < 0.1 else "left" if np.sin(angle) > 0 else "right"
-        settings = {"fontweight": "bold", "color": INK} if unit["active"] else {"color": SOFT}
-        axis.text(angle, 1.1, f"{name}\n{unit['name']}", ha=side, va="center", fontsize=7.5, **settings)
-    axis.set_yticks([0.25, 0.5, 0.75, 1], ["", "0.5", "", "1"], fontsize=7, color=SOFT)
-    axis.set_ylim(0, 1)
-    axis.grid(color=FAINT, linewidth=0.7)
-    axis.spines["polar"].set_color(FAINT)
-    axis.legend(loc="lower left", bbox_to_anchor=(1.02, -0.1), fontsize=7.5, frameon=False)
 
 
 def emotion_bars(axis: "Axes", face: Explanation) -> None:
@@ -357,10 +310,10 @@ def _maps(
     sheet: _Sheet, top: float, face: Explanation, shown: list[str], columns: int, side: float, height: float
 ) -> None:
     sheet.rule(top - 0.04)
-    told = "where the queries looked: the brighter, the more, each map up to its own peak"
+    title = "where the queries looked: the brighter, the more, each map up to its own peak"
     if face.corners:
-        told += "; outlined: where the action unit is looked for, read from patches that reach beyond"
-    sheet.text(_EDGE, top + 0.06, told, size=8, colour=SOFT)
+        title += "; outlined: where the action unit is looked for, read from patches that reach beyond"
+    sheet.text(_EDGE, top + 0.06, title, size=8, colour=SOFT)
     for place, name in enumerate(shown):
         row, column = divmod(place, columns)
         left, start = _EDGE + column * (side + _GAP), top + 0.32 + row * height
@@ -405,16 +358,16 @@ svg.photo { width: 100%; display: block; border-radius: 10px; background: var(--
 .photo .seen { transition: filter .2s; } .photo.heated .seen { filter: grayscale(1) brightness(var(--light)); }
 #told { min-height: 7.6em; margin: .7rem 0 0; } #told b { display: block; font-size: 1.05rem; }
 .controls { margin-top: .6rem; display: flex; gap: .4rem; flex-wrap: wrap; }
-.unit { display: grid; grid-template-columns: 3.1rem 10.5rem 1fr 6.6rem; align-items: center; gap: .5rem; width: 100%;
+.mf-row { display: grid; grid-template-columns: 3.1rem 10.5rem 1fr 6.6rem; align-items: center; gap: .5rem; width: 100%;
   border: 0; background: none; text-align: left; padding: .2rem .45rem; border-radius: 6px; color: var(--soft); }
-button.unit { cursor: pointer; } .unit.on { color: var(--ink); font-weight: 650; }
-button.unit:hover, .unit.shown { background: var(--card); }
-.bar { position: relative; height: .85rem; background: var(--track); border-radius: 3px; }
-.bar i { position: absolute; inset: 0 auto 0 0; background: var(--rest); border-radius: 3px; min-width: 1px; }
-.on .bar i { background: var(--active); } .bar u { position: absolute; top: -.22rem; bottom: -.22rem; width: 3px;
+button.mf-row { cursor: pointer; } .mf-row.on { color: var(--ink); font-weight: 650; }
+button.mf-row:hover, .mf-row.shown { background: var(--card); }
+.mf-bar { position: relative; height: .85rem; background: var(--track); border-radius: 3px; }
+.mf-bar i { position: absolute; inset: 0 auto 0 0; background: var(--rest); border-radius: 3px; min-width: 1px; }
+.on .mf-bar i { background: var(--active); } .mf-bar u { position: absolute; top: -.22rem; bottom: -.22rem; width: 3px;
   margin-left: -1.5px; background: var(--mark); }
 .emotions i { box-shadow: 0 0 0 1px var(--soft); }
-.emotions { margin-top: 1.3rem; } .emotions .unit { grid-template-columns: 7rem 1fr 3rem; }
+.emotions { margin-top: 1.3rem; } .emotions .mf-row { grid-template-columns: 7rem 1fr 3rem; }
 .words { margin-top: 1.3rem; } .words p { margin: .25rem 0 .7rem; } @media print { .look { position: static; } }
 """
 _SCRIPT = """
@@ -423,12 +376,12 @@ const told = document.getElementById("told"), photo = document.querySelector(".p
 const buttons = [...document.querySelectorAll("button[data-name]")];
 let kept = data.first;
 function show(name) {
-  const one = data.maps[name];
+  const one = buttons.find(button => button.dataset.name === name);
   photo.classList.toggle("heated", !!one);
-  heat.setAttribute("href", one ? one.heat : data.clear);
-  regions.setAttribute("d", one ? one.regions : "");
+  heat.setAttribute("href", one ? one.dataset.heat : data.clear);
+  regions.setAttribute("d", one ? one.dataset.regions : "");
   told.replaceChildren();
-  const lines = one ? one.lines : data.lines;
+  const lines = one ? JSON.parse(one.dataset.lines) : data.lines;
   lines.forEach((line, place) => {
     const part = document.createElement(place ? "div" : "b");
     part.textContent = line; told.append(part);
@@ -458,51 +411,46 @@ show(kept);
 """
 
 
-def save_face_html(face: Explanation, path: str | os.PathLike) -> Path:
-    return save_page(path, face_html(face))
-
-
 def face_html(face: Explanation) -> str:
-    count = f"{len(face.active)} of {len(face.action_units)} action units active" if face.action_units else ""
-    sure = f"{face.emotion} {face.emotions[face.emotion]:.2f}" if face.emotions else ""
-    told = " · ".join(part for part in (f"face {face.face_id}", sure, count) if part)
-    name = os.path.basename(face.name)
+    """A page of its own: the photograph with heat maps, action units, emotions and what the model wrote."""
+    name, (height, width) = os.path.basename(face.name), face.image.shape[:2]
+    names = [name for name in (*face.active, EMOTION, *face.grids) if name in face.grids]
+    lines = ["No map", "Point at an action unit to see where its queries looked."]
+    data = {"first": names[0] if names else None, "lines": lines, "clear": data_uri(np.zeros((1, 1, 4), np.uint8))}
+    data |= {"near": _near(face), "whole": f"0 0 {width} {height}"}
+    heat = f'<button class="chip" data-name="{EMOTION}" aria-pressed="false" {map_attributes(face, EMOTION)}>'
+    heat = f"{heat}heat of the emotion</button>" if EMOTION in face.grids else ""
     body = f"""<h1>{text(name)}</h1>
-<p class="soft" style="margin:.2rem 0 0">{text(told)}</p>
+<p class="soft" style="margin:.2rem 0 0">{text(_summary(face))}</p>
 <main class="face">
 <section class="look" aria-label="The face and its heat maps">
 {_html_photo(face)}
 <div id="told" aria-live="polite"></div>
-<div class="controls">{_emotion_button(face)}
+<div class="controls">{heat}
 <button class="chip" id="whole" aria-pressed="false">whole image</button></div>
 </section>
 <div>{_units(face)}{_emotions(face)}{_html_words(face)}</div>
 </main>"""
-    return page(f"Why: {name}", body, style=_STYLE, script=_SCRIPT, data=_data(face), footer=_footer(face))
-
-
-def _footer(face: Explanation) -> str:
-    told = "Heat: the share of attention of the queries, each map up to its own peak; it shows where they looked, not "
-    told += "that this is why. Outlined: where an action unit is looked for, read from patches that reach beyond. "
-    return told + (f"{CAUTION} " if face.occlusion else "") + origin(face.about)
+    footer = ["Heat: the share of attention of the queries, each map up to its own peak; it shows where they looked,"]
+    footer += [
+        "not that this is why. Outlined: where an action unit is looked for, read from patches that reach beyond."
+    ]
+    footer = " ".join([*footer, *([CAUTION] if face.occlusion else []), origin(face.about)])
+    return page(f"Why: {name}", body, style=_STYLE, script=_SCRIPT, data=data, footer=footer)
 
 
 def _html_photo(face: Explanation) -> str:
-    height, width = face.image.shape[:2]
-    share = min(1.0, _MOST_SIDE / max(height, width))
-    image = face.image
-    if share < 1:
-        image = cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
-    a, c, e, b, d, f = np.linalg.inv(face.matrix)[:2].ravel()
-    matrix = " ".join(f"{value:.5f}" for value in (a, b, c, d, e, f))
+    (height, width), size = face.image.shape[:2], len(face.crop)
+    matrix = svg_matrix(face)
     left, top, right, bottom = face.box
     shape = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
     line = 'fill="none" vector-effect="non-scaling-stroke"'
-    size = len(face.crop)
-    alt = f"Photograph with face {face.face_id}"
-    return f"""<svg class="photo" style="--light:{_light(face):.2f}" viewBox="{_near(face)}"
-role="img" aria-label="{text(alt)}">
-<image class="seen" href="{data_uri(image, ".jpg")}" width="{width}" height="{height}" preserveAspectRatio="none"/>
+    # Under the heat, dark faces are lightened to be seen as well as light ones.
+    light = np.clip(175 / max(1.0, np.percentile(face.crop.mean(2), 95)), 0.75, 2.2)
+    photo = data_uri(shrunk(face.image, _MOST_SIDE), ".jpg")
+    return f"""<svg class="photo" style="--light:{light:.2f}" viewBox="{_near(face)}"
+role="img" aria-label="Photograph with face {face.face_id}">
+<image class="seen" href="{photo}" width="{width}" height="{height}" preserveAspectRatio="none"/>
 <rect {shape} {line} stroke="#fff" stroke-width="3" opacity=".8"/>
 <rect {shape} {line} stroke="#d55e00" stroke-width="1.4"/>
 <g transform="matrix({matrix})"><image id="heat" width="{size}" height="{size}" preserveAspectRatio="none"/>
@@ -510,13 +458,13 @@ role="img" aria-label="{text(alt)}">
 </svg>"""
 
 
-def _light(face: Explanation) -> float:
-    """By how much the grey face is brightened under the heat: dark ones are to be seen as well as light ones."""
-    return float(np.clip(175 / max(1.0, np.percentile(face.crop.mean(2), 95)), 0.75, 2.2))
+def svg_matrix(face: Explanation) -> str:
+    """From the crop to the image, for SVG's `matrix(...)`."""
+    return " ".join(f"{value:.5f}" for value in np.linalg.inv(face.matrix)[:2].T.ravel())
 
 
 def _near(face: Explanation) -> str:
-    """The part of the image that the crop was cut from."""
+    """The view box of the part that the crop was cut from."""
     size, (height, width) = len(face.crop), face.image.shape[:2]
     back = np.linalg.inv(face.matrix)
     corners = np.array([[0, 0], [size, 0], [size, size], [0, size]]) @ back[:2, :2].T + back[:2, 2]
@@ -524,71 +472,69 @@ def _near(face: Explanation) -> str:
     return " ".join(f"{value:.1f}" for value in (*low, *(high - low)))
 
 
-def _emotion_button(face: Explanation) -> str:
-    if EMOTION not in face.grids:
-        return ""
-    return f'<button class="chip" data-name="{EMOTION}" aria-pressed="false">heat of the emotion</button>'
-
-
 def _units(face: Explanation) -> str:
     if not face.action_units:
         return ""
-    rows = []
-    for name, unit in face.action_units.items():
-        share, limit = unit["probability"], unit["threshold"]
-        state = "active" if unit["active"] else "at rest"
-        tag, more = ("button", f' data-name="{text(name)}" aria-pressed="false"') if name in face.grids else ("div", "")
-        said = f"{name} {unit['name']}: probability {share:.2f}, threshold {limit:.2f}, {state}"
-        rows.append(
-            f'<{tag} class="unit{" on" * unit["active"]}"{more} aria-label="{text(said)}"><span>{text(name)}</span>'
-            f'<span>{text(unit["name"])}</span><span class="bar"><i style="width:{100 * share:.1f}%"></i>'
-            f'<u style="left:{100 * limit:.1f}%"></u></span><span>{share:.2f} {state}</span></{tag}>'
-        )
-    told = "Point at a row or use the arrow keys; a click keeps it. Stroke: threshold."
-    title = f'<h2>Action units <span class="soft" style="font-weight:400">· {told}</span></h2>'
-    return f'<section aria-label="Action units">{title}{"".join(rows)}</section>'
+    how = "Point at a row or use the arrow keys; a click keeps it. Stroke: threshold."
+    title = f'<h2>Action units <span class="soft" style="font-weight:400">· {how}</span></h2>'
+    rows = "".join(unit_row(face, name) for name in face.action_units)
+    return f'<section aria-label="Action units">{title}{rows}</section>'
 
 
 def _emotions(face: Explanation) -> str:
     if not face.emotions:
         return ""
-    colours, rows = emotion_colours(list(face.emotions)), []
-    for name in sorted(face.emotions, key=lambda name: -face.emotions[name]):
-        share, colour = face.emotions[name], colours[name]
-        top = " on" if name == face.emotion else ""
-        bar = f'<span class="bar"><i style="width:{100 * share:.1f}%;background:{colour}"></i></span>'
-        rows.append(f'<div class="unit{top}"><span>{text(name)}</span>{bar}<span>{share:.2f}</span></div>')
-    return f'<section class="emotions"><h2>Emotion</h2>{"".join(rows)}</section>'
+    names = sorted(face.emotions, key=lambda name: -face.emotions[name])
+    rows = "".join(emotion_row(face, name) for name in names)
+    return f'<section class="emotions"><h2>Emotion</h2>{rows}</section>'
 
 
-def _html_words(face: Explanation) -> str:
-    found = {"emotion": face.sentences.get("emotion"), "key action units": face.sentences.get("key_au")}
-    parts = [f'<div class="soft">{whose}</div><p>{text(said)}</p>' for whose, said in found.items() if said]
-    if not parts:
+def unit_row(face: Explanation, name: str, before: float | None = None) -> str:
+    """An AU's bar, threshold and map, for the page and the demo. before: its probability without the adapter."""
+    unit = face.action_units[name]
+    share, limit, state = unit["probability"], unit["threshold"], "active" if unit["active"] else "at rest"
+    tag, more = "div", ""
+    if name in face.grids:
+        tag, more = (
+            "button",
+            f' type="button" data-name="{text(name)}" aria-pressed="false" {map_attributes(face, name)}',
+        )
+    said = f"{name} {unit['name']}: probability {share:.2f}, threshold {limit:.2f}, {state}"
+    return (
+        f'<{tag} class="mf-row{" on" * unit["active"]}"{more} aria-label="{text(said)}"><span>{text(name)}</span>'
+        f"<span>{text(unit['name'])}</span>{_bar(share, before, f'<u style=left:{100 * limit:.1f}%></u>')}"
+        f'<span>{share:.2f}<span class="mf-state"> {state}</span></span></{tag}>'
+    )
+
+
+def emotion_row(face: Explanation, name: str, before: float | None = None) -> str:
+    share, colour = face.emotions[name], emotion_colours(list(face.emotions))[name]
+    bar = _bar(share, before, colour=f";background:{colour}")
+    on = " on" if name == face.emotion else ""
+    return f'<div class="mf-row{on}"><span>{text(name)}</span>{bar}<span>{share:.2f}</span></div>'
+
+
+def _bar(share: float, before: float | None, more: str = "", colour: str = "") -> str:
+    moved = before is not None and abs(before - share) >= 0.015
+    was = f'<b class="mf-was" style="left:{100 * before:.1f}%"></b>' if moved else ""
+    return f'<span class="mf-bar"><i style="width:{100 * share:.1f}%{colour}"></i>{more}{was}</span>'
+
+
+def map_attributes(face: Explanation, name: str) -> str:
+    """A map's heat, the outlines of its regions and the lines beside it, as attributes for the script."""
+    if name not in face.grids:
         return ""
-    title = "<h2>Written by the model, apart from the decisions: they may disagree</h2>"
-    return f'<section class="words">{title}{"".join(parts)}</section>'
-
-
-def _data(face: Explanation) -> dict[str, Any]:
-    maps = {name: _of_map(face, name) for name in face.grids}
-    height, width = face.image.shape[:2]
-    first = EMOTION if EMOTION in maps else next(iter(maps), None)
-    first = next((name for name in face.active if name in maps), first)
-    lines = ["No map", "Point at an action unit to see where its queries looked."]
-    clear = data_uri(np.zeros((1, 1, 4), np.uint8))
-    return {"maps": maps, "first": first, "lines": lines, "clear": clear, "near": _near(face),
-            "whole": f"0 0 {width} {height}"}  # fmt: skip
-
-
-def _of_map(face: Explanation, name: str) -> dict[str, Any]:
     heat = cv2.resize(face.crop_map(name), (192, 192), interpolation=cv2.INTER_CUBIC).clip(0)
-    unit = face.action_units.get(name)
     squares = face.corners.get(name, ())
     path = "".join("M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in square) + "Z" for square in squares)
+    lines = text(json.dumps(_lines(face, name)))
+    return f'data-heat="{data_uri(heat_rgba(heat))}" data-regions="{path}" data-lines="{lines}"'
+
+
+def _lines(face: Explanation, name: str) -> list[str]:
+    unit = face.action_units.get(name)
     if unit:
-        state = "active" if unit["active"] else "at rest"
-        lines = [f"{name} {unit['name']}: {state}"]
+        lines = [f"{name} {unit['name']}: {'active' if unit['active'] else 'at rest'}"]
         lines.append(f"probability {unit['probability']:.2f}, threshold {unit['threshold']:.2f}")
     else:
         lines = [f"Emotion: {face.emotion}" if face.emotion else "The whole face"]
@@ -598,16 +544,13 @@ def _of_map(face: Explanation, name: str) -> dict[str, Any]:
         lines.append(f"the model writes: “{face.sentence(name)}”{but}")
     if name in face.occlusion:
         lines.append(face.occlusion[name].text())
-    return {"heat": data_uri(heat_rgba(heat)), "regions": path, "lines": lines}
+    return lines
 
 
-__all__ = [
-    "EMOTION",
-    "Explanation",
-    "disagrees",
-    "draw_face_page",
-    "draw_map",
-    "face_html",
-    "save_face_html",
-    "save_face_page",
-]
+def _html_words(face: Explanation) -> str:
+    written = {"emotion": face.sentences.get("emotion"), "key action units": face.sentences.get("key_au")}
+    parts = [f'<div class="soft">{kind}</div><p>{text(said)}</p>' for kind, said in written.items() if said]
+    if not parts:
+        return ""
+    title = "<h2>Written by the model, apart from the decisions: they may disagree</h2>"
+    return f'<section class="words">{title}{"".join(parts)}</section>'

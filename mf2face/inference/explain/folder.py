@@ -16,16 +16,15 @@ from mf2face.inference.explain.picture_rows import PictureRows, read_picture_row
 from mf2face.inference.explain.timeline import save_timeline, save_timeline_html
 from mf2face.inference.faces import Face
 from mf2face.inference.media import DRAWN, Frame, Note, drawn_pictures
-from mf2face.inference.rows import OutputError
-from mf2face.inference.summary import first_line
+from mf2face.inference.rows import OutputError, first_line
 
 
 _MOST_BYTES = 200
-"""Of the name of a picture, before the number of its face."""
+"""Longest name of a picture, before the number of its face."""
 
 
 class WhyFolder:
-    """Takes the faces of a run one by one (`analysis.watch`), and at its end the rows (`finish`)."""
+    """Takes the faces of a run one by one (`analysis.on_face`), and at its end the rows (`finish`)."""
 
     def __init__(self, folder: str | os.PathLike, analysis: Analysis, *, occlusion: bool = False) -> None:
         self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
@@ -38,10 +37,10 @@ class WhyFolder:
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         self.drawn = _Drawn(self.folder)
-        analysis.watch, analysis.meets = self.face, self.names.of  # so that names follow the rows, and stay
+        analysis.on_face, analysis.on_input = self.face, self.names.of  # so that names follow the rows, and stay
 
     def face(self, frame: Frame, face: Face, number: int) -> None:
-        """Of a video every frame is in the timeline; a page each would bury the folder."""
+        """Draws the pages of a still face; frames of a video are in its timeline only."""
         if frame.is_moving:
             return
         page = self._page(frame.input, number)
@@ -69,11 +68,11 @@ class WhyFolder:
         places = [(row["input"], int(row["face_id"])) for row in rows.stills if row["face_id"] == row["face_id"]]
         there = {place: page for place in places if (self.folder / (page := self._page(*place))).is_file()}
         rows.pages = {**there, **self.pages}
-        told = save_row_pictures(rows, self.folder, self.names, self.skip)
-        told = [*([_count(len(self.pages), "face page")] if self.pages else []), *told]
+        made = save_row_pictures(rows, self.folder, self.names, self.skip)
+        made = [*([_count(len(self.pages), "face page")] if self.pages else []), *made]
         if without := len(set(places) - set(rows.pages)):
-            told.append(f"no page of {_count(without, 'face')} whose rows were there before; --overwrite makes them")
-        return ", ".join(told) or "none: no face"
+            made.append(f"no page of {_count(without, 'face')} whose rows were there before; --overwrite makes them")
+        return ", ".join(made) or "none: no face"
 
 
 class _Drawn:
@@ -140,21 +139,21 @@ def save_row_pictures(
     names: _Names | None = None,
     note: Note = lambda name, why: None,
 ) -> list[str]:
-    """What rows alone suffice for: a contact sheet of several still faces, a timeline of each video."""
-    folder, names, told = Path(folder), names or _Names([]), []
+    """Draws what needs rows only: a contact sheet of several still faces, a timeline of each video."""
+    folder, names, made = Path(folder), names or _Names([]), []
     drawn, timelines = _Drawn(folder), 0
     if len(rows.stills) > 1 or (rows.stills and not rows.pages):
         with _drawing(folder, "contact sheet", note):
             drawn.add(*save_contact_sheet(rows, folder / "contact_sheet.png"))
             save_contact_html(rows, folder / "contact_sheet.html")
-            told.append("contact sheet")
+            made.append("contact sheet")
     for name in rows.videos:
         with _drawing(folder, name, note):
             path = folder / f"{names.of(name)}-timeline.png"
             drawn.add(*save_timeline(rows, name, path))
             save_timeline_html(rows, name, path.with_suffix(".html"))
             timelines += 1
-    return told + ([_count(timelines, "timeline")] if timelines else [])
+    return made + ([_count(timelines, "timeline")] if timelines else [])
 
 
 @contextlib.contextmanager
@@ -185,6 +184,3 @@ def _unwritable(folder: Path, error: OSError) -> OutputError:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-__all__ = ["WhyFolder", "picture", "save_row_pictures"]

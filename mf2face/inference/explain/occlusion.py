@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -12,7 +11,6 @@ from torch import nn
 from mf2face.inference.explain.attention import region_corners
 
 
-Filling = Literal["mean", "blur"]
 CONTROLS = 3
 CAUTION = (
     "A drop is evidence, not a proof: a face with a hole is no usual face, and what one region shows, others may show "
@@ -23,7 +21,7 @@ CAUTION = (
 @dataclass(frozen=True)
 class Occlusion:
     probability: float
-    """Of the face as it is."""
+    """Without occlusion."""
     hidden: float
     """With the region covered."""
     controls: tuple[float, ...]
@@ -88,19 +86,12 @@ def face_mask(landmarks: np.ndarray, size: int) -> np.ndarray:
     return mask.astype(bool)
 
 
-def hide(crop: torch.Tensor, mask: np.ndarray, face: np.ndarray, filling: Filling = "mean") -> torch.Tensor:
-    """(3, size, size) with the mask in the face's mean colour, or blurred until no feature is left."""
+def hide(crop: torch.Tensor, mask: np.ndarray, face: np.ndarray) -> torch.Tensor:
+    """(3, size, size) with the mask in the mean colour of the rest of the face."""
     chosen = torch.from_numpy(mask).to(crop.device)
-    if filling == "mean":
-        rest = torch.from_numpy(face & ~mask).to(crop.device)
-        filled = crop[:, rest if rest.any() else ~chosen].mean(1)[:, None, None].expand_as(crop)
-    elif filling == "blur":
-        pixels = crop.float().permute(1, 2, 0).cpu().numpy()
-        blurred = cv2.GaussianBlur(pixels, (0, 0), len(mask) / 10)
-        filled = torch.from_numpy(blurred).permute(2, 0, 1).to(crop)
-    else:
-        raise ValueError(f"filling: got {filling!r}, expected 'mean' (the face's mean colour) or 'blur'")
-    return torch.where(chosen, filled, crop)
+    rest = torch.from_numpy(face & ~mask).to(crop.device)
+    mean = crop[:, rest if rest.any() else ~chosen].mean(1)
+    return torch.where(chosen, mean[:, None, None], crop)
 
 
 @torch.no_grad()
@@ -110,10 +101,9 @@ def occlusion_check(
     landmarks: torch.Tensor,
     *,
     action_units: Sequence[str] | None = None,
-    filling: Filling = "mean",
     batch_size: int = 32,
 ) -> dict[str, Occlusion]:
-    """Of one face, (3, size, size) and (68, 2) in crop pixels: an answer for each AU, of all unless some are named."""
+    """An answer for each AU, or for those named, of one face: (3, size, size) and (68, 2) in crop pixels."""
     config = model.config
     if not config.use_au_branch:
         raise ValueError("occlusion: the model has no AU branch, so no AU has a region that could be hidden")
@@ -130,7 +120,7 @@ def occlusion_check(
     rows: list[torch.Tensor] = []
     for start in range(-1, len(flat), batch_size):
         part = flat[max(start, 0) : start + batch_size]
-        crops = [hide(pixel_values, mask, face, filling) for mask in part]
+        crops = [hide(pixel_values, mask, face) for mask in part]
         crops = torch.stack([pixel_values, *crops] if start < 0 else crops)
         logits = model(pixel_values=crops, landmarks=landmarks.expand(len(crops), -1, -1)).au_logits
         rows.append(logits.float().sigmoid().cpu())
@@ -142,6 +132,3 @@ def occlusion_check(
         found[unit] = Occlusion(float(column[0]), hidden, tuple(controls))
         place += len(of_unit)
     return found
-
-
-__all__ = ["CAUTION", "Occlusion", "control_masks", "face_mask", "hide", "occlusion_check", "region_mask"]

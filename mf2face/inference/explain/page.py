@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from configuration_mf2.version import VERSION
-from mf2face.files import whole_file
+from mf2face.files import write_whole
 
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INK, SOFT, FAINT, PAPER = "#1b1f24", "#59636e", "#d5dae0", "#ffffff"
 ACTIVE, AT_REST, MARK = "#0072b2", "#a9b4c0", "#d55e00"
-"""Of an AU that reaches its threshold, of one that does not, and of the threshold: apart in grey as well."""
+"""Colours of an active AU, of one at rest, and of the threshold: different in grey too."""
 
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000")
 _EMOTIONS = {
@@ -79,10 +79,27 @@ def origin(about: Mapping[str, Any]) -> str:
 
 
 def shortened(name: str, room: int) -> str:
-    """Of a file's name both ends; what no font can show (names that are not UTF-8) is replaced."""
+    """A file's name cut in its middle; characters that no font can show are replaced."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     name = "".join(sign if sign.isprintable() else "�" for sign in name)
     return name if len(name) <= room else f"{name[: room // 2 - 1]}…{name[-(room - room // 2) :]}"
+
+
+def shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    """(height, width, 3) with no side longer than `side`."""
+    share = side / max(image.shape[:2])
+    return image if share >= 1 else cv2.resize(image, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+
+
+def fills(box: Sequence[float], height: int, width: int) -> bool:
+    """Whether a face's box is the whole image."""
+    left, top, right, bottom = box
+    return right - left > 0.97 * width and bottom - top > 0.97 * height
+
+
+def numbered(path: Path, number: int) -> Path:
+    """`sheet.png`, `sheet-2.png`, ..."""
+    return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -101,15 +118,13 @@ def save_figure(figure: "Figure", path: str | os.PathLike, dpi: int = 160) -> Pa
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a file's name, in a script the font has not got
         figure.savefig(content, format="png", dpi=dpi, metadata={"Software": f"MF2 {VERSION}"}, pil_kwargs=quick)
-    return write_whole(path, content.getvalue())
+    return _write(path, content.getvalue())
 
 
-def write_whole(path: str | os.PathLike, content: bytes) -> Path:
-    """Under another name first: whoever opens the file finds all of it, or the one before."""
+def _write(path: str | os.PathLike, content: bytes) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as part:
-        part.write_bytes(content)
+    write_whole(path, content, shared=False)
     return path
 
 
@@ -197,15 +212,4 @@ def data_uri(image: np.ndarray, ending: str = ".png") -> str:
 
 
 def save_page(path: str | os.PathLike, content: str) -> Path:
-    return write_whole(path, content.encode("utf-8"))
-
-
-__all__ = [
-    "as_json",
-    "data_uri",
-    "page",
-    "save_page",
-    "text",
-    *("emotion_colours", "encoded", "heat_rgba", "ink_on", "new_figure", "origin", "over_grey", "save_figure"),
-    *("shortened", "write_whole"),
-]
+    return _write(path, content.encode("utf-8"))

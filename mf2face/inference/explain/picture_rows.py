@@ -15,6 +15,7 @@ import torch
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
+from mf2face.inference.explain.page import fills
 from mf2face.inference.rows import box_of, format_of, has_face, unescape_cell, unit_column
 from processing_mf2.image_io import read_image
 
@@ -26,7 +27,7 @@ _EMOTIONS = {name.lower() for labels in LABEL_SETS.values() for name in labels.e
 
 @dataclass
 class PictureRows:
-    """What is kept of rows: no landmarks, so that a million of them fit."""
+    """Rows without landmarks, so that a million of them fit into memory."""
 
     units: dict[str, str]
     """AU -> its column"""
@@ -44,11 +45,11 @@ class PictureRows:
         if missing:
             raise ValueError(f"rows: got no column {missing[0]}, expected rows as mf2 writes them (-o faces.csv)")
         settings = dict((about or {}).get("settings", {}))
-        told = {key: (about or {})[key] for key in ("synthetic", "trained_on") if key in (about or {})}
-        told |= {key: settings[key] for key in ("model", "adapter") if settings.get(key)}
+        known = {key: (about or {})[key] for key in ("synthetic", "trained_on") if key in (about or {})}
+        known |= {key: settings[key] for key in ("model", "adapter") if settings.get(key)}
         units = {_CODES[name]: name for name in names if name in _CODES}
         emotions = [name for name in names if name.lower() in _EMOTIONS]
-        return cls(units, emotions, told, settings.get("thresholds") or {})
+        return cls(units, emotions, known, settings.get("thresholds") or {})
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
@@ -72,7 +73,7 @@ class PictureRows:
 
 
 _MOST = 1e9
-"""Of any number in a row, pixels and seconds alike."""
+"""Largest number in a row, of pixels or seconds."""
 
 
 def _number(name: str, value: Any) -> float:
@@ -98,8 +99,8 @@ def read_picture_rows(path: str | os.PathLike) -> PictureRows:
     except StopIteration:
         raise ValueError(f"rows: {path} is empty, expected rows as mf2 writes them (-o faces.csv)") from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        told = str(error).removeprefix("rows: ")
-        raise ValueError(f"rows: {path} could not be read as rows of faces ({told})") from error
+        message = str(error).removeprefix("rows: ")
+        raise ValueError(f"rows: {path} could not be read as rows of faces ({message})") from error
     return rows
 
 
@@ -153,7 +154,7 @@ class Track:
         return ~np.isnan(every[0]) if every else np.zeros(len(self.times), bool)
 
     def top(self) -> list[str | None]:
-        """Of each frame the strongest emotion."""
+        """The strongest emotion of each frame."""
         names = list(self.emotions)
         shares = np.nan_to_num(np.array([self.emotions[name] for name in names]).reshape(len(names), -1), nan=-1.0)
         if not names:
@@ -171,7 +172,7 @@ class Track:
 
 
 def tracks_of(rows: PictureRows, name: str) -> list[Track]:
-    """Of one video, in the order in which they came into sight."""
+    """The faces of one video, in the order of their first frame."""
     moments = sorted({(row["frame"], row["time_s"]) for row in rows.videos[name]})
     places = {frame: place for place, (frame, _) in enumerate(moments)}
     times = np.array([time for _, time in moments])
@@ -215,7 +216,7 @@ def thumbnails(rows: Sequence[Mapping[str, Any]], side: int = 200) -> Iterator[n
 def _thumbnail(pixels: torch.Tensor, row: Mapping[str, Any], side: int) -> np.ndarray:
     height, width = pixels.shape[1:]
     left, top, right, bottom = box_of(row) if has_face(row) else (0, 0, width, height)
-    whole = right - left > 0.97 * width and bottom - top > 0.97 * height
+    whole = fills((left, top, right, bottom), height, width)
     reach = max(right - left, bottom - top) * (0.5 if whole or not has_face(row) else 0.72)
     centre = np.array([(left + right) / 2, (top + bottom) / 2 - (0 if whole or not has_face(row) else 0.06 * reach)])
     low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
@@ -232,6 +233,3 @@ def _thumbnail(pixels: torch.Tensor, row: Mapping[str, Any], side: int) -> np.nd
         resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
         thumbnail[start[1] : stop[1], start[0] : stop[0]] = resized
     return thumbnail
-
-
-__all__ = ["PictureRows", "Track", "read_picture_rows", "thumbnails", "tracks_of"]

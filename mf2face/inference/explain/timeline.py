@@ -19,6 +19,7 @@ from mf2face.inference.explain.page import (
     emotion_colours,
     ink_on,
     new_figure,
+    numbered,
     origin,
     page,
     save_figure,
@@ -41,15 +42,11 @@ _LETTER = 0.082
 
 
 def save_timeline(rows: PictureRows, name: str, path: str | os.PathLike) -> list[Path]:
-    """Of one video; more than four faces go on in `...-2.png`."""
+    """Saves one video; more than four faces continue in `...-2.png`."""
     tracks, path = _tracks(rows, name), Path(path)
     pages = [tracks[start : start + FACES_A_PAGE] for start in range(0, len(tracks), FACES_A_PAGE)] or [[]]
     return [
-        save_figure(
-            draw_timeline(rows, name, page),
-            path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}"),
-        )
-        for number, page in enumerate(pages, 1)
+        save_figure(draw_timeline(rows, name, page), numbered(path, number)) for number, page in enumerate(pages, 1)
     ]
 
 
@@ -73,13 +70,13 @@ def draw_timeline(rows: PictureRows, name: str, tracks: Sequence[Track]) -> "Fig
         return figure.add_axes(place)
 
     text(0.45, 0.25, shortened(os.path.basename(name), 80), 15, INK, fontweight="bold")
-    told = "no face was found in any frame"
+    subtitle = "no face was found in any frame"
     if tracks:
-        told = (
+        subtitle = (
             f"{len(tracks[0].times):,} frames looked at, {clock(tracks[0].edges[0])} to {clock(tracks[0].edges[-1])} · "
             "blue where an action unit reaches its threshold, grey below, empty where the face was not found"
         )
-    text(0.45, 0.58, told, 9)
+    text(0.45, 0.58, subtitle, 9)
     for number, track in enumerate(tracks):
         top = _TOP + number * panel
         share = float((np.diff(track.edges) * track.seen).sum())
@@ -129,7 +126,7 @@ def draw_ribbon(axis: "Axes", track: Track, inches: float) -> None:
 
 
 def legend(axis: "Axes", track: Track) -> None:
-    """Of the emotions that are ever seen in the ribbon."""
+    """Names the emotions that are visible in the ribbon."""
     from matplotlib.patches import Patch
 
     colours = emotion_colours(list(track.emotions))
@@ -234,9 +231,9 @@ document.querySelectorAll(".chart").forEach((chart, which) => {
     });
     const ribbon = chart.querySelector(".ribbon .value");
     if (ribbon) ribbon.textContent = best ? face.emotions[best][place].toFixed(2) : "–";
-    const told = seen ? [best && `${best} ${face.emotions[best][place].toFixed(2)}`, on.join(" ") || "no AU active"]
+    const parts = seen ? [best && `${best} ${face.emotions[best][place].toFixed(2)}`, on.join(" ") || "no AU active"]
       : ["no face found"];
-    said.textContent = [clock(data.times[place]), ...told.filter(Boolean)].join(" · ");
+    said.textContent = [clock(data.times[place]), ...parts.filter(Boolean)].join(" · ");
     chart.setAttribute("aria-valuenow", place);
     chart.setAttribute("aria-valuetext", said.textContent);
   }
@@ -265,9 +262,11 @@ def save_timeline_html(rows: PictureRows, name: str, path: str | os.PathLike) ->
 
 def timeline_html(rows: PictureRows, name: str) -> str:
     tracks = tracks_of(rows, name)
-    told = "no face was found in any frame"
+    subtitle = "no face was found in any frame"
     if tracks:
-        told = f"{len(tracks[0].times):,} frames looked at, {clock(tracks[0].edges[0])} to {clock(tracks[0].edges[-1])}"
+        subtitle = (
+            f"{len(tracks[0].times):,} frames looked at, {clock(tracks[0].edges[0])} to {clock(tracks[0].edges[-1])}"
+        )
     chips = "".join(
         f'<button class="chip" data-unit="{code}" aria-pressed="true" title="{text(ACTION_UNITS[code].noun)}">{code}'
         "</button>"
@@ -277,7 +276,7 @@ def timeline_html(rows: PictureRows, name: str) -> str:
     charts = "".join(_track(rows, track, place) for place, track in enumerate(tracks))
     title = os.path.basename(name)
     how = "Point at a moment, or focus a chart and use the arrow keys. Dotted: threshold."
-    body = f"""<h1>{text(title)}</h1><p class="soft" style="margin:.2rem 0 0">{text(told)}. {how}</p>
+    body = f"""<h1>{text(title)}</h1><p class="soft" style="margin:.2rem 0 0">{text(subtitle)}. {how}</p>
 <div class="controls" role="group" aria-label="Action units shown">{chips}{quiet}</div>
 <main>{charts}</main>"""
     return page(f"Timeline: {title}", body, style=_STYLE, script=_SCRIPT, data=_data(tracks), footer=origin(rows.about))
@@ -370,6 +369,3 @@ def _area(track: Track, high: np.ndarray, low: np.ndarray | None = None) -> str:
         lower = "".join(f"V{100 - 100 * low[at]:.1f}H{x[at]:.1f}" for at in reversed(span))
         path.append(f"M{x[start]:.1f} {100 - 100 * low[start]:.1f}{upper}{lower}Z")
     return "".join(path)
-
-
-__all__ = ["clock", "draw_timeline", "save_timeline", "save_timeline_html", "timeline_html"]

@@ -1,0 +1,257 @@
+"""The whole path on a folder of photographs: faces found, time by stage, and what the model's scores are worth.
+
+python examples/benchmark/photographs.py --photos FOLDER [--labels FILE.csv] [--model NAME] [--part choose|report]
+    [--landmarks mediapipe] [--face_alignment] [--json FILE]
+
+Labels: a csv with the columns image (a path below the folder), emotion, and optionally subject and an action unit a
+column (AU1, AU12, ...: 0, 1 or empty). Without labels the times alone are measured. One thread unless OMP_NUM_THREADS
+says other. `--part` takes one half of the people, by a hash of the subject's name: choices are made on `choose`,
+figures are quoted from `report`.
+
+faces_found            share of the photographs in which a face is found
+decode_ms, detect_ms, landmarks_ms, align_ms, model_ms, write_ms    CPU milliseconds a photograph, by stage
+photos_per_s           photographs a CPU-second of the whole path, the program's start left out
+over_face_alignment    CPU time of face-alignment's networks of the same shapes with random weights, over that of
+                       detect and landmarks, on the same photographs (with --face_alignment)
+au12_happiness_auc ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
+emotion_macro_recall   mean recall of the emotions that the labels name; `emotion_chance` is one over their count
+..._low, ..._high      95 % interval over people, by 1,000 resamples of them
+au12_auc ...           area under the ROC curve by the csv's own action units, where it has them
+"""
+
+import argparse
+import csv
+import hashlib
+import os
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+import cv2
+import numpy as np
+import torch
+from report import write_json
+from scipy.stats import rankdata
+
+import mf2face.inference.analyze
+import mf2face.inference.media
+import processing_mf2.detection
+from mf2face.inference.analyze import prepare
+from mf2face.inference.media import Sampling, read_frames
+from mf2face.inference.model import load_model
+from mf2face.inference.rows import RowFile
+
+
+SIGNS = {
+    "Happiness": ("AU12", "AU6", "AU25"),
+    "Surprise": ("AU1", "AU2", "AU25", "AU26"),
+    "Anger": ("AU4", "AU7", "AU10", "AU23"),
+    "Disgust": ("AU10", "AU4"),
+    "Sadness": ("AU15", "AU4", "AU1"),
+    "Fear": ("AU1", "AU2", "AU4"),
+}
+"""Action units that belong to an emotion's prototype (EMFACS): their scores should separate it from neutral faces."""
+RESAMPLES = 1000
+LEAST = 20
+"""Photographs of an emotion for it to be counted."""
+
+
+class Stages:
+    """CPU seconds of wrapped functions by stage; of a function inside another one, the inner stage has them."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.running: list[float] = []
+
+    def wrap(self, owner: Any, name: str, stage: str) -> None:
+        function = getattr(owner, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            start, inner = time.thread_time(), sum(self.seconds.values())
+            try:
+                return function(*given, **named)
+            finally:
+                spent = time.thread_time() - start
+                self.seconds[stage] += spent - (sum(self.seconds.values()) - inner)
+
+        setattr(owner, name, timed)
+
+
+def read_labels(path: Path | None, photos: Path, part: str | None) -> dict[str, dict[str, str]]:
+    """Rows of the labels by the photograph's path; without labels, every file of the folder with no row."""
+    if path is None:
+        return {str(file): {} for file in sorted(photos.rglob("*")) if file.is_file()}
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    missing = {"image", "emotion"} - set(rows[0] if rows else ())
+    if missing:
+        raise SystemExit(f"{path}: has no column {' and '.join(sorted(missing))}, expected image, emotion and subject")
+    kept = {}
+    for row in rows:
+        subject = row.get("subject") or row["image"]
+        half = "choose" if hashlib.sha256(subject.encode()).digest()[0] % 2 else "report"
+        if part in (None, half):
+            kept[str(photos / row["image"])] = {**row, "subject": subject}
+    return kept
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    ranks, count = rankdata(scores), positive.sum()
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(scores) - count)))
+
+
+def interval(measure: Callable[[np.ndarray], float], subjects: np.ndarray) -> tuple[float, float]:
+    """95 % of a figure over resamples of the people."""
+    places = defaultdict(list)
+    for place, subject in enumerate(subjects):
+        places[subject].append(place)
+    groups, random = [np.array(group) for group in places.values()], np.random.default_rng(0)
+    values = []
+    for _ in range(RESAMPLES):
+        chosen = np.concatenate([groups[i] for i in random.integers(len(groups), size=len(groups))])
+        with np.errstate(invalid="ignore"):
+            values.append(measure(chosen))
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def scores(rows: Sequence[dict[str, Any]], labels: dict[str, dict[str, str]]) -> dict[str, float]:
+    """Figures of the largest face of each photograph."""
+    faces = {row["input"]: row for row in reversed(rows) if row["face_id"] == row["face_id"]}
+    known = [(row, labels[name]) for name, row in faces.items() if labels.get(name, {}).get("emotion")]
+    if not known:
+        return {}
+    subjects = np.array([label["subject"] for _, label in known])
+    emotion = np.array([label["emotion"] for _, label in known])
+    figures = {}
+
+    def add(name: str, measure: Callable[[np.ndarray], float]) -> None:
+        figures[name] = measure(np.arange(len(known)))
+        figures[f"{name}_low"], figures[f"{name}_high"] = interval(measure, subjects)
+
+    counts = Counter(emotion)
+    for name, units in SIGNS.items():
+        for unit in units:
+            column = f"AU{int(unit[2:]):02d}"
+            if column not in known[0][0] or min(counts[name], counts["Neutral"]) < LEAST:
+                continue
+            values = np.array([row[column] for row, _ in known])
+
+            def separates(chosen: np.ndarray, values: np.ndarray = values, name: str = name) -> float:
+                chosen = chosen[np.isin(emotion[chosen], (name, "Neutral"))]
+                return auc(values[chosen], emotion[chosen] == name)
+
+            add(f"{unit.lower()}_{name.lower()}_auc", separates)
+    asked = [name for name in counts if counts[name] >= LEAST and name in known[0][0]]
+    if len(asked) > 1:
+        answers = np.array([[row[name] for name in asked] for row, _ in known]).argmax(1)
+
+        def recall(chosen: np.ndarray) -> float:
+            of = [chosen[emotion[chosen] == name] for name in asked]
+            return float(np.mean([(answers[places] == i).mean() for i, places in enumerate(of) if len(places)]))
+
+        add("emotion_macro_recall", recall)
+        figures["emotion_chance"] = 1 / len(asked)
+    for column in sorted(name for name in known[0][1] if name.startswith("AU")):
+        score = f"AU{int(column[2:]):02d}"
+        truth = np.array([label[column] or "-1" for _, label in known]).astype(float)
+        if score not in known[0][0] or min((truth == 0).sum(), (truth == 1).sum()) < LEAST:
+            continue
+        values = np.array([row[score] for row, _ in known])
+
+        def agrees(chosen: np.ndarray, values: np.ndarray = values, truth: np.ndarray = truth) -> float:
+            chosen = chosen[truth[chosen] >= 0]
+            return auc(values[chosen], truth[chosen] == 1)
+
+        add(f"{column.lower()}_auc", agrees)
+    return figures
+
+
+def run(
+    labels: dict[str, dict[str, str]], model: str | None, landmarks: str
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Rows of every face, and the figures of the path."""
+    loaded = load_model(model, device="cpu")
+    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
+    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
+    analysis.rows_of(list(read_frames(list(labels)[:4], analysis.sampling)))  # loads and warms
+    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
+    stages, pipeline = Stages(), loaded.pipeline
+    stages.wrap(mf2face.inference.media, "read_image", "decode")
+    stages.wrap(processing_mf2.detection, "_find_boxes", "detect")
+    stages.wrap(processing_mf2.detection.MediaPipeDetector, "_mesh", "landmarks")
+    stages.wrap(pipeline, "preprocess", "align")
+    stages.wrap(pipeline.model, "forward", "model")
+    stages.wrap(RowFile, "add", "write")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = RowFile(Path(folder) / "rows.csv", analysis.columns, analysis.about)
+        add = file.add
+        file.add = lambda chunk: (rows.extend(chunk), add(chunk))
+        start = time.process_time()
+        summary = analysis.run(file)
+        spent = time.process_time() - start
+        file.close(finished=True)
+    found = {row["input"] for row in rows if row["face_id"] == row["face_id"]}
+    figures = {"photographs": len(labels), "faces_found": len(found) / len(labels), "left_out": len(summary.skipped)}
+    figures |= {f"{name}_ms": 1000 * seconds / len(labels) for name, seconds in stages.seconds.items()}
+    return rows, {**figures, "photos_per_s": len(labels) / spent}
+
+
+def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
+    """CPU time of S3FD and 2DFAN4, one face a photograph, over `chain_ms`; random weights are as slow as trained."""
+    from face_alignment.detection.sfd.net_s3fd import s3fd
+    from face_alignment.models import FAN
+
+    from processing_mf2.image_io import read_image
+
+    boxes, points = s3fd().eval(), FAN(4).eval()
+    spent, chosen = [], list(labels)[:: max(1, len(labels) // 10)]
+    for name in chosen:
+        image = read_image(name, name="image").float()[None]
+        scale = min(1.0, 640 / max(image.shape[2:]))  # the detector's copy is no larger
+        if scale < 1:
+            image = torch.nn.functional.interpolate(image, scale_factor=scale)
+        start = time.process_time()
+        with torch.inference_mode():
+            boxes(image)
+            points(torch.zeros(2, 3, 256, 256))  # with the mirrored face, as by default
+        spent.append(time.process_time() - start)
+    return 1000 * float(np.median(spent)) / chain_ms
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--part", choices=("choose", "report"))
+    parser.add_argument("--landmarks", default="mediapipe")
+    parser.add_argument("--face_alignment", action="store_true", help="also time face-alignment's networks (slow)")
+    parser.add_argument("--json", metavar="FILE")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    cv2.setNumThreads(int(os.environ["OMP_NUM_THREADS"]))
+    labels = read_labels(given.labels, given.photos, given.part)
+    rows, figures = run(labels, given.model, given.landmarks)
+    figures |= scores(rows, labels)
+    if given.face_alignment:
+        chain = figures.get("detect_ms", 0) + figures.get("landmarks_ms", 0)
+        figures["over_face_alignment"] = over_face_alignment(labels, chain)
+    for name, value in figures.items():
+        if not name.endswith(("_low", "_high")):
+            around = (
+                f"  {figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f}" if f"{name}_low" in figures else ""
+            )
+            print(f"{name:28} {value:10.3f}{around}")
+    write_json(given.json, figures)
+    return figures
+
+
+if __name__ == "__main__":
+    main()

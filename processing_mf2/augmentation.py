@@ -1,0 +1,164 @@
+"""Augmentation for training: random rotation, crop, flip, colours and cutout. It does not travel with a checkpoint."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from configuration_mf2.facs import LANDMARK_MIRROR
+
+from .geometry import transform_points, warp_by_pil, warp_bytes
+from .image_io import BACKGROUND
+
+
+try:
+    import cv2
+except ImportError:  # then nothing is resampled to bytes either
+    cv2 = None
+
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class MF2Augmentation:
+    """Ranges of uniform draws; 0 switches a change off.
+
+    rotate: degrees either way. scale: relative size either way. shift: share of the crop's side either way (scale and
+    shift together are the random crop). flip, cutout: probabilities. cutout_size: largest side of the hidden patch, as
+    a share of the crop's. brightness, contrast, saturation: relative strength either way.
+    """
+
+    rotate: float = 10.0
+    scale: float = 0.1
+    shift: float = 0.05
+    flip: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    cutout: float = 0.3
+    cutout_size: float = 0.3
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            limit = 180.0 if field.name == "rotate" else 1.0
+            if not 0 <= value <= limit:
+                raise ValueError(f"{field.name}: got {value!r}, expected a number from 0 to {limit:g}")
+        if self.scale == 1:
+            raise ValueError("scale: got 1, at which a face could shrink to nothing; expected less than 1")
+
+    def draw(self, seed: int, index: int) -> "AugmentationDraw":
+        """The changes of one sample, equal for equal (seed, index) on every machine. An epoch is a new seed."""
+        numbers = iter(np.random.default_rng((seed, index)).random(13).tolist())
+
+        def either_way(limit: float) -> float:
+            return -limit + 2 * limit * next(numbers)
+
+        # Every value is drawn, used or not: switching one change off leaves the others as they are.
+        angle, scale = math.radians(either_way(self.rotate)), 1 + either_way(self.scale)
+        shift_x, shift_y = either_way(self.shift), either_way(self.shift)
+        flips, hides = next(numbers) < self.flip, next(numbers) < self.cutout
+        brightness, contrast = 1 + either_way(self.brightness), 1 + either_way(self.contrast)
+        saturation = 1 + either_way(self.saturation)
+        smallest = self.cutout_size / 3
+        patch_width, patch_height = (smallest + (self.cutout_size - smallest) * next(numbers) for _ in range(2))
+        patch = (next(numbers), next(numbers), patch_width, patch_height)
+        return AugmentationDraw(
+            **{"angle": angle, "scale": scale, "shift_x": shift_x, "shift_y": shift_y, "flips": flips},
+            **{"brightness": brightness, "contrast": contrast, "saturation": saturation},
+            patch=patch if hides else None,
+        )
+
+
+SLIGHT = MF2Augmentation(
+    rotate=4.0, scale=0.04, shift=0.02, brightness=0.05, contrast=0.05, saturation=0.05, cutout=0.0
+)
+"""For views of an image whose features are frozen: stronger changes cost AUs."""
+
+
+@dataclass(frozen=True)
+class AugmentationDraw:
+    angle: float
+    scale: float
+    shift_x: float
+    shift_y: float
+    flips: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    patch: tuple[float, float, float, float] | None
+    """Centre (x, y), width and height of the hidden patch, as fractions of the crop."""
+
+    def cut(
+        self, warp: Callable, pixels: torch.Tensor, points: np.ndarray, matrix: np.ndarray, height: int, width: int
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """The changed crop and its landmarks; `matrix` is that of the unchanged crop, `warp` the processor's."""
+        matrix = self.matrix(height, width) @ matrix
+        # In bytes, a quarter of the memory, where possible: random colour changes bear the rounding.
+        in_bytes = self.changes_colours and warp is not warp_by_pil
+        samples = warp_bytes(pixels, matrix, height, width) if in_bytes else None
+        if samples is not None:
+            crop = torch.from_numpy(self.recolour_bytes(samples)).permute(2, 0, 1)
+        else:
+            crop = self.recolour(warp(pixels, matrix, height, width))
+        return crop, self.reorder_landmarks(transform_points(matrix, points))
+
+    def matrix(self, height: int, width: int) -> np.ndarray:
+        """From crop pixels to pixels of the changed crop: around the middle, the flip last."""
+        cos, sin = self.scale * np.cos(self.angle), self.scale * np.sin(self.angle)
+        middle_x, middle_y = width / 2, height / 2
+        turn = np.array(
+            [
+                [cos, -sin, middle_x - cos * middle_x + sin * middle_y + self.shift_x * width],
+                [sin, cos, middle_y - sin * middle_x - cos * middle_y + self.shift_y * height],
+                [0, 0, 1],
+            ]
+        )
+        return np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1]]) @ turn if self.flips else turn
+
+    def reorder_landmarks(self, landmarks: np.ndarray) -> np.ndarray:
+        """In a flipped face the left eye's corner is the right eye's."""
+        return landmarks[list(LANDMARK_MIRROR)] if self.flips else landmarks
+
+    @property
+    def changes_colours(self) -> bool:
+        return self.patch is not None or (self.brightness, self.contrast, self.saturation) != (1, 1, 1)
+
+    def recolour(self, crop: torch.Tensor) -> torch.Tensor:
+        """(3, height, width) float from 0 to 255, changed in place."""
+        # Brightness, then saturation (away from grey), then contrast (away from the mean grey), in one sum: each is
+        # linear in the pixels, in their grey and in its mean.
+        weights = torch.tensor(_GREY_WEIGHTS, device=crop.device)
+        grey = (weights @ crop.reshape(3, -1)).view(1, *crop.shape[1:])
+        constant = self.brightness * (1 - self.contrast) * grey.mean()
+        strength = self.brightness * self.contrast
+        crop *= strength * self.saturation
+        crop += grey.mul_(strength * (1 - self.saturation)).add_(constant)
+        crop.clamp_(0, 255)
+        if self.patch is not None:
+            rows, columns = self._hidden(*crop.shape[1:])
+            crop[:, rows, columns] = BACKGROUND
+        return crop
+
+    def recolour_bytes(self, crop: np.ndarray) -> np.ndarray:
+        """`recolour` of uint8 (height, width, 3) into new memory, rounded."""
+        strength = self.brightness * self.contrast
+        mean_grey = sum(weight * mean for weight, mean in zip(_GREY_WEIGHTS, cv2.mean(crop)[:3], strict=True))
+        mixing = np.empty((3, 4))
+        mixing[:, :3] = np.array(_GREY_WEIGHTS) * (strength * (1 - self.saturation))
+        mixing[:, :3] += np.eye(3) * (strength * self.saturation)
+        mixing[:, 3] = self.brightness * (1 - self.contrast) * mean_grey
+        crop = cv2.transform(crop, mixing)
+        if self.patch is not None:
+            rows, columns = self._hidden(*crop.shape[:2])
+            crop[rows, columns] = math.ceil(BACKGROUND)
+        return crop
+
+    def _hidden(self, height: int, width: int) -> tuple[slice, slice]:
+        x, y, patch_width, patch_height = self.patch
+        left, right = round((x - patch_width / 2) * width), round((x + patch_width / 2) * width)
+        top, bottom = round((y - patch_height / 2) * height), round((y + patch_height / 2) * height)
+        return slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0))

@@ -1,0 +1,427 @@
+"""From a folder of pictures to a data set that trains: whole, resumable, and without a face on both sides."""
+
+import errno
+import json
+import os
+from dataclasses import replace
+
+import cv2
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from corpus_frames import make_frames
+from datasets import Dataset
+from PIL import Image
+
+import train
+from configuration_mf2 import MF2Config
+from configuration_mf2.facs import EMOTIONS, LABEL_SETS
+from mf2face.data.build import mfa as building
+from mf2face.data.build.card import split_counts, summary
+from mf2face.data.build.crops import BuildOptions, RowMaker, image_hash, near_pairs
+from mf2face.data.build.landmark_cache import CachedFace
+from mf2face.data.build.mfa import build_mfa, shards_of
+from mf2face.data.build.splits import plan_mfa
+from mf2face.data.corpora.frames import Video
+from mf2face.data.corpora.label_files import CorpusError
+from mf2face.data.corpora.read import read_corpus
+from mf2face.data.examples import MF2Examples
+from mf2face.data.schema import check_leaks, described_labels, mfa_features
+from mf2face.data.streaming import MF2StreamedExamples, stream_splits
+from mf2face.data.synthetic.faces import draw_example, synthetic_truth
+from processing_mf2 import MF2Processor
+from processing_mf2.image_io import read_image
+
+
+PEOPLE, EACH, SIDE = 6, 8, 96
+OPTIONS = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=12)
+SIZES = {"train": 4, "validation": 1, "test": 1}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Drawn people, as anybody's own folder."""
+    folder = tmp_path_factory.mktemp("own")
+    truth, rows = synthetic_truth(PEOPLE * 16), []
+    for person in range(PEOPLE):
+        for index in range(16 * person, 16 * person + EACH):
+            pixels, landmarks = draw_example(index, size=SIDE)
+            cv2.imwrite(str(folder / f"{index}.jpg"), pixels[..., ::-1])
+            units = dict(zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][index].tolist(), strict=True))
+            row = {"image": f"{index}.jpg", "subject": f"p{person}", "landmarks": landmarks.tolist()}
+            rows.append(row | {"emotion": EMOTIONS[truth["emotion"][index]]} | units)
+    (folder / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def own(drawn, tmp_path):
+    """A copy that a test may spoil."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for file in drawn.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def plan(folder):
+    return plan_mfa(read_corpus("own", folder, licence="mine"), balance=False, sizes=SIZES)
+
+
+@pytest.fixture(scope="module")
+def built(drawn, tmp_path_factory):
+    out = tmp_path_factory.mktemp("built") / "mfa"
+    frames, split = plan(drawn)
+    return out, frames, split, build_mfa(frames, split, out, OPTIONS)
+
+
+def test_what_is_built_loads_and_is_valid(built, tmp_path):
+    out, frames, split, report = built
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path))
+    assert {name: len(part) for name, part in loaded.items()} == {"train": 32, "validation": 8, "test": 8}
+    rows = datasets.concatenate_datasets(list(loaded.values()))
+    assert rows.features == mfa_features()
+    check_leaks(rows)
+    assert described_labels(loaded["train"]) == LABEL_SETS["mfa"]
+    where = {frames.row_id(row): row for row in range(len(frames))}
+    for found in rows.remove_columns("image"):
+        row = where[f"{found['corpus']}/{found['video']}/{found['frame']}"]
+        assert found["au_labels"] == frames.au_labels[row].tolist() and found["emotion"] == frames.emotion[row]
+        assert found["split"] == split[row] and found["landmark_source"] == "given" and found["licence"] == "mine"
+        assert found["emotion_caption"] and found["caption_writer"] == "rule"
+    stored = pq.read_metadata(next((out / "data").glob("train-00000-of-00003.parquet")))
+    assert stored.num_rows == 11
+    card = (out / "README.md").read_text()
+    assert "| images | 32 | 8 | 8 |" in card and "**Licence.** mine" in card and "across splits: none" in card
+    assert report == json.loads((out / "build.json").read_text())
+    assert report["counts"]["train"]["people or videos"] == 4
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "build.json", "data", "dataset_infos.json"]
+
+
+def test_crops_are_what_the_processor_would_cut_and_have_room_around(built, tmp_path):
+    out, frames, _, _ = built
+    processor = MF2Processor.for_model(MF2Config.from_size("tiny", label_set="mfa"))
+    processor.image_processor.size = {"height": 64, "width": 64}
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path))["test"]
+    row = loaded[0]
+    assert row["image"].size == (80, 80)
+    place = [video.name for video in frames.videos].index(row["video"])
+    whole = processor(frames.root / frames.image(place), landmarks=frames.landmarks[place])
+    cut = processor(row["image"], landmarks=np.array(row["landmarks"]))
+    assert np.allclose(whole["landmarks"], cut["landmarks"], atol=0.05)
+    assert (whole["pixel_values"] - cut["pixel_values"]).abs().mean() < 0.03  # saved as JPEG in between
+    streams = stream_splits(str(out))
+    assert len(streams["test"]) == 8 and described_labels(streams["train"]) == LABEL_SETS["mfa"]
+    example = next(iter(MF2StreamedExamples(streams["train"], processor, buffer=1)))
+    first = MF2Examples(datasets.load_dataset(str(out), cache_dir=str(tmp_path))["train"], processor)[0]
+    assert (example["pixel_values"] == first["pixel_values"]).all()
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    (tmp_path / "Anger").mkdir()
+    cv2.imwrite(str(tmp_path / "Anger" / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "Anger" / "a.jpg").rename(tmp_path / "Anger" / os.fsdecode(b"caf\xe9.jpg"))
+    frames = read_corpus("own", tmp_path)
+    with pytest.raises(CorpusError, match=r"image: got 'Anger/caf.*\.jpg', expected a name in UTF-8. Rename it"):
+        build_mfa(frames, ["train"], tmp_path / "mfa", BuildOptions(landmarks="template"))
+
+
+def test_people_in_two_splits_are_refused(built, tmp_path):
+    _, frames, split, _ = built
+    mixed = ["test" if row == 3 else name for row, name in enumerate(split)]
+    with pytest.raises(CorpusError, match="people or videos in two splits, such as p"):
+        build_mfa(frames, mixed, tmp_path / "mfa", OPTIONS)
+    report = build_mfa(frames, mixed, tmp_path / "mfa", BuildOptions(landmarks="corpus", crop_size=64, near="tell"))
+    assert report["in_two_splits"]
+
+
+def test_aligned_pictures_keep_their_pixels_and_nothing_else(own, tmp_path):
+    secret, exif = b"secret-of-the-owner", Image.Exif()
+    exif[0x010E] = secret.decode()
+    for number, file in enumerate(sorted(own.glob("*.jpg"))):
+        picture = Image.open(file)
+        exif[0x0112] = 6 if number % 3 == 0 else 1
+        picture.save(file, "PNG" if number % 3 == 1 else "JPEG", exif=exif, comment=secret)
+        file.write_bytes(file.read_bytes() + secret)
+    frames, split = plan(own)
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64, near="tell"))
+    rows = datasets.load_dataset(str(tmp_path / "mfa"), streaming=True)
+    rows = [row for name in rows for row in rows[name].cast_column("image", datasets.Image(decode=False))]
+    assert len(rows) == 48
+    for row in rows:
+        there, file = row["image"]["bytes"], own / f"{row['video']}.jpg"
+        assert secret in file.read_bytes() and secret not in there and row["landmark_source"] == "template"
+        assert b"Exif" not in there and b"eXIf" not in there and row["image"]["path"] is None
+        seen, kept = (read_image(one).permute(1, 2, 0).numpy() for one in (file, there))
+        if Image.open(file).getexif().get(0x0112) != 6:
+            assert (seen == kept).all()
+        else:  # written anew, upright
+            upright, lying = (cv2.resize(one, (64, 64)).astype(float) for one in (seen, np.rot90(seen)))
+            assert np.abs(upright - kept).mean() < 5 < np.abs(lying - kept).mean()
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill(*_):
+    raise Killed
+
+
+def writes_counted(monkeypatch, fail_at=None, error=Killed):
+    """Names of the tables that are written; the n-th ends in an error."""
+    writes, write = [], building.write_table
+
+    def counted(file, *table):
+        writes.append(file.name)
+        if len(writes) - 1 == fail_at:
+            raise error
+        write(file, *table)
+
+    monkeypatch.setattr(building, "write_table", counted)
+    return writes
+
+
+def images_in(report):
+    return sum(counts["images"] for counts in report["counts"].values())
+
+
+@pytest.mark.parametrize("after", [0, 3, 5])
+def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path, monkeypatch, after):
+    out, frames, split, _ = built
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building, "write_card", kill)
+        first = writes_counted(patch, after)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert not (tmp_path / "mfa").exists()
+    other = BuildOptions(landmarks="corpus", crop_size=72, shard_rows=12)
+    with pytest.raises(ValueError, match=r"unfinished build of other options.*crop_size: 64"):
+        build_mfa(frames, split, tmp_path / "mfa", other)
+    second = writes_counted(monkeypatch)
+    build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert len(second) == 5 - after and set(first[:after] + second) == {path.name for path in (out / "data").iterdir()}
+    for file in sorted((out / "data").iterdir()):
+        assert file.read_bytes() == (tmp_path / "mfa" / "data" / file.name).read_bytes()
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_a_kill_at_the_very_end_doubles_nothing_under_other_options(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building.Path, "rename", kill)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    plan = tmp_path / ".mfa.building" / "plan.json"
+    for text in ("{", "[]"):
+        plan.write_text(text)
+        with pytest.raises(CorpusError, match=r"plan.json: got .*, expected the plan of a build. Remove"):
+            build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    plan.unlink()  # its shards are of an unknown plan
+    other = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=5)
+    report = build_mfa(frames, split, tmp_path / "mfa", other)
+    rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "mfa" / "data").iterdir())
+    assert rows == images_in(report) == 48
+
+
+def test_a_build_that_was_killed_after_its_end_is_cleaned_up(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(building, "remove_work", kill)
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert (tmp_path / ".mfa.building").is_dir()
+    assert build_mfa(frames, split, tmp_path / "mfa", OPTIONS)["counts"]["train"]["images"] == 32
+    assert [path.name for path in tmp_path.iterdir()] == ["mfa"]
+    with pytest.raises(FileExistsError, match="is there already"):
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+
+
+def test_a_full_disk_is_named_and_what_is_done_is_kept(built, tmp_path, monkeypatch):
+    _, frames, split, _ = built
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"mfa\.building: the disk is full") as caught:
+        writes_counted(patch, 2, OSError(errno.ENOSPC, "No space left on device"))
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert caught.value.errno == errno.ENOSPC
+    writes = writes_counted(monkeypatch)
+    build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert len(writes) == 3 and (tmp_path / "mfa" / "README.md").is_file()
+
+
+def test_unreadable_images_are_listed_repaired_or_skipped(own, tmp_path, monkeypatch):
+    frames, split = plan(own)
+    good = {name: (own / name).read_bytes() for name in ("0.jpg", "17.jpg")}
+    for name, content in good.items():
+        (own / name).write_bytes(content[:600])
+    with pytest.raises(CorpusError, match=r"2 images that cannot be used .*left_out.txt lists them.*--skip_unreadable"):
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    listed = (tmp_path / ".mfa.building" / "left_out.txt").read_text().splitlines()
+    assert [line.split("\t")[:2] for line in sorted(listed)] == [[name, "unreadable"] for name in sorted(good)]
+    report = build_mfa(frames, split, tmp_path / "skipped", replace(OPTIONS, skip_unreadable=True))
+    assert report["left_out"] == 2 == report["left_out_because"]["cannot be read (--skip_unreadable)"]
+    assert images_in(report) == 46 and summary(report, "out").endswith(
+        "2 images were left out: 2 cannot be read (--skip_unreadable)"
+    )
+    for file in ("left_out.txt", "build.json", "README.md", "dataset_infos.json"):
+        assert str(own) not in (tmp_path / "skipped" / file).read_text(), "a path of the builder's machine"
+    for name, content in good.items():
+        (own / name).write_bytes(content)
+    writes = writes_counted(monkeypatch)
+    report = build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
+    assert 1 <= len(writes) <= 2 and report["left_out"] == 0
+
+
+@pytest.mark.parametrize("near", [None, "drop", "raise", "tell"])
+def test_a_copy_in_another_split_is_listed_and_dropped_only_when_asked(own, tmp_path, near):
+    frames, split = plan(own)
+    held = next(frames.image(row) for row in range(len(frames)) if split[row] == "test")
+    taught = next(frames.image(row) for row in range(len(frames)) if split[row] == "train")
+    (own / taught).write_bytes((own / held).read_bytes())
+    places = {frames.image(row): row for row in range(len(frames))}
+    frames.landmarks[places[taught]] = frames.landmarks[places[held]]
+    options = OPTIONS if near is None else replace(OPTIONS, near=near)
+    if near == "raise":
+        with pytest.raises(ValueError, match=r"1 images are all but identical to one in another split: own/"):
+            build_mfa(frames, split, tmp_path / "mfa", options)
+        return
+    report = build_mfa(frames, split, tmp_path / "mfa", options)
+    assert report["near_identical"] == [f"own/{taught[:-4]}/0 (train) repeats own/{held[:-4]}/0 (test)"]
+    assert images_in(report) == (47 if near == "drop" else 48)
+    assert ("--near drop" in summary(report, "out")) == (near != "drop")
+    rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "mfa" / "data").iterdir())
+    assert rows == images_in(report)
+
+
+def test_counts_on_the_card_are_those_of_the_rows():
+    units = np.full((6, 12), -1, np.int8)
+    units[:5, 0] = (1, 1, 1, 1, 0)
+    frames = make_frames([4, 2], np.array([0, 0, 1, -1, 1, 1]), units)
+    counts = split_counts(frames, {"train": [0, 1, 2, 3], "validation": [], "test": [4]})
+    assert list(counts) == ["train", "test"] and "AU2 active" not in counts["train"]
+    assert (counts["train"]["images"], counts["train"]["videos"], counts["train"]["AU1 active"]) == (4, 1, 4)
+    assert (counts["train"]["Neutral"], counts["train"]["Anger"]) == (2, 1)
+    assert (counts["test"]["Anger"], counts["test"]["AU1 active"]) == (1, 0)
+
+
+def test_hashes_find_copies_and_leave_other_people_alone():
+    faces = [draw_example(16 * person + frame, size=112)[0] for person in range(12) for frame in (0, 9)]
+    copies = []
+    for face in faces:
+        small = cv2.resize(face, (80, 80), interpolation=cv2.INTER_AREA)
+        _, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 60])
+        copies.append(image_hash(cv2.imdecode(encoded, cv2.IMREAD_COLOR)))
+    hashes, copies = np.array([image_hash(face) for face in faces]), np.array(copies)
+    pairs = {tuple(pair) for pair in near_pairs(copies, hashes).tolist()}
+    assert {(k, k) for k in range(len(faces))} <= pairs
+    assert {(a // 2, b // 2) for a, b in pairs} == {(k, k) for k in range(12)}
+    many = np.tile(hashes, (100, 1))  # more than a block
+    assert len(near_pairs(copies, many)) == 100 * len(pairs) and near_pairs(copies[:0], many).shape == (0, 2)
+
+
+def test_shards_are_random_parts_of_their_split(built):
+    _, frames, split, _ = built
+    shards = shards_of(frames, split, OPTIONS)
+    assert sorted(row for shard in shards for row in shard.rows) == list(range(48))
+    assert all({split[row] for row in shard.rows} == {shard.split} for shard in shards)
+    assert all(len({frames.videos[row].subject for row in shard.rows}) > 2 for shard in shards if shard.count > 1)
+
+
+def test_pictures_with_emotions_alone_are_built_and_trained_in_the_splits_that_are_written(
+    drawn, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows, names = [json.loads(line) for line in (drawn / "labels.jsonl").read_text().splitlines()], {}
+    emotions = LABEL_SETS["raf_db"].emotions
+    lines = ["image,emotion,subject,split"]
+    for number, row in enumerate(rows[::2]):
+        (folder / row["image"]).write_bytes((drawn / row["image"]).read_bytes())
+        split = names.setdefault(row["subject"], ("train", "train", "val", "test")[len(names) % 4])
+        lines.append(f"{row['image']},{emotions[number % len(emotions)]},{row['subject']},{split}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    frames, split = plan_mfa(read_corpus("own", folder, label_set="raf_db"), balance=False, require="emotion")
+    assert {frames.videos[place].official for place in frames.video} == set(split) == {"train", "validation", "test"}
+    assert split == [frames.videos[place].official for place in frames.video]
+    build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64, near="tell"))
+    loaded = datasets.load_dataset(str(tmp_path / "mfa"), cache_dir=str(tmp_path / "loaded"))
+    assert described_labels(loaded["train"]) == LABEL_SETS["raf_db"]
+    assert sum(map(len, loaded.values())) == len(frames) and loaded["train"].features == mfa_features("raf_db")
+    command = ["--dataset", str(tmp_path / "mfa"), "--label_set", "raf_db", "--output_dir", str(tmp_path / "run")]
+    command += ["--use_cpu", "True", "--disable_tqdm", "True", "--per_device_train_batch_size", "8", "--max_steps", "2"]
+    command += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "False"]
+    scores = train.main(command)
+    assert scores["test_images"] == split.count("test") and "emotion_top1" in scores
+
+
+def test_mistakes(built, tmp_path):
+    out, frames, split, _ = built
+    with pytest.raises(FileExistsError, match="is there already"):
+        build_mfa(frames, split, out, OPTIONS)
+    with pytest.raises(ValueError, match="cache: got none, expected a LandmarkCache"):
+        build_mfa(frames, split, tmp_path / "mfa")
+    with pytest.raises(ValueError, match="split: got 2"):
+        build_mfa(frames, ["train", "test"], tmp_path / "mfa", OPTIONS)
+    for wrong in ({"landmarks": "none"}, {"margin": -1}, {"crop_size": 8}, {"near": "yes"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
+            BuildOptions(**wrong)
+
+
+class Bar:
+    count = 0
+
+    def update(self, count):
+        self.count += count
+
+
+class Cache:
+    """In place of a detector: the first image has a face, the second a doubtful one, the third none."""
+
+    def __init__(self, landmarks):
+        sure, unsure = np.ones(68, np.float32), np.full(68, 0.1, np.float32)
+        self.known = [CachedFace(landmarks, sure, sure[:4], 0.9), CachedFace(landmarks, unsure, sure[:4], 0.9), None]
+
+    def faces(self, images, pixels):
+        assert len(images) == len(pixels)
+        return self.known[: len(images)]
+
+
+@pytest.fixture
+def frames(tmp_path):
+    pixels, landmarks = draw_example(3, size=120)
+    for number in range(1, 4):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), pixels[..., ::-1])
+    made = make_frames([3], np.array([1, 2, 3]))
+    video = Video("v", "s", ".", 1, ".jpg")
+    points = np.array([landmarks, landmarks[:, ::-1], np.full((68, 2), np.nan)], np.float32)
+    return made.__class__(**{**vars(made), "root": tmp_path, "videos": [video], "landmarks": points})
+
+
+def make(frames, cache=None, **options):
+    options = BuildOptions(**{"crop_size": 64, **options})
+    bar = Bar()
+    with RowMaker(frames, ["train"] * 3, options, cache) as maker:
+        rows, hashes, kept, problems = maker.make(np.arange(3), bar)
+    assert bar.count == 3 and len(rows) == len(hashes) == len(kept)
+    Dataset.from_list(rows, features=mfa_features())
+    return rows, kept.tolist(), [(problem.image[2:], problem.kind) for problem in problems]
+
+
+def test_landmarks_of_the_corpus_are_checked(frames):
+    rows, kept, problems = make(frames, landmarks="corpus")
+    assert kept == [0] and rows[0]["landmark_source"] == "given"
+    assert problems == [("2.jpg", "landmarks"), ("3.jpg", "no face")]
+
+
+def test_a_detector_that_is_unsure_found_nothing(frames):
+    cache = Cache(frames.landmarks[0])
+    assert make(frames, cache)[1:] == ([0, 1], [("3.jpg", "no face")])
+    assert make(frames, cache, min_confidence=0.5)[1:] == ([0], [("2.jpg", "no face"), ("3.jpg", "no face")])
+    rows, kept, _ = make(frames, cache, min_confidence=0.5, on_no_face="template")
+    assert [row["landmark_source"] for row in rows] == ["detector", "template", "template"] and kept == [0, 1, 2]
+
+
+def test_captions_are_the_rules_and_the_same_on_every_run(frames):
+    first, second = (make(frames, landmarks="template")[0] for _ in range(2))
+    assert [row["au_caption"] for row in first] == [row["au_caption"] for row in second]
+    assert all(row["emotion_caption"] and row["caption_writer"] == "rule" for row in first)
+    bare = make(frames, landmarks="template", captions=False)[0]
+    assert {row["emotion_caption"] for row in bare} == {""} == {row["caption_writer"] for row in bare}
