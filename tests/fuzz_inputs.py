@@ -83,7 +83,7 @@ def byte_damages(
     flips: int,
     cuts: int,
     zeros: int = 2,
-    end: int | None = None,
+    end: int = 2**60,
     rule: str = "finite",
 ) -> Iterator[Damage]:
     """Flipped bits, missing ends, zeros, bytes inserted or lost, bytes behind the end.

@@ -77,7 +77,8 @@ def analyzed(source: Path, model: Any, **options: Any) -> Answer:
 
     summary = analyze(str(source), model=model, **options)
     reasons = [f"{name}: {why}" for name, why in summary.skipped]
-    left_out = {"input", "frame", "time_s", "face_id", "FaceScore", "landmark_source"}
+    # A given or an aligned face has no pose.
+    left_out = {"input", "frame", "time_s", "face_id", "FaceScore", "landmark_source", "Pitch", "Roll", "Yaw"}
     found = [row for row in summary.rows if not math.isnan(float(row["face_id"]))]
     reasons += [f"{row['input']}: no face" for row in summary.rows if math.isnan(float(row["face_id"]))]
     return Answer([{name: row[name] for name in row.keys() - left_out} for row in found], reasons)

@@ -73,8 +73,8 @@ def judge(answer: Callable[[Any], Answer], case: Case, given: Any) -> tuple[str,
     said = " | ".join(found.reasons)
     if not all(is_named(reason, (*case.names, "no face", "weights are damaged")) for reason in found.reasons):
         return "unnamed", said
-    if not is_finite(found.value):
-        return "silent", f"not finite: {str(found.value)[:200]}"
+    if not is_finite(found.value):  # a row whose numbers are missing gives a reason
+        return "refused" if said else "silent", said or f"not finite: {str(found.value)[:200]}"
     if case.rule != "finite" and case.expected is not None and is_same(found.value, case.expected):
         return "accepted", said
     if said and case.rule != "accept":
@@ -227,6 +227,7 @@ def main() -> int:
     parser.add_argument("--case", default="", help="only cases whose label contains this")
     parser.add_argument("--all", action="store_true", help="a line for each input, not only for what went wrong")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
     results = []
     for name in options.kind or KINDS:
         for result in fuzz(name, options.seed, options.case):
