@@ -1,5 +1,6 @@
 """What all models share when they are loaded and called: checks of files, labels and inputs, offloaded weights."""
 
+import dataclasses
 import difflib
 import inspect
 from collections.abc import Iterator
@@ -122,6 +123,8 @@ def check_adapter_file(folder: Any) -> None:
     _check_adapter_config(Path(str(folder)) / "adapter_config.json")
     file = Path(str(folder)) / "adapter_model.safetensors"
     if not file.is_file():
+        if file.exists():
+            raise OSError(f"{file}: a folder or device, expected a file: an adapter's weights")
         return
     try:
         with safe_open(file, framework="pt"):
@@ -136,7 +139,7 @@ def check_adapter_file(folder: Any) -> None:
 def _check_adapter_config(file: Path) -> None:
     """What peft reads before it knows which config checks the other fields."""
     try:
-        from peft import PeftType
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
     except ImportError:
         raise
     if not file.is_file():
@@ -149,6 +152,11 @@ def _check_adapter_config(file: Path) -> None:
     if kind not in kinds:
         got = repr(kind) if "peft_type" in content else "none"
         raise ValueError(f"{file}: peft_type: got {got}, expected one of {kinds}: {wanted}")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType[kind])
+    for field in dataclasses.fields(config_class) if config_class else ():
+        value = content.get(field.name)
+        if field.type in (bool, "bool") and value is not None and not isinstance(value, bool):
+            raise ValueError(f"{file}: {field.name}: got {value!r}, expected true or false: {wanted}")
 
 
 __all__ = ["FacePreTrainedModel", "check_adapter_file", "check_unused", "fetched", "load_to_answer"]

@@ -39,7 +39,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Damage:
-    """content: the new bytes of a file, or a function of the old ones. put: makes something else in its place."""
+    """content: a file's new bytes, or a function of the old ones. put: makes something else in its place."""
 
     label: str
     rule: str
@@ -83,7 +83,7 @@ def byte_damages(
     flips: int,
     cuts: int,
     zeros: int = 2,
-    end: int | None = None,
+    end: int = 2**60,
     rule: str = "finite",
 ) -> Iterator[Damage]:
     """Flipped bits, missing ends, zeros, bytes inserted or lost, bytes behind the end.
@@ -91,7 +91,7 @@ def byte_damages(
     end: flips lie before this byte, for instance in a header. rule: `same` where a checksum finds changed bytes.
     """
     for _ in range(flips):
-        places = [rng.randrange(min(end or size, size)) for _ in range(rng.choice((1, 1, 1, 3, 16)))]
+        places = [rng.randrange(min(end, size)) for _ in range(rng.choice((1, 1, 1, 3, 16)))]
         bits = [1 << rng.randrange(8) for _ in places]
         yield Damage(f"flip {places[:3]}", rule, lambda content, p=places, b=bits: flipped(content, p, b))
     for _ in range(cuts):

@@ -73,8 +73,8 @@ def judge(answer: Callable[[Any], Answer], case: Case, given: Any) -> tuple[str,
     said = " | ".join(found.reasons)
     if not all(is_named(reason, (*case.names, "no face", "weights are damaged")) for reason in found.reasons):
         return "unnamed", said
-    if not is_finite(found.value):
-        return "silent", f"not finite: {str(found.value)[:200]}"
+    if not is_finite(found.value):  # a row whose numbers are missing gives a reason
+        return "refused" if said else "silent", said or f"not finite: {str(found.value)[:200]}"
     if case.rule != "finite" and case.expected is not None and is_same(found.value, case.expected):
         return "accepted", said
     if said and case.rule != "accept":
@@ -101,25 +101,22 @@ def _work(pipe: Any, name: str, seed: int, start: int, only: str) -> None:
         (folder / "kind").mkdir()
         try:
             answer, cases = KINDS[name](folder / "kind", random.Random(f"{seed} {name}"))
-            cases = list(cases)
-        except BaseException:
+            for number, case in enumerate(list(cases)):
+                if number < start or only not in case.label:
+                    continue
+                scratch.mkdir()
+                given = case.make(scratch)
+                gc.collect()
+                Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+                before, begin = _megabytes("VmRSS"), time.monotonic()
+                pipe.send((number, case.label))
+                verdict, said = judge(answer, case, given)
+                pipe.send((verdict, said[:2000], _megabytes("VmHWM") - before, time.monotonic() - begin))
+                del given
+                shutil.rmtree(scratch)
+            pipe.send(None)
+        except Exception:
             pipe.send(traceback.format_exc())
-            return
-        pipe.send(len(cases))
-        for number, case in enumerate(cases[start:], start):
-            if only not in case.label:
-                continue
-            scratch.mkdir()
-            given = case.make(scratch)
-            gc.collect()
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-            before, begin = _megabytes("VmRSS"), time.monotonic()
-            pipe.send((number, case.label))
-            verdict, said = judge(answer, case, given)
-            pipe.send((verdict, said[:2000], _megabytes("VmHWM") - before, time.monotonic() - begin))
-            del given
-            shutil.rmtree(scratch)
-        pipe.send(None)
 
 
 @dataclass
@@ -174,14 +171,15 @@ def fuzz(name: str, seed: int, only: str = "") -> Iterator[Result]:
         try:
             if not ours.poll(600):
                 raise TimeoutError(f"{name}: the undamaged inputs took more than 600 seconds")
-            if isinstance(failure := ours.recv(), str):
-                raise RuntimeError(f"{name}: the undamaged inputs failed\n{failure}")
             while True:
                 if not _answers_in_time(ours, worker.pid):
                     yield Result(name, label or "?", "hang", seconds=MOST_SECONDS)
                     break
                 message = ours.recv()
+                if isinstance(message, str):
+                    raise RuntimeError(f"{name}: the inputs could not be made\n{message}")
                 if message is None:
+                    worker.join(60)
                     return
                 if len(message) == 2:
                     start, label = message[0] + 1, message[1]
@@ -194,7 +192,6 @@ def fuzz(name: str, seed: int, only: str = "") -> Iterator[Result]:
                 raise RuntimeError(f"{name}: the process died between inputs ({worker.exitcode})") from None
             yield Result(name, label, "unnamed", f"the process died ({worker.exitcode})")
         finally:
-            worker.join(10 if label is None else 0)
             worker.kill()
             worker.join(10)
 
@@ -230,13 +227,15 @@ def main() -> int:
     parser.add_argument("--case", default="", help="only cases whose label contains this")
     parser.add_argument("--all", action="store_true", help="a line for each input, not only for what went wrong")
     options = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
     results = []
     for name in options.kind or KINDS:
         for result in fuzz(name, options.seed, options.case):
             results.append(result)
             if result.is_bad or options.all:
                 print(result, flush=True)
-        print(table(results), flush=True)
+        if results:
+            print(table(results), flush=True)
     return any(result.is_bad for result in results)
 
 

@@ -297,7 +297,15 @@ def _in_torch(name: str, adapter: str | None) -> Any:
     loaded = load_to_answer(MF2ForPreTraining, name)
     if adapter is None:
         return loaded
-    adapted = PeftModel.from_pretrained(loaded, adapter)
+    try:
+        adapted = PeftModel.from_pretrained(loaded, adapter)
+    except (OSError, ValueError, ImportError) as error:
+        if adapter in str(error):
+            raise
+        raise ValueError(
+            f"adapter: {adapter} could not be loaded ({type(error).__name__}: {first_line(error)}); expected an "
+            f"adapter_config.json that peft wrote for {name}"
+        ) from error
     check_finite_weights(adapted, adapter)
     return adapted
 

@@ -135,6 +135,28 @@ def test_a_damaged_adapter_ends_the_command_with_a_sentence(
         assert not content.startswith(b'{"') or b"base_model" in content or "peft_type: got" in told
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"use_dora": "1"}, r"adapter_config.json: use_dora: got '1', expected true or false"),
+        ({"use_rslora": float("inf")}, r"adapter_config.json: use_rslora: got inf"),
+        ({"megatron_config": -1}, "adapter_config.json"),
+        ({"target_modules": "nothing"}, "adapter_config.json"),
+        (None, "adapter_model.safetensors: a folder"),
+    ],
+)
+def test_an_adapter_that_peft_cannot_load_is_named(base: Path, tmp_path: Path, fields: dict | None, named: str) -> None:
+    wrapped = get_peft_model(MF2ForPreTraining.from_pretrained(base), LoraConfig(target_modules=r".*au_vl.*q_proj"))
+    wrapped.save_pretrained(tmp_path)
+    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **(fields or {})}))
+    if fields is None:
+        weights.unlink()
+        weights.mkdir()
+    with pytest.raises((ValueError, OSError), match=named):
+        load_model(base, tmp_path)
+
+
 def test_labels_of_the_processor_are_the_model_s(tmp_path: Path) -> None:
     shutil.copytree(EMBEDDED, tmp_path / "model")
     for name in ("processor_config.json", "config.json"):
