@@ -1,15 +1,14 @@
 """The benchmark on photographs: people apart, figures that follow from the rows."""
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from test_scripts import load
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "benchmark"))
-import photographs
+photographs = load("benchmark/photographs")
 
 
 @pytest.fixture
