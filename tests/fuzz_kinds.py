@@ -278,7 +278,7 @@ def own_tables(folder: Path, rng: random.Random) -> Kind:
 
     def plain_reading(content: bytes) -> Any:
         """What a person reads in the table; None if nobody can."""
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, csv.Error):
             rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
             return {
                 row["image"].strip().rsplit(".", 1)[0]: [
