@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from configuration_mf2.json_files import read_json
-from mf2face.files import disk_full, is_disk_full, locked, write_whole
+from mf2face.files import disk_full, is_disk_full, locked, remove_leftovers, write_whole
 
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ def seal(folder: Path) -> None:
     All processes call it, each after its own files."""
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
+        remove_leftovers(folder)  # a killed run's parts: swept later, they would count as lost
         sizes = {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with open(path, "rb") as file:

@@ -123,3 +123,11 @@ def test_a_resumed_run_counts_what_it_had_cost_before(tmp_path: Path) -> None:
     assert second.figures() == pytest.approx({name: kept[name] for name in ("cpu_seconds", "wall_seconds")}, abs=0.05)
     spend(0.1)
     assert second.training_cpu_seconds() >= kept["training_cpu_seconds"] + 0.08
+
+
+def test_a_seal_leaves_out_what_a_killed_process_left(tmp_path: Path) -> None:
+    code = "import os, sys\nfrom mf2face.files import whole_file\nwith whole_file(sys.argv[1]): os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "weights")], cwd=Path(__file__).parents[2], check=False)
+    (left,) = tmp_path.iterdir()
+    seal(tmp_path)
+    assert not left.exists() and damage(tmp_path) is None
