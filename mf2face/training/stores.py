@@ -66,8 +66,8 @@ class StateStore:
 
     def _field(self, fields: Any, name: str, kind: type) -> Any:
         value = fields.get(name.rpartition(".")[2]) if isinstance(fields, dict) else None
-        if type(value) is not kind or (kind is int and value < 1):
-            expected = {dict: "an object", int: "a whole number above 0"}[kind]
+        if type(value) is not kind or (kind is int and not 0 < value < 2**63):
+            expected = {dict: "an object", int: "a whole number from 1 to 2**63 - 1"}[kind]
             raise OSError(f"{self.folder / MANIFEST}: {name}: got {value!r}, expected {expected}; {_REBUILD}")
         return value
 

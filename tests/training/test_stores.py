@@ -360,7 +360,7 @@ def test_a_manifest_of_wrong_types_names_its_file_and_field(store):
     path = store.folder / "store.json"
     text = path.read_text()
     for field in ("identity", "identity.images", "identity.views", "shard_rows", "checksums", ""):
-        for value in (None, True, "x", 1.5, -1, 0, [], {}, "missing"):
+        for value in (None, True, "x", 1.5, -1, 0, 10**30, [], {}, "missing"):
             manifest = json.loads(text)
             owner, last = manifest["identity"] if "." in field else manifest, field.rpartition(".")[2]
             if not field:
