@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> dict:
         print(f"emotion    {result['emotion']} (probability {result['emotions'][result['emotion']]:.2f})")
     for code, unit in result.get("action_units", {}).items():
         mark = "active" if unit["active"] else ""
-        print(f"{code:5} {unit['name']:22} probability {unit['probability']:.2f}, threshold {unit['threshold']} {mark}")
+        figures = f"probability {unit['probability']:.2f}, threshold {unit['threshold']:.2f}"
+        print(f"{code:5} {unit['name']:22} {figures} {mark}")
 
     with torch.device("meta"):
         giant = MF2ForFaceAnalysis(MF2Config.from_size("giant"))
