@@ -23,9 +23,10 @@ from mf2face.inference.faces import (
     GivenLandmarks,
     quality_of,
 )
-from mf2face.inference.media import Frame, Sampling, count_frames, find_inputs, read_frames
+from mf2face.inference.media import Frame, Sampling, count_frames, files_of, find_inputs, read_frames
 from mf2face.inference.model import AnalysisModel, load_model
 from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, first_line, format_of
+from mf2face.inference.shards import Shard, fingerprint
 from processing_mf2.detection import DETECTORS
 from processing_mf2.processing_mf2 import NotFiniteError
 
@@ -81,6 +82,7 @@ class Analysis:
         thresholds: Any = None,
         batch_size: int | None = None,
         progress: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         self.inputs, self.model, self.source = find_inputs(inputs), model, source
         self.sampling, self.caption, self.progress = sampling or Sampling(), caption, progress
@@ -91,6 +93,10 @@ class Analysis:
         self.columns = model.columns(caption)
         self.batch = BatchSize(batch_size)
         self.summary = Summary()
+        self.shard, self.files = shard, self.inputs
+        if shard is not None:  # what is wrong with a folder is noted by the first shard alone
+            every = list(files_of(self.inputs, *([self.summary.skip] if shard.index == 1 else [])))
+            self.files, self.every_file = shard.part(every), fingerprint(every)
         self.trackers: dict[str, FaceTracker] = {}
         self.on_face: Callable[[Frame, Face, int], None] | None = None
         """Called with every face that gets a row, and its number."""
@@ -108,6 +114,8 @@ class Analysis:
             settings["engine"] = self.model.engine
         if self.source.fingerprint is not None:
             settings["landmark_file"] = self.source.fingerprint
+        if self.shard is not None:
+            settings |= {"shard": str(self.shard), "inputs": self.every_file}
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
         return {
@@ -126,10 +134,10 @@ class Analysis:
                 self.on_input(name)
         places = {os.path.abspath(name): last for name, last in done.items()}
         frames = read_frames(
-            self.inputs, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
+            self.files, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
         )
         add = summary.rows.extend if sink is None else sink.add
-        total = count_frames(self.inputs, self.sampling) if self.progress else None
+        total = count_frames(self.files, self.sampling) if self.progress else None
         bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
         try:
             for chunk in _ahead(frames, lambda: self.batch.size):
@@ -306,6 +314,7 @@ def analyze(
     format: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    shard: str | None = None,
 ) -> Summary:
     """Every face in images, folders, videos or a camera, a row each.
 
@@ -318,11 +327,15 @@ def analyze(
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
+    shard: `2/8`: the second of eight parts of the inputs, into an output of its own: `faces-2-of-8.csv`.
     """
+    part = None if shard is None else Shard.parse(shard)
     if output is not None and not hasattr(output, "add"):
         format = format_of(output, format)  # before the model is loaded
+        output = output if part is None else part.path(output)
     where = {"aligned": aligned, "landmarks": landmarks, "detector": detector, "device": device, "engine": engine}
     settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
+    settings |= {"shard": part}
     analysis = prepare(inputs, model, adapter, sampling=Sampling(every, fps, seconds), **where, **settings)
     if output is None or hasattr(output, "add"):
         return analysis.run(output)
