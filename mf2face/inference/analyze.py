@@ -140,7 +140,7 @@ class Analysis:
         total = count_frames(self.files, self.sampling) if self.progress else None
         bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
         try:
-            for chunk in _ahead(frames, lambda: self.batch.size):
+            for chunk in read_ahead(frames, lambda: self.batch.size):
                 add(self.rows_of(chunk))
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
                 bar.update(len(chunk))
@@ -156,34 +156,43 @@ class Analysis:
         return summary
 
     def rows_of(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
+        return [row for _, rows, _ in self.answered(chunk) for row in rows]
+
+    def answered(self, chunk: Sequence[Frame]) -> Iterator[tuple[Frame, list[dict[str, Any]], list[str]]]:
+        """Every frame with its rows, and why it, or a face of it, was left out."""
         faces = self.source.faces(chunk)
         seen = [(frame, of) for frame, of in zip(chunk, faces, strict=True) if not isinstance(of, str)]
         self.summary.frames += len(seen)
         answers = iter(self._answers([(frame, face) for frame, of in seen for face in of]))
-        rows: list[dict[str, Any]] = []
         for frame, of_frame in zip(chunk, faces, strict=True):
-            start = len(rows)
+            rows, reasons = [], []
             if isinstance(of_frame, str):
-                self.summary.skip(frame.input, of_frame)
-                continue
-            if self.on_input is not None:
-                self.on_input(frame.input)
-            good = [(face, answer) for face in of_frame if (answer := self._checked(frame, next(answers))) is not None]
-            numbers = self._numbers(frame, [face for face, _ in good])
-            self.summary.faces += len(good)
-            if not good:
-                self.summary.without_face += not of_frame
-                rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
-            for (face, answer), number in zip(good, numbers, strict=True):
-                place = (frame.input, frame.number, frame.time_s, number)
-                marks = {"pose": face.pose, "quality": quality_of(frame.pixels, face)}
-                rows.append(
-                    self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer, **marks)
-                )
-                if self.on_face is not None and answer:
-                    self.on_face(frame, face, number)
-            if self.on_frame is not None:
-                self.on_frame(frame, rows[start:])
+                reasons.append(of_frame)
+            else:
+                rows = self._rows(frame, of_frame, answers, reasons)
+            name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
+            for why in reasons:
+                self.summary.skip(name, why)
+            yield frame, rows, reasons
+
+    def _rows(self, frame: Frame, faces: Sequence[Face], answers: Iterator[Any], reasons: list[str]) -> list[dict]:
+        if self.on_input is not None:
+            self.on_input(frame.input)
+        good = [(face, answer) for face in faces if (answer := _checked(next(answers), reasons)) is not None]
+        numbers = self._numbers(frame, [face for face, _ in good])
+        self.summary.faces += len(good)
+        rows: list[dict[str, Any]] = []
+        if not good:
+            self.summary.without_face += not faces
+            rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
+        for (face, answer), number in zip(good, numbers, strict=True):
+            place = (frame.input, frame.number, frame.time_s, number)
+            marks = {"pose": face.pose, "quality": quality_of(frame.pixels, face)}
+            rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer, **marks))
+            if self.on_face is not None and answer:
+                self.on_face(frame, face, number)
+        if self.on_frame is not None:
+            self.on_frame(frame, rows)
         return rows
 
     def _answers(self, items: Sequence[tuple[Frame, Face]]) -> list[Any]:
@@ -212,18 +221,10 @@ class Analysis:
             self.batch.learn(len(items), clock() - start)
             return answers
 
-    def _checked(self, frame: Frame, answer: Any) -> dict[str, Any] | None:
-        """None: the face is left out; empty: its row has its place and NaN, for the model gave no number."""
-        name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
-        if not isinstance(answer, Mapping):
-            return answer[0]
-        self.summary.skip(name, re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
-        return {} if answer["error"].get("type") == NotFiniteError.__name__ else None
-
     def _numbers(self, frame: Frame, faces: Sequence[Face]) -> list[int]:
         if not frame.is_moving:
             return list(range(len(faces)))
-        if frame.input not in self.trackers:
+        if frame.input not in self.trackers or frame.number == 0:
             self.trackers = {frame.input: FaceTracker()}  # videos come one after the other
         return self.trackers[frame.input].follow([face.box for face in faces])
 
@@ -236,7 +237,15 @@ class Analysis:
             tracker.next_id = sink.next_id
 
 
-def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Frame]]:
+def _checked(answer: Any, reasons: list[str]) -> dict[str, Any] | None:
+    """None: the face is left out; empty: its row has its place and NaN, for the model gave no number."""
+    if not isinstance(answer, Mapping):
+        return answer[0]
+    reasons.append(re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
+    return {} if answer["error"].get("type") == NotFiniteError.__name__ else None
+
+
+def read_ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Frame]]:
     """Chunks of frames; the next is read in a thread while one is judged. What was read before an error comes first."""
     failed: list[Exception] = []
     stop = threading.Event()
@@ -282,16 +291,28 @@ def prepare(
 ) -> Analysis:
     """A run that is ready to start; settings: those of `Analysis`."""
     found = find_inputs(inputs)
+    only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
+    source = face_source(aligned=aligned, landmarks=landmarks, detector=detector, device=device, only=only)
+    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
+    return Analysis(found, model, source, sampling=sampling, **settings)
+
+
+def face_source(
+    *,
+    aligned: bool,
+    landmarks: str | os.PathLike | None,
+    detector: Detector | None,
+    device: str | None,
+    only: str | None,
+) -> FaceSource:
+    """only: the input of a csv of landmarks that does not name any."""
     if aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
     if aligned:
-        source: FaceSource = AlignedCrops()
-    elif landmarks is not None and landmarks not in DETECTORS:
-        source = GivenLandmarks(landmarks, found[0] if len(found) == 1 and isinstance(found[0], str) else None)
-    else:
-        source = DetectedFaces(detector or landmarks, "cpu" if device in (None, "auto") else device)
-    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
-    return Analysis(found, model, source, sampling=sampling, **settings)
+        return AlignedCrops()
+    if landmarks is not None and landmarks not in DETECTORS:
+        return GivenLandmarks(landmarks, only)
+    return DetectedFaces(detector or landmarks, "cpu" if device in (None, "auto") else device)
 
 
 def analyze(

@@ -60,7 +60,8 @@ def test_merged_shards_are_what_one_run_writes(inputs: Path, tmp_path: Path, end
     for one in about:  # folders are read before files
         one["skipped"].sort(key=str)
     ignored = ("seconds", "bytes") if ending == "parquet" else ("seconds",)
-    assert [{**one, **dict.fromkeys(ignored)} for one in about][0] == {**about[1], **dict.fromkeys(ignored)}
+    first, second = ({**one, **dict.fromkeys(ignored)} for one in about)
+    assert first == second
     assert (summary.frames, summary.without_face, summary.left_out) == (15, 2, 2)
     run(inputs, merged)  # the merged output is continued like that of one run
     assert json.loads(Path(f"{merged}.about.json").read_text())["frames"] == 0
