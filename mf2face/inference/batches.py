@@ -92,7 +92,7 @@ class Analyzer:
 
     def _loaded(self) -> tuple[Analysis, threading.Lock]:
         """Once a process: engines unpickle a function for every task. A fork loads its own."""
-        key = (os.getpid(), repr(self))
+        key = (os.getpid(), repr(dataclasses.replace(self, column="", name="", keep=())))
         if key not in _LOADED:
             source = face_source(
                 aligned=self.aligned, landmarks=self.landmarks, detector=None, device=self.device, only=None
@@ -105,26 +105,28 @@ class Analyzer:
     def _rows(self, analysis: Analysis, items: Sequence[Any], names: Sequence[Any]) -> list[list[dict[str, Any]]]:
         """Rows of each item, those of errors last."""
         analysis.summary = Summary()
-        failed: list[list[tuple[str, str]]] = [[] for _ in items]
         rows: list[list[dict[str, Any]]] = [[] for _ in items]
+        failed: list[list[dict[str, Any]]] = [[] for _ in items]
+
+        def fail(place: int, name: str, why: str, frame: int = 0, time_s: float = float("nan")) -> None:
+            failed[place].append({**analysis.columns.empty_row(name, frame, time_s), "error": why})
 
         def frames() -> Iterator[_Placed]:
-            for place, (item, name) in enumerate(zip(items, names, strict=True)):
+            for place, (item, given) in enumerate(zip(items, names, strict=True)):
 
-                def note(path: str, why: str, place: int = place, name: Any = name) -> None:
-                    failed[place].append((path if name is None else str(name), why))
+                def note(name: str, why: str, place: int = place, given: Any = given) -> None:
+                    fail(place, name if given is None else str(given), why)
 
                 for frame in _frames(item, place, self.sampling, note):
-                    input = frame.input if name is None else str(name)
-                    yield _Placed(input, frame.number, frame.time_s, frame.pixels, frame.is_moving, place)
+                    name = frame.input if given is None else str(given)
+                    yield _Placed(name, frame.number, frame.time_s, frame.pixels, frame.is_moving, place)
 
         for chunk in read_ahead(frames(), lambda: analysis.batch.size):
             for frame, of_frame, reasons in analysis.answered(chunk):
                 rows[frame.place] += [{**row, "error": None} for row in of_frame]
-                failed[frame.place] += [(frame.input, why) for why in reasons]
-        for of_item, errors in zip(rows, failed, strict=True):
-            of_item += [{**analysis.columns.empty_row(name, 0, float("nan")), "error": why} for name, why in errors]
-        return rows
+                for why in reasons:
+                    fail(frame.place, frame.input, why, frame.number, frame.time_s)
+        return [[*of_item, *errors] for of_item, errors in zip(rows, failed, strict=True)]
 
 
 _LOADED: dict[tuple[int, str], tuple[Analysis, threading.Lock]] = {}

@@ -107,18 +107,24 @@ def test_it_pickles_into_fresh_processes(items: list[str]) -> None:
     assert len(content) < 1000, "a model was pickled"
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         parts = pool.starmap(_in_a_process, [(content, items[:2]), (content, items[2:])], chunksize=1)
-    assert str([row for _, rows in parts for row in rows]) == str(expected)
+    assert_same([row for _, rows in parts for row in rows], expected)
     assert os.getpid() not in {process for process, _ in parts}
+
+
+def assert_same(rows: list[dict], expected: list[dict]) -> None:
+    """In another process weights lie elsewhere in memory, which may change the last digit."""
+    assert len(rows) == len(expected)
+    for row, one in zip(rows, expected, strict=True):
+        numbers = {name: value for name, value in one.items() if isinstance(value, float)}
+        assert {name: row[name] for name in numbers} == pytest.approx(numbers, abs=1e-5, nan_ok=True)
+        assert {**row, **dict.fromkeys(numbers)} == {**one, **dict.fromkeys(numbers)}
 
 
 def test_datasets_map_in_two_processes(items: list[str], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"image": [*items, *items[::-1]], "subject": list("abcdefghij")})
-    analyzer = Analyzer(keep=["subject"], **SETTINGS)
+    batch = {"image": [*items, *items[::-1]], "subject": list("abcdefghij")}
+    rows, analyzer = datasets.Dataset.from_dict(batch), Analyzer(keep=["subject"], **SETTINGS)
     settings = {"batched": True, "batch_size": 2, "remove_columns": rows.column_names}
     found = rows.map(analyzer, num_proc=2, **settings, cache_file_name=str(tmp_path / "rows.arrow"))
-    expected = by_rows(analyzer({"image": [*items, *items[::-1]], "subject": list("abcdefghij")}))
-    assert str([{name: row[name] for name in expected[0]} for row in found]) == str(
-        [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in expected]
-    )
+    assert_same(list(found), by_rows(analyzer(batch)))
     assert "".join(found["subject"]) == "abbbbcdefghiiiij" and sum(map(bool, found["error"])) == 4
