@@ -2,15 +2,15 @@
 
 python examples/many_machines.py [--by shards datasets ray] [--images 12]      (ray: pip install "ray[data]")
 
-1. A job array needs only a folder that all jobs see. A job writes the rows of its part, and continues them if it is given
-   again; one command joins the parts. With SLURM (or GNU parallel: `parallel mf2 ... --shard {}/8 ::: 1 2 3 ...`):
+1. A job array needs only a folder that all jobs see. A job writes the rows of its part; given again, it continues.
+   One command joins the parts. With SLURM (or GNU parallel: `parallel mf2 ... --shard {}/8 ::: 1 2 3 ...`):
        #SBATCH --array=1-8 --cpus-per-task=1
        export OMP_NUM_THREADS=1
        mf2 photos -o faces.csv --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT
        mf2 merge faces.csv   # when all of them are done
    Parts have equally many inputs; of videos, which differ, make more parts than there are machines.
-2. `Analyzer` is a function of a batch, for datasets and Ray Data (`num_gpus=1` there for GPUs); it loads its model once in
-   every process. A bad image is a row whose `error` says why (an Image feature needs decode=False for that).
+2. `Analyzer` is a function of a batch, for datasets and Ray Data (`num_gpus=1` there for GPUs); every process loads its
+   model once. A bad image is a row whose `error` says why (an Image feature needs decode=False for that).
 This script draws faces, gives them to two processes, and compares the rows with those of one run; offline.
 """
 
