@@ -6,7 +6,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,9 @@ from processing_mf2.processing_mf2 import NotFiniteError
 
 _MOST_BYTES = 96 * 2**20
 """Decoded bytes of a chunk, unless a single frame has more. Two chunks are held: one is read, one is analysed."""
+
+_MOST_ALIGNED = 64
+"""Crops that a chunk holds at once, 0.6 MB each at 224 pixels; further faces are aligned batch by batch."""
 
 
 class RowSink(Protocol):
@@ -68,6 +72,15 @@ class BatchSize:
         return could
 
 
+@dataclass(frozen=True)
+class Chunk:
+    frames: Sequence[Frame]
+    faces: Sequence[list[Face] | str]
+    """Of each frame, or why it cannot be analysed."""
+    items: Sequence[dict[str, Any]]
+    """What the pipeline takes, face after face: an aligned crop, or an image and landmarks."""
+
+
 class Analysis:
     """One run. `summary` is true at every moment, also after an exception took the run down."""
 
@@ -93,6 +106,7 @@ class Analysis:
         self.columns = model.columns(caption)
         self.batch = BatchSize(batch_size)
         self.summary = Summary()
+        self.reader = ThreadPoolExecutor(1, "mf2-reader")
         self.shard, self.files = shard, self.inputs
         if shard is not None:  # what is wrong with a folder is noted by the first shard alone
             every = list(files_of(self.inputs, *([self.summary.skip] if shard.index == 1 else [])))
@@ -140,10 +154,10 @@ class Analysis:
         total = count_frames(self.files, self.sampling) if self.progress else None
         bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
         try:
-            for chunk in read_ahead(frames, lambda: self.batch.size):
-                add(self.rows_of(chunk))
+            for chunk in self.read_ahead(frames):
+                add([row for _, rows, _ in self.answered(chunk) for row in rows])
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
-                bar.update(len(chunk))
+                bar.update(len(chunk.frames))
                 bar.set_postfix(faces=summary.faces, refresh=False)
         except KeyboardInterrupt:
             summary.stopped = "interrupted"
@@ -155,16 +169,61 @@ class Analysis:
             bar.close()
         return summary
 
-    def rows_of(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
-        return [row for _, rows, _ in self.answered(chunk) for row in rows]
+    def read_ahead(self, frames: Iterator[Frame]) -> Iterator["Chunk"]:
+        """Chunks whose faces are aligned; a thread makes the next while one is answered. What was read before an error
+        comes first."""
+        failed: list[Exception] = []
+        stop = threading.Event()
 
-    def answered(self, chunk: Sequence[Frame]) -> Iterator[tuple[Frame, list[dict[str, Any]], list[str]]]:
+        def take() -> Chunk | None:
+            chunk, held = [], 0
+            try:
+                for frame in frames:
+                    chunk.append(frame)
+                    held += frame.pixels.nelement() * frame.pixels.element_size()
+                    full = len(chunk) >= self.batch.size or held * (len(chunk) + 1) / len(chunk) > _MOST_BYTES
+                    if full or stop.is_set():
+                        break
+            except Exception as error:
+                failed.append(error)
+            return self.prepare(chunk) if chunk and not stop.is_set() else None
+
+        try:
+            ahead = self.reader.submit(take)
+            while chunk := ahead.result():
+                ahead = self.reader.submit(take)
+                yield chunk
+        finally:
+            stop.set()
+            ahead.cancel()
+            wait([ahead])
+            frames.close()
+        if failed:
+            raise failed[0]
+
+    def rows_of(self, frames: Sequence[Frame]) -> list[dict[str, Any]]:
+        return [row for _, rows, _ in self.answered(self.prepare(frames)) for row in rows]
+
+    def prepare(self, frames: Sequence[Frame]) -> "Chunk":
+        """Finds faces and aligns them: what a thread does for one chunk while the model answers another."""
+        faces = self.source.faces(frames)
+        items = [
+            {"image": frame.pixels, "landmarks": face.landmarks if face.given else None}
+            for frame, of_frame in zip(frames, faces, strict=True)
+            if not isinstance(of_frame, str)
+            for face in of_frame
+        ]
+        align = getattr(self.model.pipeline, "preprocess", None)
+        for place, item in enumerate(items[: _MOST_ALIGNED if align else 0]):
+            with contextlib.suppress(Exception):  # the pipeline meets it again, and names it
+                items[place] = align(item, landmark_source="template")
+        return Chunk(frames, faces, items)
+
+    def answered(self, chunk: "Chunk") -> Iterator[tuple[Frame, list[dict[str, Any]], list[str]]]:
         """Every frame with its rows, and why it, or a face of it, was left out."""
-        faces = self.source.faces(chunk)
-        seen = [(frame, of) for frame, of in zip(chunk, faces, strict=True) if not isinstance(of, str)]
-        self.summary.frames += len(seen)
-        answers = iter(self._answers([(frame, face) for frame, of in seen for face in of]))
-        for frame, of_frame in zip(chunk, faces, strict=True):
+        self.summary.frames += sum(not isinstance(of, str) for of in chunk.faces)
+        answers = iter(self._answers(chunk.items))
+        for frame, of_frame in zip(chunk.frames, chunk.faces, strict=True):
             rows, reasons = [], []
             if isinstance(of_frame, str):
                 reasons.append(of_frame)
@@ -195,10 +254,9 @@ class Analysis:
             self.on_frame(frame, rows)
         return rows
 
-    def _answers(self, items: Sequence[tuple[Frame, Face]]) -> list[Any]:
+    def _answers(self, items: Sequence[dict[str, Any]]) -> list[Any]:
         if not items:
             return []
-        images = [{"image": frame.pixels, "landmarks": face.landmarks if face.given else None} for frame, face in items]
         settings = {"landmark_source": "template", "on_error": "skip", "thresholds": self.thresholds}
         if self.caption:
             settings["captions"] = ["emotion"]
@@ -208,7 +266,7 @@ class Analysis:
         while True:
             start = clock()
             try:
-                answers = self.model.pipeline(images, batch_size=self.batch.size, **settings)
+                answers = self.model.pipeline(items, batch_size=self.batch.size, **settings)
             except torch.OutOfMemoryError:
                 if not self.batch.shrink():
                     raise
@@ -243,37 +301,6 @@ def _checked(answer: Any, reasons: list[str]) -> dict[str, Any] | None:
         return answer[0]
     reasons.append(re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
     return {} if answer["error"].get("type") == NotFiniteError.__name__ else None
-
-
-def read_ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Frame]]:
-    """Chunks of frames; the next is read in a thread while one is judged. What was read before an error comes first."""
-    failed: list[Exception] = []
-    stop = threading.Event()
-
-    def take() -> list[Frame]:
-        chunk, held = [], 0
-        try:
-            for frame in frames:
-                chunk.append(frame)
-                held += frame.pixels.nelement() * frame.pixels.element_size()
-                if len(chunk) >= size() or held * (len(chunk) + 1) / len(chunk) > _MOST_BYTES or stop.is_set():
-                    break
-        except Exception as error:
-            failed.append(error)
-        return chunk
-
-    pool = ThreadPoolExecutor(1, "mf2-reader")
-    try:
-        ahead = pool.submit(take)
-        while chunk := ahead.result():
-            ahead = pool.submit(take)
-            yield chunk
-    finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-        frames.close()
-    if failed:
-        raise failed[0]
 
 
 def prepare(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mf2face.inference.analyze import Analysis, face_source, read_ahead
+from mf2face.inference.analyze import Analysis, face_source
 from mf2face.inference.media import Frame, Note, Sampling, read_frames, read_still
 from mf2face.inference.model import load_model
 from mf2face.inference.rows import Summary
@@ -121,7 +121,7 @@ class Analyzer:
                     name = frame.input if given is None else str(given)
                     yield _Placed(name, frame.number, frame.time_s, frame.pixels, frame.is_moving, place)
 
-        for chunk in read_ahead(frames(), lambda: analysis.batch.size):
+        for chunk in analysis.read_ahead(frames()):
             for frame, of_frame, reasons in analysis.answered(chunk):
                 rows[frame.place] += [{**row, "error": None} for row in of_frame]
                 for why in reasons:

@@ -14,9 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from pyarrow import parquet
-
 from configuration_mf2.json_files import read_json
 from mf2face.files import locked, whole_file, write_whole
 from mf2face.inference.rows import OutputError, Summary, differing_settings, format_of, has_face
@@ -77,7 +74,8 @@ def merge_shards(output: str | os.PathLike, *, format: str | None = None, overwr
             return _merge(path, files, about, format)
     except OutputError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error, pyarrow.ArrowException) as error:
+    # What pyarrow, csv and damaged facts raise besides.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, csv.Error) as error:
         raise OutputError(f"output: {path} could not be merged ({type(error).__name__}: {error})") from error
 
 
@@ -152,6 +150,8 @@ def _summary(files: Sequence[Path], about: Sequence[dict[str, Any]], format: str
 
 def _places(file: Path, format: str) -> Iterator[Mapping[str, Any]]:
     if format == "parquet":
+        from pyarrow import parquet
+
         with parquet.ParquetFile(file) as packed:
             for batch in packed.iter_batches(columns=["input", "frame", "face_id"]):
                 yield from batch.to_pylist()
@@ -176,6 +176,8 @@ def _join_lines(part: Path, files: Sequence[Path], headed: bool) -> None:
 
 
 def _join_parquet(part: Path, files: Sequence[Path], about: Mapping[str, Any]) -> None:
+    from pyarrow import Table, parquet
+
     schema = parquet.read_schema(files[0]).with_metadata({"mf2": json.dumps(about)})
     with parquet.ParquetWriter(part, schema) as merged:
         for file in files:
@@ -183,7 +185,7 @@ def _join_parquet(part: Path, files: Sequence[Path], about: Mapping[str, Any]) -
                 if not packed.schema_arrow.equals(schema):
                     raise OutputError(f"shards: {file.name} has other columns than {files[0].name}")
                 for batch in packed.iter_batches():
-                    merged.write_table(pyarrow.Table.from_batches([batch]).cast(schema))
+                    merged.write_table(Table.from_batches([batch]).cast(schema))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -21,7 +21,10 @@ from mf2face.data.synthetic.faces import draw_example
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-GUIDES = "quickstart finetune_on_csv build_dataset write_captions add_label_set write_adapter export_model many_machines deploy".split()
+GUIDES = (
+    *"quickstart finetune_on_csv build_dataset write_captions add_label_set write_adapter export_model".split(),
+    *("many_machines", "deploy"),
+)
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]
 
 
