@@ -107,10 +107,10 @@ class Analysis:
         self.batch = BatchSize(batch_size)
         self.summary = Summary()
         self.reader = ThreadPoolExecutor(1, "mf2-reader")
-        self.shard, self.files = shard, self.inputs
+        self.files, self.shard_settings = self.inputs, {}
         if shard is not None:  # what is wrong with a folder is noted by the first shard alone
             every = list(files_of(self.inputs, *([self.summary.skip] if shard.index == 1 else [])))
-            self.files, self.every_file = shard.part(every), fingerprint(every)
+            self.files, self.shard_settings = shard.part(every), {"shard": str(shard), "inputs": fingerprint(every)}
         self.trackers: dict[str, FaceTracker] = {}
         self.on_face: Callable[[Frame, Face, int], None] | None = None
         """Called with every face that gets a row, and its number."""
@@ -128,8 +128,7 @@ class Analysis:
             settings["engine"] = self.model.engine
         if self.source.fingerprint is not None:
             settings["landmark_file"] = self.source.fingerprint
-        if self.shard is not None:
-            settings |= {"shard": str(self.shard), "inputs": self.every_file}
+        settings |= self.shard_settings
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
         return {

@@ -29,7 +29,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        index, count = map(int, found.groups()) if (found := re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)) else (0, 0)
+        index, count = map(int, found.groups()) if (found := re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)) else (0, 0)
         if not 1 <= index <= count:
             raise ValueError(f"shard: got {text!r}, expected i/n, such as 1/8 to 8/8 for eight machines")
         return cls(index, count)
@@ -62,10 +62,10 @@ def merge_shards(output: str | os.PathLike, *, format: str | None = None, overwr
     path, format = Path(output), format_of(output, format)
     busy = OutputError(f"output: {path} is being written by another run; wait for it, or name another")
     try:
+        shards = _find(path)
         with locked(path.with_name(f".{path.name}.lock"), busy):
             if path.exists() and not overwrite:
                 raise OutputError(f"output: {path} is there; name another, or overwrite it (--overwrite)")
-            shards = _find(path)
             about = [_facts(shard, file, format) for shard, file in shards.items()]
             files = list(shards.values())
             for file, one in zip(files, about, strict=True):
@@ -81,7 +81,7 @@ def merge_shards(output: str | os.PathLike, *, format: str | None = None, overwr
 
 def _find(path: Path) -> dict[Shard, Path]:
     """Files of all shards, in their order."""
-    pattern = re.compile(rf"{re.escape(path.stem)}-(\d{{1,9}})-of-(\d{{1,9}}){re.escape(path.suffix)}")
+    pattern = re.compile(rf"{re.escape(path.stem)}-(\d{{1,5}})-of-(\d{{1,5}}){re.escape(path.suffix)}")
     found: dict[Shard, Path] = {}
     for name in sorted(os.listdir(path.parent)):
         if match := pattern.fullmatch(name):
