@@ -226,7 +226,10 @@ class MF2Pipeline(Pipeline):
         return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
 
     def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
-        """A row for every face to judge; none if `on_no_face="skip"` leaves the image out."""
+        """A row for every face to judge; none if `on_no_face="skip"` leaves the image out. An item that was prepared
+        before, say in another thread, is taken as it is."""
+        if isinstance(item, Mapping) and "pixel_values" in item:
+            return dict(item)
         landmarks = None
         if isinstance(item, Mapping) and "image" in item:
             item, landmarks = item["image"], item.get("landmarks")
