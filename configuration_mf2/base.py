@@ -94,6 +94,9 @@ class KnownFieldsMixin:
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop(FIELD, None)
+        for name in ("image_mean", "image_std"):
+            if isinstance(level := getattr(self, name, None), float):
+                setattr(self, name, [level] * 3)
         source = _READING.get()
         if source is None:
             check_field_names(type(self), kwargs)
@@ -162,11 +165,7 @@ class KnownFieldsMixin:
             _READING.reset(reading)
 
     def to_dict(self) -> dict[str, Any]:
-        content = super().to_dict()
-        for name in self.sub_configs:
-            if isinstance(content.get(name), dict):
-                content[name].pop(FIELD, None)
-        return {**content, FIELD: VERSION}
+        return {**super().to_dict(), FIELD: VERSION}
 
     def validate_bounds(self) -> None:
         for field, most in self.bounds.items():

@@ -42,8 +42,8 @@ class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     patch_size: int = 16
     hidden_size: int = 768
     num_prefix_tokens: int = 1
-    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_mean: float | list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: float | list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     frozen: bool = True
 
     bounds = {"image_size": 4096, "patch_size": 4096, "hidden_size": 16384, "num_prefix_tokens": 1024}
@@ -77,6 +77,7 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     """
 
     model_type = "mf2_qformer"
+    base_config_key = "emo_config"  # of a whole model this is Emo-VL's; AU-VL's is `MF2Config.au_config`
 
     vocab_size: int = 30523  # bert-base-uncased and [DEC]
     hidden_size: int = 768
