@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import json
 import math
 import re
 import warnings
@@ -164,8 +165,9 @@ class KnownFieldsMixin:
         finally:
             _READING.reset(reading)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), FIELD: VERSION}
+    def to_json_string(self, use_diff: bool = True) -> str:
+        content = json.loads(super().to_json_string(use_diff))
+        return json.dumps({**content, FIELD: VERSION}, indent=2, sort_keys=True) + "\n"
 
     def validate_bounds(self) -> None:
         for field, most in self.bounds.items():
