@@ -260,8 +260,21 @@ class MF2Config(FaceConfig):
         return 2 * self.region_grid**2
 
     @property
+    def first_config(self) -> MF2QFormerConfig:
+        """Of the branch whose states an output names `hidden_states`."""
+        return self.emo_config if self.use_emo_branch else self.au_config
+
+    @property
     def hidden_size(self) -> int:
-        return (self.emo_config if self.use_emo_branch else self.au_config).hidden_size
+        return self.first_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.first_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.first_config.num_attention_heads
 
     @property
     def vocab_size(self) -> int:

@@ -295,6 +295,7 @@ class MF2PreTrainedModel(FacePreTrainedModel):
             old, count = branch.heads.language.bias, rows.num_embeddings
             bias = torch.cat([old.detach()[:count], old.new_zeros(max(0, count - len(old)))])
             branch.heads.language.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+        self.vocab_size = count
         return model.get_input_embeddings()
 
     def captioner(self) -> "MF2PreTrainedModel":
