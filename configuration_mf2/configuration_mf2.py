@@ -280,6 +280,10 @@ class MF2Config(FaceConfig):
     def vocab_size(self) -> int:
         return self.emo_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        self.emo_config.vocab_size = self.au_config.vocab_size = size
+
     def validate_branches(self) -> None:
         if not (self.use_emo_branch or self.use_au_branch):
             raise ValueError("use_emo_branch, use_au_branch: got False twice, expected at least one branch")

@@ -22,5 +22,11 @@ def test_the_parts_of_a_saved_model_load_by_their_own_classes(tmp_path):
     assert MF2QFormerConfig.from_pretrained(tmp_path).to_dict() == config.emo_config.to_dict()
 
 
+def test_one_vocabulary_is_of_both_branches():
+    config = MF2Config.from_size("tiny")
+    config.vocab_size = 99
+    assert config.emo_config.vocab_size == config.au_config.vocab_size == config.vocab_size == 99
+
+
 def test_a_cache_has_the_layers_of_the_first_branch():
     assert len(DynamicCache(config=MF2Config.from_size("tiny")).layers) == 4
