@@ -247,6 +247,7 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
         kinds: int | None = None,
     ) -> tuple:
         query_weights = text_weights = cross_weights = text_key_values = None
+        returned = {"output_attentions": output_attentions, "kinds": kinds}
         if queries is not None:
             query_key_values = self.attention.key_values(queries)
         if text is not None:
@@ -258,7 +259,7 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
         if queries is not None:
             sees_text = mode == "two_way" and text is not None
             seen = _joined(query_key_values, text_key_values) if sees_text else query_key_values
-            queries, query_weights = self.attention(queries, seen, query_mask, output_attentions, kinds)
+            queries, query_weights = self.attention(queries, seen, query_mask, **returned)
             if self.cross_attention is not None:
                 queries = _repeated(queries, (image if image_key_values is None else image_key_values[0]).shape[0])
                 keep = keep_key_values or output_attentions or image_key_values is not None
@@ -266,7 +267,7 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
                 if image_key_values is None and not folds:
                     image_key_values = self.cross_attention.key_values(image)
                 seen = image if folds else image_key_values
-                queries, cross_weights = self.cross_attention(queries, seen, None, output_attentions, kinds)
+                queries, cross_weights = self.cross_attention(queries, seen, None, **returned)
             queries = self.query_feed_forward(queries)
         if text is not None:
             text = self.text_feed_forward(attended_text)
