@@ -8,11 +8,12 @@ from importlib.metadata import version
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
+from transformers import AutoConfig, DynamicCache
 
 import modeling_mf2  # noqa: F401 - registers the Auto classes
 from configuration_mf2 import MF2Config, MF2QFormerConfig, MF2VisionConfig
 from configuration_mf2.base import UnknownFieldWarning
+from configuration_mf2.baselines import HSEmotionConfig
 from configuration_mf2.configuration_mf2 import LOSSES, SIZES
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS, REGION_RULES
 from configuration_mf2.hub import check_finite_weights, check_loading_info
@@ -238,11 +239,25 @@ def test_tokenizer_ids_are_adopted():
         MF2Config.from_size("tiny", **small).adopt_tokenizer(Tokenizer())
 
 
-def test_parts_stand_alone():
+def test_parts_stand_alone_and_load_from_a_whole_models_file(tmp_path):
     assert MF2VisionConfig().grid_size == 14
     assert MF2QFormerConfig(hidden_size=24, num_attention_heads=2).hidden_size == 24
     with pytest.raises(ValueError, match="did you mean 'hidden_act'"):
         MF2QFormerConfig(hidden_acts="gelu")
+    config = MF2Config.from_size("tiny")
+    config.save_pretrained(tmp_path)
+    assert MF2VisionConfig.from_pretrained(tmp_path).to_dict() == config.vision_config.to_dict()
+    assert MF2QFormerConfig.from_pretrained(tmp_path).to_dict() == config.emo_config.to_dict()
+
+
+def test_generic_code_finds_one_vocabulary_the_layers_of_a_cache_and_a_level_for_each_channel():
+    config = MF2Config.from_size("tiny")
+    config.vocab_size = 99
+    assert config.emo_config.vocab_size == config.au_config.vocab_size == config.vocab_size == 99
+    assert len(DynamicCache(config=config).layers) == 4
+    for kind in (MF2VisionConfig, HSEmotionConfig):
+        config = kind(image_mean=0.4, image_std=0.2)
+        assert (config.image_mean, config.image_std) == ([0.4] * 3, [0.2] * 3)
 
 
 @pytest.mark.parametrize("make", [lambda: MF2Config.from_size("tiny"), MF2VisionConfig], ids=["model", "tower"])
@@ -265,7 +280,7 @@ def test_a_newer_major_is_named_and_loads(load, tmp_path):
     edit(tmp_path, {FIELD: f"{major + 1}.2.0"})
     with pytest.warns(NewerCheckpointWarning, match=every([tmp_path.name, f"{major + 1}.2.0", VERSION])) as caught:
         config = load(tmp_path)
-    assert len(caught) == 1 and config.to_dict()[FIELD] == VERSION
+    assert len(caught) == 1 and json.loads(config.to_json_string())[FIELD] == VERSION
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for saved in (None, "0.0.1", f"{major}.99.0", VERSION):

@@ -104,6 +104,26 @@ def test_unknown_labels_do_not_matter_and_half_precision_is_near(make):
     assert all(gradient.isfinite().all() for gradient in gradients(model, half.loss).values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        *((kind, {}) for kind in SYSTEMS),
+        (HSEmotionForFaceAnalysis, {"backbone": "mobilenetv3_small_050", "backbone_kwargs": {}}),
+        (MEGraphAUForFaceAnalysis, {"swin": True}),
+        (VLFAUForFaceAnalysis, {"use_marl": False, "use_llga": False, "use_glga": False}),
+    ],
+)
+def test_hidden_states_are_the_stages_of_the_backbone(kind, fields):
+    model = shake(build(kind, **fields)).eval()
+    images = small_batch(model.config)["pixel_values"]
+    usual, read = model(images), model(images, output_hidden_states=True)
+    assert usual.hidden_states is None and len(read.hidden_states) == 4
+    assert all(map(torch.equal, read.hidden_states, model.vision.stages(images)))
+    torch.testing.assert_close(read.au_logits, usual.au_logits)
+    model.config.output_hidden_states = True
+    assert len(model(images).hidden_states) == 4
+
+
 @pytest.mark.parametrize("kind", SYSTEMS)
 def test_saved_and_loaded_bit_by_bit_as_no_other_system_and_with_no_other_labels(kind, tmp_path):
     model = shake(build(kind, swin=kind is VLFAUForFaceAnalysis)).eval()

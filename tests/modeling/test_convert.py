@@ -134,7 +134,8 @@ def assert_answers_as(model, retrieval, inputs, branch="emo"):
     module, tokens = model.branch(branch), model.vision(pixels)
     torch.testing.assert_close(tokens, retrieval.vision_model(pixels).last_hidden_state, **CLOSE)
     if module.queries.shape[1] == QUERIES:
-        similarity = (model.get_image_features(image_tokens=tokens) @ model.get_text_features(ids, mask).T).amax(1)
+        image, text = model.get_image_features(image_tokens=tokens), model.get_text_features(ids, mask)
+        similarity = (image.pooler_output @ text.pooler_output.T).amax(1)
         torch.testing.assert_close(similarity, retrieval(**inputs).logits_per_image, **CLOSE)
         joint = module.qformer(queries=module.queries, input_ids=ids, text_mask=mask, image=tokens)
         theirs = retrieval(**inputs, use_image_text_matching_head=True)

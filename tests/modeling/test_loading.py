@@ -291,7 +291,7 @@ def answers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         if isinstance(model, MF2ForCaptioning):
             found[f"written_{branch}"] = model.generate(batch["pixel_values"], batch["landmarks"], branch=branch)
         if type(model) is MF2Model:  # outside of forward
-            found[f"features_{branch}"] = model.get_image_features(**pick(batch, *IMAGE), branch=branch)
+            found[f"features_{branch}"] = model.get_image_features(**pick(batch, *IMAGE), branch=branch).pooler_output
     return found
 
 

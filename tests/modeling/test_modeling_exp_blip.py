@@ -162,6 +162,16 @@ def test_trained_heads_answer_for_no_other_labels_and_read_no_other_features(tmp
     assert without.emotion_logits is None and without.emotion is None and without.au_logits.shape == (4, 3)
 
 
+@pytest.mark.parametrize("cls", [ExpBlipForFaceAnalysis, ExpBlipForPreTraining])
+def test_states_and_attentions_of_the_queries_on_request(cls):
+    model = shake(cls(small_config(frozen_features=False))).eval()
+    batch = faces_and_captions(model.config)
+    batch = {"pixel_values": batch["pixel_values"]} if cls is ExpBlipForFaceAnalysis else batch
+    read = model(**batch, output_hidden_states=True, output_attentions=True)
+    assert [tuple(state.shape) for state in read.hidden_states] == [(4, 3, 32)] * 4
+    assert [tuple(weights.shape) for weights in read.attentions] == [(4, 4, 3, 3)] * 3
+
+
 # The captioner
 
 

@@ -169,22 +169,27 @@ def test_a_share_of_the_label_losses_is_that_of_the_aus_alone():
 
 
 @pytest.mark.parametrize("units", [["AU6"], ["AU1", "AU6", "AU25"]])
-def test_attentions_need_eager_attention_and_have_an_axis_of_aus(units):
+def test_attentions_are_returned_whatever_their_implementation_and_have_an_axis_of_aus(units):
     model = build(MF2ForFaceAnalysis, action_units=units)
-    batch, count = inputs_of(model), len(units)
-    with pytest.raises(ValueError, match=r"output_attentions: 'sdpa'.*attn_implementation='eager'"):
-        model(**batch, output_attentions=True)
-    usual = model(**batch)
+    batch, count, asked = inputs_of(model), len(units), {"output_attentions": True, "output_hidden_states": True}
+    assert model.config._attn_implementation == "sdpa"
+    usual, read = model(**batch), model(**batch, **asked)
+    assert usual.emo_cross_attentions is usual.emo_hidden_states is usual.attentions is usual.hidden_states is None
     model.set_attn_implementation("eager")
-    read = model(**batch, output_attentions=True, output_hidden_states=True)
+    assert all(map(torch.equal, read.au_cross_attentions, model(**batch, **asked).au_cross_attentions))
     torch.testing.assert_close(read.emo_states, usual.emo_states, **CLOSE)
+    assert [tuple(w.shape) for w in read.attentions] == [(4, 4, 3, 3)] * 3
     assert [tuple(w.shape) for w in read.emo_cross_attentions] == [(4, 4, 3, 16)] * 2
     assert [tuple(w.shape) for w in read.au_cross_attentions] == [(4, count, 4, 2, 8)] * 2
     for weights in (*read.emo_cross_attentions, *read.au_cross_attentions):
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert read.hidden_states is read.emo_hidden_states
     assert [tuple(state.shape) for state in read.emo_hidden_states] == [(4, 3, 32)] * 4
     assert [tuple(state.shape) for state in read.au_hidden_states] == [(4, count, 2, 32)] * 4
     assert torch.equal(read.au_hidden_states[-1], read.au_states)
+    alone = build(MF2Model, action_units=units, use_emo_branch=False)(**batch, **asked)
+    assert alone.hidden_states is alone.au_hidden_states
+    assert [tuple(w.shape) for w in alone.attentions] == [(4, count, 4, 2, 2)] * 3
 
 
 @pytest.mark.parametrize("cls", INPUTS)
@@ -209,20 +214,26 @@ def test_features_share_a_space_of_unit_vectors():
     model = build(MF2Model)
     batch = tiny_batch(model.config)
     shapes = {"emo": ((4, 3, 8), (4, 8)), "au": ((4, 3, 2, 8), (4, 3, 8))}
+    asked = {"output_hidden_states": True, "output_attentions": True}
     for branch, prefix in (("emo", ""), ("au", "au_")):
         ids, mask = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
-        image = model.get_image_features(**pick(batch, *IMAGE), branch=branch)
-        text = model.get_text_features(ids, mask, branch=branch)
-        assert (tuple(image.shape), tuple(text.shape)) == shapes[branch]
+        image = model.get_image_features(**pick(batch, *IMAGE), branch=branch, **asked)
+        text = model.get_text_features(ids, mask, branch=branch, **asked)
+        assert (tuple(image.pooler_output.shape), tuple(text.pooler_output.shape)) == shapes[branch]
         for features in (image, text):
-            torch.testing.assert_close(features.norm(dim=-1), torch.ones(features.shape[:-1]))
+            norm = features.pooler_output.norm(dim=-1)
+            torch.testing.assert_close(norm, torch.ones_like(norm))
+            states = features.last_hidden_state.flatten(0, -3)
+            assert torch.equal(states, features.hidden_states[-1].flatten(0, -3)) and len(features.attentions) == 3
+        assert torch.equal(model.branch(branch).heads.image_features(image.last_hidden_state), image.pooler_output)
         pad = torch.nn.functional.pad
         padded = model.get_text_features(pad(ids, (0, 3), value=7), pad(mask, (0, 3)), branch=branch)
-        torch.testing.assert_close(padded, text, **CLOSE)
+        torch.testing.assert_close(padded.pooler_output, text.pooler_output, **CLOSE)
         given = {"landmarks": batch["landmarks"], "image_tokens": model.vision(batch["pixel_values"])}
-        assert torch.equal(model.get_image_features(**given, branch=branch), image)
+        assert torch.equal(model.get_image_features(**given, branch=branch).pooler_output, image.pooler_output)
     ids = batch["input_ids"][:, :3]
-    assert torch.equal(model.get_text_features(ids), model.get_text_features(ids, torch.ones(4, 3)))
+    masked = model.get_text_features(ids, torch.ones(4, 3), return_dict=False)
+    assert torch.equal(model.get_text_features(ids).pooler_output, masked[1])
 
 
 def test_what_a_model_cannot_take_is_named():
@@ -285,6 +296,9 @@ def test_a_tuple_on_request(cls):
     for found in (by_argument, model(**batch)):
         assert isinstance(found, tuple)
         assert all(torch.equal(one, other) for one, other in zip(found, usual.to_tuple(), strict=True))
+    if cls is MF2ForFaceAnalysis:
+        loss, emotion_logits, au_logits, *_ = model(**batch, **pick(tiny_batch(model.config), *LABELS))
+        assert loss.ndim == 0 and emotion_logits.shape == au_logits.shape == (4, 3)
 
 
 @pytest.mark.parametrize("cls", INPUTS)
