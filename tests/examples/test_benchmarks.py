@@ -1,102 +1,17 @@
-"""Every example and every benchmark runs; what it measured is not judged here."""
+"""Every benchmark runs; what it measured is not judged here, how its figures follow from each other is."""
 
-import importlib.util
+import csv
 import json
+import resource
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import datasets
+import numpy as np
 import pytest
-import torch
-
-from configuration_mf2.facs import LABEL_SETS
-from mf2face.data.metrics import action_unit_scores
-from mf2face.data.synthetic.faces import draw_example, synthetic_truth
-from modeling_mf2 import MF2ForFaceAnalysis
-from processing_mf2 import MF2Processor
-
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def load(name: str) -> ModuleType:
-    path = EXAMPLES / f"{name}.py"
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(path.parent))
-
-
-def test_examples_are_short() -> None:
-    assert [path.name for path in EXAMPLES.glob("*.py") if len(path.read_text().splitlines()) > 80] == []
-
-
-def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    quickstart = load("quickstart")
-    first = quickstart.main(["--random", "--save", str(tmp_path)])
-    assert "RANDOM weights" in capsys.readouterr().out
-    assert set(first) == {"emotion", "emotions", "action_units", "active_action_units"}
-    assert list(first["action_units"])[:3] == ["AU1", "AU2", "AU4"]
-    again = quickstart.main(["--checkpoint", str(tmp_path)])
-    # Loaded weights lie elsewhere in memory, which may change the last bit of a sum.
-    assert again["emotions"] == pytest.approx(first["emotions"], abs=1e-5)
-    for name, unit in again["action_units"].items():
-        assert unit["probability"] == pytest.approx(first["action_units"][name]["probability"], abs=1e-5)
-    printed = capsys.readouterr().out
-    assert "RANDOM" not in printed and "AU12  lip corner puller" in printed and "186,702,654" in printed
-
-
-def test_the_released_checkpoint_is_what_the_quickstart_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    result = load("quickstart").main([])
-    assert "RANDOM" not in capsys.readouterr().out
-    truth = synthetic_truth(8)
-    active = {name for name, state in zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][7], strict=True) if state}
-    assert len(active ^ set(result["active_action_units"])) <= 2
-
-
-def test_the_released_checkpoint_reads_people_that_it_has_not_seen() -> None:
-    """Its card says 0.86 and 0.63 of 896 images; always answering yes, or one emotion, gives 0.4 and 0.2."""
-    released = EXAMPLES.parent / "model_cards" / "mf2-tiny-synthetic"
-    model, processor = MF2ForFaceAnalysis.from_pretrained(released).eval(), MF2Processor.from_pretrained(released)
-    drawn = [draw_example(index, seed=2) for index in range(160)]
-    with torch.no_grad():
-        found = model(**processor(images=[face for face, _ in drawn], landmarks=[points for _, points in drawn]))
-    truth = synthetic_truth(160, seed=2)
-    units = torch.sigmoid(found.au_logits).double().numpy()
-    assert action_unit_scores(units, truth["au_labels"], LABEL_SETS["mfa"].action_units)["au_f1_macro"] > 0.75
-    assert (found.emotion_logits.argmax(1).numpy() == truth["emotion"]).mean() > 0.45
-
-
-def test_a_finished_run_is_released_without_code(tmp_path: Path) -> None:
-    run, target = tmp_path / "run", tmp_path / "released"
-    load("quickstart").main(["--random", "--save", str(run)])
-    release = load("release_checkpoint").main
-    with pytest.raises(FileNotFoundError, match=r"metrics\.json, README\.md not found; expected the output"):
-        release(run, target)
-    for name in ("metrics.json", "README.md"):
-        (run / name).write_text("{}")
-    with pytest.raises(ValueError, match=r"bytes, expected at most 12000000; train with --save_half True"):
-        release(run, target)
-    model = MF2ForFaceAnalysis.from_pretrained(run)
-    model.save_pretrained(run, state_dict={name: tensor.half() for name, tensor in model.state_dict().items()})
-    release(run, target)
-    assert not list(target.glob("*.py")) and "auto_map" not in (target / "config.json").read_text()
-    again = MF2ForFaceAnalysis.from_pretrained(target)
-    assert again.dtype == torch.float32
-    for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name].half().to(tensor.dtype)), name
-
-
-def test_the_gallery_draws_its_sheets(tmp_path: Path) -> None:
-    load("synthetic_gallery").main(["--out", str(tmp_path), "--size", "64", "--subjects", "2"])
-    sheets = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert "synthetic_styles.png" in sheets and len(sheets) == 5
+from example_scripts import load
+from matplotlib import pyplot as plt
 
 
 BENCHMARKS = {
@@ -184,8 +99,6 @@ SCORES_OF = {"evaluate": (0.2, 0.3), "linear_probe": (0.5, 0.4), "dfn": (0.62, 0
 def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import datasets
-
     finetuning, runs = load("benchmark/finetuning"), []
 
     def recorder(command: list[str]) -> None:
@@ -239,8 +152,6 @@ def test_finetuning_closes_no_gap_where_there_is_none() -> None:
 
 @pytest.mark.slow
 def test_finetuning_trains_scores_and_measures_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load("quickstart").main(["--random", "--save", str(tmp_path / "base")])
     command = ["--accuracy", "--model", str(tmp_path / "base"), "--output_dir", str(tmp_path / "runs"), "--rounds", "1"]
@@ -251,35 +162,128 @@ def test_finetuning_trains_scores_and_measures_memory(tmp_path: Path, monkeypatc
     assert {"dfn_minus_probe_au", "dfn_minus_probe_emotion", "untouched_au"} <= set(figures)
 
 
-def test_build_dataset_makes_a_folder_of_pictures_trainable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import datasets
-    from PIL import Image
-
-    for number in range(8):
-        for emotion in ("happy", "Anger"):
-            target = tmp_path / "mine" / emotion / f"{number}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(draw_example(16 * number, size=64)[0]).save(target)
-    build = load("build_dataset")
-    command = ["own", str(tmp_path / "mine"), str(tmp_path / "built"), "--require", "emotion"]
-    command += ["--landmarks", "template"]
-    report = build.main([*command, "--near", "tell", "--sizes", "train=0.5", "validation=0.5"])
-    assert {name: counts["images"] for name, counts in report["counts"].items()} == {"train": 8, "validation": 8}
-    assert "train: 8 images" in capsys.readouterr().out
-    rows = datasets.load_dataset(str(tmp_path / "built"), streaming=True)["train"]
-    assert {row["corpus"] for row in rows} == {"own"}
-    captions = load("write_captions")
-    captions.main(["--dataset", str(tmp_path / "built"), "--out", str(tmp_path / "captions")])
-    captioned = datasets.load_from_disk(tmp_path / "captions" / "dataset")
-    assert len(captioned) == 16 and set(captioned["split"]) == {"train", "validation"}
-    with pytest.raises(FileNotFoundError, match="dataset: there is no folder"):
-        captions.main(["--dataset", str(tmp_path / "nowhere")])
-    with pytest.raises(ValueError, match=r"own: got the options \['licens'\]"):
-        build.main([*command, "--reader", "licens=mine"])
-
-
 @pytest.mark.slow
 def test_data_measures_the_loader_and_the_memory_of_a_build() -> None:
     figures = load("benchmark/data").main(["--quick", "--only", "loader", "memory"])
     assert {"loader_ratio", "loader_with_texts_ratio", "build_memory_ratio"} <= set(figures)
     assert all(value > 0 for value in figures.values())
+
+
+# The inference benchmark
+
+
+@pytest.fixture(scope="module")
+def inference() -> ModuleType:
+    return load("benchmark/inference")
+
+
+def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
+    inference: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in (1, 2):
+        for seed in (0, 1):
+            tested = tmp_path / "runs" / f"{count}-{seed}" / "tested"
+            tested.mkdir(parents=True)
+            scores = {"au_f1_tuned_macro": 0.1 * count + 0.02 * seed, "au_roc_auc_macro": 0.9, "emotion_top1": 0.5}
+            for place in (tested, tested.parent):
+                (place / "metrics.json").write_text(json.dumps(scores if place == tested else {}))
+    (tmp_path / "runs" / "faces-1600").mkdir()
+    command = ["--size", "tiny", "--only", "vit", "curve", "--rounds", "1", "--batch_size", "1", "--vit_images", "2"]
+    command += ["--queries", "1", "2", "--accuracy", str(tmp_path / "runs"), "--picture", str(tmp_path / "curve.png")]
+    figures = inference.main([*command, "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
+    assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
+    assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
+
+
+def test_the_number_of_queries_beside_each_point_is_within_the_frame(
+    inference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = (1, 4, 32)
+    figures = {f"{name}_{count}": 0.7 for count in queries for name in ("f1", "emotion")}
+    figures |= {f"{name}_{count}_sd": 0.01 for count in queries for name in ("f1", "emotion")}
+    figures |= {f"cost_{count}{by}": 1 + count / 16 for count in queries for by in ("", "_cpu")}
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    inference.draw_curve(figures, queries, "base", tmp_path / "curve.png")
+    monkeypatch.undo()
+    (axis,) = drawn[0].axes
+    frame = axis.get_window_extent()
+    for text in axis.texts:
+        extent = text.get_window_extent()
+        assert frame.x0 < extent.x0 and extent.x1 < frame.x1 - 2, text.get_text()
+    assert [text.get_text() for text in axis.texts] == ["1", "4", "32"]
+    plt.close(drawn[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleType) -> None:
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    spent = inference.spent_by([sys.executable, "-S", "-c", "held = bytes(range(256)) * 200_000"])
+    assert 50 < spent["peak_mb"] < 100 < mine
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        inference.spent_by([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.slow
+def test_inference_measures_the_command_its_memory_and_the_engines(inference: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    command = ["--size", "tiny", "--only", "folder", "engines", "f1", "memory", "--images", "8", "--rounds", "1"]
+    figures = inference.main([*command, "--f1_faces", "64", "--video_minutes", "0.2"])
+    wanted = ("folder_over_bare", "onnx_over_eager", "int8_over_eager", "memory_folder_ratio", "memory_video_ratio")
+    assert all(figures[name] > 0 for name in wanted) and abs(figures["int8_f1_loss"]) < 0.05
+
+
+# The benchmark on photographs
+
+
+def photographs() -> ModuleType:
+    return load("benchmark/photographs")
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "emotion", "subject", "AU12"])
+        for number in range(120):
+            emotion = ("Happiness", "Neutral", "Fear")[min(2, number // 55)]
+            writer.writerow([f"images/{number}.jpg", emotion, f"p{number % 40}", "1" if number < 55 else "0"])
+    return path
+
+
+def test_the_two_parts_share_no_person(labels: Path) -> None:
+    parts = [photographs().read_labels(labels, labels.parent, part) for part in ("choose", "report")]
+    people = [{row["subject"] for row in part.values()} for part in parts]
+    assert not people[0] & people[1] and all(len(one) > 5 for one in people)
+    assert sum(map(len, parts)) == len(photographs().read_labels(labels, labels.parent, None)) == 120
+
+
+def test_scores_follow_from_the_largest_face_of_each_photograph(labels: Path) -> None:
+    known = photographs().read_labels(labels, labels.parent, None)
+    rows = []
+    for number, (name, row) in enumerate(known.items()):
+        happy = row["emotion"] == "Happiness"
+        answer = {"Happiness": 0.9 * happy, "Neutral": 0.5, "Fear": 0.0}
+        units = {"AU12": 0.8 if happy else 0.1, "AU06": 0.5}
+        rows.append({"input": name, "face_id": 0, **units, **answer})
+        rows.append({"input": name, "face_id": 1, "AU12": 1 - units["AU12"], "AU06": number, **answer})
+    figures = photographs().scores(rows, known)
+    assert figures["au12_happiness_auc"] == figures["au12_auc"] == 1 and figures["au6_happiness_auc"] == 0.5
+    assert figures["emotion_macro_recall"] == 1 and figures["emotion_chance"] == 0.5  # fear has too few photographs
+    assert figures["au12_happiness_auc_low"] == 1 and "au1_fear_auc" not in figures
+    assert photographs().scores([{**row, "face_id": float("nan")} for row in rows], known) == {}
+
+
+def test_an_interval_is_over_people(labels: Path) -> None:
+    values = np.repeat(np.random.default_rng(0).normal(size=20), 50)
+    low, high = photographs().interval(lambda chosen: values[chosen].mean(), np.repeat(np.arange(20), 50))
+    assert low < values.mean() < high and high - low > 0.5 * values.std()
+
+
+def test_labels_without_their_columns_are_named(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image,mood\na.jpg,good\n")
+    with pytest.raises(SystemExit, match=r"l\.csv.*emotion"):
+        photographs().read_labels(tmp_path / "l.csv", tmp_path, None)
