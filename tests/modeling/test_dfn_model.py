@@ -182,17 +182,18 @@ def test_weights_are_swapped_in_place_while_the_model_serves(batch, tmp_path):
     assert places == [parameter.data_ptr() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("name", ["emo_vl", "visual_emo", "classifiers", "0", "dfn_towers", "a.b", "weight"])
-def test_a_name_that_a_module_has_is_refused_and_leaves_the_model_as_it_was(batch, name):
+def test_a_name_that_a_module_has_is_refused_and_leaves_the_model_as_it_was(batch):
     base = build()
-    before = answers(base, batch)
-    with pytest.raises(ValueError, match="expected a name without dots that no module"):
-        get_peft_model(base, small(), adapter_name=name)
+    before, taken = answers(base, batch), ("emo_vl", "visual_emo", "classifiers", "0", "dfn_towers", "a.b", "weight")
+    for name in taken:
+        with pytest.raises(ValueError, match="expected a name without dots that no module"):
+            get_peft_model(base, small(), adapter_name=name)
     assert same(answers(base, batch), before)
     model = nudge(get_peft_model(base, small()))
     expected = answers(model, batch)
-    with pytest.raises(ValueError, match="expected a name without dots"):
-        model.add_adapter(name, small())
+    for name in taken:
+        with pytest.raises(ValueError, match="expected a name without dots"):
+            model.add_adapter(name, small())
     assert list(model.peft_config) == ["default"] and same(answers(model, batch), expected)
 
 

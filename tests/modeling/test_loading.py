@@ -12,13 +12,7 @@ from compared_systems import SMALL, SMALL_SWIN, small_batch
 from conftest import IMAGE, assert_same, pick, shake, state_of, tiny_batch, tiny_config
 from exp_blip_models import SMALL_TOWERS, small_config
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForImageTextToText,
-    AutoModelForPreTraining,
-    PreTrainedModel,
-)
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining, PreTrainedModel
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.baselines import HSEmotionConfig, MEGraphAUConfig, VLFAUConfig
@@ -99,12 +93,6 @@ def test_saving_and_loading_changes_no_output(tmp_path: Path, tower: str) -> Non
     assert eager(**batch, output_attentions=True).au_cross_attentions is not None
 
 
-def test_auto_classes_answer_with_ours(saved: Path) -> None:
-    autos = (AutoModel, AutoModelForPreTraining, AutoModelForImageClassification, AutoModelForImageTextToText)
-    for auto, cls in zip(autos, (MF2Model, *CLASSES[1::2], MF2ForCaptioning), strict=True):
-        assert type(auto.from_pretrained(saved)) is cls
-
-
 def test_a_checkpoint_that_lacks_weights_starts_training_and_answers_nothing(change, saved: Path) -> None:
     folder = change(lambda tensors: {name: t for name, t in tensors.items() if not name.startswith("classifiers.")})
     model, info = MF2ForFaceAnalysis.from_pretrained(folder, output_loading_info=True)
@@ -133,14 +121,14 @@ def test_a_tensor_that_cannot_answer_is_named(change, bias: torch.Tensor, messag
         load_to_answer(MF2ForFaceAnalysis, folder, ignore_mismatched_sizes=True)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
-def test_a_damaged_checkpoint_names_its_file(saved: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_names_its_file(saved: Path, tmp_path: Path) -> None:
     shutil.copy(saved / "config.json", tmp_path)
     content = (saved / "model.safetensors").read_bytes()
-    if damage != "missing":
-        (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-    with pytest.raises(Exception, match=r"model\.safetensors"):
-        MF2Model.from_pretrained(tmp_path)
+    for damaged in (None, content[: len(content) // 2], b""):
+        if damaged is not None:
+            (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(Exception, match=r"model\.safetensors"):
+            MF2Model.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -165,32 +165,6 @@ def test_stored_image_keys_and_values(inputs):
     close(again.query_states, model(queries=inputs["queries"], image=inputs["image"][order]).query_states, 1e-6)
 
 
-def test_states_and_attentions_on_request(inputs):
-    model = build("eager")
-    usual = model(**inputs)
-    assert usual.hidden_states is usual.attentions is usual.text_attentions is usual.cross_attentions is None
-    read = model(**inputs, output_hidden_states=True, output_attentions=True)
-    assert [tuple(state.shape) for state in read.hidden_states] == [(ROWS, QUERIES, 32)] * 5
-    assert [tuple(state.shape) for state in read.text_hidden_states] == [(ROWS, LENGTH, 32)] * 5
-    assert read.hidden_states[-1] is read.query_states and read.text_hidden_states[-1] is read.text_states
-    shapes = {
-        "attentions": [(ROWS, 4, QUERIES, QUERIES + LENGTH)] * 4,
-        "text_attentions": [(ROWS, 4, LENGTH, QUERIES + LENGTH)] * 4,
-        "cross_attentions": [(ROWS, 4, QUERIES, IMAGE)] * 2,
-    }
-    for name, expected in shapes.items():
-        assert [tuple(weights.shape) for weights in read[name]] == expected, name
-        for weights in read[name]:
-            close(weights.sum(-1), torch.ones(weights.shape[:-1]), 1e-5)
-    hidden = read.attentions[0][:, :, :, QUERIES:] * (1 - inputs["text_mask"])[:, None, None]
-    assert hidden.abs().max() == 0
-    few = {"queries": inputs["queries"][:2], "image": inputs["image"]}
-    alone = model(**few, output_hidden_states=True, output_attentions=True)
-    assert {tuple(state.shape) for state in alone.hidden_states} == {(ROWS, QUERIES, 32)}
-    assert alone.text_states is alone.text_hidden_states is alone.text_attentions is None
-    assert tuple(alone.attentions[0].shape) == (ROWS, 4, QUERIES, QUERIES)
-
-
 @pytest.mark.parametrize(("frequency", "crossing"), [(1, [0, 1, 2, 3]), (2, [0, 2]), (3, [0, 3]), (9, [0])])
 def test_cross_attention_stands_in_every_nth_block(inputs, frequency, crossing):
     model = build(cross_attention_frequency=frequency)

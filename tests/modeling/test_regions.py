@@ -59,19 +59,6 @@ def bilinear_by_loop(grid, x, y):
     return (1 - b) * upper + b * lower
 
 
-@pytest.mark.parametrize(("grid", "window"), [(1, 1.0), (2, 0.7), (3, 1.0), (4, 1.5)])
-def test_points_against_a_loop(grid, window):
-    regions, landmarks = build(grid=grid, window=window), faces(2, dtype=torch.float64)
-    centres = region_centres(landmarks, *rule_tables(regions, torch.float64))
-    points = region_points(landmarks, centres, grid, window)
-    assert centres.shape == (2, len(UNITS), 2, 2) and points.shape == (2, len(UNITS), 2 * grid * grid, 2)
-    for row in range(2):
-        expected = points_by_loop(landmarks[row].numpy(), UNITS, grid, window)
-        np.testing.assert_allclose(points[row].numpy(), expected, atol=1e-6)
-        middles = points[row].view(len(UNITS), 2, grid * grid, 2).mean(2)
-        np.testing.assert_allclose(middles.numpy(), centres[row].numpy(), atol=1e-9)
-
-
 def test_sampling_against_a_loop_and_against_torch():
     tokens = torch.randn(2, 4, 5, 3, dtype=torch.float64)
     points = torch.rand(2, 200, 2, dtype=torch.float64) * 9 - 2  # inside and far outside
@@ -84,19 +71,19 @@ def test_sampling_against_a_loop_and_against_torch():
     assert torch.allclose(read, theirs[..., 0].transpose(1, 2), atol=1e-9)
 
 
-def test_module_against_a_loop():
-    regions = build(units=["AU1", "AU7", "AU25"], grid=2)
+@pytest.mark.parametrize(("grid", "window"), [(1, 1.0), (2, 0.7), (3, 1.0), (4, 1.5)])
+def test_regions_against_a_loop(grid, window):
+    regions = build(grid=grid, window=window)
     torch.nn.init.normal_(regions.positions)
     tokens, landmarks = torch.randn(2, 16, 6), faces(2)
     read = regions(tokens, landmarks)
-    assert read.shape == (2, 3, 8, 6)
+    assert read.shape == (2, len(UNITS), 2 * grid * grid, 6)
     for row in range(2):
-        grid = tokens[row].view(4, 4, 6).double().numpy()
-        points = points_by_loop(landmarks[row].double().numpy() / 16, ["AU1", "AU7", "AU25"], 2, 1.0)
-        for unit in range(3):
-            for place in range(8):
-                expected = bilinear_by_loop(grid, *points[unit, place]) + regions.positions[place].detach().numpy()
-                np.testing.assert_allclose(read[row, unit, place].detach().numpy(), expected, atol=1e-5)
+        cells = tokens[row].view(4, 4, 6).double().numpy()
+        points = points_by_loop(landmarks[row].double().numpy() / 16, UNITS, grid, window)
+        expected = [[bilinear_by_loop(cells, *point) for point in unit] for unit in points]
+        expected += regions.positions.detach().numpy()
+        np.testing.assert_allclose(read[row].detach().numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [True, False])
