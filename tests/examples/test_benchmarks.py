@@ -49,8 +49,10 @@ def test_pretraining_measures_the_memory_of_a_process_of_its_own() -> None:
     assert 100 < pretraining.peak_memory("tiny", "ours", batch) < 1800
 
 
-def test_gpu_measures_rates_and_extrapolates_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--device", "cpu", "--size", "tiny", "--batch_size", "3", "--rounds", "1", "--steps", "1"]
+def test_gpu_measures_rates_and_extrapolates_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = "--device cpu --size tiny --batch_size 3 --rounds 1 --steps 1".split()
     gpu = load("benchmark/gpu")
     figures = gpu.main([*small, "--stored_tokens", "--json", str(tmp_path / "figures.json")])
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
@@ -62,22 +64,16 @@ def test_gpu_measures_rates_and_extrapolates_them(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out.splitlines()
     assert "CPU" in printed[0] and all(str(paper) not in line for line in printed[:-1] for paper in ("62.3", "5.1 min"))
     assert gpu.main([*small, "--mixed", "--checkpointing"])["gradient_checkpointing"] == 1
-
-
-def test_gpu_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    gpu = load("benchmark/gpu")
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
         gpu.main([])
-    assert stopped.value.code == 2
-    assert "finds no GPU" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "finds no GPU" in capsys.readouterr().err
 
 
 def test_finetuning_measures_the_cost_of_every_method(tmp_path: Path) -> None:
     finetuning = load("benchmark/finetuning")
-    table, small = tmp_path / "table.md", ["--batch_size", "1", "--epoch_batch", "4", "--rounds", "1", "--images", "8"]
-    files = ["--json", str(tmp_path / "figures.json"), "--markdown", str(table)]
-    figures = finetuning.main([*small, "--no_memory", *files])
+    table, small = tmp_path / "table.md", "--batch_size 1 --epoch_batch 4 --rounds 1 --images 8 --no_memory".split()
+    figures = finetuning.main([*small, "--json", str(tmp_path / "figures.json"), "--markdown", str(table)])
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
     for method in finetuning.METHODS:
         epoch = 8 * figures[f"{method}_image_s"] + 2 * figures[f"{method}_update_s"]
@@ -111,22 +107,19 @@ def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
 
     monkeypatch.setattr("train.main", recorder)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    command = ["--no_cost", "--accuracy", "--labelled", "32", "16", "--held_out", "16", "32", "--style", "grain"]
-    command += ["--methods_trained", "full", "linear_probe", "dfn", "--output_dir", str(tmp_path / "runs")]
-    command += ["--model", "paint", "--learning_rates", "full=1e-4", "--markdown", str(tmp_path / "table.md")]
+    command = "--no_cost --accuracy --labelled 32 16 --held_out 16 32 --style grain --model paint".split()
+    command += "--methods_trained full linear_probe dfn --learning_rates full=1e-4".split()
+    command += ["--output_dir", str(tmp_path / "runs"), "--markdown", str(tmp_path / "table.md")]
     figures = finetuning.main(command)
     assert len(runs) == 2 * (1 + 3 * 3) and {run["--model_name_or_path"] for run in runs} == {"paint"}
     assert {run["--task"] for run in runs if "--learning_rate" in run} == {"full"}
     trained = {(run["--dataset"][-3:], run["--num_train_epochs"]) for run in runs if run["--task"] != "evaluate"}
     assert trained == {("-32", "10"), ("-16", "30")}
     for suffix in ("", "_16"):
-        assert figures[f"dfn_minus_probe_au{suffix}"] == pytest.approx(0.13)
-        assert figures[f"dfn_minus_probe_au_sd{suffix}"] == pytest.approx(0.01)
-        assert figures[f"gap_closed_au{suffix}"] == pytest.approx(0.13 / 0.2)
-        assert figures[f"gap_closed_au_sd{suffix}"] == pytest.approx(0.01 / 0.2)
-        assert figures[f"gap_closed_au_at_half{suffix}"] == pytest.approx(0.6)
-        assert figures[f"gap_closed_emotion{suffix}"] == pytest.approx(0.75)
-        assert figures[f"untouched_au{suffix}"] == 0.2
+        expected = {"dfn_minus_probe_au": 0.13, "dfn_minus_probe_au_sd": 0.01, "untouched_au": 0.2}
+        expected |= {"gap_closed_au": 0.13 / 0.2, "gap_closed_au_sd": 0.01 / 0.2, "gap_closed_au_at_half": 0.6}
+        for name, value in {**expected, "gap_closed_emotion": 0.75}.items():
+            assert figures[f"{name}{suffix}"] == pytest.approx(value), name
     assert "| the checkpoint, untouched | 0.200 ± 0.000 |" in (tmp_path / "table.md").read_text()
     more, fewer = (datasets.load_from_disk(path) for path in sorted({run["--dataset"] for run in runs}, reverse=True))
     assert {name: len(part) for name, part in more.items()} == {"train": 32, "validation": 16, "test": 32}
@@ -139,14 +132,10 @@ def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
         finetuning.main([*command, "--learning_rates", "full=1e-3"])
     with pytest.raises(ValueError, match=r"labelled: got 20, expected a multiple of 16"):
         finetuning.main([*command, "--labelled", "20", "16"])
-
-
-def test_finetuning_closes_no_gap_where_there_is_none() -> None:
-    runs = {
-        name: [{"au_f1_tuned_macro": units, "au_f1_macro": units, "emotion_top1": emotion}]
-        for name, (units, emotion) in (SCORES_OF | {"full": (0.5, 0.6)}).items()
-    }
-    figures = load("benchmark/finetuning").worth(runs)
+    scores = {**SCORES_OF, "full": (0.5, 0.6)}  # no gap to close
+    names = ("au_f1_tuned_macro", "au_f1_macro", "emotion_top1")
+    runs = {name: [dict(zip(names, (units, units, emotion), strict=True))] for name, (units, emotion) in scores.items()}
+    figures = finetuning.worth(runs)
     assert "gap_closed_au" not in figures and figures["gap_closed_emotion"] == pytest.approx(0.75)
 
 
@@ -154,10 +143,9 @@ def test_finetuning_closes_no_gap_where_there_is_none() -> None:
 def test_finetuning_trains_scores_and_measures_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     load("quickstart").main(["--random", "--save", str(tmp_path / "base")])
-    command = ["--accuracy", "--model", str(tmp_path / "base"), "--output_dir", str(tmp_path / "runs"), "--rounds", "1"]
-    command += ["--methods", "full", "dfn", "--methods_trained", "full", "linear_probe", "dfn", "--seeds", "0"]
-    command += ["--labelled", "32", "--epochs", "1", "--held_out", "32", "32", "--use_cpu", "True"]
-    figures = load("benchmark/finetuning").main([*command, "--disable_tqdm", "True"])
+    command = f"--accuracy --model {tmp_path}/base --output_dir {tmp_path}/runs --rounds 1 --methods full dfn".split()
+    command += "--methods_trained full linear_probe dfn --seeds 0 --labelled 32 --epochs 1 --held_out 32 32".split()
+    figures = load("benchmark/finetuning").main([*command, "--use_cpu", "True", "--disable_tqdm", "True"])
     assert 1 < figures["dfn_memory_mb"] < figures["full_memory_mb"] < 500
     assert {"dfn_minus_probe_au", "dfn_minus_probe_emotion", "untouched_au"} <= set(figures)
 
@@ -188,9 +176,9 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
             for place in (tested, tested.parent):
                 (place / "metrics.json").write_text(json.dumps(scores if place == tested else {}))
     (tmp_path / "runs" / "faces-1600").mkdir()
-    command = ["--size", "tiny", "--only", "vit", "curve", "--rounds", "1", "--batch_size", "1", "--vit_images", "2"]
-    command += ["--queries", "1", "2", "--accuracy", str(tmp_path / "runs"), "--picture", str(tmp_path / "curve.png")]
-    figures = inference.main([*command, "--json", str(tmp_path / "figures.json")])
+    command = "--size tiny --only vit curve --rounds 1 --batch_size 1 --vit_images 2 --queries 1 2 --accuracy".split()
+    files = [tmp_path / "runs", "--picture", tmp_path / "curve.png", "--json", tmp_path / "figures.json"]
+    figures = inference.main([*command, *map(str, files)])
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
     assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
     assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
@@ -227,10 +215,10 @@ def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleTy
 
 
 @pytest.mark.slow
-def test_inference_measures_the_command_its_memory_and_the_engines(inference: ModuleType, tmp_path: Path) -> None:
+def test_inference_measures_the_command_its_memory_and_the_engines(inference: ModuleType) -> None:
     pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
-    command = ["--size", "tiny", "--only", "folder", "engines", "f1", "memory", "--images", "8", "--rounds", "1"]
-    figures = inference.main([*command, "--f1_faces", "64", "--video_minutes", "0.2"])
+    command = "--size tiny --only folder engines f1 memory --images 8 --rounds 1 --f1_faces 64 --video_minutes 0.2"
+    figures = inference.main(command.split())
     wanted = ("folder_over_bare", "onnx_over_eager", "int8_over_eager", "memory_folder_ratio", "memory_video_ratio")
     assert all(figures[name] > 0 for name in wanted) and abs(figures["int8_f1_loss"]) < 0.05
 
@@ -259,6 +247,9 @@ def test_the_two_parts_share_no_person(labels: Path) -> None:
     people = [{row["subject"] for row in part.values()} for part in parts]
     assert not people[0] & people[1] and all(len(one) > 5 for one in people)
     assert sum(map(len, parts)) == len(photographs().read_labels(labels, labels.parent, None)) == 120
+    labels.write_text("image,mood\na.jpg,good\n")
+    with pytest.raises(SystemExit, match=r"labels\.csv.*emotion"):
+        photographs().read_labels(labels, labels.parent, None)
 
 
 def test_scores_follow_from_the_largest_face_of_each_photograph(labels: Path) -> None:
@@ -281,9 +272,3 @@ def test_an_interval_is_over_people(labels: Path) -> None:
     values = np.repeat(np.random.default_rng(0).normal(size=20), 50)
     low, high = photographs().interval(lambda chosen: values[chosen].mean(), np.repeat(np.arange(20), 50))
     assert low < values.mean() < high and high - low > 0.5 * values.std()
-
-
-def test_labels_without_their_columns_are_named(tmp_path: Path) -> None:
-    (tmp_path / "l.csv").write_text("image,mood\na.jpg,good\n")
-    with pytest.raises(SystemExit, match=r"l\.csv.*emotion"):
-        photographs().read_labels(tmp_path / "l.csv", tmp_path, None)

@@ -56,24 +56,19 @@ def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
     assert "RANDOM" not in printed and "AU12  lip corner puller" in printed and "186,702,654" in printed
 
 
-def test_the_released_checkpoint_is_what_the_quickstart_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    result = load("quickstart").main([])
-    assert "RANDOM" not in capsys.readouterr().out
-    truth = synthetic_truth(8)
-    active = {name for name, state in zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][7], strict=True) if state}
-    assert len(active ^ set(result["active_action_units"])) <= 2
-
-
-def test_the_released_checkpoint_reads_people_that_it_has_not_seen() -> None:
+def test_the_released_checkpoint_reads_people_that_it_has_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
     """Its card says 0.86 and 0.63 of 896 images; always answering yes, or one emotion, gives 0.4 and 0.2."""
-    released = EXAMPLES.parent / "model_cards" / "mf2-tiny-synthetic"
+    result, truth, units = load("quickstart").main([]), synthetic_truth(8), LABEL_SETS["mfa"].action_units
+    assert "RANDOM" not in capsys.readouterr().out
+    active = {name for name, state in zip(units, truth["au_labels"][7], strict=True) if state}
+    assert len(active ^ set(result["active_action_units"])) <= 2
+    released = ROOT / "model_cards" / "mf2-tiny-synthetic"
     model, processor = MF2ForFaceAnalysis.from_pretrained(released).eval(), MF2Processor.from_pretrained(released)
-    drawn = [draw_example(index, seed=2) for index in range(160)]
+    drawn, truth = [draw_example(index, seed=2) for index in range(160)], synthetic_truth(160, seed=2)
     with torch.no_grad():
         found = model(**processor(images=[face for face, _ in drawn], landmarks=[points for _, points in drawn]))
-    truth = synthetic_truth(160, seed=2)
-    units = torch.sigmoid(found.au_logits).double().numpy()
-    assert action_unit_scores(units, truth["au_labels"], LABEL_SETS["mfa"].action_units)["au_f1_macro"] > 0.75
+    scores = action_unit_scores(torch.sigmoid(found.au_logits).double().numpy(), truth["au_labels"], units)
+    assert scores["au_f1_macro"] > 0.75
     assert (found.emotion_logits.argmax(1).numpy() == truth["emotion"]).mean() > 0.45
 
 
@@ -104,8 +99,7 @@ def test_build_dataset_makes_a_folder_of_pictures_trainable(tmp_path: Path, caps
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw_example(16 * number, size=64)[0]).save(target)
     build = load("build_dataset")
-    command = ["own", str(tmp_path / "mine"), str(tmp_path / "built"), "--require", "emotion"]
-    command += ["--landmarks", "template"]
+    command = f"own {tmp_path}/mine {tmp_path}/built --require emotion --landmarks template".split()
     report = build.main([*command, "--near", "tell", "--sizes", "train=0.5", "validation=0.5"])
     assert {name: counts["images"] for name, counts in report["counts"].items()} == {"train": 8, "validation": 8}
     assert "train: 8 images" in capsys.readouterr().out
