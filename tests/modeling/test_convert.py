@@ -226,7 +226,7 @@ def test_blip2_without_text_parts_keeps_what_bert_brought(saved, retrieval, inpu
     assert torch.equal(model.emo_vl.qformer.word_embeddings.weight, words)
     assert_same(model.emo_vl.qformer.layers[2].text_feed_forward.state_dict(), text_net)
     assert "emo_vl.qformer.layers.2.text_feed_forward.up_proj.weight" in report.fresh
-    assert set(report.unused.state_of()) == {"language model"}
+    assert set(report.unused.values()) == {"language model"}
 
 
 def test_a_bare_qformer_of_transformers(tmp_path, inputs):
@@ -241,7 +241,7 @@ def test_a_bare_qformer_of_transformers(tmp_path, inputs):
         text = own.word_embeddings(input_ids) + own.position_embeddings.weight[: input_ids.shape[1]]
         return text if query_embeds is None else torch.cat([query_embeds, text], dim=1)
 
-    assert_same_qformer(model.emo_vl, qformer, embeddings, torch.randn(3, 5, 24), *list(inputs.state_of())[1:])
+    assert_same_qformer(model.emo_vl, qformer, embeddings, torch.randn(3, 5, 24), *list(inputs.values())[1:])
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "masked", "plain", "old names"])
@@ -330,7 +330,7 @@ def test_a_timm_name_goes_through_timms_own_loader(tmp_path, monkeypatch):
     model = mf2()
     monkeypatch.setattr(timm, "create_model", offline)
     report = load_vision_weights(model, name)
-    assert set(report.unused.state_of()) == {"the tower has 2 blocks", HEAD}
+    assert set(report.unused.values()) == {"the tower has 2 blocks", HEAD}
     assert all(key.startswith(("blocks.2.", "head.")) for key in report.unused)
     assert torch.equal(model.vision.backbone.norm.weight, source.fc_norm.weight)
     assert torch.equal(model.vision.backbone.blocks[1].attn.v_bias, source.blocks[1].attn.v_bias)

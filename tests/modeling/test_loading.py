@@ -275,11 +275,12 @@ def answers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         batch = pick(batch, *IMAGE, *texts[:2])
     torch.manual_seed(0)
     found = {name: value for name, value in model(**batch).items() if isinstance(value, torch.Tensor)}
+    images = {name: batch[name] for name in IMAGE if name in batch}
     for branch in ("emo", "au"):
         if isinstance(model, MF2ForCaptioning):
-            found[f"written_{branch}"] = model.generate(batch["pixel_values"], batch["landmarks"], branch=branch)
+            found[f"written_{branch}"] = model.generate(**images, branch=branch, max_length=6)
         if type(model) is MF2Model:  # outside of forward
-            found[f"features_{branch}"] = model.get_image_features(**pick(batch, *IMAGE), branch=branch).pooler_output
+            found[f"features_{branch}"] = model.get_image_features(**images, branch=branch).pooler_output
     return found
 
 
