@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import pytest
 from example_scripts import load
-from matplotlib import pyplot as plt
 
 
 BENCHMARKS = {
@@ -183,27 +182,6 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
     assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
     assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
     assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
-
-
-def test_the_number_of_queries_beside_each_point_is_within_the_frame(
-    inference: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queries = (1, 4, 32)
-    figures = {f"{name}_{count}": 0.7 for count in queries for name in ("f1", "emotion")}
-    figures |= {f"{name}_{count}_sd": 0.01 for count in queries for name in ("f1", "emotion")}
-    figures |= {f"cost_{count}{by}": 1 + count / 16 for count in queries for by in ("", "_cpu")}
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
-    inference.draw_curve(figures, queries, "base", tmp_path / "curve.png")
-    monkeypatch.undo()
-    (axis,) = drawn[0].axes
-    frame = axis.get_window_extent()
-    for text in axis.texts:
-        extent = text.get_window_extent()
-        assert frame.x0 < extent.x0 and extent.x1 < frame.x1 - 2, text.get_text()
-    assert [text.get_text() for text in axis.texts] == ["1", "4", "32"]
-    plt.close(drawn[0])
-    assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
 
 
 def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import http.client
-import importlib.util
 import io
 import json
 import re
@@ -207,23 +206,6 @@ def test_pages_include_sections_that_the_readme_has() -> None:
             text, marks = (ROOT / file).read_text(), re.findall(r':(?:start-after|end-before): "(.*)"', options)
             places = [text.find(f"\n{mark}\n" if mark.startswith("##") else mark) for mark in marks]
             assert -1 not in places and places == sorted(places), f"{page.name}: {marks}"
-
-
-def test_docstrings_become_restructuredtext() -> None:
-    def example(one: int, two: int, *rest: int) -> None: ...
-
-    spec = importlib.util.spec_from_file_location("docstrings", DOCS / "docstrings.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    to_rst = module.to_rst
-    text = to_rst("Reads `x` of [`MF2Config`], a * b.\n\n    one (`int`): first\n        line. two: it's `b`", example)
-    assert text.splitlines() == [
-        *("Reads ``x`` of :py:obj:`~.MF2Config`, a \\* b.", ""),
-        *(":param one: (``int``) first line.", ":param two: it's ``b``"),
-    ]
-    assert to_rst("Note: prose, for `Note` is no parameter", example) == "Note: prose, for ``Note`` is no parameter"
-    assert to_rst("Run:\n\n    python train.py", example).splitlines() == ["Run:", "", "::", "", "    python train.py"]
-    assert to_rst("[`a`]s and `b`s, *rest, end_") == ":py:obj:`~.a`\\ s and ``b``\\ s, \\*rest, end\\_"
 
 
 @pytest.mark.slow

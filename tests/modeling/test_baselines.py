@@ -7,7 +7,7 @@ import pytest
 import torch
 from compared_systems import SMALL, SMALL_SWIN, small_batch
 from conftest import assert_close, assert_same, gradients, rows_of, shake, state_of, tiny_config
-from exp_blip_models import faces_and_captions, small_config
+from exp_blip_models import TOKENS, faces_and_captions, small_config, small_opt
 from safetensors.torch import save_file
 from strangers import ALONE, run
 from torch import nn
@@ -26,6 +26,7 @@ from modeling_mf2 import (
     VLFAUForFaceAnalysis,
 )
 from modeling_mf2.baselines.base import face_and_units, occurrence_weights
+from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.baselines.hsemotion import load_hsemotion_weights
 
 
@@ -156,35 +157,44 @@ def test_mf2s_checkpoints_are_no_compared_systems(tmp_path):
 
 STRANGER = f"""{ALONE}
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining
 
+images, remote = torch.load("images.pt"), {{"trust_remote_code": True}}
 for source in sys.argv[1:]:
-    config = AutoConfig.from_pretrained(source, trust_remote_code=True)
-    model = AutoModel.from_pretrained(source, trust_remote_code=True).eval()
-    assert type(model.config) is type(config)
-    with torch.no_grad():
-        answer = model(torch.load(source + "/images.pt"))
-    torch.save([answer.au_logits, answer.emotion_logits], source + "/answers.pt")
-    AutoModelForPreTraining.from_pretrained(source, trust_remote_code=True).save_pretrained(source + "_again")
+    if source.endswith("captioner"):
+        model = AutoModelForImageTextToText.from_pretrained(source, **remote).eval()
+        answers = [model.generate(images, generation_config=model.generation_config)]
+    else:
+        model = AutoModel.from_pretrained(source, **remote).eval()
+        assert type(model.config) is type(AutoConfig.from_pretrained(source, **remote))
+        with torch.no_grad():
+            answers = [model(images).au_logits, model(images).emotion_logits]
+        model = AutoModelForPreTraining.from_pretrained(source, **remote)
+    model.save_pretrained(source + "_again")
+    torch.save(answers, source + "/answers.pt")
 """
 
 
+@torch.no_grad()
 def test_checkpoints_carry_their_code(tmp_path):
     """A process without our packages loads them, and what it saves in turn carries the same code."""
     models = {kind.config_class.model_type: shake(build(kind, kind is VLFAUForFaceAnalysis)).eval() for kind in SYSTEMS}
-    images = torch.randn(2, 3, 64, 64)
+    stage_one = shake(ExpBlipForPreTraining(small_config())).eval()
+    models |= {"exp_blip": exp_blip("qformer").eval(), "captioner": to_blip2(stage_one, small_opt(), **TOKENS)}
+    torch.save(images := torch.randn(2, 3, 64, 64), tmp_path / "images.pt")
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-        torch.save(images, tmp_path / name / "images.pt")
     run(STRANGER, *(tmp_path / name for name in models), cwd=tmp_path, HF_HOME=tmp_path / "home")
     for name, model in models.items():
-        with torch.no_grad():
-            expected = model(images)
-        units, emotions = torch.load(tmp_path / name / "answers.pt")
-        assert torch.equal(units, expected.au_logits) and torch.equal(emotions, expected.emotion_logits)
+        if name == "captioner":
+            expected = [model.generate(images, generation_config=model.generation_config)]
+        else:
+            expected = [model(images).au_logits, model(images).emotion_logits]
+        assert all(map(torch.equal, torch.load(tmp_path / name / "answers.pt"), expected)), name
         places = [tmp_path / name, tmp_path / f"{name}_again"]
         code = [{path.name: path.read_text() for path in place.glob("*.py")} for place in places]
-        assert code[0] == code[1] and list(code[0]) == [f"baselines_{name}.py"], "no checkpoint carries another system"
+        file = f"baselines_{name.replace('captioner', 'exp_blip')}.py"
+        assert code[0] == code[1] and list(code[0]) == [file], "no checkpoint carries another system"
         configs = [json.loads((place / "config.json").read_text()) for place in places]
         assert configs[0]["auto_map"] == configs[1]["auto_map"]
 

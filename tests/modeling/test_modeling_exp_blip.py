@@ -1,12 +1,9 @@
 """Exp-BLIP: alignment, classifier on its features, and the captioner that BLIP-2's own class runs."""
 
-import json
-
 import pytest
 import torch
 from conftest import QFORMER, assert_same, gradients, rows_of, shake, state_of, tiny_config
 from exp_blip_models import SMALL_TOWERS, TOKENS, faces_and_captions, small_config, small_opt
-from strangers import ALONE, run
 from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
@@ -257,37 +254,3 @@ def test_models_of_another_kind_are_refused():
     bloom = BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=32, n_layer=1, n_head=2))
     with pytest.raises(ValueError, match="language_model: got a 'bloom', expected an OPT"):
         to_blip2(stage_one(), bloom, **TOKENS)
-
-
-STRANGER = f"""{ALONE}
-import torch
-from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining
-images, captioner, classifier = torch.load("images.pt"), sys.argv[1], sys.argv[2]
-with torch.no_grad():
-    model = AutoModelForImageTextToText.from_pretrained(captioner, trust_remote_code=True).eval()
-    torch.save(model.generate(images, generation_config=model.generation_config), captioner + "/answers.pt")
-    model = AutoModel.from_pretrained(classifier, trust_remote_code=True).eval()
-    torch.save(model(images).au_logits, classifier + "/answers.pt")
-stage_one = AutoModelForPreTraining.from_pretrained(classifier, trust_remote_code=True)
-assert type(stage_one).__name__ == "ExpBlipForPreTraining"
-model.save_pretrained(classifier + "_again")
-"""
-
-
-@torch.no_grad()
-def test_checkpoints_carry_their_code(tmp_path):
-    """A process without our packages loads the captioner with our tower, and the classifier."""
-    captioner, heads, images = captioner_of(stage_one()), classifier().eval(), torch.randn(2, 3, 64, 64)
-    torch.save(images, tmp_path / "images.pt")
-    places = [tmp_path / "captioner", tmp_path / "classifier", tmp_path / "classifier_again"]
-    captioner.save_pretrained(places[0])
-    heads.save_pretrained(places[1])
-    run(STRANGER, *places[:2], cwd=tmp_path, HF_HOME=tmp_path / "home")
-    written = captioner.generate(images, generation_config=captioner.generation_config)
-    assert torch.equal(torch.load(places[0] / "answers.pt"), written)
-    assert torch.equal(torch.load(places[1] / "answers.pt"), heads(images).au_logits)
-    maps = [json.loads((place / "config.json").read_text())["auto_map"] for place in places]
-    assert maps[0]["AutoModelForImageTextToText"] == "baselines_exp_blip.ExpBlipTowerCaptioner"
-    assert maps[1] == maps[2]
-    code = [{path.name: path.read_text() for path in place.glob("*.py")} for place in places]
-    assert code[1] == code[2]
