@@ -23,8 +23,6 @@ from modeling_mf2.baselines.vl_fau import (
     AttentionDecoder,
     DualLevelRefinement,
     MultiScaleCombination,
-    UnitClassifiers,
-    largest_channel,
     top_words,
 )
 
@@ -209,13 +207,6 @@ def test_refinement_is_what_one_branch_after_the_other_computes():
     assert (refine(face().float(), SIZE).spatial - 1).abs().max() < 0.5
 
 
-def test_the_largest_channel_is_found_in_any_width():
-    for width in (64, 30, 1):
-        channel, images = torch.rand(2, UNITS, width), torch.randn(2, 7, width)
-        products = channel[:, :, None] * images[:, None]
-        assert torch.equal(largest_channel(channel, images), products.argmax(dim=-1))
-
-
 def test_factors_answer_as_the_maps_that_they_stand_for():
     images = face()
     for attended in (Attended(images), stirred(DualLevelRefinement(UNITS, CONFIG))(images, SIZE)):
@@ -240,14 +231,6 @@ def test_scales_are_combined_as_equation_1_says_whatever_their_sizes():
     for row, column in ((0, 0), (3, 2), (1, 1)):
         expected = joined[:, :, row, column] @ combine.join.weight.T + combine.join.bias
         assert torch.allclose(combined[:, row * 3 + column], expected, **EXACT)
-
-
-def test_each_unit_has_its_own_classifier():
-    classify = stirred(UnitClassifiers(UNITS, 5))
-    features = draw(2, UNITS, 5)
-    for unit in range(UNITS):
-        expected = features[:, unit] @ classify.weight[unit] + classify.bias[unit]
-        assert torch.allclose(classify(features)[:, unit], expected)
 
 
 # VL-FAU's decoder

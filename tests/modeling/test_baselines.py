@@ -25,7 +25,7 @@ from modeling_mf2 import (
     MF2ForPreTraining,
     VLFAUForFaceAnalysis,
 )
-from modeling_mf2.baselines.base import face_and_units, occurrence_weights
+from modeling_mf2.baselines.base import occurrence_weights
 from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.baselines.hsemotion import load_hsemotion_weights
 
@@ -240,12 +240,6 @@ def test_weights_are_inverse_to_how_often_an_action_unit_occurs():
         three = torch.cat([torch.randint(0, 2, (20, 2)), torch.full((20, 1), silent)], dim=1)
         found = occurrence_weights(three)
         assert found[2] == 1 and found[:2] == pytest.approx(occurrence_weights(three[:, :2]))
-
-
-def test_the_emotion_head_reads_the_face_and_every_unit():
-    face, units = torch.randn(2, 3), torch.randn(2, 4, 3)
-    read = face_and_units(face, units)
-    assert torch.equal(read[:, :3], face) and torch.equal(read[:, 3:].view(2, 4, 3), units)
 
 
 # VL-FAU

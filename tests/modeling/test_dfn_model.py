@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import LABELS, assert_close, assert_same, gradients, pick, rows_of, shake, tiny_batch, tiny_config
-from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType
 from safetensors.torch import load_file, save_file
@@ -140,6 +140,8 @@ def test_saved_and_loaded_it_answers_bit_for_bit_and_is_small(batch, tmp_path):
         loaded = PeftModel.from_pretrained(build(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
         assert same(answers(loaded, batch), expected)
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    config = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(config, DFNConfig) and config.pathways == model.peft_config["default"].pathways
     loaded = PeftModel.from_pretrained(build(), tmp_path, is_trainable=True)
     assert sum(parameter.numel() for parameter in loaded.parameters() if parameter.requires_grad) == trained
 
