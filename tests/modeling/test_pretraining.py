@@ -34,19 +34,10 @@ def parts(output):
     return {name: output[name] for name in LOSSES if getattr(output, name) is not None}
 
 
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_every_loss_stands_in_the_output(tower):
-    model = build(tower)
-    read = model(**tiny_batch(model.config))
-    assert tuple(parts(read)) == LOSSES
-    assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in parts(read).values())
-    torch.testing.assert_close(read.loss, sum(parts(read).values()))
-    assert read.emotion_logits.shape == (4, 3) and read.au_logits.shape == (4, 3)
-
-
 @pytest.mark.parametrize(
     ("left_out", "missing"),
     [
+        ((), set()),
         (CAPTIONS["emo"], {"itc_emo", "itm_emo", "itg_emo"}),
         (CAPTIONS["key_au"], {"itg_key_au"}),
         (CAPTIONS["au"], {"itc_au", "itm_au", "itg_au"}),
@@ -66,6 +57,7 @@ def test_a_loss_is_none_where_its_input_branch_or_label_is_missing(left_out, mis
     everything, read = model(**batch), model(**{name: batch[name] for name in batch if name not in left_out})
     assert set(parts(read)) == set(LOSSES) - missing
     assert (read.loss is None) == (missing == set(LOSSES))
+    assert read.loss is None or torch.allclose(read.loss, sum(parts(read).values()))
     compared = ("itc", "itm") if set(left_out) & set(LABELS) else ()  # labels say which captions mean the same
     for name, value in parts(read).items():
         assert value.isfinite() and (name.startswith(compared) or torch.equal(value, everything[name])), name
