@@ -59,16 +59,12 @@ def bilinear_by_loop(grid, x, y):
     return (1 - b) * upper + b * lower
 
 
-def test_sampling_against_a_loop_and_against_torch():
+def test_sampling_against_torch():
     tokens = torch.randn(2, 4, 5, 3, dtype=torch.float64)
     points = torch.rand(2, 200, 2, dtype=torch.float64) * 9 - 2  # inside and far outside
-    read = sample_grid(tokens, points)
-    for row in range(2):
-        expected = [bilinear_by_loop(tokens[row].numpy(), *point) for point in points[row].tolist()]
-        np.testing.assert_allclose(read[row].numpy(), np.array(expected), atol=1e-12)
     maps, places = tokens.permute(0, 3, 1, 2), (2 * points / torch.tensor([5.0, 4.0]) - 1)[:, :, None]
     theirs = torch.nn.functional.grid_sample(maps, places, padding_mode="border", align_corners=False)
-    assert torch.allclose(read, theirs[..., 0].transpose(1, 2), atol=1e-9)
+    assert torch.allclose(sample_grid(tokens, points), theirs[..., 0].transpose(1, 2), atol=1e-9)
 
 
 @pytest.mark.parametrize(("grid", "window"), [(1, 1.0), (2, 0.7), (3, 1.0), (4, 1.5)])
