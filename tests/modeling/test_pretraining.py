@@ -49,7 +49,7 @@ def parts(output):
         ({"emotions": []}, {"emotion"}),
         ({"action_units": [], "use_au_branch": False}, {"itc_au", "itm_au", "itg_au", "au"}),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)),
 )
 def test_a_loss_is_none_where_its_input_branch_or_label_is_missing(left_out, missing):
     model = build(**(left_out if isinstance(left_out, dict) else {}))
