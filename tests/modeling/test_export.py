@@ -34,7 +34,7 @@ def answers_of(file: Path, model: torch.nn.Module, faces: int) -> list[tuple[tor
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
-    """The hardest of all: with an adapter that reads every block. One without is in test_engines_mf2."""
+    """The hardest of all: with an adapter that reads every block. One without is in test_engines."""
     torch.manual_seed(0)
     base = MF2ForFaceAnalysis(tiny_config("vit", qformer={"num_hidden_layers": 2}, au_thresholds=[0.2, 0.3, 0.4]))
     wrapped = shake(get_peft_model(base, DFNConfig(bottleneck=4))).train()
