@@ -1,10 +1,7 @@
-import json
-
 import pytest
 from chat_server import LoopbackChat
 
-from mf2face.captions import batch as caption_batch_mf2
-from mf2face.captions.batch import BatchFailedError, write_by_batch
+from mf2face.captions.batch import BatchFailedError, _BatchRun, write_by_batch
 from mf2face.captions.chat import KeyRejectedError
 from mf2face.captions.journal import CaptionJournal
 from mf2face.captions.run import BudgetSpentError, ChatWriter
@@ -61,7 +58,7 @@ def test_stopped_at_its_worst_moments_it_pays_nothing_again(tmp_path, monkeypatc
 
     with LoopbackChat() as chat, monkeypatch.context() as patch:
         if place == "before the server has it":
-            patch.setattr(caption_batch_mf2._BatchRun, "_token", kill)
+            patch.setattr(_BatchRun, "_token", kill)
         elif place == "after the server has it":
             patch.setattr(CaptionJournal, "name_batch", kill)
         else:
@@ -106,10 +103,8 @@ def test_a_job_that_failed_says_why_and_a_wrong_key_costs_nothing(tmp_path):
         assert "sk-wrong" not in str(caught.value) and chat.key not in (tmp_path / "j").read_text()
         write(writer(chat), tmp_path / "j", wait=False)
         (job,) = chat.jobs.values()
-        job |= {
-            "status": "failed",
-            "errors": {"object": "list", "data": [{"code": "x", "message": "token limit reached"}]},
-        }
+        errors = {"object": "list", "data": [{"code": "x", "message": "token limit reached"}]}
+        job |= {"status": "failed", "errors": errors}
         with pytest.raises(BatchFailedError, match=r"failed \(token limit reached\).*smaller max_requests"):
             write(writer(chat), tmp_path / "j")
         assert write(writer(chat), tmp_path / "j").written == 24
@@ -122,5 +117,3 @@ def test_a_job_keeps_to_the_limits_of_size(tmp_path):
         write(writer(chat), tmp_path / "j", max_bytes=30_000)
         sizes = [len(chat.files[job["input_file_id"]]) for job in chat.jobs.values()]
         assert len(sizes) > 2 and max(sizes) <= 30_000
-        line = json.loads(chat.files["file-0"].splitlines()[0])
-        assert line["url"] == "/v1/chat/completions" and line["body"]["response_format"]["type"] == "json_schema"

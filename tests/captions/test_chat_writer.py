@@ -1,22 +1,21 @@
 """A chat writer against a server that fails in every way: nothing lost, nothing paid twice, budget and key kept."""
 
 import asyncio
-import importlib.util
 import json
 import logging
 import os
 import resource
+import runpy
 import signal
-import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 from chat_server import FAULTS, LoopbackChat
 from datasets import load_from_disk
+from kill_points import ROOT
 
 from mf2face.captions.chat import KeyMissingError, KeyRejectedError, QuotaSpentError, ServerRefusesError
 from mf2face.captions.journal import CaptionJournal, JournalFullError
@@ -25,7 +24,6 @@ from mf2face.captions.run import BatchOpenError, BudgetSpentError, ChatWriter, r
 from mf2face.captions.styles import STYLES, CaptionRow
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 ROWS = [CaptionRow(f"c/v/{n}", [n % 2, 1, *[0] * 10], n % 8, np.full((600, 300, 3), n, "uint8")) for n in range(6)]
 
 
@@ -38,18 +36,6 @@ def no_proxy(monkeypatch):
 def chat():
     with LoopbackChat() as server:
         yield server
-
-
-def load(name):
-    path = EXAMPLES / f"{name}.py"
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(path.parent))
 
 
 def rows(count=40):
@@ -101,31 +87,26 @@ def test_an_image_is_sent_only_when_it_was_asked_for_and_the_bill_is_as_estimate
     assert writing.estimate(ROWS, batch=True).usd == pytest.approx(estimate.usd / 2)
 
 
-def test_an_unknown_price_means_no_estimate_and_no_budget(tmp_path, chat):
+def test_an_unknown_price_means_no_estimate(tmp_path, chat):
     local = writer(chat, model="my-model")
     assert local.estimate(ROWS).usd is None and "no price is known" in str(local.estimate(ROWS))
     report = local.write(ROWS, tmp_path / "j")
     assert report.usd is None and report.tokens.input > 0 and report.written == 6
-    with pytest.raises(ValueError, match=r"the price of 'my-model' is not known.*pass price=Price"):
-        writer(chat, model="my-model", budget=1.0)
     assert writer(chat, model="my-model", price=Price(1, 2), budget=1.0).estimate(ROWS).usd > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"concurrency": 0}, "concurrency, max_attempts: got 0"),
+def test_mistakes_are_named_before_anything_is_asked(tmp_path, chat, monkeypatch):
+    for options, message in (
+        ({"concurrency": 0}, "concurrency"),
         ({"detail": "auto"}, "detail: got 'auto'"),
         ({"style": "poem"}, "style: got 'poem'"),
         ({"budget": -1}, "budget: got -1"),
-    ],
-)
-def test_wrong_settings_are_named(chat, options, message):
-    with pytest.raises(ValueError, match=message):
-        writer(chat, **options)
-
-
-def test_a_missing_key_an_open_batch_and_a_missing_journal_are_named(tmp_path, chat, monkeypatch):
+        ({"model": "my-model", "budget": 1.0}, r"the price of 'my-model' is not known.*price=Price"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            writer(chat, **options)
+    with pytest.raises(ValueError, match="the id 'c/v/0' occurs twice"):
+        writer(chat).write([*rows(3), rows(1)[0]], tmp_path / "twice")
     with CaptionJournal(tmp_path / "batch") as book:
         book.open_request(0.1, batch=3)
     with pytest.raises(BatchOpenError, match="1 batch jobs under way"):
@@ -139,33 +120,36 @@ def test_a_missing_key_an_open_batch_and_a_missing_journal_are_named(tmp_path, c
         list(ChatWriter(progress=False).read(ROWS, tmp_path / "j"))
 
 
-def test_killed_processes_neither_lose_nor_repay(tmp_path):
+def test_killed_processes_neither_lose_nor_repay(tmp_path, monkeypatch):
     """Few kills here; the benchmark does fifty. Before the last, no more than 200 answers can have come."""
-    found = load("benchmark/data").measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmark"))
+    measure_kills = runpy.run_path(str(ROOT / "examples" / "benchmark" / "data.py"))["measure_kills"]
+    found = measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
     assert found["kills_lost"] == found["kills_paid_twice"] == 0 and found["kills"] == 3
     assert found["kills_in_flight"] > 0, "no kill met a request"
 
 
 def test_the_example_writes_by_rule_and_by_a_server(tmp_path, chat, monkeypatch, capsys):
-    example = load("write_captions")
+    write = runpy.run_path(str(ROOT / "examples" / "write_captions.py"))["main"]
     monkeypatch.setenv("OPENAI_API_KEY", chat.key)
-    example.main(["--out", str(tmp_path / "rule")])
-    example.main(["--out", str(tmp_path / "chat"), "--writer", "chat", "--base_url", chat.url, "--send_images"])
+    write(["--out", str(tmp_path / "rule")])
+    write(["--out", str(tmp_path / "chat"), "--writer", "chat", "--base_url", chat.url, "--send_images"])
     assert "64 rows written" in capsys.readouterr().out
     for name, mark in (("rule", "rule"), ("chat", "gpt-4o")):
         dataset = load_from_disk(tmp_path / name / "dataset")
         assert len(dataset) == 64 and set(dataset["caption_writer"]) == {mark}
-    assert example.main(["--writer", "chat", "--estimate"]) is None
+    assert write(["--writer", "chat", "--estimate"]) is None
     assert "about $0." in capsys.readouterr().out
 
 
 def test_with_faults_of_every_kind_all_rows_are_done_and_none_is_paid_twice(tmp_path):
     faults = dict.fromkeys(FAULTS, 0.2 / len(FAULTS))
     with LoopbackChat(0.005, faults=faults, hang=1.5) as chat:
-        writing = writer(chat, timeout=1.0, max_attempts=12, concurrency=16)
+        writing = writer(chat, timeout=1.0, max_attempts=12, concurrency=7)
         report = writing.write(rows(120), tmp_path / "j")
         assert report.written == 120 and not report.failed and report.by_rule == 0
         assert chat.asked > 130, "no faults were injected"
+        assert chat.most_at_once == 7
         assert chat.counts() | {"rows": 120, "most_paid": 1} == chat.counts()
         assert None not in list(writing.read(rows(120), tmp_path / "j"))
         # Every answer that came is in the bill, those of no use too; what never came is counted apart.
@@ -184,14 +168,6 @@ def test_a_false_caption_is_sent_back_once_with_the_reason(tmp_path):
         assert writing.write(rows(5), tmp_path / "stubborn").by_rule == 5 and chat.asked == 10
         marks = {one.writer for one in writing.read(rows(5), tmp_path / "stubborn")}
         assert marks == {"gpt-4o (rule: au_caption, key_au_caption)"}
-
-
-def test_requests_keep_to_the_concurrency_and_ids_are_unique(tmp_path):
-    with LoopbackChat(0.02) as chat:
-        writer(chat, concurrency=5).write(rows(40), tmp_path / "j")
-        assert chat.most_at_once == 5
-        with pytest.raises(ValueError, match="the id 'c/v/0' occurs twice"):
-            writer(chat).write([*rows(3), rows(1)[0]], tmp_path / "twice")
 
 
 def test_a_rate_limit_stops_all_workers(tmp_path):

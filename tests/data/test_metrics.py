@@ -197,10 +197,8 @@ def test_evaluate_gives_the_functions_scores_batch_by_batch():
 def test_tables_name_everything_they_show():
     probabilities, labels, softmax, emotions, subjects = example(60, 6)
     labels[:, 0] = -1
-    metric = ActionUnitMetric(MFA)
-    scores = metric.compute(
-        predictions=probabilities, references=labels, thresholds=np.full(12, 0.3), subjects=subjects
-    )
+    options = {"thresholds": np.full(12, 0.3), "subjects": subjects}
+    scores = ActionUnitMetric(MFA).compute(predictions=probabilities, references=labels, **options)
     lines = action_unit_table(scores).splitlines()
     assert lines[0].split() == "AU n prevalence F1 CI threshold F1 tuned CI threshold".split()
     assert [line.split()[0] for line in lines[2:14]] == list(MFA)

@@ -45,12 +45,9 @@ def test_splits_keep_subjects_together_and_sizes_close():
     for name, share in SPLIT_SIZES.items():
         images = sum(count for subject, count in counts.items() if split_of[subject] == name)
         assert images / sum(counts.values()) == pytest.approx(share, abs=0.02)
-
-
-@pytest.mark.parametrize("people", [3, 4, 7])
-def test_no_split_is_empty_while_there_are_enough_subjects(people):
-    splits = Counter(split_counts(dict.fromkeys(range(people), 16)).values())
-    assert set(splits) == {"train", "validation", "test"} and max(splits.values()) == splits["train"]
+    for people in (3, 4, 7):  # no split is empty
+        splits = Counter(split_counts(dict.fromkeys(range(people), 16)).values())
+        assert set(splits) == {"train", "validation", "test"} and max(splits.values()) == splits["train"]
 
 
 @pytest.mark.parametrize("sizes", [{}, {"train": 0}, {"train": -1, "test": 2}, {"dev": 1}, {"train": np.nan}])

@@ -1,6 +1,7 @@
 """Splits: people whole, sides alike, emotions balanced; the MFA paper's counts on files of Aff-Wild2's shape."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,13 +47,11 @@ def test_sides_are_alike_in_videos_images_and_emotions():
     assert np.abs(np.bincount(side) - [80, 10, 10]).max() <= 1
     shares = np.array([units.images[side == k].sum(0) for k in range(3)])[:, :8] / units.images.sum(0)[:8]
     assert np.abs(shares - np.array([[0.8], [0.1], [0.1]])).max() < 0.03
-    assert np.array_equal(side, split_units(units, {"train": 0.8, "validation": 0.1, "test": 0.1}, seed=3))
 
 
 def test_two_people_of_one_video_stay_together():
-    frames = make_frames([20] * 10, np.tile(np.arange(20) % 8, 10))
     videos = [Video(f"{k // 2}_{'lr'[k % 2]}", str(k // 2), f"i/{k}", 5, ".jpg") for k in range(10)]
-    frames = frames.__class__(**{**vars(frames), "videos": videos})
+    frames = replace(make_frames([20] * 10, np.tile(np.arange(20) % 8, 10)), videos=videos)
     _, split = plan_mfa(frames, sizes={"train": 0.6, "validation": 0.4}, balance=False)
     assert len({(frames.videos[v].subject, s) for v, s in zip(frames.video, split, strict=True)}) == 5
     assert Counter(split) == {"train": 120, "validation": 80}
@@ -94,14 +93,12 @@ def test_the_papers_counts(like_aff_wild2):
     for name, each in (("train", 3_915), ("validation", 422)):
         counts = np.bincount(kept.emotion[sides == name], minlength=8)
         assert dict(zip(EMOTIONS, counts.tolist(), strict=True)) == dict.fromkeys(EMOTIONS, each)
-    known = (kept.au_labels != -1).any(1)
-    assert known.all()
+    assert (kept.au_labels != -1).any(1).all()
 
 
 def test_folds_leave_somebody_to_tune_on():
-    frames = make_frames([10] * 12, np.zeros(120, int))
     videos = [Video(f"s{k}", f"s{k}", f"i/{k}", 5, ".jpg", f"fold {k % 3 + 1}") for k in range(12)]
-    frames = frames.__class__(**{**vars(frames), "videos": videos})
+    frames = replace(make_frames([10] * 12, np.zeros(120, int)), videos=videos)
     split = np.array(official_splits(frames, fold=2))
     assert set(frames.video[split == "test"].tolist()) == {1, 4, 7, 10}
     assert Counter(split.tolist()) == {"test": 40, "train": 70, "validation": 10}
@@ -111,20 +108,18 @@ def test_folds_leave_somebody_to_tune_on():
         official_splits(make_frames([3], np.zeros(3)))
 
 
-def test_no_side_is_left_without_anybody():
+def test_no_side_is_left_without_anybody_and_mistakes_are_named():
     """A tenth of four people is nobody, and nobody cannot be scored on."""
     for people, shares in ((4, (0.9, 0.1)), (6, (0.8, 0.1, 0.1)), (3, (0.98, 0.01, 0.01))):
         units = units_of(make_frames([10] * people, np.zeros(10 * people, int)))
         side = split_units(units, dict(zip(("train", "validation", "test"), shares, strict=False)))
         assert np.bincount(side, minlength=len(shares)).min() >= 1
-
-
-def test_mistakes():
-    units = units_of(_drawn(4))
-    for sizes in ({"train": -1.0}, {"training": 1.0}, {}):
-        with pytest.raises(ValueError, match="split_sizes: got"):
-            split_units(units, sizes)
-    with pytest.raises(ValueError, match="expected a number for each of train, test, 4 in all"):
-        split_units(units, {"train": 0.5, "test": 0.5}, {"train": 1, "test": 1})
-    with pytest.raises(ValueError, match="3 splits, expected at most one for each of 2 people"):
-        split_units(units_of(_drawn(2)), {"train": 1, "validation": 1, "test": 1})
+    for sizes, videos, message in (
+        ({"train": -1.0}, None, "split_sizes: got"),
+        ({"training": 1.0}, None, "split_sizes: got"),
+        ({}, None, "split_sizes: got"),
+        ({"train": 0.5, "test": 0.5}, {"train": 1, "test": 1}, "expected a number for each of train, test, 3 in all"),
+        (dict.fromkeys(("train", "validation", "test"), 1), None, "3 splits, expected at most one for each of 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            split_units(units_of(_drawn(2 if "most" in message else 3)), sizes, videos)

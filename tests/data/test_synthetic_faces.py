@@ -59,13 +59,8 @@ def test_an_older_processor_draws_the_same_bytes():
         "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL AVX512_SKX X86_V4 X86_V3 AVX2 FMA3",
         "OPENBLAS_CORETYPE": "Nehalem",
     }
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        "from tests.data.test_synthetic_faces import checksum; print(checksum())",
-    ]
+    code = "from tests.data.test_synthetic_faces import checksum; print(checksum())"
+    command = [sys.executable, "-W", "ignore", "-c", code]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env={**os.environ, **slow}, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == GOLDEN
@@ -112,10 +107,7 @@ def test_other_label_sets(name, cache):
         ({"num_proc": 0}, "num_proc: got 0"),
         ({"size": 8}, "size: got 8, expected 32 to 1024"),
         ({"label_set": "mfaa"}, "label_set: got 'mfaa'"),
-        (
-            {"label_set": "emotionet"},
-            r"label_set: \['AU5', 'AU20'\] cannot be drawn, expected AUs among \['AU1', 'AU2'",
-        ),
+        ({"label_set": "emotionet"}, r"label_set: \['AU5', 'AU20'\] cannot be drawn, expected AUs among"),
         ({"label_set": "raf_db"}, "label_set: got emotions"),
         ({"split_sizes": {"dev": 1.0}}, "split_sizes: got"),
         ({"split_sizes": {"train": float("nan")}}, "split_sizes: got"),
