@@ -128,9 +128,9 @@ def test_true_captions_pass(name, text, emotion, states):
         ("key_au_caption", "Key action units: AU6 (Cheek Raiser) tells happiness.", "names AU6"),
         ("key_au_caption", "Key action units: the Cheek Raiser tells happiness.", "names AU6"),
         ("emotion_caption", "AU12 shows happiness.", "by code"),
-        ("emotion_caption", "The face shows anger.", "tells of anger, but the emotion is Happiness"),
+        ("emotion_caption", "The face shows anger.", "describes anger, but the emotion is Happiness"),
         ("emotion_caption", "x" * 4000, "has 4000 characters"),
-        ("exp_blip_exp", "The lips rise, which implies sadness.", "tells of sadness"),
+        ("exp_blip_exp", "The lips rise, which implies sadness.", "describes sadness"),
     ],
 )
 def test_false_captions_are_told_apart(name, text, message):

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_frames import make_frames
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tqdm import tqdm
 
 import train
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS
 from mf2face.data.build import mfa as building
-from mf2face.data.build.card import summary
 from mf2face.data.build.crops import BuildOptions, RowMaker, image_hash, near_pairs
 from mf2face.data.build.landmark_cache import CachedFace
-from mf2face.data.build.mfa import build_mfa
+from mf2face.data.build.metadata import without_metadata
+from mf2face.data.build.mfa import build_mfa, summary
 from mf2face.data.build.splits import plan_mfa
 from mf2face.data.corpora.frames import Video
 from mf2face.data.corpora.label_files import CorpusError
@@ -390,3 +390,69 @@ def test_a_detector_that_is_unsure_found_nothing(frames):
 def test_captions_are_left_out_when_asked(frames):
     bare = make(frames, landmarks="template", captions=False)[0]
     assert {row["emotion_caption"] for row in bare} == {""} == {row["caption_writer"] for row in bare}
+
+
+NOTE = b"secret-of-the-owner"
+
+
+def exif(orientation=1):
+    data = Image.Exif()
+    data[0x010E], data[0x0112] = NOTE.decode(), orientation
+    return data
+
+
+def noise():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(np.kron(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)))
+
+
+def saved(format="JPEG", image=None, **options):
+    file = io.BytesIO()
+    (image or noise()).save(file, format, **options)
+    return file.getvalue()
+
+
+def png(**options):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", NOTE.decode())
+    info.add_text("XML:com.adobe.xmp", NOTE.decode(), zip=False)
+    info.add_itxt("Author", NOTE.decode())
+    return saved("PNG", exif=exif(), pnginfo=info, **options)
+
+
+FILES = {
+    "jpeg": saved(exif=exif(), comment=NOTE, xmp=NOTE),
+    "progressive": saved(progressive=True, exif=exif()),
+    "restarts": saved(restart_marker_blocks=2, comment=NOTE),
+    "grey": saved(image=noise().convert("L"), exif=exif()),
+    "cmyk": saved(image=noise().convert("CMYK"), exif=exif()),
+    "profile": saved(icc_profile=NOTE * 9000),
+    "several": saved("MPO", save_all=True, append_images=[noise()], exif=exif()),
+    "png": png(),
+    "palette": png(image=noise().convert("P")),
+    "transparent": png(image=noise().convert("RGBA")),
+    "animated": png(save_all=True, append_images=[noise().rotate(90)]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_stay_and_everything_said_beside_them_goes(name):
+    content = FILES[name] + b"\0" + NOTE
+    stripped = without_metadata(content)
+    assert NOTE in content and NOTE not in stripped
+    assert not {b"Exif", b"http:", b"acTL", b"eXIf", b"tEXt", b"iTXt", b"MPF"} & {
+        stripped[k : k + 4] for k in range(999)
+    }
+    assert (read_image(stripped) == read_image(FILES[name])).all()
+    assert without_metadata(stripped) == stripped
+    assert Image.open(io.BytesIO(stripped)).info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"} | {
+        *("progressive", "progression", "adobe", "adobe_transform", "transparency")
+    }
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive", "png"])
+def test_a_file_that_breaks_off_is_left_alone(name):
+    content = FILES[name].rstrip(NOTE)
+    for size in range(0, len(content) - 2, 37):
+        assert without_metadata(content[:size]) is None, size
+    assert without_metadata(saved("BMP")) is None and without_metadata(b"") is None
