@@ -125,7 +125,7 @@ def test_what_a_killed_export_left_is_removed_and_a_damaged_file_not_quantized(
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="damaged|cannot read"):
         export.quantize_onnx(file)
     assert [path.name for path in tmp_path.iterdir()] == [export.FILE]
     shutil.copy(exported[1], tmp_path)
