@@ -118,9 +118,7 @@ def is_url(image: Any) -> bool:
     return isinstance(image, str) and image.startswith(("http://", "https://"))
 
 
-def _resolve(
-    image: Any, name: str, allow_url: bool, timeout: float | None = None
-) -> Any:
+def _resolve(image: Any, name: str, allow_url: bool, timeout: float | None = None) -> Any:
     if isinstance(image, Mapping) and image and set(image) <= {"bytes", "path"}:
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if image is None:
@@ -331,7 +329,7 @@ def _to_byte_range(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     is_16_bit, is_float = array.dtype.newbyteorder("=") == np.uint16, array.dtype.kind == "f"
-    array = array.astype(np.float32)
+    array = array.astype(np.float32, copy=False)
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= (255 if is_float else 65535)):  # also catches NaN
         raise ValueError(
