@@ -22,6 +22,7 @@ from .detection import DETECTORS
 from .geometry import transform_points, warp, warp_by_pil
 from .image_io import MOST_PIXELS, flatten_images, is_tensor, read_image
 from .landmarks import (
+    TEMPLATES,
     DetectedFace,
     LandmarkSource,
     ManyFacesPolicy,
@@ -31,6 +32,7 @@ from .landmarks import (
     choose_faces,
     face_in_image,
     landmarks_per_image,
+    template_landmarks,
 )
 
 
@@ -105,7 +107,8 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_align (`bool`): align the face to the canonical one by rotation, scale and shift; `False`: resize the image.
     landmark_source (`str`): landmarks of an image for which none are given. `"template"`: the image is a ready-aligned
-        crop with the mean face's landmarks; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
+        crop with the mean face's landmarks; `"insightface112"`, `"ffhq"`: a crop as those align it, which is brought to
+        MF²'s own; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
         `"face_alignment"`: by the face-alignment package, which downloads its weights at the first use; `"given"`: they
         are required.
     on_no_face (`str`): `"raise"`, `"template"` or `"skip"` if no face is detected.
@@ -268,6 +271,8 @@ class _AlignedCrops(CheckedFilesMixin):
                 if found is None:
                     check_orientation(points, name)
             face = face_in_image(*pixels.shape[1:], points, source, found) if settings.return_faces else None
+            if points is None and source != "template":
+                points = template_landmarks(*pixels.shape[1:], source)
             rows[index].append(_Row(*self._cut(pixels, points, draws[index], settings), source, index, face))
 
         limits = {name: getattr(settings, name) for name in CALLERS_OWN}
@@ -277,9 +282,9 @@ class _AlignedCrops(CheckedFilesMixin):
                 cut(index, pixels, given[index], "given")
             elif settings.landmark_source in DETECTORS:
                 searched[index] = pixels
-            elif settings.landmark_source == "template":
+            elif settings.landmark_source in TEMPLATES:
                 _warn_if_no_crop(pixels, settings.size)
-                cut(index, pixels, None, "template")
+                cut(index, pixels, None, settings.landmark_source)
             else:
                 raise ValueError(f"landmarks{place}: got none, but landmark_source='given' requires them")
         if searched:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .geometry import STEADY_POINTS, canonical_landmarks, pooled
+from .geometry import STEADY_POINTS, canonical_landmarks, fit_similarity, pooled, transform_points
 from .image_io import is_tensor
 
 
-LandmarkSource = Literal["template", "mediapipe", "face_alignment", "given"]
+LandmarkSource = Literal["template", "insightface112", "ffhq", "mediapipe", "face_alignment", "given"]
 NoFacePolicy = Literal["raise", "template", "skip"]
 ManyFacesPolicy = Literal["largest", "all"]
 
@@ -39,9 +39,37 @@ class DetectedFace:
         return float((right - left) * (bottom - top))
 
 
-def template_landmarks(height: int, width: int) -> np.ndarray:
-    """The mean face's, for an image that is a ready-aligned crop: (68, 2)."""
-    return canonical_landmarks(height, width)
+def _five_points(face: np.ndarray) -> np.ndarray:
+    """Centres of the eyes, tip of the nose, corners of the mouth."""
+    return np.array([face[36:42].mean(0), face[42:48].mean(0), face[30], face[48], face[54]])
+
+
+def _insightface_template(face: np.ndarray) -> np.ndarray:
+    """insightface's 112-pixel crop (also ArcFace, Aff-Wild2's `cropped_aligned`) puts five points here."""
+    target = [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+    return transform_points(fit_similarity(_five_points(face), np.array(target) / 112), face)
+
+
+def _ffhq_template(face: np.ndarray) -> np.ndarray:
+    """FFHQ's crop: a square around the eyes' centre, its side four eye distances or 3.6 times eyes to mouth."""
+    left, right, _, *corners = _five_points(face)
+    eyes, mouth = (left + right) / 2, np.mean(corners, axis=0)
+    side = max(4 * np.hypot(*(right - left)), 3.6 * np.hypot(*(mouth - eyes)))
+    return (face - eyes - 0.1 * (mouth - eyes)) / side + 0.5
+
+
+_MEAN_FACE = canonical_landmarks(1, 1)
+TEMPLATES: dict[str, np.ndarray] = {
+    "template": _MEAN_FACE,
+    "insightface112": _insightface_template(_MEAN_FACE),
+    "ffhq": _ffhq_template(_MEAN_FACE),
+}
+"""Where ready-aligned crops have the mean face: (68, 2) as fractions of width and height. `template` is MF²'s own."""
+
+
+def template_landmarks(height: int, width: int, template: str = "template") -> np.ndarray:
+    """The mean face's in a crop that is aligned to this template: (68, 2)."""
+    return TEMPLATES[template] * (width, height)
 
 
 def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
@@ -131,7 +159,8 @@ def face_in_image(
     The box is the detector's, else the bounds of the given landmarks; a template's is the whole image.
     """
     if points is None:
-        points, box, box_source = template_landmarks(height, width), np.array([0, 0, width, height]), "image"
+        points = template_landmarks(height, width, source if source in TEMPLATES else "template")
+        box, box_source = np.array([0, 0, width, height]), "image"
     elif found is not None:
         box, box_source = found.box, source
     else:

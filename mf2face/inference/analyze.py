@@ -27,6 +27,7 @@ from mf2face.inference.media import Frame, Sampling, count_frames, find_inputs, 
 from mf2face.inference.model import AnalysisModel, load_model
 from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, first_line, format_of
 from processing_mf2.detection import DETECTORS
+from processing_mf2.landmarks import TEMPLATES
 from processing_mf2.processing_mf2 import NotFiniteError
 
 
@@ -276,8 +277,8 @@ def prepare(
     found = find_inputs(inputs)
     if aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
-    if aligned:
-        source: FaceSource = AlignedCrops()
+    if aligned or landmarks in TEMPLATES:
+        source: FaceSource = AlignedCrops("template" if aligned else landmarks)
     elif landmarks is not None and landmarks not in DETECTORS:
         source = GivenLandmarks(landmarks, found[0] if len(found) == 1 and isinstance(found[0], str) else None)
     else:
@@ -313,8 +314,9 @@ def analyze(
     output: `.csv`, `.jsonl` or `.parquet`, which is continued if it is there; or whatever has `add(rows)`; without one
         the rows are in the answer's `rows`.
     model, adapter: a folder or a name on the Hub, or a model loaded by `load_model`; the embedded one unless given.
-    aligned, landmarks, detector: images are ready-aligned crops; a csv of landmarks or a detector's name (`mediapipe`,
-        `face_alignment`); what has `detect(images)`. Without any, the detector that is set up.
+    aligned, landmarks, detector: images are crops in MF²'s alignment; another alignment's name (`insightface112`,
+        `ffhq`), a csv of landmarks or a detector's name (`mediapipe`, `face_alignment`); what has `detect(images)`.
+        Without any, the detector that is set up.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.

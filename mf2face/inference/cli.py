@@ -55,7 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--landmarks",
         metavar="WHERE",
-        help="mediapipe, face_alignment, or a csv with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
+        help="mediapipe or face_alignment; insightface112 or ffhq: each image is a crop in that alignment; or a csv with "
+        "68 points a face: x_0..x_67, y_0..y_67, input, frame",
     )
     parser.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
@@ -222,6 +223,8 @@ def _picture(given: argparse.Namespace) -> int:
 
 _SOURCES = {
     "template": "template, each image is taken for one ready-aligned face",
+    "insightface112": "insightface's template, each image is taken for one face aligned to it",
+    "ffhq": "FFHQ's template, each image is taken for one face aligned to it",
     "given": "given with the images",
     "face_alignment": "found by face-alignment",
     "mediapipe": "found by MediaPipe's networks",

@@ -35,7 +35,7 @@ class Face:
     """(68, 2)"""
     source: str
     given: bool = True
-    """False: a crop, whose landmarks are the template's."""
+    """False: a crop in MF²'s own alignment."""
     pose: tuple[float, float, float] = (float("nan"),) * 3
     """Pitch, yaw and roll in degrees; NaN where the detector tells none."""
 
@@ -58,12 +58,15 @@ class Detector(Protocol):
 
 
 class AlignedCrops:
-    """Each image is one face that fills it."""
+    """Each image is one face, aligned to a template."""
 
-    name, fingerprint = "template", None
+    fingerprint = None
+
+    def __init__(self, template: str = "template") -> None:
+        self.name = template
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        return [[known_face(frame.pixels, None)] for frame in frames]
+        return [[known_face(frame.pixels, None, self.name)] for frame in frames]
 
 
 class DetectedFaces:
@@ -222,12 +225,12 @@ def _frame_number(cell: str | None, first: int) -> int:
     return int(number)
 
 
-def known_face(pixels: torch.Tensor, points: np.ndarray | None) -> Face:
-    """The face with these landmarks, or without any the one that fills the image."""
-    source = "template" if points is None else "given"
+def known_face(pixels: torch.Tensor, points: np.ndarray | None, template: str = "template") -> Face:
+    """The face with these landmarks, or without any the one that fills the image as the template says."""
+    source = template if points is None else "given"
     known: dict[str, Any] = face_in_image(*pixels.shape[1:], points, source)
     landmarks = np.asarray(known["landmarks"])
-    return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
+    return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=source != "template")
 
 
 def check_detector(name: str | None = None) -> str:

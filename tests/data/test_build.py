@@ -1,6 +1,7 @@
 """From a folder of pictures to a data set that trains: whole, resumable, and without a face on both sides."""
 
 import errno
+import io
 import json
 import os
 from dataclasses import replace
@@ -32,6 +33,7 @@ from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Processor
 from processing_mf2.image_io import read_image
+from processing_mf2.landmarks import template_landmarks
 
 
 PEOPLE, EACH, SIDE = 6, 8, 96
@@ -409,6 +411,15 @@ def test_landmarks_of_the_corpus_are_checked(frames):
     rows, kept, problems = make(frames, landmarks="corpus")
     assert kept == [0] and rows[0]["landmark_source"] == "given"
     assert problems == [("2.jpg", "landmarks"), ("3.jpg", "no face")]
+
+
+def test_aligned_pictures_have_the_landmarks_of_their_corpus_s_template(frames):
+    theirs = replace(frames, template="insightface112")
+    for options, expected in (("template", "insightface112"), ("ffhq", "ffhq")):
+        row = make(theirs, landmarks=options)[0][0]
+        size = Image.open(io.BytesIO(row["image"]["bytes"])).size
+        assert row["landmark_source"] == expected
+        assert np.allclose(row["landmarks"], template_landmarks(*size[::-1], expected), atol=1e-4)
 
 
 def test_a_detector_that_is_unsure_found_nothing(frames):

@@ -150,6 +150,7 @@ def test_aff_wild2_line_i_is_image_i_and_unknown_is_masked_an_au(aff_wild2):
     present = {"1-30_left": [1, 2, 3, 6], "2": [1, 2, 3, 4, 5, 6], "3": [1, 2]}
     names = {name: [f"{number:05d}.jpg" for number in numbers] for name, numbers in present.items()}
     frames = read_corpus("aff_wild2", aff_wild2, list_folder=lambda folder: names[folder.name])
+    assert frames.template == "insightface112"
     assert frames.image(3) == "cropped_aligned/1-30_left/00006.jpg" and frames.row_id(3) == "aff_wild2/1-30_left/6"
     assert frames.emotion.tolist() == [0, 7, -1, 4] + [-1] * 6 + [3]
     assert frames.au_labels[0].tolist() == [-1, 0, 1] * 4

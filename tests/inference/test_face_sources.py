@@ -43,6 +43,9 @@ def test_a_crop_is_one_face_that_fills_it() -> None:
     ((face,),) = AlignedCrops().faces([frame()])
     assert face.box == (0, 0, 100, 80) and face.source == "template" and not face.given
     assert np.isnan(face.score) and np.allclose(face.landmarks, template_landmarks(80, 100))
+    ((other,),) = AlignedCrops("ffhq").faces([frame()])
+    assert other.box == face.box and other.source == "ffhq" and other.given
+    assert np.allclose(other.landmarks, template_landmarks(80, 100, "ffhq"))
 
 
 def test_a_detector_s_faces_come_frame_by_frame() -> None:

@@ -17,7 +17,7 @@ from mf2face.data.corpora.frames import Frames
 from processing_mf2.captions import RuleCaptioner
 from processing_mf2.geometry import alignment_matrix, resize_matrix, transform_points, warp
 from processing_mf2.image_io import read_image
-from processing_mf2.landmarks import check_landmarks, check_orientation, template_landmarks
+from processing_mf2.landmarks import TEMPLATES, check_landmarks, check_orientation, template_landmarks
 
 
 HASH_BYTES = 32
@@ -33,14 +33,15 @@ _CHUNK = 32
 class BuildOptions:
     """How images become rows.
 
-    landmarks: from a detector, from the corpus, or the template, for pictures that are aligned already and stay as they
-    are. margin: what is kept around the aligned crop, as a share of its side, so that augmentation can turn and shift
-    it. on_no_face: `template` takes the picture as aligned. min_confidence: mean of a detector's landmarks; less counts
-    as no face. near: what happens to images that all but repeat one in a split that is held further out: they are kept
-    and listed, dropped, or an error; `tell` is `keep`, and keeps people or videos that stand in two splits as well.
+    landmarks: from a detector, from the corpus, or of pictures that are aligned already and stay as they are: the mean
+    face's by a template, which `template` takes as the corpus has it (else MF²'s own). margin: what is kept around the
+    aligned crop, as a share of its side, so that augmentation can turn and shift it. on_no_face: `template` takes the
+    picture as aligned. min_confidence: mean of a detector's landmarks; less counts as no face. near: what happens to
+    images that all but repeat one in a split that is held further out: they are kept and listed, dropped, or an error;
+    `tell` is `keep`, and keeps people or videos that stand in two splits as well.
     """
 
-    landmarks: Literal["detector", "corpus", "template"] = "detector"
+    landmarks: Literal["detector", "corpus", "template", "insightface112", "ffhq"] = "detector"
     crop_size: int = 224
     margin: float = 0.125
     quality: int = 95
@@ -146,7 +147,7 @@ class RowMaker:
         elif options.landmarks == "corpus" and frames.landmarks is not None:
             if not np.isnan(frames.landmarks[row]).any():
                 points, source = frames.landmarks[row], "given"
-        if points is None and options.landmarks != "template" and options.on_no_face != "template":
+        if points is None and options.landmarks not in TEMPLATES and options.on_no_face != "template":
             return Problem(name, "no face", f"no landmarks from the {options.landmarks}")
         if points is None:
             return self._aligned_already(row, pixels)
@@ -165,15 +166,18 @@ class RowMaker:
     def _aligned_already(self, row: int, pixels: torch.Tensor) -> Crop:
         """Keeps the compressed pixels of a picture that is small enough and upright, without its file's metadata."""
         height, width = pixels.shape[1:]
+        template = self.options.landmarks
+        if template not in TEMPLATES or template == "template":
+            template = self.frames.template
         if max(height, width) <= 2 * self.options.crop_size:
             plain = without_metadata((self.frames.root / self.frames.image(row)).read_bytes())
             if plain is not None and _shows(plain, pixels):
                 whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
-                return Crop(plain, template_landmarks(height, width), "template", image_hash(whole))
+                return Crop(plain, template_landmarks(height, width, template), template, image_hash(whole))
         scale = self.options.crop_size / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale))) if scale < 1 else (height, width)
         crop = warp(pixels, resize_matrix(height, width, *size), *size)
-        return self._encoded(crop, template_landmarks(*size), "template")
+        return self._encoded(crop, template_landmarks(*size, template), template)
 
     def _encoded(self, crop: torch.Tensor, points: np.ndarray, source: str) -> Crop:
         pixels = crop.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

@@ -48,8 +48,9 @@ class Frames:
     """Rows are sorted by video and frame. -1 is unknown, for each AU by itself.
 
     video: (rows,) places in `videos`. au_labels: (rows, AUs) int8. landmarks: (rows, 68, 2) float32 in pixels of the
-    image, NaN where the corpus has none. counts: what was read and left out. missing: the first of the listed images
-    that are not on the disk. split_is_given: the owner of the pictures wrote a split.
+    image, NaN where the corpus has none. template: the alignment of the images (`processing_mf2.landmarks.TEMPLATES`),
+    if they are aligned crops. counts: what was read and left out. missing: the first of the listed images that are not
+    on the disk. split_is_given: the owner of the pictures wrote a split.
     """
 
     corpus: str
@@ -67,6 +68,7 @@ class Frames:
     missing: Sequence[str] = ()
     protocol: str = ""
     split_is_given: bool = False
+    template: str = "template"
 
     def __len__(self) -> int:
         return len(self.video)
@@ -221,6 +223,7 @@ class Corpus:
     name: ClassVar[str]
     licence: ClassVar[str]
     advice: ClassVar[str]
+    template: ClassVar[str] = "template"
 
     def __post_init__(self) -> None:
         self.root = check_folder(Path(self.root), f"the {self.name} corpus", self.advice)
@@ -236,7 +239,11 @@ class Corpus:
         if lines and not len(columns[0]):
             expected = f"images such as {missing[0] if missing else '...'}"
             raise CorpusError(self.root, f"none of {lines:,} listed images on the disk", expected, self.advice)
-        more |= {"missing": list(missing[:_LISTED_MISSING]), "protocol": " ".join((self.__doc__ or "").split())}
+        more |= {
+            "template": self.template,
+            "missing": list(missing[:_LISTED_MISSING]),
+            "protocol": " ".join((self.__doc__ or "").split()),
+        }
         return Frames(self.name, self.licence, self.root, self.label_set, videos, *columns, **more)
 
 

@@ -102,6 +102,7 @@ class AffWild2(VideoCorpus):
     name = "aff_wild2"
     licence = "Aff-Wild2: academic research only, by agreement with its authors; not to be passed on"
     images: str = "cropped_aligned"
+    template = "insightface112"
     advice = "Unpack ABAW's annotations and `cropped_aligned` into one folder and name that folder"
     _TRACKS = {
         "AU": ("AU_Detection_Challenge",),
