@@ -213,7 +213,7 @@ def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
     boxes, points = s3fd().eval(), FAN(4).eval()
     spent, chosen = [], list(labels)[:: max(1, len(labels) // 10)]
     for name in chosen:
-        image = read_image(name, name="image").float()[None]
+        image = torch.tensor(read_image(name, name="image"), dtype=torch.float32)[None]
         scale = min(1.0, 640 / max(image.shape[2:]))  # the detector's copy is no larger
         if scale < 1:
             image = torch.nn.functional.interpolate(image, scale_factor=scale)

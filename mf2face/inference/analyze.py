@@ -3,14 +3,12 @@
 import contextlib
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
-
-import torch
-from tqdm.auto import tqdm
 
 from configuration_mf2.version import VERSION
 from mf2face.inference.faces import (
@@ -28,7 +26,7 @@ from mf2face.inference.model import AnalysisModel, load_model
 from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, first_line, format_of
 from processing_mf2.detection import DETECTORS
 from processing_mf2.landmarks import TEMPLATES
-from processing_mf2.processing_mf2 import NotFiniteError
+from processing_mf2.results import NotFiniteError
 
 
 _MOST_BYTES = 96 * 2**20
@@ -130,14 +128,14 @@ class Analysis:
             self.inputs, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
         )
         add = summary.rows.extend if sink is None else sink.add
-        total = count_frames(self.inputs, self.sampling) if self.progress else None
-        bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
+        bar = _progress_bar(count_frames(self.inputs, self.sampling)) if self.progress else None
         try:
             for chunk in _ahead(frames, lambda: self.batch.size):
                 add(self.rows_of(chunk))
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
-                bar.update(len(chunk))
-                bar.set_postfix(faces=summary.faces, refresh=False)
+                if bar is not None:
+                    bar.update(len(chunk))
+                    bar.set_postfix(faces=summary.faces, refresh=False)
         except KeyboardInterrupt:
             summary.stopped = "interrupted"
             raise
@@ -145,7 +143,8 @@ class Analysis:
             summary.stopped = str(error)
             raise
         finally:
-            bar.close()
+            if bar is not None:
+                bar.close()
         return summary
 
     def rows_of(self, chunk: Sequence[Frame]) -> list[dict[str, Any]]:
@@ -187,18 +186,17 @@ class Analysis:
         if self.caption:
             settings["captions"] = ["emotion"]
         # On a CPU this thread's own time, which other work on the machine does not lengthen.
-        on_cpu = self.model.pipeline.model.device.type == "cpu"
-        clock = time.thread_time if on_cpu else time.perf_counter
+        clock = time.thread_time if self.model.device == "cpu" else time.perf_counter
         while True:
             start = clock()
             try:
                 answers = self.model.pipeline(images, batch_size=self.batch.size, **settings)
-            except torch.OutOfMemoryError:
-                if not self.batch.shrink():
-                    raise
-                torch.cuda.empty_cache()
-                continue
             except Exception as error:  # of an item, or of a damaged engine: the others go on
+                if type(error).__name__ == "OutOfMemoryError":  # torch's, which is imported only if it runs the model
+                    if not self.batch.shrink():
+                        raise
+                    sys.modules["torch"].cuda.empty_cache()
+                    continue
                 if len(items) > 1:
                     return [answer for item in items for answer in self._answers([item])]
                 return [{"error": {"message": f"the model fails ({type(error).__name__}: {first_line(error)})"}}]
@@ -229,6 +227,12 @@ class Analysis:
             tracker.next_id = sink.next_id
 
 
+def _progress_bar(total: int | None) -> Any:
+    from tqdm.auto import tqdm  # a tenth of a second, which a run without a bar saves
+
+    return tqdm(total=total, desc="faces", unit="image", leave=False)
+
+
 def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Frame]]:
     """Chunks of frames; the next is read in a thread while one is judged. What was read before an error comes first."""
     failed: list[Exception] = []
@@ -239,7 +243,7 @@ def _ahead(frames: Iterator[Frame], size: Callable[[], int]) -> Iterator[list[Fr
         try:
             for frame in frames:
                 chunk.append(frame)
-                held += frame.pixels.nelement() * frame.pixels.element_size()
+                held += frame.pixels.nbytes
                 if len(chunk) >= size() or held * (len(chunk) + 1) / len(chunk) > _MOST_BYTES or stop.is_set():
                     break
         except Exception as error:

@@ -55,8 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--landmarks",
         metavar="WHERE",
-        help="mediapipe or face_alignment; insightface112 or ffhq: each image is a crop in that alignment; or a csv with "
-        "68 points a face: x_0..x_67, y_0..y_67, input, frame",
+        help="mediapipe or face_alignment; insightface112 or ffhq: each image is a crop in that alignment; or a csv "
+        "with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
     )
     parser.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
@@ -104,7 +104,10 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     if given.picture is not None:
         if inputs:
             parser.error("--picture: got inputs too, expected a file of rows alone")
-        return _picture(given)
+        try:
+            return _picture(given)
+        except ImportError as error:
+            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install mf2face"))
     if not inputs:
         parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
     missing = [one for one in given.inputs if not os.path.exists(one)]
@@ -272,17 +275,21 @@ class _AroundBar:
             self.sink.add(rows)
 
 
+def _beside_bar(analysis: Any, sink: Any) -> Any:
+    return _AroundBar(sink) if analysis.progress else sink
+
+
 def _screen(analysis: Any, format: str) -> Any:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
         sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
-        return _AroundBar(_Lines(sys.stdout, format, analysis.columns.names))
+        return _beside_bar(analysis, _Lines(sys.stdout, format, analysis.columns.names))
     from mf2face.inference.media import is_video
     from mf2face.inference.table import FaceTable
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _AroundBar(FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+    return _beside_bar(analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
 
 
 def _say(text: str) -> None:
