@@ -14,8 +14,9 @@ from analysis_media import write_faces
 from conftest import shake, tiny_config
 
 from mf2face import analyze
-from mf2face.inference import model as engines
+from mf2face.files import cache_folder
 from mf2face.inference.cli import main
+from mf2face.inference.engine import ENGINES
 from mf2face.inference.model import load_model
 from modeling_mf2 import MF2ForPreTraining
 from modeling_mf2.export import FILE, INT8_FILE
@@ -75,7 +76,7 @@ def test_the_command_gives_the_same_rows_and_exports_once(place: Path, tmp_path:
     by_torch = rows_by(place, "torch", tmp_path / "torch.csv")
     capsys.readouterr()
     assert differences(by_torch, rows_by(place, "onnx", tmp_path / "onnx.csv")) < 1e-5
-    assert f"exported once, into {engines.cache_folder()}" in capsys.readouterr().err
+    assert f"exported once, into {cache_folder('engines')}" in capsys.readouterr().err
     assert 0 < differences(by_torch, rows_by(place, "int8", tmp_path / "int8.csv")) < 0.05
     told = capsys.readouterr().err
     assert "8 bits" in told and "exported once" not in told
@@ -83,22 +84,22 @@ def test_the_command_gives_the_same_rows_and_exports_once(place: Path, tmp_path:
     assert "engine" not in capsys.readouterr().err.replace("--engine", "")
     arguments = [str(place / "in"), "--aligned", "--model", str(place / "model"), "-o", str(tmp_path / "int8.csv")]
     assert main(arguments) == 4, "rows of another engine are not mixed in"
-    (kept,) = engines.cache_folder().glob("model-*")
+    (kept,) = cache_folder("engines").glob("model-*")
     (kept / INT8_FILE).write_bytes(b"cut")
     assert differences(by_torch, rows_by(place, "int8", tmp_path / "mended.csv")) < 0.05
 
 
 def test_analyze_takes_a_file_beside_the_checkpoint_and_refuses_anothers(place: Path, tmp_path: Path) -> None:
     load_model(place / "model", engine="int8")
-    (made,) = engines.cache_folder().glob("model-*")
+    (made,) = cache_folder("engines").glob("model-*")
     there = shutil.copytree(place / "model", tmp_path / "model")
     for name in (FILE, INT8_FILE):
         shutil.copy(made / name, there)
-    path, kept = place / "in" / "face-000.png", sorted(engines.cache_folder().rglob("*.onnx"))
-    found = {engine: analyze(path, engine=engine, model=there, aligned=True).rows[0] for engine in engines.ENGINES}
+    path, kept = place / "in" / "face-000.png", sorted(cache_folder("engines").rglob("*.onnx"))
+    found = {engine: analyze(path, engine=engine, model=there, aligned=True).rows[0] for engine in ENGINES}
     assert found["onnx"]["AU06"] == pytest.approx(found["torch"]["AU06"], abs=1e-5)
     assert found["int8"]["AU06"] == pytest.approx(found["torch"]["AU06"], abs=0.05)
-    assert sorted(engines.cache_folder().rglob("*.onnx")) == kept, "nothing had to be exported"
+    assert sorted(cache_folder("engines").rglob("*.onnx")) == kept, "nothing had to be exported"
     with pytest.raises(ValueError, match="caption: got engine 'onnx', expected 'torch'"):
         analyze(path, engine="onnx", caption=True, model=there, aligned=True)
     checkpoint(there, seed=4)
@@ -115,9 +116,7 @@ def test_analyze_takes_a_file_beside_the_checkpoint_and_refuses_anothers(place: 
 
 def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(place / "model", device="cpu", engine="onnx")
-    run = model.pipeline.model.run
-    assert run.get_session_options().intra_op_num_threads == torch.get_num_threads()
-    assert not list(model.pipeline.model.parameters()), "the weights are held once"
+    assert model.pipeline.run.get_session_options().intra_op_num_threads == torch.get_num_threads()
     with pytest.raises(ValueError, match="engine, device: got 'onnx' and 'cuda'; expected cpu"):
         load_model(place / "model", device="cuda", engine="onnx")
     with pytest.raises(ValueError, match=r"engine: got 'onx', expected one of \['torch', 'onnx', 'int8'\]"):
@@ -139,7 +138,7 @@ def test_a_missing_package_ends_the_command_with_a_sentence(place: Path, monkeyp
 
 def test_a_file_with_a_flipped_bit_is_refused_wherever_the_bit_is(place: Path, tmp_path: Path) -> None:
     load_model(place / "model", engine="int8")
-    (made,) = engines.cache_folder().glob("model-*")
+    (made,) = cache_folder("engines").glob("model-*")
     there = shutil.copytree(place / "model", tmp_path / "model")
     (face,) = write_faces(tmp_path / "one", 1)
     for engine, name in (("onnx", FILE), ("int8", INT8_FILE)):
@@ -161,7 +160,7 @@ def test_facts_of_a_wrong_type_end_the_command_with_a_sentence(place: Path, tmp_
     import onnx
 
     load_model(place / "model", engine="onnx")
-    (made,) = engines.cache_folder().glob("model-*")
+    (made,) = cache_folder("engines").glob("model-*")
     there = shutil.copytree(place / "model", tmp_path / "model")
     content = onnx.load(made / FILE)
     onnx.helper.set_model_props(content, {"mf2": facts})
@@ -183,7 +182,7 @@ def test_an_engine_that_fails_or_gives_no_number_leaves_a_line_of_each_image(
                 raise IndexError("[ONNXRuntimeError] : 1 : FAIL")
             return [np.full((len(given["landmarks"]), 3), answer, np.float32) for _ in names]
 
-    model.pipeline.model.run = Damaged()
+    model.pipeline.run = Damaged()
     assert main([str(place / "in"), "--aligned", "--format", "csv"], model=model) == 1
     shown = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(shown.out)))
