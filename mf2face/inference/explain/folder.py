@@ -26,8 +26,10 @@ class WhyFolder:
     """Takes the faces of a run one by one (`analysis.on_face`), and at its end the rows (`finish`)."""
 
     def __init__(self, folder: str | os.PathLike, analysis: Analysis, *, occlusion: bool = False) -> None:
-        from mf2face.inference.explain.explainer import Explainer  # needs torch; pictures of rows do not
-
+        try:
+            from mf2face.inference.explain.explainer import Explainer  # pictures of rows do not need torch
+        except ImportError as error:
+            raise ImportError(f"why: needs torch and the full package ({error}): pip install mf2face") from error
         self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
         self.rows = PictureRows.of_columns(analysis.columns.names, analysis.about)
         self.folder, self.names = Path(folder), _Names(analysis.inputs)
