@@ -1,7 +1,7 @@
 """The whole path on a folder of photographs: faces found, time by stage, and what the model's scores are worth.
 
 python examples/benchmark/photographs.py --photos FOLDER [--labels FILE.csv] [--model NAME] [--part choose|report]
-    [--landmarks mediapipe] [--face_alignment] [--json FILE]
+    [--landmarks mediapipe] [--face_alignment] [--points FILE.csv] [--video FILE] [--json FILE]
 
 Labels: a csv with the columns image (a path below the folder), emotion, and optionally subject and an action unit a
 column (AU1, AU12, ...: 0, 1 or empty). Without labels the times alone are measured. One thread unless OMP_NUM_THREADS
@@ -13,6 +13,11 @@ decode_ms, detect_ms, landmarks_ms, align_ms, model_ms, write_ms    CPU millisec
 photos_per_s           photographs a CPU-second of the whole path, the program's start left out
 over_face_alignment    CPU time of face-alignment's networks of the same shapes with random weights, over that of
                        detect and landmarks, on the same photographs (with --face_alignment)
+large_ms               CPU milliseconds of detection and landmarks at 1920 pixels (every 20th photograph, enlarged)
+memory_growth_mb       resident memory at the end over that after a quarter of the photographs
+landmark_disagreement  median distance from the 68 points that another chain found (--points: a csv as `mf2 --landmarks`
+                       takes), in shares of the outer corners of the eyes; ..._inner: without the jaw line
+video_fps              frames of --video a second of the wall clock, analysed with one thread beside the reader's
 au12_happiness_auc ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
 emotion_macro_recall   mean recall of the emotions that the labels name; `emotion_chance` is one over their count
 ..._low, ..._high      95 % interval over people, by 1,000 resamples of them
@@ -23,6 +28,7 @@ import argparse
 import csv
 import hashlib
 import os
+import resource
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -41,7 +47,9 @@ from scipy.stats import rankdata
 import mf2face.inference.analyze
 import mf2face.inference.media
 import processing_mf2.detection
+import processing_mf2.image_io
 from mf2face.inference.analyze import prepare
+from mf2face.inference.faces import GivenLandmarks
 from mf2face.inference.media import Sampling, read_frames
 from mf2face.inference.model import load_model
 from mf2face.inference.rows import RowFile
@@ -192,7 +200,15 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         file = RowFile(Path(folder) / "rows.csv", analysis.columns, analysis.about)
         add = file.add
-        file.add = lambda chunk: (rows.extend(chunk), add(chunk))
+        memory: list[float] = []
+
+        def keep(chunk: list[dict[str, Any]]) -> None:
+            rows.extend(chunk)
+            add(chunk)
+            if len(rows) > len(labels) / 4 or not memory:
+                memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+        file.add = keep
         start = time.process_time()
         summary = analysis.run(file)
         spent = time.process_time() - start
@@ -200,7 +216,48 @@ def run(
     found = {row["input"] for row in rows if row["face_id"] == row["face_id"]}
     figures = {"photographs": len(labels), "faces_found": len(found) / len(labels), "left_out": len(summary.skipped)}
     figures |= {f"{name}_ms": 1000 * seconds / len(labels) for name, seconds in stages.seconds.items()}
+    figures["memory_growth_mb"] = memory[-1] - memory[min(1, len(memory) - 1)]
     return rows, {**figures, "photos_per_s": len(labels) / spent}
+
+
+def large_ms(labels: dict[str, Any], landmarks: str, width: int = 1920) -> float:
+    detector, spent = processing_mf2.detection.DETECTORS[landmarks](), []
+    for name in list(labels)[::20]:
+        image = processing_mf2.image_io.read_image(name, name="image").permute(1, 2, 0).numpy()
+        height = round(image.shape[0] * width / image.shape[1])
+        image = torch.from_numpy(cv2.resize(image, (width, height))).permute(2, 0, 1)
+        start = time.process_time()
+        detector.detect([image])
+        spent.append(time.process_time() - start)
+    return 1000 * float(np.mean(spent))
+
+
+def disagreement(rows: Sequence[dict[str, Any]], points: Path) -> dict[str, float]:
+    """From another chain's points of the same face, the one whose centre is nearest."""
+    theirs, parts = GivenLandmarks(points).points, {"": slice(0, 68), "_inner": slice(17, 68)}
+    distances: dict[str, list[float]] = {part: [] for part in parts}
+    for row in rows:
+        known = theirs.get((row["input"], 0)) or theirs.get((os.path.basename(row["input"]), 0))
+        if known and row["face_id"] == 0:
+            ours = np.array([[row[f"x_{k}"], row[f"y_{k}"]] for k in range(68)])
+            other = min(known, key=lambda face: np.linalg.norm(face.mean(0) - ours.mean(0)))
+            size = np.linalg.norm(other[45] - other[36])
+            if np.linalg.norm(other.mean(0) - ours.mean(0)) < size:  # the same face
+                for part, chosen in parts.items():
+                    distances[part].append(np.linalg.norm(ours[chosen] - other[chosen], axis=1).mean() / size)
+    figures = {f"landmark_disagreement{part}": float(np.median(values)) for part, values in distances.items()}
+    return {**figures, "landmark_disagreement_faces": len(distances[""])}
+
+
+def video_fps(video: Path, model: str | None, landmarks: str) -> dict[str, float]:
+    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
+    analysis = prepare(str(video), load_model(model, device="cpu"), None, sampling=Sampling(), **where)
+    start = time.perf_counter()
+    rows = analysis.run().rows
+    return {
+        "video_fps": len({row["frame"] for row in rows}) / (time.perf_counter() - start),
+        "video_faces": len({row["face_id"] for row in rows}),
+    }
 
 
 def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
@@ -233,6 +290,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--part", choices=("choose", "report"))
     parser.add_argument("--landmarks", default="mediapipe")
     parser.add_argument("--face_alignment", action="store_true", help="also time face-alignment's networks (slow)")
+    parser.add_argument("--points", type=Path, help="landmarks of the same photographs by another chain")
+    parser.add_argument("--video", type=Path)
     parser.add_argument("--json", metavar="FILE")
     given = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -240,6 +299,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     labels = read_labels(given.labels, given.photos, given.part)
     rows, figures = run(labels, given.model, given.landmarks)
     figures |= scores(rows, labels)
+    figures["large_ms"] = large_ms(labels, given.landmarks)
+    if given.points:
+        figures |= disagreement(rows, given.points)
+    if given.video:
+        figures |= video_fps(given.video, given.model, given.landmarks)
     if given.face_alignment:
         chain = figures.get("detect_ms", 0) + figures.get("landmarks_ms", 0)
         figures["over_face_alignment"] = over_face_alignment(labels, chain)
