@@ -1,10 +1,11 @@
 """Exported models (ONNX) behind the interface of the face-analysis pipeline: onnxruntime and numpy, no torch."""
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,28 +70,41 @@ def read_object(name: str, file: str) -> dict[str, Any]:
     return content
 
 
+@contextlib.contextmanager
+def _naming(name: str, file: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{name}: {file}: {error}; copy the file again, or save the checkpoint anew") from error
+
+
 def read_config(name: str) -> SimpleNamespace:
     """What an exported model needs of its checkpoint's config.json, as `MF2Config` has it."""
     content = read_object(name, "config.json")
-    if content.get("model_type") != "mf2":
-        raise ValueError(f"{name}: is a checkpoint of {content.get('model_type')!r}, expected one of 'mf2'")
     check_version(content.get(FIELD), name)
-    labels = resolve_label_set(content.get("label_set", "mfa"))
-    vision = {"image_size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **content.get("vision_config", {})}
+    vision = {"image_size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     fields = {"use_au_branch": True, "use_emo_branch": True, "au_thresholds": None, **content}
-    for field in ("action_units", "emotions"):
-        if fields.get(field) is None:
-            fields[field] = getattr(labels, field)
-        fields[field] = list(fields[field])
-    check_action_units(fields["action_units"])
-    return SimpleNamespace(**{**fields, "vision_config": SimpleNamespace(**vision)})
+    with _naming(name, "config.json"):
+        if content.get("model_type") != "mf2":
+            raise ValueError(f"model_type: got {content.get('model_type')!r}, expected 'mf2'")
+        labels = resolve_label_set(content.get("label_set", "mfa"))
+        for field in ("action_units", "emotions"):
+            fields[field] = list(getattr(labels, field) if fields.get(field) is None else fields[field])
+        check_action_units(fields["action_units"])
+        fields["vision_config"] = SimpleNamespace(**{**vision, **content.get("vision_config", {})})
+    return SimpleNamespace(**fields)
 
 
 class EngineProcessor(FaceResults):
     """Labels, thresholds and the settings of crops, from a checkpoint's processor_config.json."""
 
     def __init__(self, name: str, config: SimpleNamespace) -> None:
-        content, labels = read_object(name, "processor_config.json"), resolve_label_set("mfa")
+        content = read_object(name, "processor_config.json")
+        with _naming(name, "processor_config.json"):
+            self._read(content, config)
+
+    def _read(self, content: Mapping[str, Any], config: SimpleNamespace) -> None:
+        labels = resolve_label_set("mfa")
         for field in ("action_units", "emotions"):
             given = content.get(field)
             setattr(self, field, list(getattr(labels, field) if given is None else given))
@@ -101,7 +115,7 @@ class EngineProcessor(FaceResults):
         self.au_thresholds = limits
         saved = content.get("image_processor", {})
         if not isinstance(saved, Mapping):
-            raise ValueError(f"{name}: processor_config.json: image_processor: got {saved!r:.80}, expected an object")
+            raise ValueError(f"image_processor: got {saved!r:.80}, expected an object")
         vision = config.vision_config
         settings = {
             **dict.fromkeys(("do_align", "do_rescale", "do_normalize"), True),
