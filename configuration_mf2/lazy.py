@@ -44,7 +44,7 @@ class _WaitingActions(MetaPathFinder):
         return spec
 
     def act(self) -> None:
-        for name in [name for name in self.actions if name in sys.modules and not self.depth]:
+        for name in [name for name in self.actions if sys.modules.get(name) and not self.depth]:
             for action in self.actions.pop(name, ()):
                 action()
 

@@ -81,8 +81,8 @@ def session(file: str | os.PathLike, threads: int | None = None) -> Any:
     """threads: as many as torch uses unless given; where it is not imported, OMP_NUM_THREADS, or a thread a core."""
     onnxruntime = need("onnxruntime")
     options = onnxruntime.SessionOptions()
-    if threads is None and "torch" in sys.modules:
-        threads = sys.modules["torch"].get_num_threads()
+    if threads is None and (torch := sys.modules.get("torch")):
+        threads = torch.get_num_threads()
     environment = os.environ.get("OMP_NUM_THREADS", "")
     options.intra_op_num_threads = threads or (int(environment) if environment.isdecimal() else 0)
     options.inter_op_num_threads = 1

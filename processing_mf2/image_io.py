@@ -66,7 +66,8 @@ _EXPECTED = (
 
 def is_tensor(value: Any) -> bool:
     """Without importing torch: where it is not imported, nobody has a tensor."""
-    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def flatten_images(images: Any) -> list[Any]:
