@@ -149,18 +149,27 @@ class EnginePipeline:
             if sorted(names) != sorted(expected):
                 raise ValueError(f"engine: the ONNX file has the {kind} {names}, expected {list(expected)}")
 
+    def preprocess(self, item: Mapping[str, Any], **settings: Any) -> dict[str, np.ndarray]:
+        """item: an image and its landmarks, or `None` for a crop in MF²'s alignment; settings: none is of use here. What
+        was prepared before, say in another thread, is taken as it is."""
+        if "pixel_values" in item:
+            return dict(item)
+        crop, points = self.processor.crop(item["image"], item["landmarks"])
+        return {"pixel_values": crop, "landmarks": points}
+
     def __call__(
         self, images: Sequence[Mapping[str, Any]], *, batch_size: int = 1, thresholds: Any = None, **pipeline_only: Any
     ) -> list[Any]:
         answers: list[Any] = [None] * len(images)
-        ready = []
+        ready = {}
         for index, item in enumerate(images):
             try:
-                ready.append((index, *self.processor.crop(item["image"], item["landmarks"])))
+                ready[index] = self.preprocess(item)
             except (ValueError, TypeError, OSError) as error:
                 answers[index] = _failure(error)
         for start in range(0, len(ready), batch_size):
-            indexes, crops, points = zip(*ready[start : start + batch_size], strict=True)
+            indexes = list(ready)[start : start + batch_size]
+            crops, points = ([ready[index][name] for index in indexes] for name in INPUTS)
             inputs = (normalize_crops(crops, self.processor.settings), np.array(points, np.float32))
             outputs = self.run.run(self.names, dict(zip(INPUTS, inputs, strict=True)))
             for row, index in enumerate(indexes):

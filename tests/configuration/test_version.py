@@ -39,7 +39,7 @@ def test_a_newer_major_is_named_and_loads(load, tmp_path: Path) -> None:
     with pytest.warns(NewerCheckpointWarning, match=said) as caught:
         config = load(tmp_path)
     assert len(caught) == 1
-    assert config.to_dict()[FIELD] == VERSION
+    assert json.loads(config.to_json_string())[FIELD] == VERSION
 
 
 def test_the_same_major_an_older_one_and_none_are_silent() -> None:

@@ -22,7 +22,8 @@ from mf2face.data.synthetic.faces import draw_example
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDES = (
-    "quickstart finetune_on_csv build_dataset write_captions add_label_set write_adapter export_model deploy".split()
+    *"quickstart finetune_on_csv build_dataset write_captions add_label_set write_adapter export_model".split(),
+    *("many_machines", "deploy"),
 )
 QUIET = ["--disable_tqdm", "True", "--use_cpu", "True"]
 
@@ -102,6 +103,17 @@ def test_the_service_answers_and_refuses(capsys: pytest.CaptureFixture[str]) -> 
         assert face(image=png(pixels[:8, :8]))[0] in (200, 400)  # and the service still answers
         server.shutdown()
     assert "127.0.0.1" not in capsys.readouterr().err, "a log would say who asked"
+
+
+@pytest.mark.parametrize("way", ["shards", "datasets", "ray"])
+def test_many_machines_give_the_rows_of_one_run(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "ray":
+        pytest.importorskip("ray")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = load("many_machines").main(["--by", way, "--images", "6"])[way]
+    assert len(rows) == (6 if way == "shards" else 7) and sum(bool(row.get("error")) for row in rows) == len(rows) - 6
 
 
 @pytest.mark.parametrize("name", GUIDES)

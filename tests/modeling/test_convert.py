@@ -147,7 +147,8 @@ def assert_answers_as(model, retrieval, inputs, branch="emo"):
     torch.testing.assert_close(tokens, retrieval.vision_model(pixels).last_hidden_state, **CLOSE)
     if count == QUERIES:
         theirs = retrieval(**inputs)
-        similarity = (model.get_image_features(image_tokens=tokens) @ model.get_text_features(ids, mask).T).amax(1)
+        image, text = model.get_image_features(image_tokens=tokens), model.get_text_features(ids, mask)
+        similarity = (image.pooler_output @ text.pooler_output.T).amax(1)
         torch.testing.assert_close(similarity, theirs.logits_per_image, **CLOSE)
         joint = module.qformer(queries=module.queries, input_ids=ids, text_mask=mask, image=tokens)
         theirs = retrieval(**inputs, use_image_text_matching_head=True)

@@ -224,16 +224,18 @@ def test_loss_is_the_weighted_sum(build, make_batch):
 
 
 @pytest.mark.parametrize("cls", [MF2Model, MF2ForFaceAnalysis])
-def test_attentions_need_eager_attention(build, make_batch, cls):
+def test_attentions_are_returned_whatever_the_attention_implementation(build, make_batch, cls):
     model = build(cls)
     batch = pick(make_batch(model.config), *IMAGE)
     assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match=r"output_attentions: 'sdpa'.*attn_implementation='eager'"):
-        model(**batch, output_attentions=True)
     usual = model(**batch)
-    assert usual.emo_cross_attentions is None and usual.emo_hidden_states is None
-    model.set_attn_implementation("eager")
+    assert usual.emo_cross_attentions is usual.emo_hidden_states is usual.attentions is usual.hidden_states is None
     read = model(**batch, output_attentions=True, output_hidden_states=True)
+    model.set_attn_implementation("eager")
+    eager = model(**batch, output_attentions=True)
+    assert all(map(torch.equal, read.au_cross_attentions, eager.au_cross_attentions))
+    assert read.hidden_states is read.emo_hidden_states
+    assert [tuple(w.shape) for w in read.attentions] == [(4, 4, 3, 3)] * 3
     torch.testing.assert_close(read.emo_states, usual.emo_states, rtol=0, atol=2e-5)
     assert [tuple(w.shape) for w in read.emo_cross_attentions] == [(4, 4, 3, 16)] * 2
     assert [tuple(w.shape) for w in read.au_cross_attentions] == [(4, 3, 4, 2, 8)] * 2
@@ -251,6 +253,9 @@ def test_a_single_au_has_its_axis_too(build, make_batch):
     batch = pick(make_batch(model.config), *IMAGE)
     read = model(**batch, output_attentions=True, output_hidden_states=True)
     assert {tuple(state.shape) for state in (*read.au_hidden_states, read.au_states)} == {(4, 1, 2, 32)}
+    alone = build(MF2Model, use_emo_branch=False)(**batch, output_attentions=True, output_hidden_states=True)
+    assert alone.hidden_states is alone.au_hidden_states
+    assert {tuple(weights.shape) for weights in alone.attentions} == {(4, 3, 4, 2, 2)}
     assert {tuple(weights.shape) for weights in read.au_cross_attentions} == {(4, 1, 4, 2, 8)}
 
 
@@ -269,21 +274,21 @@ def test_features_share_a_space_of_unit_vectors(build, make_batch):
     shapes = {"emo": ((4, 3, 8), (4, 8)), "au": ((4, 3, 2, 8), (4, 3, 8))}
     for branch, ids in (("emo", "input_ids"), ("au", "au_input_ids")):
         mask = batch[ids.replace("input_ids", "attention_mask")]
-        image = model.get_image_features(**pick(batch, *IMAGE), branch=branch)
-        text = model.get_text_features(batch[ids], mask, branch=branch)
+        image = model.get_image_features(**pick(batch, *IMAGE), branch=branch).pooler_output
+        text = model.get_text_features(batch[ids], mask, branch=branch).pooler_output
         assert (tuple(image.shape), tuple(text.shape)) == shapes[branch]
         for features in (image, text):
             torch.testing.assert_close(features.norm(dim=-1), torch.ones(features.shape[:-1]))
         longer = torch.nn.functional.pad(batch[ids], (0, 3), value=7)
         padded = model.get_text_features(longer, torch.nn.functional.pad(mask, (0, 3)), branch=branch)
-        torch.testing.assert_close(padded, text, rtol=0, atol=2e-5)
+        torch.testing.assert_close(padded.pooler_output, text, rtol=0, atol=2e-5)
         stored = model.get_image_features(
             landmarks=batch["landmarks"], image_tokens=model.vision(batch["pixel_values"]), branch=branch
         )
-        assert torch.equal(stored, image)
+        assert torch.equal(stored.pooler_output, image)
     assert torch.equal(
-        model.get_text_features(batch["input_ids"][:, :3]),
-        model.get_text_features(batch["input_ids"][:, :3], torch.ones(4, 3)),
+        model.get_text_features(batch["input_ids"][:, :3]).pooler_output,
+        model.get_text_features(batch["input_ids"][:, :3], torch.ones(4, 3)).pooler_output,
     )
 
 
