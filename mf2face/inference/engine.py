@@ -150,8 +150,8 @@ class EnginePipeline:
                 raise ValueError(f"engine: the ONNX file has the {kind} {names}, expected {list(expected)}")
 
     def preprocess(self, item: Mapping[str, Any], **settings: Any) -> dict[str, np.ndarray]:
-        """item: an image and its landmarks, or `None` for a crop in MF²'s alignment; settings: none is of use here. What
-        was prepared before, say in another thread, is taken as it is."""
+        """item: an image and its landmarks, or `None` for a crop in MF²'s alignment. What was prepared before, say in
+        another thread, is taken as it is. settings: those of the pipeline, none of which is of use here."""
         if "pixel_values" in item:
             return dict(item)
         crop, points = self.processor.crop(item["image"], item["landmarks"])

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 from analysis_media import embedded, face_at, write_faces, write_video
