@@ -32,7 +32,7 @@ from modeling_mf2.onnx_files import (
 from processing_mf2.crops import CALLERS_OWN, check_settings, crop_plan, normalize_crops
 from processing_mf2.geometry import transform_points, warp
 from processing_mf2.image_io import MOST_PIXELS, read_image
-from processing_mf2.landmarks import check_landmarks, check_orientation
+from processing_mf2.landmarks import check_landmarks, check_orientation, face_in_image
 from processing_mf2.results import FaceResults, resolve_thresholds
 
 
@@ -125,18 +125,22 @@ class EngineProcessor(FaceResults):
         }
         self.settings = SimpleNamespace(**check_settings(settings))
 
-    def crop(self, image: Any, landmarks: Any) -> tuple[np.ndarray, np.ndarray]:
-        """The crop, which `normalize_crops` takes, and its landmarks."""
+    def crop(self, image: Any, landmarks: Any) -> dict[str, Any]:
+        """The crop, which `normalize_crops` takes, its landmarks, and the face in the image."""
         pixels = read_image(image)
         if landmarks is not None:
             landmarks = check_landmarks(landmarks, *pixels.shape[1:], "landmarks")
             check_orientation(landmarks, "landmarks")
         matrix, points = crop_plan(pixels, landmarks, self.settings)
-        return warp(pixels, matrix, *self.settings.size), transform_points(matrix, points)
+        return {
+            "pixel_values": warp(pixels, matrix, *self.settings.size),
+            "landmarks": transform_points(matrix, points),
+            "face": face_in_image(*pixels.shape[1:], landmarks, "template" if landmarks is None else "given"),
+        }
 
 
 class EnginePipeline:
-    """Answers as `MF2FaceAnalysisPipeline` does for one known face an image, with `on_error="skip"`."""
+    """Called as `MF2FaceAnalysisPipeline`, for images of one known face each."""
 
     def __init__(self, run: Any, config: SimpleNamespace, processor: EngineProcessor) -> None:
         self.run, self.names, self.processor = run, output_names(config), processor
@@ -149,24 +153,33 @@ class EnginePipeline:
             if sorted(names) != sorted(expected):
                 raise ValueError(f"engine: the ONNX file has the {kind} {names}, expected {list(expected)}")
 
-    def preprocess(self, item: Mapping[str, Any], **settings: Any) -> dict[str, np.ndarray]:
-        """item: an image and its landmarks, or `None` for a crop in MF²'s alignment. What was prepared before, say in
-        another thread, is taken as it is. settings: those of the pipeline, none of which is of use here."""
-        if "pixel_values" in item:
+    def preprocess(self, item: Any, landmark_source: str = "template") -> dict[str, Any]:
+        """item: an image that one aligned face fills, or a mapping with `image` and `landmarks`. What was prepared
+        before, say in another thread, is taken as it is."""
+        if isinstance(item, Mapping) and "pixel_values" in item:
             return dict(item)
-        crop, points = self.processor.crop(item["image"], item["landmarks"])
-        return {"pixel_values": crop, "landmarks": points}
+        if landmark_source != "template":
+            raise ValueError(f"landmark_source: got {landmark_source!r}, expected 'template' from an exported model")
+        item = item if isinstance(item, Mapping) and "image" in item else {"image": item}
+        return self.processor.crop(item["image"], item.get("landmarks"))
 
     def __call__(
-        self, images: Sequence[Mapping[str, Any]], *, batch_size: int = 1, thresholds: Any = None, **pipeline_only: Any
+        self,
+        images: Any,
+        *,
+        batch_size: int = 1,
+        thresholds: Any = None,
+        landmark_source: str = "template",
+        on_error: str = "raise",
     ) -> list[Any]:
+        if not isinstance(images, list):
+            settings = {"thresholds": thresholds, "landmark_source": landmark_source}
+            return self([images], **settings)[0]
         answers: list[Any] = [None] * len(images)
         ready = {}
         for index, item in enumerate(images):
-            try:
-                ready[index] = self.preprocess(item)
-            except (ValueError, TypeError, OSError) as error:
-                answers[index] = _failure(error)
+            with _answering(answers, index, on_error):
+                ready[index] = self.preprocess(item, landmark_source)
         for start in range(0, len(ready), batch_size):
             indexes = list(ready)[start : start + batch_size]
             crops, points = ([ready[index][name] for index in indexes] for name in INPUTS)
@@ -174,15 +187,22 @@ class EnginePipeline:
             outputs = self.run.run(self.names, dict(zip(INPUTS, inputs, strict=True)))
             for row, index in enumerate(indexes):
                 logits = {name: values[row : row + 1] for name, values in zip(self.names, outputs, strict=True)}
-                try:
-                    answers[index] = self.processor.post_process_face_analysis(logits, thresholds)
-                except ValueError as error:
-                    answers[index] = _failure(error)
+                with _answering(answers, index, on_error):
+                    (found,) = self.processor.post_process_face_analysis(logits, thresholds)
+                    answers[index] = [{**ready[index]["face"], **found}]
         return answers
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    return {"error": {"type": type(error).__name__, "message": str(error).removeprefix("image: ")}}
+@contextlib.contextmanager
+def _answering(answers: list[Any], index: int, on_error: str) -> Iterator[None]:
+    """A fault of an item is its answer, unless it is to be raised."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        if on_error == "raise":
+            raise
+        message = str(error).removeprefix("image: ")
+        answers[index] = {"error": {"index": index, "type": type(error).__name__, "message": message}}
 
 
 def check_engine(engine: str, device: str | None) -> None:

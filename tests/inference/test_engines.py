@@ -353,10 +353,23 @@ def test_crops_are_those_of_the_image_processor(place: Path) -> None:
     theirs = MF2Processor.from_pretrained(name).image_processor
     assert vars(ours.settings).items() <= {**theirs.to_dict(), **vars(ours.settings)}.items()
     for given in (points, None, points + 20):
-        crop, landmarks = ours.crop(pixels, given)
-        expected = theirs(pixels, given, return_tensors="np")
-        assert np.array_equal(normalize_crops([crop], ours.settings), expected["pixel_values"])
-        assert np.allclose(landmarks, expected["landmarks"][0], atol=1e-4)
+        made, expected = ours.crop(pixels, given), theirs(pixels, given, return_tensors="np", return_faces=True)
+        assert np.array_equal(normalize_crops([made["pixel_values"]], ours.settings), expected["pixel_values"])
+        assert np.allclose(made["landmarks"], expected["landmarks"][0], atol=1e-4)
+        assert made["face"] == expected["faces"][0]
+
+
+def test_an_exported_model_is_called_as_the_pipeline_is(place: Path) -> None:
+    by_torch, exported = (
+        load_model(place / "model", device="cpu", engine=engine).pipeline for engine in ("torch", "onnx")
+    )
+    pixels, points = draw_example(1, seed=2, size=300)
+    for face in (pixels, {"image": pixels, "landmarks": points}):
+        (ours,), (theirs,) = exported(face, landmark_source="template"), by_torch(face, landmark_source="template")
+        assert ours.keys() == theirs.keys() and ours["box"] == theirs["box"]
+        assert ours["emotions"] == pytest.approx(theirs["emotions"], abs=1e-4)
+    with pytest.raises(ValueError, match="landmarks: got"):
+        exported({"image": pixels, "landmarks": points[:5]})
 
 
 def test_requirements_without_torch_are_bounds_of_setup_cfg() -> None:
