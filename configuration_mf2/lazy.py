@@ -3,32 +3,33 @@
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 
 _ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2")
 
 
-class _WaitingActions(MetaPathFinder):
-    """Actions by the module that they wait for. None runs while a file of the three rooms is half imported: it may need
-    that file."""
+class _WaitingActions(MetaPathFinder, threading.local):
+    """Actions by the module that they wait for. None runs in a thread that has half imported a file of the three rooms:
+    it may need that file."""
 
-    def __init__(self) -> None:
-        self.actions: dict[str, list[Callable[[], Any]]] = {}
-        self.depth = 0
+    actions: ClassVar[dict[str, list[Callable[[], Any]]]] = {}
+    depth = 0
+    searching = False
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in self.actions and name.partition(".")[0] not in _ROOMS:
+        if self.searching or (name not in self.actions and name.partition(".")[0] not in _ROOMS):
             return None
-        sys.meta_path.remove(self)
+        self.searching = True
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            sys.meta_path.insert(0, self)
+            self.searching = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -44,7 +45,7 @@ class _WaitingActions(MetaPathFinder):
         return spec
 
     def act(self) -> None:
-        for name in [name for name in self.actions if sys.modules.get(name) and not self.depth]:
+        for name in [name for name in list(self.actions) if sys.modules.get(name) and not self.depth]:
             for action in self.actions.pop(name, ()):
                 action()
 
@@ -54,9 +55,10 @@ sys.meta_path.insert(0, _WAITING)
 
 
 def when_imported(name: str, action: Callable[[], Any]) -> None:
-    """Runs the action as soon as the module `name` is imported, at once if it is."""
-    _WAITING.actions.setdefault(name, []).append(action)
-    _WAITING.act()
+    """Runs the action as soon as the module `name` is imported, at once if it is; never without torch, which it needs."""
+    if importlib.util.find_spec("torch") is not None:
+        _WAITING.actions.setdefault(name, []).append(action)
+        _WAITING.act()
 
 
 def lazy_names(package: str, files: dict[str, str]) -> Callable[[str], Any]:
