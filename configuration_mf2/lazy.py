@@ -55,7 +55,7 @@ sys.meta_path.insert(0, _WAITING)
 
 
 def when_imported(name: str, action: Callable[[], Any]) -> None:
-    """Runs the action as soon as the module `name` is imported, at once if it is; never without torch, which it needs."""
+    """Runs the action as soon as the module `name` is imported, at once if it is; never without torch."""
     if importlib.util.find_spec("torch") is not None:
         _WAITING.actions.setdefault(name, []).append(action)
         _WAITING.act()

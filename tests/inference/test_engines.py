@@ -270,10 +270,20 @@ def test_the_installed_packages_are_not_loaded_for_an_exported_model(place: Path
     face = place / "in" / "face-000.png"
     done = light(face, "--aligned", "--engine", "onnx", "--model", place / "model", "--quiet", without=["none"])
     assert (done.returncode, done.stderr.strip()) == (0, "") and "emotion" in done.stdout
-    script = "import sys, configuration_mf2.facs, processing_mf2, modeling_mf2, mf2face\n"
-    script += f"print(sorted(set({FULL!r}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+
+
+def test_packages_load_no_library_and_register_with_those_that_are_loaded_later(place: Path) -> None:
+    script = f"""
+import sys, configuration_mf2.facs, processing_mf2, modeling_mf2, mf2face
+print(sorted(set({FULL!r}) & set(sys.modules)))
+import peft
+print("DFN" in peft.PeftType.__members__)
+from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
+print(*(type(one.from_pretrained(sys.argv[1])).__name__ for one in (AutoConfig, AutoProcessor, AutoModelForPreTraining)))
+"""
+    command = [sys.executable, "-c", script, place / "model"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "True", "MF2Config MF2Processor MF2ForPreTraining"]
 
 
 @pytest.mark.parametrize(
