@@ -135,12 +135,14 @@ def pooled(image: np.ndarray, factor: int) -> np.ndarray:
     means = np.zeros((-(-height // factor), -(-width // factor), channels), np.float32)
     for top in range(0, height, rows):
         part = image[:, top : top + rows].transpose(1, 2, 0)
-        target = means[top // factor : top // factor - (-len(part) // factor)]
+        sums = np.zeros((-(-len(part) // factor), width, channels), np.float32)
         for down in range(factor):
             lines = part[down::factor]
-            for right in range(factor):
-                pixels = lines[:, right::factor]
-                target[: len(pixels), : pixels.shape[1]] += pixels
+            sums[: len(lines)] += lines
+        target = means[top // factor :][: len(sums)]
+        for right in range(factor):
+            columns = sums[:, right::factor]
+            target[:, : columns.shape[1]] += columns
     across, along = (np.minimum(side - np.arange(0, side, factor), factor) for side in (height, width))
     means /= (across[:, None] * along)[:, :, None]
     return means.transpose(2, 0, 1)
