@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
         try:
             return _picture(given)
         except ImportError as error:
-            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install mf2face"))
+            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install -e ."))
     if not inputs:
         parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
     missing = [one for one in given.inputs if not os.path.exists(one)]

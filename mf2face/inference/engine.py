@@ -298,7 +298,7 @@ def _exporters(engine: str, name: str, adapter: str | None) -> tuple[Callable, C
     except ImportError as error:
         raise MissingPackageError(
             f"engine {engine}: {name} has no {_FILES[engine]} beside its config.json, and the export needs the full "
-            f"package ({error}). Export it where that is installed, and put the file there"
+            f'package ({error}): pip install -e ".[export]", or export it elsewhere and put the file there'
         ) from error
     if adapter is not None:
         check_adapter_file(adapter)

@@ -116,7 +116,7 @@ def _torch_part(name: str) -> Any:
         return getattr(importlib.import_module("mf2face.inference.torch_model"), name)
     except ImportError as error:
         raise ImportError(
-            f"engine: 'torch' needs the full package ({error}): pip install mf2face; or run an exported model: "
+            f"engine: 'torch' needs the full package ({error}): pip install -e .; or run an exported model: "
             "--engine onnx"
         ) from error
 

@@ -29,7 +29,7 @@ class WhyFolder:
         try:
             from mf2face.inference.explain.explainer import Explainer  # pictures of rows do not need torch
         except ImportError as error:
-            raise ImportError(f"why: needs torch and the full package ({error}): pip install mf2face") from error
+            raise ImportError(f"why: needs torch and the full package ({error}): pip install -e .") from error
         self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
         self.rows = PictureRows.of_columns(analysis.columns.names, analysis.about)
         self.folder, self.names = Path(folder), _Names(analysis.inputs)
