@@ -304,6 +304,21 @@ def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
     return 1000 * float(np.median(spent)) / chain_ms
 
 
+def whole_path(labels: dict[str, dict[str, str]], given: argparse.Namespace) -> dict[str, float]:
+    rows, figures = run(labels, given.model, given.landmarks)
+    figures |= scores(rows, labels)
+    figures["large_ms"] = large_ms(labels, given.landmarks)
+    figures["cold_start_onnx_s"] = cold_start_onnx_s(next(iter(labels)), given.model, given.landmarks)
+    if given.points:
+        figures |= disagreement(rows, given.points)
+    if given.video:
+        figures |= video_fps(given.video, given.model, given.landmarks)
+    if given.face_alignment:
+        chain = figures.get("detect_ms", 0) + figures.get("landmarks_ms", 0)
+        figures["over_face_alignment"] = over_face_alignment(labels, chain)
+    return figures
+
+
 def spent_by(commands: Sequence[list[str]]) -> tuple[float, float]:
     """Wall seconds until all have ended, and CPU seconds of the longest; each runs on a core of its own."""
     cores = sorted(os.sched_getaffinity(0))
@@ -376,20 +391,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     cv2.setNumThreads(int(os.environ["OMP_NUM_THREADS"]))
     labels = read_labels(given.labels, given.photos, given.part)
-    if given.shards:
-        figures = two_shards(labels, given.model, given.landmarks)
-    else:
-        rows, figures = run(labels, given.model, given.landmarks)
-        figures |= scores(rows, labels)
-        figures["large_ms"] = large_ms(labels, given.landmarks)
-        figures["cold_start_onnx_s"] = cold_start_onnx_s(next(iter(labels)), given.model, given.landmarks)
-        if given.points:
-            figures |= disagreement(rows, given.points)
-    if given.video:
-        figures |= video_fps(given.video, given.model, given.landmarks)
-    if given.face_alignment:
-        chain = figures.get("detect_ms", 0) + figures.get("landmarks_ms", 0)
-        figures["over_face_alignment"] = over_face_alignment(labels, chain)
+    figures = two_shards(labels, given.model, given.landmarks) if given.shards else whole_path(labels, given)
     for name, value in figures.items():
         if not name.endswith(("_low", "_high")):
             around = (

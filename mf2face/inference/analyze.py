@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import cv2
+
 from configuration_mf2.version import VERSION
 from mf2face.inference.faces import (
     AlignedCrops,
@@ -339,6 +341,9 @@ def face_source(
     """only: the input of a csv of landmarks that does not name any."""
     if aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal():  # as torch does: one machine may have a process a core
+        cv2.setNumThreads(int(threads))
     if aligned or landmarks in TEMPLATES:
         return AlignedCrops("template" if aligned else landmarks)
     if landmarks is not None and landmarks not in DETECTORS:

@@ -53,11 +53,9 @@ class Analyzer:
             value = getattr(self, field)
             if value is not None and not isinstance(value, str | os.PathLike):
                 raise TypeError(f"{field}: got {type(value).__name__}, expected a name or path: every process loads it")
-        self.sampling  # noqa: B018 (checked before it is sent anywhere)
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.every, self.fps, self.seconds)
+        if isinstance(self.keep, str):
+            raise TypeError(f"keep: got {self.keep!r}, expected a list of columns")
+        Sampling(self.every, self.fps, self.seconds)  # checks them before anything is sent
 
     def __call__(self, batch: Any) -> Any:
         analysis, in_use = self._loaded()
@@ -99,7 +97,8 @@ class Analyzer:
             )
             model = load_model(self.model, self.adapter, self.device, self.engine)
             settings = {"caption": self.caption, "thresholds": self.thresholds, "batch_size": self.batch_size}
-            _LOADED[key] = Analysis("batch", model, source, sampling=self.sampling, **settings), threading.Lock()
+            settings["sampling"] = Sampling(self.every, self.fps, self.seconds)
+            _LOADED[key] = Analysis("batch", model, source, **settings), threading.Lock()
         return _LOADED[key]
 
     def _rows(self, analysis: Analysis, items: Sequence[Any], names: Sequence[Any]) -> list[list[dict[str, Any]]]:
@@ -117,7 +116,7 @@ class Analyzer:
                 def note(name: str, why: str, place: int = place, given: Any = given) -> None:
                     fail(place, name if given is None else str(given), why)
 
-                for frame in _frames(item, place, self.sampling, note):
+                for frame in _frames(item, place, analysis.sampling, note):
                     name = frame.input if given is None else str(given)
                     yield _Placed(name, frame.number, frame.time_s, frame.pixels, frame.is_moving, place)
 

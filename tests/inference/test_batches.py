@@ -85,6 +85,7 @@ def test_landmarks_of_a_file_are_found_by_name(items: list[str], tmp_path: Path)
     ("call", "error", "match"),
     [
         (lambda: Analyzer(embedded()), TypeError, "model: got AnalysisModel"),
+        (lambda: Analyzer(keep="subject"), TypeError, "keep: got 'subject'"),
         (lambda: Analyzer(every=0), ValueError, "every: got 0"),
         (lambda: Analyzer(**SETTINGS)("a.png"), TypeError, "batch: got str"),
         (lambda: Analyzer(**SETTINGS)({"file": []}), ValueError, "expected 'image' too"),
