@@ -362,7 +362,6 @@ def test_crops_are_those_of_the_image_processor(place: Path) -> None:
     name, (pixels, points) = str(place / "model"), draw_example(0, seed=2, size=300)
     ours = EngineProcessor(name, read_config(name))
     theirs = MF2Processor.from_pretrained(name).image_processor
-    assert vars(ours.settings).items() <= {**theirs.to_dict(), **vars(ours.settings)}.items()
     for given in (points, None, points + 20):
         made, expected = ours.crop(pixels, given), theirs(pixels, given, return_tensors="np", return_faces=True)
         assert np.array_equal(normalize_crops([made["pixel_values"]], ours.settings), expected["pixel_values"])
