@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from chat_server import LoopbackChat
-from kill_jobs import JOBS, PICTURES, PRELOAD, ROOT
+from kill_jobs import JOBS, PICTURES, PRELOAD
 from kill_points import KillServer, Run
 
 
