@@ -1,4 +1,4 @@
-"""Jobs that tests/test_kills.py kills and repeats, from FOLDER/in to FOLDER/out: python tests/kill_jobs.py JOB FOLDER"""
+"""Jobs that tests/test_kills.py kills, from FOLDER/in to FOLDER/out: `python tests/kill_jobs.py JOB FOLDER`."""
 
 import runpy
 import sys

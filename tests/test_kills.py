@@ -68,9 +68,7 @@ class Trial:
         shutil.copytree(self.inputs, self.folder / "in")
 
     def run(self, name: str = "", *, fails: bool = False, **kill: float) -> Run:
-        run = self.server.run(
-            [str(ROOT / "tests" / "kill_jobs.py"), name or self.name, str(self.folder)], timeout=900, **kill
-        )
+        run = self.server.run(["tests/kill_jobs.py", name or self.name, str(self.folder)], timeout=900, **kill)
         assert kill or fails or run.returncode == 0, run.output[-3000:]
         return run
 
