@@ -81,7 +81,7 @@ class Trial:
         """What differs from the undisturbed run after some kills and a repeated run; how many kills met one."""
         self.begin()
         runs = [self.run(**kill) for kill in kills]
-        left = "\n".join(sorted(self.contents().keys() - self.expected.keys()))
+        left = sorted({str(path.relative_to(self.folder)) for path in self.folder.rglob("*")} - self.expected.keys())
         again, expected = self.run(fails=True), self.expected
         found, met = self.contents(), sum(run.killed for run in runs)
         if again.returncode and DONE not in again.output:
@@ -91,7 +91,7 @@ class Trial:
             wrong += [f"left behind {name}" for name in found.keys() - expected.keys()]
             wrong += [f"changed {name}" for name in found.keys() & expected.keys() if found[name] != expected[name]]
         at = f"{kills} after {runs[-1].operations[-1:]}"
-        return [f"{at}: {each} (after the kill there was {left!r})" for each in wrong], met
+        return [f"{at}: {each} (after the kill there was {left})" for each in wrong], met
 
 
 def write_pictures(folder: Path) -> None:
