@@ -42,6 +42,8 @@ _FAR, _LEAST_TILE = 1 / 6, 320
 """Faces that span less of the image's longer side have neighbours that the network no longer sees: then halves of the
 image are searched as well, and halves of these, down to a side of so many pixels."""
 _MESH_SIDE = 192
+_PITCH = 4.0
+"""Degrees that the network's mesh of a head that looks straight ahead leans down, by 240 rendered (synthetic) heads."""
 _CROP = 1.5
 """Side of the mesh network's crop over the box's longer side."""
 
@@ -120,7 +122,9 @@ class MediaPipeDetector:
         mesh = np.column_stack([mesh[:, :2] @ to_image[:, :2].T + to_image[:, 2], mesh[:, 2] * side / _MESH_SIDE])
         low, high = mesh[:, :2].min(0), mesh[:, :2].max(0)
         landmarks = mesh[list(MESH_TO_68), :2]
-        return DetectedFace(np.concatenate([low, high]), score, landmarks, np.full(68, presence), pose=head_pose(mesh))
+        pitch, yaw, roll = head_pose(mesh)
+        pose = (pitch + _PITCH, yaw, roll)
+        return DetectedFace(np.concatenate([low, high]), score, landmarks, np.full(68, presence), pose=pose)
 
 
 def head_pose(mesh: np.ndarray) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mf2face.inference.media import Frame
 from mf2face.inference.rows import PATIENCE, first_line, unescape_cell
-from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks, overlaps
+from processing_mf2.detection import DETECTORS, missing_networks, overlaps
 from processing_mf2.landmarks import DetectedFace, face_in_image, missing_weights
 
 
@@ -84,7 +84,7 @@ class DetectedFaces:
         self.video, self.frames_followed = "", 0
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        if isinstance(self.detector, MediaPipeDetector):
+        if hasattr(self.detector, "follow"):
             return [self._next(frame) for frame in frames]
         try:
             found = self.detector.detect([frame.pixels for frame in frames])

@@ -1,4 +1,7 @@
-"""Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept."""
+"""Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept.
+
+Videos are decoded by OpenCV, whose wheel brings its own FFmpeg; torchcodec would need FFmpeg's libraries on the system.
+"""
 
 import os
 import stat
