@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
+from .image_io import is_tensor
 from .landmarks import DetectedFace, FaceAlignmentDetector
 
 
@@ -41,6 +42,8 @@ _FAR, _LEAST_TILE = 1 / 6, 320
 """Faces that span less of the image's longer side have neighbours that the network no longer sees: then halves of the
 image are searched as well, and halves of these, down to a side of so many pixels."""
 _MESH_SIDE = 192
+_PITCH = 4.0
+"""Degrees that the network's mesh of a head that looks straight ahead leans down, by 240 rendered (synthetic) heads."""
 _CROP = 1.5
 """Side of the mesh network's crop over the box's longer side."""
 
@@ -68,11 +71,11 @@ class MediaPipeDetector:
     def __init__(self, *, min_score: float = 0.5, min_presence: float = 0.5):
         self.min_score, self.min_presence = min_score, min_presence
 
-    def detect(self, images: Sequence[torch.Tensor | np.ndarray]) -> list[list[DetectedFace]]:
-        """(3, height, width) images from 0 to 255 -> the faces of each, largest first."""
+    def detect(self, images: Sequence[Any]) -> list[list[DetectedFace]]:
+        """(3, height, width) images from 0 to 255, arrays or tensors -> the faces of each, largest first."""
         return [self._detect(_image_bytes(image)) for image in images]
 
-    def follow(self, image: torch.Tensor | np.ndarray, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
+    def follow(self, image: Any, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
         """The faces of the frame before, placed in this one; None where a face is lost."""
         pixels = _image_bytes(image)
         crops = [
@@ -119,7 +122,9 @@ class MediaPipeDetector:
         mesh = np.column_stack([mesh[:, :2] @ to_image[:, :2].T + to_image[:, 2], mesh[:, 2] * side / _MESH_SIDE])
         low, high = mesh[:, :2].min(0), mesh[:, :2].max(0)
         landmarks = mesh[list(MESH_TO_68), :2]
-        return DetectedFace(np.concatenate([low, high]), score, landmarks, np.full(68, presence), pose=head_pose(mesh))
+        pitch, yaw, roll = head_pose(mesh)
+        pose = (pitch + _PITCH, yaw, roll)
+        return DetectedFace(np.concatenate([low, high]), score, landmarks, np.full(68, presence), pose=pose)
 
 
 def head_pose(mesh: np.ndarray) -> tuple[float, float, float]:
@@ -252,10 +257,11 @@ def _read_network(path: Path) -> cv2.dnn.Net:
     return cv2.dnn.readNetFromTFLite(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
 
 
-def _image_bytes(image: torch.Tensor | np.ndarray) -> np.ndarray:
+def _image_bytes(image: Any) -> np.ndarray:
     """(3, height, width) -> (height, width, 3) bytes."""
-    if isinstance(image, torch.Tensor):
-        image = (image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)).cpu().numpy()
+    image = image.cpu().numpy() if is_tensor(image) else image
+    if image.dtype != np.uint8:
+        image = image.round().clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 

@@ -1,4 +1,7 @@
-"""Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept."""
+"""Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept.
+
+Videos are decoded by OpenCV, whose wheel brings its own FFmpeg; torchcodec would need FFmpeg's libraries on the system.
+"""
 
 import os
 import stat
@@ -10,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from processing_mf2.image_io import IMAGE_ENDINGS, read_image
 
@@ -40,7 +42,7 @@ class Frame:
     """Its number in the video, from 0; 0 for an image."""
     time_s: float
     """Since the video's or the camera's start, by its own clock; NaN of an image."""
-    pixels: torch.Tensor
+    pixels: np.ndarray
     """(3, height, width) as the eye sees it."""
     is_moving: bool = False
     """One of many of the same scene, in which faces are followed."""
@@ -240,7 +242,7 @@ class _Capture:
             self.is_damaged = True
             return False
 
-    def pixels(self) -> torch.Tensor | None:
+    def pixels(self) -> np.ndarray | None:
         try:
             read, frame = self.reader.retrieve()
             if not read or frame is None:
@@ -253,7 +255,7 @@ class _Capture:
                     rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
         except cv2.error:
             return None
-        return torch.from_numpy(frame).permute(2, 0, 1)
+        return frame.transpose(2, 0, 1)
 
     def seconds(self) -> float:
         return self.reader.get(cv2.CAP_PROP_POS_MSEC) / 1000
