@@ -177,11 +177,7 @@ class DISFA(VideoCorpus):
     images: str = "Images"
     advice = "Name the folder that holds ActionUnit_Labels and Images (a folder of frames a subject)"
     action_units = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))
-    folds = (
-        (2, 10, 1, 26, 27, 32, 30, 9, 16),
-        (13, 18, 11, 28, 12, 6, 31, 21, 24),
-        (3, 29, 23, 25, 8, 5, 7, 17, 4),
-    )
+    folds = ((2, 10, 1, 26, 27, 32, 30, 9, 16), (13, 18, 11, 28, 12, 6, 31, 21, 24), (3, 29, 23, 25, 8, 5, 7, 17, 4))
 
     threshold: int = 2
 
