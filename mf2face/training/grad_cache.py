@@ -68,6 +68,8 @@ class MicroBatch(Step):
         images: Mapping[str, torch.Tensor],
         image_tokens: torch.Tensor,
     ) -> dict[str, Comparison] | None:
+        for name, own in captions.items():
+            model.draw_pairs(name, own)
         if self.first_pass:
             self.features, self.sample = dict(features), model.training
             self.counts |= {f"itc_{name}": own.captions.valid.sum() for name, own in features.items()}
