@@ -534,7 +534,7 @@ def vision_stores(folder: Path, rng: random.Random) -> Kind:
     from configuration_mf2 import MF2Config
     from mf2face.data.examples import MF2Examples
     from mf2face.data.synthetic.faces import MFASynthetic
-    from mf2face.training.stores import load_or_store_vision
+    from mf2face.training.stores import load_or_store
     from modeling_mf2.vision import MF2VisionTower
     from processing_mf2 import MF2Processor
 
@@ -545,7 +545,7 @@ def vision_stores(folder: Path, rng: random.Random) -> Kind:
     tower = MF2VisionTower(config.vision_config)
 
     def answer(path: Path) -> Answer:
-        store = load_or_store_vision(tower, examples, path.parent.parent)
+        store = load_or_store(tower, [examples], path.parent.parent)
         return Answer([{name: tensor.tolist() for name, tensor in store[n].items()} for n in range(len(store))])
 
     def cases() -> Iterator[Case]:

@@ -21,7 +21,7 @@ from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
 from mf2face.training.arguments import MF2Arguments, Settings, read_options
 from mf2face.training.finetuning import MF2Views
-from mf2face.training.stores import load_or_store_vision
+from mf2face.training.stores import load_or_store
 from mf2face.training.tasks import SYSTEMS, TASKS
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
@@ -244,7 +244,7 @@ def build_examples(
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
             root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
-            made.stored = load_or_store_vision(tower, plain, root, ours.store_dtype, ours.rebuild_store)
+            made.stored = load_or_store(tower, [plain], root, ours.store_dtype, ours.rebuild_store)
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets.fingerprint import generate_fingerprint
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from configuration_mf2.facs import UNKNOWN_LABEL
-from mf2face.data.examples import MF2Collator, MF2Examples
+from mf2face.data.examples import MF2Examples
 from mf2face.training.arguments import read_options
-from mf2face.training.stores import StoredExamples, frozen_states
+from mf2face.training.stores import StoredExamples, load_or_store
 from modeling_mf2.dfn.config import DFNConfig
 
 
 _HEADS = ["classifiers"]
-_INPUTS = ("pixel_values", "image_tokens", "landmarks")
 _ATTENTION = r".*_vl\.qformer\.layers\.\d+\.(?:attention|cross_attention)\."
 _FEED_FORWARD = r".*_vl\.qformer\.layers\.\d+\.query_feed_forward\.down_proj"
 _FACE_TOKENS = 49
@@ -94,19 +92,6 @@ def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-class _Images:
-    """What the frozen part reads of examples."""
-
-    def __init__(self, examples: MF2Examples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.examples[index].items() if name in _INPUTS}
-
-
 class MF2Views(torch.utils.data.Dataset):
     """Several fixed forms of each image, of which every epoch draws one anew; they do not depend on the run's seed, so
     that they can be stored."""
@@ -144,25 +129,7 @@ def with_states(
 ) -> StoredExamples:
     """The examples as stored states and labels; a store of them that is missing under `root` is built."""
     views = examples.views if isinstance(examples, MF2Views) else [examples]
-    first = views[0]
-    processor = first.processor.image_processor.to_dict()
-    data = f"{generate_fingerprint(first.dataset)} landmarks={first.read.landmarks}"
-    data += "".join(f" view={view.read.seed} {view.read.augment}" for view in views[1:])
-    collate = MF2Collator(first.processor.tokenizer.pad_token_id)
-    images, *more = (_Images(view) for view in views)
-    store = frozen_states(
-        model,
-        images,
-        root,
-        named=True,
-        data=data,
-        processor=processor,
-        more_views=more,
-        dtype=dtype,
-        rebuild=rebuild,
-        collate=collate,
-    )
-    return StoredExamples(store, _labels(first))
+    return StoredExamples(load_or_store(model, views, root, dtype, rebuild), _labels(views[0]))
 
 
 def _labels(examples: MF2Examples) -> dict[str, torch.Tensor]:
