@@ -255,6 +255,3 @@ def read_options(
         except ValueError:
             read[name] = value
     return read
-
-
-__all__ = ["MF2Arguments", "Settings", "parse_arguments", "read_options"]

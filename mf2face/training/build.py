@@ -252,6 +252,3 @@ def build_examples(
             made = MF2Views([made, *views], training.seed)
         examples[name] = made
     return examples
-
-
-__all__ = ["RELEASED", "Parts", "build_examples", "build_model", "load_splits", "save_parts", "with_sources"]

@@ -473,6 +473,3 @@ def check_base(base: str | None) -> None:
             f"push_to_hub: the adapter's base is {base}, a local folder, which others cannot load; push the base "
             "first, and give its name on the Hub as --model_name_or_path"
         )
-
-
-__all__ = ["card_data", "check_base", "eval_results", "publish", "run_facts", "write_card"]

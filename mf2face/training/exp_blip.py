@@ -284,13 +284,3 @@ def measure_captions(settings: Settings, parts: Parts, examples: MF2Examples, co
     labels = [rows[name][:] if name in rows.column_names else None for name in ("au_labels", "emotion")]
     names = LabelSet(tuple(config.action_units), tuple(config.emotions))
     return caption_scores(written, own) | fact_scores(written, *labels, names)
-
-
-__all__ = [
-    "CaptionedFaces",
-    "build_captioner",
-    "build_classifier",
-    "caption_trainer",
-    "load_captioner",
-    "write_captions",
-]

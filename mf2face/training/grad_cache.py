@@ -184,6 +184,3 @@ def _gather_texts(captions: Sequence[Captions]) -> tuple[torch.Tensor, torch.Ten
     mask = torch.cat([nn.functional.pad(own.mask, pad) for own, pad in zip(captions, missing, strict=True)])
     ids, mask = pad_as_others(ids, mask)
     return gather(ids), gather(mask)
-
-
-__all__ = ["MicroBatch", "micro_batches"]

@@ -265,6 +265,3 @@ def _retrieval(name: str, similarity: torch.Tensor, kinds: torch.Tensor) -> dict
     hits = (kinds[similarity.argmax(dim=1)] == kinds).double().mean()
     chance = ((kinds[:, None] == kinds[None, :]).double().sum(dim=1) - 1).mean() / (len(kinds) - 1)
     return {name: float(hits)} | ({f"{name}_over_chance": float(hits / chance)} if chance > 0 else {})
-
-
-__all__ = ["FIGURES", "LANGUAGE_FIGURES", "language_scores", "matching_accuracy", "word_scores"]

@@ -112,6 +112,3 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
             weighted.append(output.pixel)
         output.loss = sum(weighted) if weighted else None
         return output
-
-
-__all__ = ["MF2ForTowerTraining"]

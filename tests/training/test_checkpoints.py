@@ -111,11 +111,11 @@ def spend(seconds: float) -> None:
 
 
 def test_a_resumed_run_counts_what_it_had_cost_before(tmp_path: Path) -> None:
-    first, trainer = Cost(), SimpleNamespace()
+    first, trainer = Cost(), SimpleNamespace(sealed=SimpleNamespace())
     spend(0.1)
     first.begin_training(trainer, None)
     spend(0.2)
-    trainer.write_beside_checkpoint(tmp_path)
+    trainer.sealed.write_beside(tmp_path)
     kept = json.loads((tmp_path / "cost.json").read_text())
     assert 0.18 <= kept["training_cpu_seconds"] <= kept["cpu_seconds"] - 0.08  # a clock of hundredths
     spend(0.1)  # after the checkpoint: is done again, and counts then
