@@ -146,13 +146,8 @@ def build_captioner(
         words, tokenizer = load_language_model(language_model)
         *_, end = tokenizer("\n", add_special_tokens=False)["input_ids"]  # where BLIP-2's OPT stops
         length = 200
-    captioner = to_blip2(
-        model,
-        words,
-        **{"start_token_id": tokenizer.bos_token_id, "end_token_id": end, "pad_token_id": tokenizer.pad_token_id},
-        image_token_id=len(tokenizer),
-        max_new_tokens=length,
-    )
+    tokens = {"start_token_id": tokenizer.bos_token_id, "end_token_id": end, "pad_token_id": tokenizer.pad_token_id}
+    captioner = to_blip2(model, words, **tokens, image_token_id=len(tokenizer), max_new_tokens=length)
     captioner.config.fresh_language_model = language_model is None
     return Parts(captioner, processor, tokenizer)
 
@@ -216,28 +211,19 @@ class CaptionedFaces(torch.utils.data.Dataset):
 
     def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
         rows = [self.rows[index] for index in indexes]
-        return [
-            {"pixel_values": example["pixel_values"], "caption": self.captions[row]}
-            for row, example in zip(rows, self.examples.__getitems__(rows), strict=True)
-        ]
+        faces = zip(rows, self.examples.__getitems__(rows), strict=True)
+        return [{"pixel_values": face["pixel_values"], "caption": self.captions[row]} for row, face in faces]
 
 
 class CaptionTrainer(MF2Trainer):
     """The loss is a mean over tokens, which transformers itself accumulates exactly over micro-batches."""
-
-    def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
         return Trainer.prediction_step(self, model, inputs, prediction_loss_only=True)
 
 
 def caption_trainer(
-    parts: Parts,
-    training: TrainingArguments,
-    faces: CaptionedFaces,
-    validation: CaptionedFaces | None = None,
-    callbacks: Sequence[Any] = (),
+    parts: Parts, training: TrainingArguments, faces: CaptionedFaces, validation: CaptionedFaces | None = None
 ) -> CaptionTrainer:
     """Trains Q-Former, projection and tower, and the language model if it began untrained."""
     captioner, _, tokenizer = parts
@@ -247,14 +233,8 @@ def caption_trainer(
     def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         return _images(rows) | caption_inputs(captioner, tokenizer, [row["caption"] for row in rows])
 
-    trainer = CaptionTrainer(
-        model=captioner,
-        args=training,
-        train_dataset=faces,
-        eval_dataset=validation,
-        data_collator=collate,
-        callbacks=list(callbacks),
-    )
+    data = {"train_dataset": faces, "eval_dataset": validation, "data_collator": collate}
+    trainer = CaptionTrainer(model=captioner, args=training, **data)
     trainer.layer_decay = LAYER_DECAY
     return trainer
 

@@ -25,29 +25,13 @@ _FACE_TOKENS = 49
 # DFN was chosen on validation images by examples/benchmark/finetuning.py's data: the vision tower's states are worth
 # more than the queries', and the places within a region or a face more than their mean. LoRA and IA3 are set as their
 # papers set them for attention layers.
+_DFN = {"pathways": ["visual", "vision"], "layers": 7, "pooling": {"visual": "mean", "vision": "all"}}
+_LORA = {"r": 16, "lora_alpha": 32, "target_modules": f"{_ATTENTION}(?:q_proj|v_proj)", "modules_to_save": _HEADS}
+_IA3 = {"target_modules": f"(?:{_ATTENTION}(?:k_proj|v_proj)|{_FEED_FORWARD})", "feedforward_modules": _FEED_FORWARD}
 METHODS: Mapping[str, tuple[type[PeftConfig], Mapping[str, Any]]] = {
-    "dfn": (
-        DFNConfig,
-        {
-            "pathways": ["visual", "vision"],
-            "layers": 7,
-            "pooling": {"visual": "mean", "vision": "all"},
-            "readout": "mix",
-            "dropout": 0.1,
-        },
-    ),
-    "lora": (
-        LoraConfig,
-        {"r": 16, "lora_alpha": 32, "target_modules": _ATTENTION + r"(?:q_proj|v_proj)", "modules_to_save": _HEADS},
-    ),
-    "ia3": (
-        IA3Config,
-        {
-            "target_modules": f"(?:{_ATTENTION}(?:k_proj|v_proj)|{_FEED_FORWARD})",
-            "feedforward_modules": _FEED_FORWARD,
-            "modules_to_save": _HEADS,
-        },
-    ),
+    "dfn": (DFNConfig, {**_DFN, "readout": "mix", "dropout": 0.1}),
+    "lora": (LoraConfig, _LORA),
+    "ia3": (IA3Config, {**_IA3, "modules_to_save": _HEADS}),
 }
 _SET_BY_PEFT = ("peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision")
 _SET_BY_PEFT += ("peft_version", "base")
@@ -115,13 +99,7 @@ class MF2Views(torch.utils.data.Dataset):
 
     def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
         drawn = [np.random.default_rng((self.seed, self.epoch, int(i))).integers(len(self.views)) for i in indexes]
-        batch: list[Any] = [None] * len(indexes)
-        for number in set(drawn):
-            places = [place for place, view in enumerate(drawn) if view == number]
-            examples = self.views[number].__getitems__([indexes[place] for place in places])
-            for place, example in zip(places, examples, strict=True):
-                batch[place] = example
-        return batch
+        return [self.views[view][index] for view, index in zip(drawn, indexes, strict=True)]
 
 
 def with_states(
@@ -134,10 +112,10 @@ def with_states(
 
 def _labels(examples: MF2Examples) -> dict[str, torch.Tensor]:
     rows, processor = examples.dataset, examples.processor
-    names = {"au_labels": ("au_labels", processor.action_units), "emotion_labels": ("emotion", processor.emotions)}
-    shapes = {"au_labels": (len(rows), len(processor.action_units)), "emotion_labels": (len(rows),)}
+    units = len(processor.action_units)
+    names = {"au_labels": ("au_labels", units, (units,)), "emotion_labels": ("emotion", len(processor.emotions), ())}
     labels = {"index": torch.arange(len(rows))}
-    for name, (column, classes) in names.items():
+    for name, (column, classes, shape) in names.items():
         known = column in examples.labels and classes
-        labels[name] = torch.tensor(rows[column][:]).long() if known else torch.full(shapes[name], UNKNOWN_LABEL)
+        labels[name] = torch.tensor(rows[column][:]).long() if known else torch.full((len(rows), *shape), UNKNOWN_LABEL)
     return labels
