@@ -54,11 +54,9 @@ def check_same_run(folder: Path, begun: Mapping[str, Any]) -> None:
         before = read_json(path)
         changed = [name for name in begun if name in before and before[name] != begun[name]]
         if changed:
-            differences = ", ".join(f"{name} {before[name]!r}, now {begun[name]!r}" for name in changed)
-            raise ValueError(
-                f"output_dir: {folder} holds the checkpoints of another run ({differences}); give another folder, or "
-                "remove this one to start anew"
-            )
+            changes = ", ".join(f"{name} {before[name]!r}, now {begun[name]!r}" for name in changed)
+            advice = "give another folder, or remove this one to start anew"
+            raise ValueError(f"output_dir: {folder} holds the checkpoints of another run ({changes}); {advice}")
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,10 +108,8 @@ def last_good_checkpoint(output_dir: str | Path) -> str | None:
     newest = str(next(whole_checkpoints(output_dir), "")) if PartialState().is_main_process else None
     newest = from_first_process(newest)
     if newest and not Path(newest).is_dir():
-        raise FileNotFoundError(
-            f"{newest}: the first process continues from this checkpoint, which is not visible here; --output_dir has "
-            "to be on a file system that all machines share"
-        )
+        advice = "--output_dir has to be on a file system that all machines share"
+        raise FileNotFoundError(f"{newest}: the first process continues from it, and it is not visible here; {advice}")
     return newest or None
 
 

@@ -89,9 +89,9 @@ def build_classifier(
         model = ExpBlipForFaceAnalysis(ExpBlipConfig.from_dict(saved["exp_blip"], **own))
         load_from_captioner(model, read_weights(source), str(source))
     else:
+        kind = f"is a checkpoint of {saved.get('model_type')!r}"
         raise ValueError(
-            f"{source}: is a checkpoint of {saved.get('model_type')!r}, expected one of Exp-BLIP: stage 1 or a "
-            "classifier ('exp_blip'), or a captioner made of one"
+            f"{source}: {kind}, expected one of Exp-BLIP: stage 1, a classifier, or a captioner made of one"
         )
     if not _has_heads(saved):
         logger.info("the heads for %s are new, and the features those of %s", features, source)
@@ -125,10 +125,8 @@ def load_language_model(source: str | Path) -> tuple[OPTForCausalLM, PreTrainedT
     try:
         model = OPTForCausalLM.from_pretrained(source, use_safetensors=True)
     except OSError as error:
-        raise ValueError(
-            f"language_model: {source} has no model.safetensors ({error}); pickled weights are not read: convert them "
-            "once with safetensors, and name that folder"
-        ) from error
+        advice = "pickled weights are not read: convert them once with safetensors, and name that folder"
+        raise ValueError(f"language_model: {source} has no model.safetensors ({error}); {advice}") from error
     return model, AutoTokenizer.from_pretrained(source)
 
 
@@ -156,9 +154,7 @@ def load_captioner(folder: str | Path) -> Parts:
     saved, _ = PreTrainedConfig.get_config_dict(str(folder))
     kind = saved.get("model_type")
     if kind not in _CAPTIONERS or not saved.get("exp_blip"):
-        raise ValueError(
-            f"{folder}: is a checkpoint of {kind!r}, expected a captioner of Exp-BLIP, as --task caption saves it"
-        )
+        raise ValueError(f"{folder}: is a checkpoint of {kind!r}, expected a captioner, as --task caption saves it")
     processor = MF2Processor.from_pretrained(folder)
     fresh = saved.get("fresh_language_model", True)  # it uses the processor's tokens
     tokenizer = processor.tokenizer if fresh else AutoTokenizer.from_pretrained(folder, subfolder=LANGUAGE_TOKENIZER)

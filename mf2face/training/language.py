@@ -64,21 +64,20 @@ Batch = dict[str, torch.Tensor]
 
 @torch.no_grad()
 def language_scores(
-    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, validation: MF2Examples | None = None
+    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, validation: MF2Examples
 ) -> dict[str, float]:
-    """`FIGURES` of the branches and labels that there are; with `validation`, also at thresholds tuned on it."""
+    """`FIGURES` of the branches and labels that there are, thresholds tuned on `validation`."""
     training = model.training
     model.eval()
-    test = list(_encoded(model, processor, examples))
-    tuning = list(_encoded(model, processor, validation)) if validation is not None else None
+    test, tuning = (list(_encoded(model, processor, rows)) for rows in (examples, validation))
     scores: dict[str, float] = {}
     if model.config.use_au_branch and "au_labels" in examples.labels:
         scores |= _action_units(model, processor, test)
-        scores |= _matching("au", *(part and _matched_units(model, processor, part) for part in (test, tuning)))
+        scores |= _matching("au", *(_matched_units(model, processor, part) for part in (test, tuning)))
     if model.config.use_emo_branch and model.config.emotions and "emotion" in examples.labels:
         scores |= _emotions(model, processor, test)
         if "input_ids" in test[0]:
-            scores |= _matching("emo", *(part and _matched_captions(model, part) for part in (test, tuning)))
+            scores |= _matching("emo", *(_matched_captions(model, part) for part in (test, tuning)))
     model.train(training)
     return {name: value for name, value in scores.items() if np.isfinite(value)}  # else a label or a state is missing
 
@@ -114,11 +113,15 @@ def _match(
     return branch.heads.itm(states).mean(dim=1).float().softmax(dim=-1)[:, 1]
 
 
-def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
-    names = list(model.config.action_units)
-    prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in _state_sentences(model, processor)]
+def _captioner(model: MF2ForPreTraining) -> MF2ForCaptioning:
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
+    return captioner
+
+
+def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
+    names, captioner = list(model.config.action_units), _captioner(model)
+    prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in _state_sentences(model, processor)]
     labels, similarities, written, faces, sentences = [], [], [], [], []
     for batch in batches:
         image = {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
@@ -157,9 +160,7 @@ def _emotions(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequen
     names = list(model.config.emotions)
     prompts = processor(text=list(emotion_prompts(names).values())).to(model.device)
     prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo")
-    captioner = MF2ForCaptioning(model.config).eval()
-    captioner.mf2 = model.mf2
-    faces, captions, named = [], [], []
+    captioner, faces, captions, named = _captioner(model), [], [], []
     for batch in batches:
         faces.append(model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo"))
         written = processor.decode_captions(captioner.generate(image_tokens=batch["image_tokens"], branch="emo"))
@@ -210,13 +211,10 @@ def _by_state(truth: torch.Tensor, pairs: torch.Tensor) -> Matches:
 def _matched_captions(model: MF2ForPreTraining, batches: Sequence[Batch]) -> Matches:
     """Faces with their own captions, and with those of random faces of another emotion."""
     tokens = torch.cat([batch["image_tokens"] for batch in batches])
-    longest = max(batch["input_ids"].shape[1] for batch in batches)
-
-    def joined(name: str) -> torch.Tensor:
-        pads = [torch.nn.functional.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in batches]
-        return torch.cat(pads)
-
-    ids, mask = joined("input_ids"), joined("attention_mask")
+    ids, mask = (
+        torch.nn.utils.rnn.pad_sequence([row for batch in batches for row in batch[name]], batch_first=True)
+        for name in ("input_ids", "attention_mask")
+    )
     emotions = torch.cat([batch["emotion_labels"] for batch in batches])
     others = torch.from_numpy(np.random.default_rng(0).permutation(len(ids))).to(ids.device)
     known = mask.any(dim=1) & (emotions != UNKNOWN_LABEL)
@@ -243,10 +241,7 @@ def _matching(name: str, matches: Matches, tuning: Matches | None) -> dict[str, 
 
 def matching_accuracy(matches: Matches, threshold: float) -> float:
     """Share of pairs on the right side of the threshold; kinds count alike, and in each the two sides."""
-    shares = [
-        torch.stack([(own > threshold).double().mean(), (other <= threshold).double().mean()]).mean()
-        for own, other in matches
-    ]
+    shares = [side.double().mean() for own, other in matches for side in (own > threshold, other <= threshold)]
     return float(torch.stack(shares).mean()) if shares else float("nan")
 
 

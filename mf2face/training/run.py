@@ -118,10 +118,7 @@ def _trainer(
         return caption_trainer(parts, training, faces["train"], faces["validation"]), examples
     examples = build_examples(settings, parts, splits, columns)
     if ours.align and not examples["train"].captions:
-        raise ValueError(
-            f"align: the data set {ours.dataset} has no captions, or --use_captions is False; expected captions, which "
-            "the alignment losses are about"
-        )
+        raise ValueError(f"align: the data set {ours.dataset} has no captions to align with, or --use_captions False")
     model = parts.model
     if task.trains in ("adapter", "heads"):
         model = adapt(model, ours.task, ours.adapter_options)

@@ -162,9 +162,7 @@ class MF2Trainer(Trainer):
         with nullcontext() if micro_batch is None else micro_batch.entered():
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if loss is None:
-            raise ValueError(
-                f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
-            )
+            raise ValueError(f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for one")
         if model.training:
             names = loss_names(self.accelerator.unwrap_model(model))
             parts = {name: outputs[name].detach() for name in names if outputs.get(name) is not None}
@@ -179,17 +177,11 @@ class MF2Trainer(Trainer):
     def _explain(self, loss: torch.Tensor, parts: dict[str, torch.Tensor], inputs: dict[str, Any]) -> str:
         bad = {name: part.item() for name, part in parts.items() if not torch.isfinite(part)} or "none of the parts"
         rows = inputs["index"].tolist() if "index" in inputs else "?"
-        return (
-            f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} "
-            f"of the training data; not finite: {bad}. Lower the learning rate, or look at these rows"
-        )
+        where = f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} of the training data"
+        return f"{where}; not finite: {bad}. Lower the learning rate, or look at these rows"
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Answers from images alone: (emotion logits, AU logits) and their labels."""
         inputs = {name: inputs[name] for name in _EVALUATION_INPUTS if name in inputs}
