@@ -68,11 +68,13 @@ def analyzed(source: Path, model: Any, **options: Any) -> Answer:
     return Answer([{name: row[name] for name in row.keys() - left_out} for row in found], reasons)
 
 
-def with_source(folder: Path, name: str, content: bytes = b"") -> Path:
+def with_source(folder: Path, name: str, content: bytes | None = None) -> Path:
     """A path in a folder of its own, which a case copies."""
-    (folder / "good" / name).mkdir(parents=True)
-    (folder / "good" / name / name).write_bytes(content)
-    return folder / "good" / name / name
+    source = folder / "good" / name / name
+    source.parent.mkdir(parents=True)
+    if content is not None:
+        source.write_bytes(content)
+    return source
 
 
 def image_files() -> dict[str, bytes]:
