@@ -11,9 +11,8 @@ Reader options behind --reader: --reader threshold=1 images=original.
 import argparse
 
 from mf2face.command_line import named, python_value, run_as_command
-from mf2face.data.build.card import summary
 from mf2face.data.build.landmark_cache import LandmarkCache
-from mf2face.data.build.mfa import BuildOptions, build_mfa
+from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
 from mf2face.data.build.splits import PAPER_PROTOCOL, plan_mfa
 from mf2face.data.corpora.frames import REQUIRED
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus

@@ -1,7 +1,7 @@
 """The whole path on a folder of photographs: faces found, time by stage, and what the model's scores are worth.
 
 python examples/benchmark/photographs.py --photos FOLDER [--labels FILE.csv] [--model NAME] [--part choose|report]
-    [--landmarks mediapipe] [--face_alignment] [--points FILE.csv] [--video FILE] [--json FILE]
+    [--landmarks mediapipe] [--face_alignment] [--points FILE.csv] [--video FILE] [--shards] [--json FILE]
 
 Labels: a csv with the columns image (a path below the folder), emotion, and optionally subject and an action unit a
 column (AU1, AU12, ...: 0, 1 or empty). Without labels the times alone are measured. One thread unless OMP_NUM_THREADS
@@ -21,6 +21,10 @@ video_fps              frames of --video a second of the wall clock, analysed wi
 au12_happiness_auc ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
 emotion_macro_recall   mean recall of the emotions that the labels name; `emotion_chance` is one over their count
 ..._low, ..._high      95 % interval over people, by 1,000 resamples of them
+two_shards_over_one    with --shards: seconds of one process over those of two with half of the photographs each, on a
+                       core each, the program's start left out (..._with_start: included; ..._cpu: CPU-seconds of the
+                       whole processes, which other work on the machine hardly moves); the merged rows must be equal
+shards_rows_difference the largest difference of a number: the last digit depends on which faces share a batch
 au12_auc ...           area under the ROC curve by the csv's own action units, where it has them
 """
 
@@ -29,7 +33,10 @@ import csv
 import hashlib
 import os
 import resource
+import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -41,7 +48,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import cv2
 import numpy as np
 import torch
-from report import write_json
+from report import read_json, write_json
 from scipy.stats import rankdata
 
 import mf2face.inference.analyze
@@ -74,18 +81,20 @@ class Stages:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.running: list[float] = []
+        self.inner = threading.local()
 
     def wrap(self, owner: Any, name: str, stage: str) -> None:
         function = getattr(owner, name)
 
         def timed(*given: Any, **named: Any) -> Any:
-            start, inner = time.thread_time(), sum(self.seconds.values())
+            before, start = getattr(self.inner, "seconds", 0.0), time.thread_time()
+            self.inner.seconds = 0.0
             try:
                 return function(*given, **named)
             finally:
                 spent = time.thread_time() - start
-                self.seconds[stage] += spent - (sum(self.seconds.values()) - inner)
+                self.seconds[stage] += spent - self.inner.seconds
+                self.inner.seconds = before + spent
 
         setattr(owner, name, timed)
 
@@ -282,21 +291,7 @@ def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
     return 1000 * float(np.median(spent)) / chain_ms
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--model")
-    parser.add_argument("--part", choices=("choose", "report"))
-    parser.add_argument("--landmarks", default="mediapipe")
-    parser.add_argument("--face_alignment", action="store_true", help="also time face-alignment's networks (slow)")
-    parser.add_argument("--points", type=Path, help="landmarks of the same photographs by another chain")
-    parser.add_argument("--video", type=Path)
-    parser.add_argument("--json", metavar="FILE")
-    given = parser.parse_args(argv)
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    cv2.setNumThreads(int(os.environ["OMP_NUM_THREADS"]))
-    labels = read_labels(given.labels, given.photos, given.part)
+def whole_path(labels: dict[str, dict[str, str]], given: argparse.Namespace) -> dict[str, float]:
     rows, figures = run(labels, given.model, given.landmarks)
     figures |= scores(rows, labels)
     figures["large_ms"] = large_ms(labels, given.landmarks)
@@ -307,6 +302,82 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if given.face_alignment:
         chain = figures.get("detect_ms", 0) + figures.get("landmarks_ms", 0)
         figures["over_face_alignment"] = over_face_alignment(labels, chain)
+    return figures
+
+
+def spent_by(commands: Sequence[list[str]]) -> tuple[float, float]:
+    """Wall seconds until all have ended, and CPU seconds of the longest; each runs on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < len(commands):
+        raise SystemExit(f"--shards: got {len(cores)} core, expected {len(commands)}")
+    start, running = time.perf_counter(), []
+    for command, core in zip(commands, cores, strict=False):
+        running.append(subprocess.Popen(command, preexec_fn=lambda core=core: os.sched_setaffinity(0, {core})))
+    used = []
+    for process in running:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in (0, 1):
+            raise SystemExit(f"mf2 ended with {process.returncode}")
+        used.append(usage.ru_utime + usage.ru_stime)
+    return time.perf_counter() - start, max(used)
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Of two files of rows, between numbers; what is no fraction must be equal."""
+    largest, tables = 0.0, []
+    for path in (one, other):
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            tables.append(list(csv.DictReader(file)))
+    for row, same in zip(*tables, strict=True):
+        for name, value in row.items():
+            if "." in value and name not in ("input", "caption") and value != same[name]:
+                largest = max(largest, abs(float(value) - float(same[name])))
+            elif value != same[name]:
+                raise SystemExit(f"{other}: {name} of {row['input']} is {same[name]!r}, expected {value!r}")
+    return largest
+
+
+def two_shards(labels: dict[str, Any], model: str | None, landmarks: str) -> dict[str, float]:
+    """Two processes with half of the photographs each, against one with all; the merged rows must be equal."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "photographs.txt").write_text("".join(f"{os.path.abspath(name)}\n" for name in labels))
+        command = [sys.executable, "-m", "mf2face.inference.cli", str(folder / "photographs.txt"), "--device", "cpu"]
+        command += ["--quiet", "--landmarks", landmarks, *([] if model is None else ["--model", model])]
+        one, parts = folder / "one.csv", folder / "parts.csv"
+        walls, cpus = zip(
+            spent_by([[*command, "-o", str(one)]]),
+            spent_by([[*command, "-o", str(parts), "--shard", f"{index}/2"] for index in (1, 2)]),
+            strict=True,
+        )
+        names = (one.name, "parts-1-of-2.csv", "parts-2-of-2.csv")
+        alone, *shards = (read_json(folder / f"{name}.about.json")["seconds"] for name in names)
+        subprocess.run([sys.executable, "-m", "mf2face.inference.cli", "merge", str(parts)], check=True)
+        difference = largest_difference(one, parts)
+        if difference > 1e-5:
+            raise SystemExit(f"--shards: the rows of two shards differ by {difference} from those of one run")
+    figures = {"two_shards_over_one": alone / max(shards), "two_shards_over_one_with_start": walls[0] / walls[1]}
+    return {**figures, "two_shards_over_one_cpu": cpus[0] / cpus[1], "shards_rows_difference": difference}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--part", choices=("choose", "report"))
+    parser.add_argument("--landmarks", default="mediapipe")
+    parser.add_argument("--face_alignment", action="store_true", help="also time face-alignment's networks (slow)")
+    parser.add_argument("--points", type=Path, help="landmarks of the same photographs by another chain")
+    parser.add_argument("--video", type=Path)
+    parser.add_argument("--shards", action="store_true", help="measure two_shards_over_one alone; needs two cores")
+    parser.add_argument("--json", metavar="FILE")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    cv2.setNumThreads(int(os.environ["OMP_NUM_THREADS"]))
+    labels = read_labels(given.labels, given.photos, given.part)
+    figures = two_shards(labels, given.model, given.landmarks) if given.shards else whole_path(labels, given)
     for name, value in figures.items():
         if not name.endswith(("_low", "_high")):
             around = (

@@ -40,8 +40,7 @@ def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
 
 
 def describe_labels(dataset: Dataset | IterableDataset, label_set: str | LabelSet) -> Dataset | IterableDataset:
-    """Writes into the data set itself which AUs and emotions its labels count: 12 numbers do not tell BP4D's 12 AUs
-    from Aff-Wild2's."""
+    """Writes into the data set which AUs and emotions its labels count: BP4D and Aff-Wild2 both have 12 AUs."""
     labels = as_label_set(label_set)
     lines = (f"{_ACTION_UNITS}: {', '.join(labels.action_units)}", f"{_EMOTIONS}: {', '.join(labels.emotions)}")
     dataset.info.description = "\n".join(lines)
@@ -49,7 +48,7 @@ def describe_labels(dataset: Dataset | IterableDataset, label_set: str | LabelSe
 
 
 def described_labels(dataset: Dataset | IterableDataset) -> LabelSet | None:
-    """What `describe_labels` wrote; None if nobody did."""
+    """What `describe_labels` wrote, or None."""
     lines = dict(line.split(": ", 1) for line in (dataset.info.description or "").splitlines() if ": " in line)
     if _ACTION_UNITS not in lines or _EMOTIONS not in lines:
         return None

@@ -98,7 +98,7 @@ class DetectedFaces:
 
     def _next(self, frame: Frame) -> list[Face] | str:
         try:
-            known = self.followed if frame.is_moving and frame.input == self.video else []
+            known = self.followed if frame.is_moving and frame.number and frame.input == self.video else []
             faces = [face for face in self.detector.follow(frame.pixels, known) if face is not None]
             self.frames_followed += 1
             if not faces or len(faces) < len(known) or self.frames_followed >= DETECT_EVERY:

@@ -191,13 +191,18 @@ def read_frames(
         elif is_video(one):
             yield from _video(one, sampling, note, -1 if done is None else done)
         elif done is None:
-            try:
-                pixels = read_image(one, name="image")
-            except Exception as error:  # decoders raise whatever stopped them
-                why = str(error).removeprefix("image: ").removeprefix(f"{one!r} ")
-                note(one, why if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {why}")
-            else:
-                yield Frame(one, 0, float("nan"), pixels)
+            yield from read_still(one, one, note)
+
+
+def read_still(image: Any, name: str, note: Note) -> Iterator[Frame]:
+    """One frame of whatever a user calls an image; none if it cannot be read."""
+    try:
+        pixels = read_image(image, name="image")
+    except Exception as error:  # decoders raise whatever stopped them
+        why = str(error).removeprefix("image: ").removeprefix(f"{name!r} ")
+        note(name, why if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {why}")
+    else:
+        yield Frame(name, 0, float("nan"), pixels)
 
 
 class _Capture:

@@ -159,6 +159,12 @@ def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
     return wanted or FORMATS[ending]
 
 
+def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any], label: str = "now") -> str:
+    """Settings of two runs that are not equal, in words; empty if there are none. label: of the other run."""
+    differ = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return ", ".join(f"{name} {one.get(name)!r} ({label} {other.get(name)!r})" for name in differ)
+
+
 def csv_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
     return csv_lines([row[name] for name in names] for row in rows)
 
@@ -299,11 +305,8 @@ class RowFile:
                 f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is "
                 f"missing or damaged; {advice}"
             ) from error
-        before, now = known.get("settings", {}), self.about["settings"]
-        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if differ:
-            was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in differ)
-            raise OutputError(f"output: {there[0]} was made with {was}; {advice}")
+        if differ := differing_settings(known.get("settings", {}), self.about["settings"]):
+            raise OutputError(f"output: {there[0]} was made with {differ}; {advice}")
         return known
 
     def _holds_no_row(self, file: Path) -> bool:

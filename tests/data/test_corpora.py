@@ -172,12 +172,7 @@ def test_aff_wild2_line_i_is_image_i_and_unknown_is_masked_an_au(aff_wild2):
         ("AU", 3, ",".join(["2"] * 12), r"line 3, AU1: got 2, expected one of -1, 0, 1"),
         ("EXPR", 2, "8", r"line 2, expression: got 8, expected one of -1, 0, .*8 emotions"),
         ("AU", 1, "AU1,AU2,AU4,AU6,AU12,AU15,AU20,AU25", r"column 5: got 'AU12', .*2022"),
-        (
-            "EXPR",
-            1,
-            "Neutral,Anger,Disgust,Feer",
-            r"line 1, column 4: got 'Feer', expected 'Fear'. Did you mean 'Fear'",
-        ),
+        ("EXPR", 1, "Neutral,Anger,Disgust,Feer", r"line 1, column 4: got 'Feer', expected 'Fear'. Did you mean"),
         ("EXPR", 1, "Neutral", r"line 1: got 1 columns, expected 8"),
         ("EXPR", 7, "", r"got 6 lines of labels, expected 5, as .*EXPR"),
     ],
@@ -191,9 +186,8 @@ def test_wrong_label_files_of_aff_wild2(aff_wild2, track, line, text, message):
 
 
 def test_images_that_do_not_fit_the_labels(aff_wild2, tmp_path):
-    refused(
-        r"labels up to frame 6, .*frames up to 7.*extra_frames=1", "aff_wild2", aff_wild2, list_folder=all_frames(7)
-    )
+    seven = all_frames(7)
+    refused(r"labels up to frame 6, .*frames up to 7.*extra_frames=1", "aff_wild2", aff_wild2, list_folder=seven)
     read_corpus("aff_wild2", aff_wild2, list_folder=all_frames(7), extra_frames=5)
     refused("none of 13 listed images on the disk", "aff_wild2", aff_wild2)
     refused("none of its label folders, expected AU_Detection", "aff_wild2", tmp_path / "cropped_aligned")
@@ -232,8 +226,7 @@ def test_disfa_is_active_from_two_and_has_its_folds(tmp_path):
         (labels / "SN003" / "SN003_au26.txt").write_text(text)
         refused(f"SN003_au26.txt.*{message}", "disfa", tmp_path, list_folder=all_frames(20))
     refused(r"threshold: got 9", "disfa", tmp_path, threshold=9, error=ValueError)
-    refused(r"disfa: got the options \['treshold'\], expected some of .*threshold", "disfa", tmp_path, treshold=1,
-            error=ValueError)  # fmt: skip
+    refused(r"disfa: got the options \['treshold'\]", "disfa", tmp_path, treshold=1, error=ValueError)
     refused("corpus: got 'affwild', expected one of aff_wild2, disfa", "affwild", tmp_path, error=ValueError)
 
 

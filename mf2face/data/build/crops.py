@@ -1,5 +1,6 @@
 """Images of a corpus to rows of MFA: aligned crops, landmarks, captions by rule, and hashes that find copies."""
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +34,11 @@ _CHUNK = 32
 class BuildOptions:
     """How images become rows.
 
-    landmarks: from a detector, from the corpus, or of pictures that are aligned already and stay as they are: the mean
-    face's by a template, which `template` takes as the corpus has it (else MF²'s own). margin: what is kept around the
-    aligned crop, as a share of its side, so that augmentation can turn and shift it. on_no_face: `template` takes the
-    picture as aligned. min_confidence: mean of a detector's landmarks; less counts as no face. near: what happens to
-    images that all but repeat one in a split that is held further out: they are kept and listed, dropped, or an error;
-    `tell` is `keep`, and keeps people or videos that stand in two splits as well.
+    landmarks: a detector's, the corpus's, or of pictures that are aligned already and stay as they are a template's;
+    `template` is the corpus's own (else MF²'s). margin: kept around the aligned crop for augmentation, as a share of
+    its side. on_no_face: `template` takes the picture as aligned. min_confidence: mean of a detector's landmarks; less
+    counts as no face. near: images that all but repeat one in a split held further out are kept and listed, dropped,
+    or an error; `tell` is `keep`, and keeps people or videos that stand in two splits as well.
     """
 
     landmarks: Literal["detector", "corpus", "template", "insightface112", "ffhq"] = "detector"
@@ -158,9 +158,8 @@ class RowMaker:
             return Problem(name, "landmarks" if source == "given" else "no face", str(error))
         border = round(options.crop_size * options.margin)
         side = options.crop_size + 2 * border
-        matrix = np.array([[1, 0, border], [0, 1, border], [0, 0, 1]]) @ alignment_matrix(
-            points, *[options.crop_size] * 2
-        )
+        shift = np.array([[1, 0, border], [0, 1, border], [0, 0, 1]])
+        matrix = shift @ alignment_matrix(points, options.crop_size, options.crop_size)
         return self._encoded(warp(pixels, matrix, side, side), transform_points(matrix, points), source)
 
     def _aligned_already(self, row: int, pixels: torch.Tensor) -> Crop:
@@ -171,9 +170,10 @@ class RowMaker:
             template = self.frames.template
         if max(height, width) <= 2 * self.options.crop_size:
             plain = without_metadata((self.frames.root / self.frames.image(row)).read_bytes())
-            if plain is not None and _shows(plain, pixels):
-                whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
-                return Crop(plain, template_landmarks(height, width, template), template, image_hash(whole))
+            with contextlib.suppress(ValueError):
+                if plain is not None and torch.equal(read_image(plain), pixels):
+                    whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+                    return Crop(plain, template_landmarks(height, width, template), template, image_hash(whole))
         scale = self.options.crop_size / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale))) if scale < 1 else (height, width)
         crop = warp(pixels, resize_matrix(height, width, *size), *size)
@@ -213,13 +213,6 @@ class RowMaker:
             "corpus": frames.corpus,
             "licence": frames.licence,
         }
-
-
-def _shows(content: bytes, pixels: torch.Tensor) -> bool:
-    try:
-        return torch.equal(read_image(content), pixels)
-    except ValueError:
-        return False
 
 
 def image_hash(pixels: np.ndarray) -> np.ndarray:

@@ -115,8 +115,8 @@ def _check_shares(shares: Mapping[str, float], units: Units, videos: Mapping[str
 
 
 def official_splits(frames: Frames, fold: int | None = None, seed: int = 0) -> list[str]:
-    """Each row's split as the corpus has it. Of folds, `fold` is the test split; thresholds are tuned on a tenth of the
-    other people: there must be somebody who is neither trained nor tested on."""
+    """Each row's split as the corpus has it. Of folds, `fold` is the test split, and a tenth of the other people the
+    validation split."""
     official = np.array([video.official for video in frames.videos], object)[frames.video]
     if (without := np.flatnonzero(official == "")).size:
         name = frames.videos[frames.video[without[0]]].name
@@ -186,10 +186,10 @@ def plan_mfa(
 ) -> tuple[Frames, list[str]]:
     """The rows of a corpus that are used, and each row's split: all images that have a label, unless asked otherwise.
 
-    require: which labels an image must have. every: above 1,
-    every n-th frame and the changes of labels alone. balance: as many images of each emotion in each split, as of its
-    rarest or as many as `per_emotion` says. sizes, videos: shares of the splits, and how many videos. official: the
-    corpus's own split, or of its folds `fold` as test; None: where you wrote the split beside pictures of your own.
+    require: which labels an image must have. every: above 1, every n-th frame and the changes of labels alone. balance:
+    as many images of each emotion in each split, as of its rarest or as many as `per_emotion` says. sizes, videos:
+    shares of the splits, and how many videos. official: the corpus's own split, or of its folds `fold` as test; None:
+    if your own pictures have one.
     """
     frames = keep_labelled(frames, require)
     if every != 1:
