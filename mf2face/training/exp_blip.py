@@ -61,28 +61,29 @@ def build_classifier_of(settings: Settings, train_rows: Dataset | None) -> Parts
         return build_from_config(settings, train_rows)
     ours = settings.arguments
     fields = read_options("model_options", ours.model_options, ExpBlipConfig)
-    saved, _ = PreTrainedConfig.get_config_dict(ours.model_name_or_path)
-    if not _has_heads(saved):  # it has learned nothing for a label
-        fields = {"label_set": ours.label_set, **fields}
-    probe = settings.task.trains == "heads"
-    return build_classifier(ours.model_name_or_path, features=ours.features, linear_probe=probe, **fields)
-
-
-def _has_heads(saved: Mapping[str, Any]) -> bool:
-    return "ExpBlipForFaceAnalysis" in (saved.get("architectures") or [])
+    how = {"features": ours.features, "label_set": ours.label_set, "linear_probe": settings.task.trains == "heads"}
+    return build_classifier(ours.model_name_or_path, **how | fields)
 
 
 def build_classifier(
-    source: str | Path, *, features: str = "qformer", linear_probe: bool = True, **fields: Any
+    source: str | Path,
+    *,
+    features: str = "qformer",
+    label_set: str | None = None,
+    linear_probe: bool = True,
+    **fields: Any,
 ) -> Parts:
     """The classifier on what stage 1 or stage 2 has learned, with new heads; or a trained classifier again.
 
-    features: of the image encoder (`vision`) or of the Q-Former. linear_probe: without, all of it is fine-tuned.
-    fields: more of `ExpBlipConfig`, such as `label_set` or `query_pooling`. The paper's rows are of stage 2.
+    features: of the image encoder (`vision`) or of the Q-Former. label_set: of new heads, by default the checkpoint's.
+    linear_probe: without, all of it is fine-tuned. fields: more of `ExpBlipConfig`, such as `query_pooling`. The paper's rows are of stage 2.
     """
     own = {"features": features, "frozen_features": linear_probe, **fields}
     own["vision_config"] = {**fields.get("vision_config", {}), "frozen": linear_probe}
     saved, _ = PreTrainedConfig.get_config_dict(str(source))
+    if "ExpBlipForFaceAnalysis" not in (saved.get("architectures") or []):
+        own = own if label_set is None else {"label_set": label_set, **own}
+        logger.info("the heads for %s are new, and the features those of %s", features, source)
     if saved.get("model_type") == ExpBlipConfig.model_type:
         model = ExpBlipForFaceAnalysis.from_pretrained(source, **own)
     elif saved.get("model_type") in _CAPTIONERS and saved.get("exp_blip"):
@@ -93,8 +94,6 @@ def build_classifier(
         raise ValueError(
             f"{source}: {kind}, expected one of Exp-BLIP: stage 1, a classifier, or a captioner made of one"
         )
-    if not _has_heads(saved):
-        logger.info("the heads for %s are new, and the features those of %s", features, source)
     processor = MF2Processor.from_pretrained(source)
     processor.action_units, processor.emotions = list(model.config.action_units), list(model.config.emotions)
     processor.au_thresholds = model.config.au_thresholds
