@@ -76,7 +76,8 @@ def build_classifier(
     """The classifier on what stage 1 or stage 2 has learned, with new heads; or a trained classifier again.
 
     features: of the image encoder (`vision`) or of the Q-Former. label_set: of new heads, by default the checkpoint's.
-    linear_probe: without, all of it is fine-tuned. fields: more of `ExpBlipConfig`, such as `query_pooling`. The paper's rows are of stage 2.
+    linear_probe: without, all of it is fine-tuned. fields: more of `ExpBlipConfig`, such as `query_pooling`. The
+    paper's rows are of stage 2.
     """
     own = {"features": features, "frozen_features": linear_probe, **fields}
     own["vision_config"] = {**fields.get("vision_config", {}), "frozen": linear_probe}
