@@ -197,11 +197,6 @@ class MF2Trainer(Trainer):
         loss = outputs.get("loss")
         return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the card that was written from the run's files."""
-        if not (Path(self.args.output_dir) / "README.md").exists():
-            super().create_model_card(*args, **kwargs)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
