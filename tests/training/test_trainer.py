@@ -125,7 +125,8 @@ def test_a_streamed_run_that_continues_draws_the_same_numbers(make_trainer, tmp_
         trainer = make_trainer(7, max_steps=6, save_strategy="steps", save_steps=4, gradient_accumulation_steps=steps)
         stream = MF2StreamedExamples.__new__(MF2StreamedExamples)
         stream.rows, stream.rank, stream.world_size = Reshuffled(trainer.train_dataset), 0, 1
-        stream.read = lambda row, index, epoch: trainer.train_dataset.rows.examples[row["number"]]
+        examples = trainer.train_dataset
+        stream.read = SimpleNamespace(many=lambda rows, indexes, epoch: [examples[row["number"]] for row in rows])
         trainer.train_dataset = stream
         return trainer
 
