@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
+from .image_io import is_tensor
 from .landmarks import DetectedFace, FaceAlignmentDetector
 
 
@@ -68,11 +69,11 @@ class MediaPipeDetector:
     def __init__(self, *, min_score: float = 0.5, min_presence: float = 0.5):
         self.min_score, self.min_presence = min_score, min_presence
 
-    def detect(self, images: Sequence[torch.Tensor | np.ndarray]) -> list[list[DetectedFace]]:
-        """(3, height, width) images from 0 to 255 -> the faces of each, largest first."""
+    def detect(self, images: Sequence[Any]) -> list[list[DetectedFace]]:
+        """(3, height, width) images from 0 to 255, arrays or tensors -> the faces of each, largest first."""
         return [self._detect(_image_bytes(image)) for image in images]
 
-    def follow(self, image: torch.Tensor | np.ndarray, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
+    def follow(self, image: Any, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
         """The faces of the frame before, placed in this one; None where a face is lost."""
         pixels = _image_bytes(image)
         crops = [
@@ -252,10 +253,11 @@ def _read_network(path: Path) -> cv2.dnn.Net:
     return cv2.dnn.readNetFromTFLite(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
 
 
-def _image_bytes(image: torch.Tensor | np.ndarray) -> np.ndarray:
+def _image_bytes(image: Any) -> np.ndarray:
     """(3, height, width) -> (height, width, 3) bytes."""
-    if isinstance(image, torch.Tensor):
-        image = (image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)).cpu().numpy()
+    image = image.cpu().numpy() if is_tensor(image) else image
+    if image.dtype != np.uint8:
+        image = image.round().clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 

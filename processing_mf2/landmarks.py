@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from .geometry import STEADY_POINTS, canonical_landmarks, fit_similarity, pooled, transform_points
+from .image_io import is_tensor
 
 
 LandmarkSource = Literal["template", "insightface112", "ffhq", "mediapipe", "face_alignment", "given"]
@@ -77,7 +76,7 @@ def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
     """The landmarks given for each of `count` images, unchecked, or `None`."""
     if landmarks is None:
         return [None] * count
-    if isinstance(landmarks, np.ndarray | torch.Tensor):
+    if isinstance(landmarks, np.ndarray) or is_tensor(landmarks):
         # For one image, the axis of images is optional.
         landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
     elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
@@ -90,7 +89,7 @@ def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
 
 def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.ndarray:
     """(68, 2) float64, if they can be those of a face in an image of this size."""
-    if isinstance(landmarks, torch.Tensor):
+    if is_tensor(landmarks):
         landmarks = landmarks.detach().float().cpu()
     try:
         points = np.asarray(landmarks, dtype=np.float64)
@@ -201,8 +200,11 @@ class FaceAlignmentDetector:
         with _LOADING:
             return _load_network(*self.settings)
 
-    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]:
-        """(3, height, width) images from 0 to 255, of any sizes -> the faces of each, largest first."""
+    def detect(self, images: Sequence[Any]) -> list[list[DetectedFace]]:
+        """(3, height, width) images from 0 to 255, of any sizes, arrays or tensors -> the faces of each."""
+        import torch  # by this detector alone
+
+        images = [image.cpu().numpy() if is_tensor(image) else image for image in images]
         copies, scales = zip(*(self._detection_copy(image) for image in images), strict=True) if images else ((), ())
         boxes: list[Sequence[np.ndarray]] = [()] * len(images)
         for group in _groups_of_equal_shape(copies):
@@ -214,21 +216,24 @@ class FaceAlignmentDetector:
             for image, image_boxes, scale in zip(images, boxes, scales, strict=True)
         ]
 
-    def _detection_copy(self, image: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _detection_copy(self, image: np.ndarray) -> tuple[Any, float]:
+        import torch
+
         height, width = image.shape[1:]
         scale = min(1.0, self.detection_side / max(height, width))
-        if scale == 1.0:
-            return image.float(), 1.0
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        if height * width > _LARGE:
+        if scale < 1 and height * width > _LARGE:
             image = pooled(image, max(1, int(0.5 / scale)))
-        return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0], scale
+        copy = torch.tensor(image, dtype=torch.float32)
+        if scale < 1:
+            copy = torch.nn.functional.interpolate(copy[None], size, mode="bilinear", antialias=True)[0]
+        return copy, scale
 
-    def _landmarks(self, image: torch.Tensor, boxes: Sequence[np.ndarray], scale: float) -> list[DetectedFace]:
+    def _landmarks(self, image: np.ndarray, boxes: Sequence[np.ndarray], scale: float) -> list[DetectedFace]:
         if len(boxes) == 0:
             return []
         boxes = [np.array([*(np.asarray(box[:4]) / scale), box[4]]) for box in boxes]
-        pixels = image.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        pixels = np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0))
         points, confidence, _ = self.network.get_landmarks_from_image(
             pixels, detected_faces=boxes, return_bboxes=True, return_landmark_score=True
         )
@@ -243,7 +248,7 @@ class FaceAlignmentDetector:
 _LARGE = 2**24  # pixels; as floats of all colours that is 200 MB
 
 
-def _groups_of_equal_shape(images: Sequence[torch.Tensor]) -> list[list[int]]:
+def _groups_of_equal_shape(images: Sequence[Any]) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(index)
@@ -256,6 +261,7 @@ _LOADING = threading.Lock()
 def missing_weights() -> tuple[str, list[str]]:
     """The folder that face-alignment reads its weights from, and the URLs of those that are not there."""
     try:  # here: the package takes seconds to import
+        import torch
         from face_alignment import api
         from face_alignment.detection.sfd import sfd_detector
     except ImportError as error:

@@ -20,8 +20,10 @@ from configuration_mf2.facs import ACTION_UNITS, EMOTIONS
 from configuration_mf2.hub import PIPELINES as HUB_PIPELINES
 from configuration_mf2.hub import check_finite_weights, check_loading_info
 
-from .image_processing_mf2 import MF2ImageProcessorKwargs, check_choices
-from .processing_mf2 import MF2Processor, check_finite
+from .crops import check_choices
+from .image_processing_mf2 import MF2ImageProcessorKwargs
+from .processing_mf2 import MF2Processor
+from .results import check_finite
 from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 
 

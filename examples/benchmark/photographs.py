@@ -18,6 +18,7 @@ memory_growth_mb       resident memory at the end over that after a quarter of t
 landmark_disagreement  median distance from the 68 points that another chain found (--points: a csv as `mf2 --landmarks`
                        takes), in shares of the outer corners of the eyes; ..._inner: without the jaw line
 video_fps              frames of --video a second of the wall clock, analysed with one thread beside the reader's
+cold_start_onnx_s      seconds of the installed `mf2 PHOTOGRAPH --engine onnx`, start to end: median of 5, warm disk
 au12_happiness_auc ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
 emotion_macro_recall   mean recall of the emotions that the labels name; `emotion_chance` is one over their count
 ..._low, ..._high      95 % interval over people, by 1,000 resamples of them
@@ -232,9 +233,9 @@ def run(
 def large_ms(labels: dict[str, Any], landmarks: str, width: int = 1920) -> float:
     detector, spent = processing_mf2.detection.DETECTORS[landmarks](), []
     for name in list(labels)[::20]:
-        image = processing_mf2.image_io.read_image(name, name="image").permute(1, 2, 0).numpy()
+        image = processing_mf2.image_io.read_image(name, name="image").transpose(1, 2, 0)
         height = round(image.shape[0] * width / image.shape[1])
-        image = torch.from_numpy(cv2.resize(image, (width, height))).permute(2, 0, 1)
+        image = cv2.resize(image, (width, height)).transpose(2, 0, 1)
         start = time.process_time()
         detector.detect([image])
         spent.append(time.process_time() - start)
@@ -269,6 +270,18 @@ def video_fps(video: Path, model: str | None, landmarks: str) -> dict[str, float
     }
 
 
+def cold_start_onnx_s(photograph: str, model: str | None, landmarks: str, starts: int = 5) -> float:
+    load_model(model, engine="onnx")  # exports it, if no run has
+    named = ["--model", model] if model else []
+    command = [Path(sys.executable).with_name("mf2"), photograph, "--engine", "onnx", "--landmarks", landmarks, *named]
+    spent = []
+    for _ in range(starts + 1):  # the first warms the disk
+        start = time.perf_counter()
+        subprocess.run([*command, "--format", "csv", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        spent.append(time.perf_counter() - start)
+    return float(np.median(spent[1:]))
+
+
 def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
     """CPU time of S3FD and 2DFAN4, one face a photograph, over `chain_ms`; random weights are as slow as trained."""
     from face_alignment.detection.sfd.net_s3fd import s3fd
@@ -279,7 +292,7 @@ def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
     boxes, points = s3fd().eval(), FAN(4).eval()
     spent, chosen = [], list(labels)[:: max(1, len(labels) // 10)]
     for name in chosen:
-        image = read_image(name, name="image").float()[None]
+        image = torch.tensor(read_image(name, name="image"), dtype=torch.float32)[None]
         scale = min(1.0, 640 / max(image.shape[2:]))  # the detector's copy is no larger
         if scale < 1:
             image = torch.nn.functional.interpolate(image, scale_factor=scale)
@@ -295,6 +308,7 @@ def whole_path(labels: dict[str, dict[str, str]], given: argparse.Namespace) -> 
     rows, figures = run(labels, given.model, given.landmarks)
     figures |= scores(rows, labels)
     figures["large_ms"] = large_ms(labels, given.landmarks)
+    figures["cold_start_onnx_s"] = cold_start_onnx_s(next(iter(labels)), given.model, given.landmarks)
     if given.points:
         figures |= disagreement(rows, given.points)
     if given.video:

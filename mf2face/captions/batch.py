@@ -97,10 +97,10 @@ class _BatchRun(Run):
             with tempfile.TemporaryFile() as file:  # it holds the images; on the disk it has no name
                 item, count, usd = self._fill(file, item, todo, budget)
                 await self.book.flushed()
-                if not count and not sent:
+                if item is not None and not count and not sent:
                     raise BudgetSpentError(f"{budget}, and no further request fits. {KEPT} with a larger budget")
                 if not count:
-                    return True
+                    break
                 await self._start(file, count, usd)
                 sent = True
         await self.book.flushed()

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
 from mf2face.captions.journal import CaptionError
@@ -70,8 +71,8 @@ class Usage:
 
 def as_data_url(image: Any, side: int, name: str = "image") -> tuple[str, tuple[int, int]]:
     """The image as it is sent (pixels only, no EXIF; the longer side is `side` at most), and its height and width."""
-    pixels = read_image(image, name=name).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(pixels)
+    pixels = read_image(image, name=name).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     picture.thumbnail((side, side))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=92)

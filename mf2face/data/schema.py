@@ -55,14 +55,20 @@ def described_labels(dataset: Dataset | IterableDataset) -> LabelSet | None:
     return LabelSet(*(tuple(filter(None, lines[name].split(", "))) for name in (_ACTION_UNITS, _EMOTIONS)))
 
 
+def positive_shares(sizes: Mapping[str, float]) -> dict[str, float]:
+    """The splits that get any images."""
+    shares = [isinstance(share, int | float | np.number) and 0 <= share < float("inf") for share in sizes.values()]
+    if set(sizes) - set(SPLITS) or not all(shares) or not any(sizes.values()):
+        raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {SPLITS}, none below 0, not all 0")
+    return {name: share for name, share in sizes.items() if share > 0}
+
+
 def split_counts(
     counts: Mapping[Hashable, int], sizes: Mapping[str, float] = SPLIT_SIZES, seed: int = 0
 ) -> dict[Hashable, str]:
     """Each subject's split, from how many images there are of it: as near to `sizes` as whole subjects allow."""
-    shares = [isinstance(share, int | float | np.number) and 0 <= share < float("inf") for share in sizes.values()]
-    if set(sizes) - set(SPLITS) or not all(shares) or not any(sizes.values()):
-        raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {SPLITS}, none below 0, not all 0")
-    wanted = {name: share / sum(sizes.values()) for name, share in sizes.items() if share > 0}
+    shares = positive_shares(sizes)
+    wanted = {name: share / sum(shares.values()) for name, share in shares.items()}
     total = sum(counts.values())
     order = sorted(counts)
     np.random.default_rng(seed).shuffle(order)

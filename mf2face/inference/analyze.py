@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cv2
-import torch
-from tqdm.auto import tqdm
 
 from configuration_mf2.version import VERSION
 from mf2face.inference.faces import (
@@ -31,7 +30,7 @@ from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, 
 from mf2face.inference.shards import Shard, fingerprint
 from processing_mf2.detection import DETECTORS
 from processing_mf2.landmarks import TEMPLATES
-from processing_mf2.processing_mf2 import NotFiniteError
+from processing_mf2.results import NotFiniteError
 
 
 _MOST_BYTES = 96 * 2**20
@@ -152,14 +151,14 @@ class Analysis:
             self.files, self.sampling, note=summary.skip, after=lambda name: places.get(os.path.abspath(name))
         )
         add = summary.rows.extend if sink is None else sink.add
-        total = count_frames(self.files, self.sampling) if self.progress else None
-        bar = tqdm(total=total, desc="faces", unit="image", disable=not self.progress, leave=False)
+        bar = _progress_bar(count_frames(self.files, self.sampling)) if self.progress else None
         try:
             for chunk in self.read_ahead(frames):
                 add([row for _, rows, _ in self.answered(chunk) for row in rows])
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
-                bar.update(len(chunk.frames))
-                bar.set_postfix(faces=summary.faces, refresh=False)
+                if bar is not None:
+                    bar.update(len(chunk.frames))
+                    bar.set_postfix(faces=summary.faces, refresh=False)
         except KeyboardInterrupt:
             summary.stopped = "interrupted"
             raise
@@ -167,7 +166,8 @@ class Analysis:
             summary.stopped = str(error)
             raise
         finally:
-            bar.close()
+            if bar is not None:
+                bar.close()
         return summary
 
     def read_ahead(self, frames: Iterator[Frame]) -> Iterator["Chunk"]:
@@ -181,7 +181,7 @@ class Analysis:
             try:
                 for frame in frames:
                     chunk.append(frame)
-                    held += frame.pixels.nelement() * frame.pixels.element_size()
+                    held += frame.pixels.nbytes
                     full = len(chunk) >= self.batch.size or held * (len(chunk) + 1) / len(chunk) > _MOST_BYTES
                     if full or stop.is_set():
                         break
@@ -262,18 +262,17 @@ class Analysis:
         if self.caption:
             settings["captions"] = ["emotion"]
         # On a CPU this thread's own time, which other work on the machine does not lengthen.
-        on_cpu = self.model.pipeline.model.device.type == "cpu"
-        clock = time.thread_time if on_cpu else time.perf_counter
+        clock = time.thread_time if self.model.device == "cpu" else time.perf_counter
         while True:
             start = clock()
             try:
                 answers = self.model.pipeline(items, batch_size=self.batch.size, **settings)
-            except torch.OutOfMemoryError:
-                if not self.batch.shrink():
-                    raise
-                torch.cuda.empty_cache()
-                continue
             except Exception as error:  # of an item, or of a damaged engine: the others go on
+                if type(error).__name__ == "OutOfMemoryError":  # torch's, which is imported only if it runs the model
+                    if not self.batch.shrink():
+                        raise
+                    sys.modules["torch"].cuda.empty_cache()
+                    continue
                 if len(items) > 1:
                     return [answer for item in items for answer in self._answers([item])]
                 return [{"error": {"message": f"the model fails ({type(error).__name__}: {first_line(error)})"}}]
@@ -294,6 +293,12 @@ class Analysis:
             for rows in last:
                 tracker.remember([box_of(row) for row in rows], [int(float(row["face_id"])) for row in rows])
             tracker.next_id = sink.next_id
+
+
+def _progress_bar(total: int | None) -> Any:
+    from tqdm.auto import tqdm  # a tenth of a second, which a run without a bar saves
+
+    return tqdm(total=total, desc="faces", unit="image", leave=False)
 
 
 def _checked(answer: Any, reasons: list[str]) -> dict[str, Any] | None:

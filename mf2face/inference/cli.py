@@ -116,7 +116,10 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     if given.picture is not None:
         if inputs:
             parser.error("--picture: got inputs too, expected a file of rows alone")
-        return _picture(given)
+        try:
+            return _picture(given)
+        except ImportError as error:
+            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install -e ."))
     if not inputs:
         parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
     missing = [one for one in given.inputs if not os.path.exists(one)]
@@ -290,17 +293,21 @@ class _AroundBar:
             self.sink.add(rows)
 
 
+def _beside_bar(analysis: Any, sink: Any) -> Any:
+    return _AroundBar(sink) if analysis.progress else sink
+
+
 def _screen(analysis: Any, format: str) -> Any:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
         sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
-        return _AroundBar(_Lines(sys.stdout, format, analysis.columns.names))
+        return _beside_bar(analysis, _Lines(sys.stdout, format, analysis.columns.names))
     from mf2face.inference.media import is_video
     from mf2face.inference.table import FaceTable
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _AroundBar(FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+    return _beside_bar(analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
 
 
 def _say(text: str) -> None:

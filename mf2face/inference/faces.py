@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 
 from mf2face.inference.media import Frame
 from mf2face.inference.rows import PATIENCE, first_line, unescape_cell
@@ -54,7 +53,8 @@ class FaceSource(Protocol):
 
 
 class Detector(Protocol):
-    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]: ...
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[DetectedFace]]:
+        """images: (3, height, width), RGB from 0 to 255."""
 
 
 class AlignedCrops:
@@ -225,7 +225,7 @@ def _frame_number(cell: str | None, first: int) -> int:
     return int(number)
 
 
-def known_face(pixels: torch.Tensor, points: np.ndarray | None, template: str = "template") -> Face:
+def known_face(pixels: np.ndarray, points: np.ndarray | None, template: str = "template") -> Face:
     """The face with these landmarks, or without any the one that fills the image as the template says."""
     source = template if points is None else "given"
     known: dict[str, Any] = face_in_image(*pixels.shape[1:], points, source)
@@ -242,7 +242,9 @@ def check_detector(name: str | None = None) -> str:
         try:
             folder, missing = missing_weights()
         except ImportError as error:
-            raise OSError(str(error)) from error
+            if name is not None:
+                raise OSError(str(error)) from error
+            missing = ["the package"]
         found = "" if missing else "face_alignment"
         if name == "face_alignment" and missing:
             raise OSError(
@@ -261,7 +263,7 @@ def check_detector(name: str | None = None) -> str:
 _SMALL, _BLURRED, _TURNED, _OUTSIDE = 24.0, 0.08, (35.0, 45.0), 0.1
 
 
-def quality_of(pixels: torch.Tensor, face: Face) -> str:
+def quality_of(pixels: np.ndarray, face: Face) -> str:
     """Marks of a face whose answer is unreliable, separated by spaces; empty if it has none.
 
     small: the outer corners of the eyes are less than 24 pixels apart. blurred: the mean absolute Laplacian of the grey
@@ -275,7 +277,7 @@ def quality_of(pixels: torch.Tensor, face: Face) -> str:
     if np.linalg.norm(points[45] - points[36]) < _SMALL:
         marks.append("small")
     left, top, right, bottom = (int(value) for value in np.clip(face.box, 0, [width, height] * 2))
-    crop = pixels[:, top : bottom + 1, left : right + 1].numpy().mean(0, dtype=np.float32)
+    crop = pixels[:, top : bottom + 1, left : right + 1].mean(0, dtype=np.float32)
     if crop.size:
         crop = cv2.resize(crop, (96, 96), interpolation=cv2.INTER_AREA)
         if np.abs(cv2.Laplacian(crop, cv2.CV_32F)).mean() < _BLURRED * crop.std():

@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from processing_mf2.image_io import IMAGE_ENDINGS, read_image
 
@@ -40,7 +39,7 @@ class Frame:
     """Its number in the video, from 0; 0 for an image."""
     time_s: float
     """Since the video's or the camera's start, by its own clock; NaN of an image."""
-    pixels: torch.Tensor
+    pixels: np.ndarray
     """(3, height, width) as the eye sees it."""
     is_moving: bool = False
     """One of many of the same scene, in which faces are followed."""
@@ -240,7 +239,7 @@ class _Capture:
             self.is_damaged = True
             return False
 
-    def pixels(self) -> torch.Tensor | None:
+    def pixels(self) -> np.ndarray | None:
         try:
             read, frame = self.reader.retrieve()
             if not read or frame is None:
@@ -253,7 +252,7 @@ class _Capture:
                     rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
         except cv2.error:
             return None
-        return torch.from_numpy(frame).permute(2, 0, 1)
+        return frame.transpose(2, 0, 1)
 
     def seconds(self) -> float:
         return self.reader.get(cv2.CAP_PROP_POS_MSEC) / 1000

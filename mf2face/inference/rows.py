@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -14,9 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 from filelock import FileLock, Timeout
-from pyarrow import parquet
 
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, private, whole_file, write_whole
@@ -156,7 +155,10 @@ def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
     ending = Path(path).suffix.lower()
     if wanted is None and ending not in FORMATS:
         raise ValueError(f"output: got the ending {ending!r}, expected one of {list(FORMATS)}, or name the format")
-    return wanted or FORMATS[ending]
+    format = wanted or FORMATS[ending]
+    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError("output: parquet needs pyarrow, which is not installed: pip install pyarrow; or name a .csv")
+    return format
 
 
 def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any], label: str = "now") -> str:
@@ -344,6 +346,8 @@ class RowFile:
 
     def _unpack(self) -> int:
         """Parquet cannot grow: its rows go back to lines. -> their bytes; it holds whole frames only."""
+        from pyarrow import parquet  # 0.3 s, which the other formats do not need
+
         with (
             whole_file(self.lines) as part,
             parquet.ParquetFile(self.path) as packed,
@@ -354,6 +358,9 @@ class RowFile:
         return self.lines.stat().st_size
 
     def _pack(self) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
         kinds = {name: pyarrow.float64() for name in self.names}
         kinds |= {name: pyarrow.string() for name in self.names if self.columns.is_text(name)}
         kinds |= {name: pyarrow.int64() for name in self.names if self.columns.is_whole(name)}

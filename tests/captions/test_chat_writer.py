@@ -379,6 +379,9 @@ def test_what_failed_or_expired_goes_into_another_job(tmp_path):
         chat.settings["faults"] = {"500": 1.0}
         report = write_jobs(writer(chat), tmp_path / "other", rounds=2)
         assert len(report.failed) == 24 and "server error" in report.failed["c/v/3"]
+        bad = [CaptionRow("bad", [1] * 12, "Fear", image=b"no picture")]
+        report = write_jobs(writer(chat, send_images=True), tmp_path / "unreadable", rows=bad)
+        assert list(report.failed) == ["bad"] and "image of bad" in report.failed["bad"]
 
 
 def test_a_budget_sends_what_it_can_pay(tmp_path):

@@ -143,7 +143,7 @@ def test_aligned_pictures_keep_their_pixels_and_nothing_else(own, tmp_path):
         there, file = row["image"]["bytes"], own / f"{row['video']}.jpg"
         assert secret in file.read_bytes() and secret not in there and row["landmark_source"] == "template"
         assert b"Exif" not in there and b"eXIf" not in there and row["image"]["path"] is None
-        seen, kept = (read_image(one).permute(1, 2, 0).numpy() for one in (file, there))
+        seen, kept = (read_image(one).transpose(1, 2, 0) for one in (file, there))
         if Image.open(file).getexif().get(0x0112) != 6:
             assert (seen == kept).all()
         else:  # written anew, upright

@@ -10,7 +10,7 @@ from corpus_frames import AUS, TRACKS, all_frames, make_frames, write_aff_wild2
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS
 from mf2face.data.corpora.frames import Video, every_and_changes, frames_on_disk, keep_labelled, stills
 from mf2face.data.corpora.images import AffectNet
-from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, integer_table, parse_integers, read_text
+from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, integer_table, read_text
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
 from mf2face.data.corpora.videos import BP4D, DISFA
 
@@ -26,14 +26,6 @@ def write_lines(file: Path, *lines: object) -> Path:
     return file
 
 
-def test_a_table_is_what_python_reads_line_by_line():
-    table = np.random.default_rng(0).integers(-1, 10, (500, 12))
-    text = "\n".join(",".join(map(str, row)) for row in table.tolist())
-    assert np.array_equal(parse_integers(text + "\n\n", 12), table)
-    assert np.array_equal(parse_integers("1, -2\n3 ,4", 2), [[1, -2], [3, 4]])
-    assert parse_integers("", 3).shape == (0, 3)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -47,7 +39,8 @@ def test_a_table_is_what_python_reads_line_by_line():
         ("99999999999,1", r"line 2, AU1: got '99999999999'"),
     ],
 )
-def test_the_first_wrong_line_is_named(tmp_path, text, message):
+def test_a_table_is_read_or_its_first_wrong_line_is_named(tmp_path, text, message):
+    assert integer_table(tmp_path, "1, 0\n-1 ,0\n\n", ("AU1", "AU2"), (-1, 0, 1), "").tolist() == [[1, 0], [-1, 0]]
     with pytest.raises(CorpusError, match=message):
         integer_table(tmp_path / "labels.txt", text, ("AU1", "AU2"), (-1, 0, 1), "Fetch it again", first_line=2)
 

@@ -29,7 +29,7 @@ class Template:
         return [self._faces(image) for image in images]
 
     def _faces(self, image):
-        if image.float().mean() < 10:
+        if image.mean() < 10:
             return []
         height, width = image.shape[1:]
         small = DetectedFace(np.array([0.0, 0, 9, 9]), 0.9, np.zeros((68, 2)), np.zeros(68))

@@ -138,7 +138,7 @@ def test_a_blank_split_leaves_the_written_ones_and_goes_to_train(folder):
 
 
 def test_nothing_is_dropped_unless_asked(folder):
-    frames, _ = plan_mfa(read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1"))
-    assert len(frames) == 3
-    with pytest.raises(CorpusError, match=r"require='both'.*emotions of 2.*action units of 1.*--require any"):
-        plan_mfa(read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1"), require="both")
+    frames = read(folder, "image,emotion,AU1\na.jpg,Fear,\nb.jpg,Fear,\nc.png,,1")
+    assert len(plan_mfa(frames)[0]) == 3
+    with pytest.raises(CorpusError, match=r"require='both'.*emotions of 2.*action units of 1.*--require"):
+        plan_mfa(frames, require="both")

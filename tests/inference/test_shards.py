@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 from analysis_media import embedded, face_at, write_faces, write_video
 
 from mf2face.inference.analyze import analyze
@@ -19,7 +19,7 @@ from mf2face.inference.shards import Shard, merge_shards
 class ByGrey:
     """Finds two faces, in an order that changes, or none: by the grey of the frame alone."""
 
-    def detect(self, images: Sequence[torch.Tensor]) -> list:
+    def detect(self, images: Sequence[np.ndarray]) -> list:
         greys = [int(image[0, -1, 0]) // 5 for image in images]
         pairs = [[face_at(2 + grey % 20, 2), face_at(50, 10)][:: 1 if grey % 2 else -1] for grey in greys]
         return [[] if grey == 3 else pair for grey, pair in zip(greys, pairs, strict=True)]
@@ -69,7 +69,7 @@ def test_merged_shards_are_what_one_run_writes(inputs: Path, tmp_path: Path, end
 
 def test_a_stopped_shard_is_refused_until_it_is_continued(inputs: Path, tmp_path: Path) -> None:
     class Stops(ByGrey):
-        def detect(self, images: Sequence[torch.Tensor]) -> list:
+        def detect(self, images: Sequence[np.ndarray]) -> list:
             if int(images[0][0, -1, 0]) // 5 >= 3 and images[0].shape[-1] == 96:
                 raise KeyboardInterrupt
             return super().detect(images)

@@ -74,7 +74,7 @@ READ_BY_PEFT = {"peft_type", "auto_mapping", "base_model_name_or_path", "revisio
 
 def test_each_field_of_an_adapter_s_file_loads_or_is_named(tmp_path):
     def make():
-        return MF2ForFaceAnalysis(tiny_config())
+        return MF2ForFaceAnalysis(tiny_config(qformer={"num_hidden_layers": 2}))
 
     own = DFNConfig(bottleneck=4, layers=3, pathways=["visual", "vision"])
     get_peft_model(make(), own).save_pretrained(tmp_path)

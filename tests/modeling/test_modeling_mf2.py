@@ -296,7 +296,7 @@ def test_a_tuple_on_request_and_half_precision_that_stays_near(cls):
 
 @pytest.mark.parametrize("cls", INPUTS)
 def test_every_class_is_exported_saved_and_loaded(cls, tmp_path):
-    model = build(cls)
+    model = build(cls, qformer={"num_hidden_layers": 2})
     batch = inputs_of(model)
     if cls is MF2ForPreTraining:  # which captions are negatives depends on their content
         batch = pick(batch, *IMAGE)

@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
-import torch
 
 from configuration_mf2.facs import UNKNOWN_LABEL
 from mf2face.data.build.landmark_cache import CachedFace, LandmarkCache
@@ -128,7 +127,7 @@ class RowMaker:
                 faces[place] = face
         return list(self.pool.map(self._crop, rows.tolist(), images, faces))
 
-    def _read(self, row: int) -> torch.Tensor | Problem:
+    def _read(self, row: int) -> np.ndarray | Problem:
         name = self.frames.image(row)
         try:
             return read_image(self.frames.root / name, name=name)
@@ -136,7 +135,7 @@ class RowMaker:
             # The list of problems is published with the data set: no path of this machine.
             return Problem(name, "unreadable", str(error).replace(f"{self.frames.root}/", ""))
 
-    def _crop(self, row: int, pixels: torch.Tensor | Problem, face: CachedFace | None) -> Crop | Problem:
+    def _crop(self, row: int, pixels: np.ndarray | Problem, face: CachedFace | None) -> Crop | Problem:
         if isinstance(pixels, Problem):
             return pixels
         options, frames, name = self.options, self.frames, self.frames.image(row)
@@ -162,7 +161,7 @@ class RowMaker:
         matrix = shift @ alignment_matrix(points, options.crop_size, options.crop_size)
         return self._encoded(warp(pixels, matrix, side, side), transform_points(matrix, points), source)
 
-    def _aligned_already(self, row: int, pixels: torch.Tensor) -> Crop:
+    def _aligned_already(self, row: int, pixels: np.ndarray) -> Crop:
         """Keeps the compressed pixels of a picture that is small enough and upright, without its file's metadata."""
         height, width = pixels.shape[1:]
         template = self.options.landmarks
@@ -171,16 +170,16 @@ class RowMaker:
         if max(height, width) <= 2 * self.options.crop_size:
             plain = without_metadata((self.frames.root / self.frames.image(row)).read_bytes())
             with contextlib.suppress(ValueError):
-                if plain is not None and torch.equal(read_image(plain), pixels):
-                    whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
+                if plain is not None and np.array_equal(read_image(plain), pixels):
+                    whole = pixels.round().astype(np.uint8).transpose(1, 2, 0)
                     return Crop(plain, template_landmarks(height, width, template), template, image_hash(whole))
         scale = self.options.crop_size / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale))) if scale < 1 else (height, width)
         crop = warp(pixels, resize_matrix(height, width, *size), *size)
         return self._encoded(crop, template_landmarks(*size, template), template)
 
-    def _encoded(self, crop: torch.Tensor, points: np.ndarray, source: str) -> Crop:
-        pixels = crop.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    def _encoded(self, crop: np.ndarray, points: np.ndarray, source: str) -> Crop:
+        pixels = np.ascontiguousarray(crop.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
         _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.options.quality])
         border = (pixels.shape[0] - self.options.crop_size) // 2
         inner = pixels[border : pixels.shape[0] - border, border : pixels.shape[1] - border] if border > 0 else pixels

@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from mf2face.data.corpora.label_files import CorpusError, check_folder
 from mf2face.files import write_whole
@@ -88,7 +87,7 @@ class LandmarkCache:
     def __exit__(self, *raised: object) -> None:
         self.store.close()
 
-    def faces(self, images: Sequence[str], pixels: Sequence[torch.Tensor]) -> list[CachedFace | None]:
+    def faces(self, images: Sequence[str], pixels: Sequence[np.ndarray]) -> list[CachedFace | None]:
         """The largest face of each image (a path below `root`), None if there is none."""
         stamps = [self._stamp(image) for image in images]
         known = [self._known(image, stamp) for image, stamp in zip(images, stamps, strict=True)]
@@ -163,7 +162,7 @@ def _as_face(points: bytes, confidence: bytes, box: bytes, score: float) -> Cach
     return CachedFace(numbers[0].reshape(68, 2), *numbers[1:], float(score))
 
 
-def _largest(faces: Sequence[DetectedFace], image: torch.Tensor) -> CachedFace | None:
+def _largest(faces: Sequence[DetectedFace], image: np.ndarray) -> CachedFace | None:
     if not faces:
         return None
     face = max(faces, key=lambda one: one.area)
