@@ -15,7 +15,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load, save
 from short_runs import command, environment, short_run
-from test_hub import STRANGER, run
+from strangers import ALONE, run
 from transformers import AutoModel, AutoProcessor
 
 import train
@@ -26,7 +26,7 @@ from processing_mf2 import MF2Processor
 
 # Who has neither our packages nor the folders, but names: of the base, and of an adapter of it.
 VISITOR = (
-    STRANGER.split("import torch")[0]
+    ALONE
     + """
 import json, os
 import torch
@@ -125,7 +125,7 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
     hub.fail("/org/half/resolve/.*/adapter_model.safetensors", 403)
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)).save(folder / "face.png")
-    variables = {**hub.environment(folder / "visitor"), "OMP_NUM_THREADS": "1"}
+    variables = hub.environment(folder / "visitor")
     visit = (VISITOR, folder / "face.png", folder / "answers.pt")
     said = json.loads(run(*visit, cwd=folder, **variables, HF_HUB_OFFLINE="0").splitlines()[-1])
     found = torch.load(folder / "answers.pt")
@@ -148,7 +148,7 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
     assert [unit["probability"] for unit in units.values()] == pytest.approx(newest, abs=1e-5)
 
     asked = len(hub.log)
-    again = json.loads(run(*visit, cwd=folder, **variables, HF_HUB_OFFLINE="1").splitlines()[-1])
+    again = json.loads(run(*visit, cwd=folder, **variables).splitlines()[-1])
     assert len(hub.log) == asked, "offline, everything comes from the cache"
     offline = torch.load(folder / "answers.pt")
     assert again["found"] == said["found"] and all(torch.equal(offline[name], found[name]) for name in found)
