@@ -363,11 +363,11 @@ def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
     for (key, words), metric_type in zip(EMOTION_FOUR.items(), types, strict=True):
         scores[key] = (metric_type, words if words.startswith("emotion") else f"emotion {words}")
     scores |= {f"emotion_f1/{name}": ("f1", f"{name} F1") for name in names_of(figures, "emotion_n")}
-    scores = {key: {"metric_type": kind, "metric_name": words} for key, (kind, words) in scores.items()}
-    values = {key: {"metric_value": round(figures[key], 4)} for key in scores if key in figures}
-    return [
-        EvalResult(**dataset, **scores[key], **values[key], metric_args=_metric_args(key, figures)) for key in values
-    ]
+    results = []
+    for key in (key for key in scores if key in figures):
+        result = {"metric_type": scores[key][0], "metric_name": scores[key][1], "metric_value": round(figures[key], 4)}
+        results.append(EvalResult(**dataset, **result, metric_args=_metric_args(key, figures)))
+    return results
 
 
 def _metric_args(key: str, figures: Figures) -> dict[str, Any] | None:
