@@ -99,6 +99,11 @@ def test_the_gallery_draws_its_sheets(tmp_path: Path) -> None:
     assert "synthetic_styles.png" in sheets and len(sheets) == 5
 
 
+def test_the_gallery_of_rendered_people_writes_sheets_and_a_film(tmp_path: Path) -> None:
+    written = load("rendered_gallery").main(["--out", str(tmp_path), "--size", "32", "--subjects", "1"])
+    assert len(written) == 5 and all(path.stat().st_size > 2000 for path in written)
+
+
 BENCHMARKS = {
     "synthetic": ("--quick", "images_per_cpu_s_112", "knn_f1", "landmark_jitter_f1", "au_ceiling"),
     "params": ("--size tiny", "emo_vl_trainable", "au_vl_trainable", "both_trainable"),

@@ -174,6 +174,7 @@ class Anatomy:
         lashes = np.unique(bank.triangles[bank.parts == PARTS.index("lashes")])
         rims = np.concatenate(list(bank.lids.values()))
         away = np.linalg.norm(bank.mean[lashes][:, None] - bank.mean[rims][None], axis=-1).min(1)
+        away[bank.mean[lashes, 1] < -0.03] *= 2.2  # lower lashes are short
         values[lashes] = np.stack([bank.mean[lashes, 0] * 2, away / 0.09, np.ones(len(lashes))], 1)
         return values
 
@@ -232,28 +233,21 @@ class Anatomy:
         per_decimetre = CHART[0] / (_TOP - _BOTTOM)
         for name, line, width, depth in FOLDS:
             dense = _smooth_line(np.array(line))
-            pixels = np.round(self.on_chart(dense) * 16).astype(np.int32)
-            canvas = np.zeros(CHART, np.float32)
-            cv2.polylines(canvas, [pixels.reshape(-1, 1, 2)], False, 1.0, 1, cv2.LINE_AA, 4)
             sigma = width * per_decimetre * 0.85
+            pixels = self.on_chart(dense)
+            low = np.maximum(np.floor(pixels.min(0) - 10 * sigma), 0).astype(int)
+            high = np.minimum(np.ceil(pixels.max(0) + 10 * sigma), CHART[::-1]).astype(int)
+            canvas = np.zeros(high[::-1] - low[::-1], np.float32)
+            line = np.round((pixels - low) * 16).astype(np.int32).reshape(-1, 1, 2)
+            cv2.polylines(canvas, [line], False, 1.0, 1, cv2.LINE_AA, 4)
             furrow = cv2.GaussianBlur(canvas, (0, 0), sigma)
             furrow /= max(float(furrow.max()), 1e-6)
             if depth > 0:
                 lips = cv2.GaussianBlur(canvas, (0, 0), 2.4 * sigma)
                 furrow -= 0.45 * lips / max(float(lips.max()), 1e-6)
-            maps[FOLD_NAMES.index(name)] -= depth * furrow
+            maps[FOLD_NAMES.index(name), low[1] : high[1], low[0] : high[0]] -= depth * furrow
         right = maps[:, :, ::-1]
         return np.ascontiguousarray(np.concatenate([maps, right]))
-
-    @cached_property
-    def mirrored(self) -> np.ndarray:
-        """The vertex on the other side of each vertex."""
-        mean, flipped = self.bank.mean, self.bank.mean * (-1, 1, 1)
-        nearest = np.zeros(len(mean), int)
-        for start in range(0, len(mean), 500):
-            away = ((flipped[start : start + 500, None] - mean[None]) ** 2).sum(-1)
-            nearest[start : start + 500] = away.argmin(1)
-        return nearest
 
 
 def _smooth_line(points: np.ndarray, samples: int = 40) -> np.ndarray:
@@ -276,7 +270,7 @@ def _raster(xy, depth, triangles, shape) -> tuple[np.ndarray, np.ndarray]:
     nothing = np.zeros((1, 1), np.float32)
     rasterize(
         *(xy, depth.astype(np.float32), triangles, np.zeros(len(triangles), np.int32)),
-        *(np.zeros((len(xy), 3), np.float32), nothing, nothing[0], False, zbuffer, faces, weights),
+        *(np.zeros((len(xy), 3), np.float32), nothing, nothing, False, zbuffer, faces, weights),
     )
     return faces, weights
 

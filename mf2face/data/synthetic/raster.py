@@ -58,18 +58,18 @@ def add_folds(rest, folds, chosen, weights, out):
 
 @njit(cache=True)
 def _is_hole(material, a0, a1, a2, strands, ends):
-    """Whether hair or lashes let through what is behind them."""
+    """Whether hair or lashes let one through. ends: heights where hair ends, and how fast it grows thick above."""
     if material == HAIR:
         rows, columns = strands.shape
         u = a0 - math.floor(a0)
         column = min(int(u * columns), columns - 1)
         row = int((a1 + np.float32(2.0)) * np.float32(0.25) * rows) % rows
         density = strands[row, column]
-        edge = ends[column] + np.float32(0.10) * (density - np.float32(0.5)) * (1 + a2)
+        edge = ends[0, column] + np.float32(0.10) * (density - np.float32(0.5)) * (1 + a2)
         if a1 < edge:
             return True
-        near = min((a1 - edge) * np.float32(8.0), np.float32(1.0))
-        return density < a2 * np.float32(0.55) + np.float32(0.30) * (1 - near)
+        sparse = 1 - min((a1 - edge) * ends[1, column], np.float32(1.0))
+        return density < a2 * np.float32(0.55) + np.float32(0.75) * sparse
     if material == LASHES:
         stripe = a0 * np.float32(26.0)
         stripe -= math.floor(stripe)

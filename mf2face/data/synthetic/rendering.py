@@ -22,7 +22,7 @@ from mf2face.data.synthetic.worn import Mesh, glasses, hair, headwear, mask, str
 
 SEEN = ("background", "skin", "lips", "eyes", "mouth", "hair", "worn", "clothes", "occluder")
 """Values of `Truth.parts`."""
-_SHADOW_SIDE = 160
+_SHADOW_SIDE = 192
 _SHADOW_WIDTH = 3.6
 """Pixels and decimetres of the shadow map."""
 
@@ -62,7 +62,9 @@ class Sitter:
         self.texture, self.relief = np.ascontiguousarray(texture), np.ascontiguousarray(relief)
         self.folds = _folds(self.relief.shape)
         self.strands, self.ends = strands_of(person)
-        self.worn = hair(person, self.points, self.ends) + headwear(person, self.points) + glasses(person, self.points)
+        self.worn = (
+            hair(person, self.points, self.ends[0]) + headwear(person, self.points) + glasses(person, self.points)
+        )
         landmarks = _landmarks(self.points)
         eyes, mouth = landmarks[[36, 39, 42, 45]].mean(0), landmarks[[48, 54]].mean(0)
         across = np.linalg.norm(landmarks[45] - landmarks[36])

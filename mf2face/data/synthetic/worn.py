@@ -18,7 +18,7 @@ from mf2face.data.synthetic.raster import CLOTH, GLOSS, HAIR
 
 STRANDS = (96, 640)
 """Rows and columns of the texture of hair: height above the eyes from -2 to 2, around the head."""
-_DROP = 0.11
+_DROP = 0.16
 """Decimetres between the rows of hair that hangs."""
 
 
@@ -101,11 +101,11 @@ def _strand_fields(curl: bool) -> list[np.ndarray]:
 
 
 def strands_of(person: Person) -> tuple[np.ndarray, np.ndarray]:
-    """The texture of a person's hair, and where it ends around the head."""
+    """The texture of a person's hair; where it ends around the head, and how fast it grows thick from there."""
     rng = np.random.Generator(np.random.PCG64([person.seed, 1]))
     cut = _HATS.get(person.headwear) or _CUTS.get(person.cut)
     if cut is None:
-        return np.ones(STRANDS, np.float32), np.full(STRANDS[1], 9.0, np.float32)
+        return np.ones(STRANDS, np.float32), np.full((2, STRANDS[1]), 9.0, np.float32)
     # Under a hat, hair keeps its own end below the hat's.
     cut = _CUTS.get(person.cut, cut)
     field = _strand_fields(cut.curl > 0)[int(rng.integers(6))]
@@ -124,7 +124,11 @@ def strands_of(person: Person) -> tuple[np.ndarray, np.ndarray]:
         degrees = (np.arange(STRANDS[1]) / STRANDS[1] * 360 + 180) % 360 - 180
         ends += np.float32(rng.uniform(-0.15, 0.15)) * np.clip(degrees / 40, -1, 1) * (np.abs(degrees) < 60)
     ends += np.float32(rng.normal(0, 0.03))
-    return np.ascontiguousarray(field), ends.astype(np.float32)
+    # Hair that is combed back begins thinly over the forehead.
+    degrees = np.abs((np.arange(STRANDS[1]) / STRANDS[1] * 360 + 180) % 360 - 180)
+    is_thin = (degrees < 75) & (cut.front > 0.5) & (cut.curl == 0)
+    growth = np.where(is_thin, rng.uniform(3, 6), 12.0)
+    return np.ascontiguousarray(field), np.stack([ends, growth]).astype(np.float32)
 
 
 def _hood(skin: np.ndarray, cut: Cut, ends: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
