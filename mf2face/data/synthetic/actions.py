@@ -24,7 +24,7 @@ _SHAPES: dict[str, dict[str, float]] = {
     "AU16": {"mouthLowerDown*": 1.0},
     "AU17": {"mouthShrugLower": 0.75, "mentalis*": 0.8, "mouthShrugUpper": 0.20},
     "AU18": {"mouthPucker": 0.95, "lip_narrow*": 0.3},
-    "AU20": {"mouthStretch*": 1.1},
+    "AU20": {"mouthStretch*": 0.9, "risorius*": 1.0},
     "AU22": {"mouthFunnel": 0.95},
     "AU23": {"lip_narrow*": 0.75, "mouthRollLower": 0.30, "mouthRollUpper": 0.25, "lip_bulge*": 0.5},
     "AU24": {"mouthRollLower": 0.65, "mouthRollUpper": 0.60, "lip_thin*": 0.6, "lip_bulge*": 0.9, "mentalis*": 0.25},
@@ -72,6 +72,10 @@ _HABITS: tuple[tuple[str, float, float], ...] = (
 )
 
 
+_FAINT = 0.8
+"""Exponent of intensities: the eye notices a faint change and hardly one strong change more."""
+
+
 @lru_cache
 def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(AUs, 2 sides, shapes), (AUs, 2, folds of both sides) and (combinations, 2, shapes)."""
@@ -99,6 +103,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def shape_weights(sides: np.ndarray) -> np.ndarray:
     """(AUs, 2) intensities 0 to 1 of the left and the right side -> a weight of each shape."""
     shapes, _, together = _tables()
+    sides = sides**_FAINT
     weights = np.tensordot(sides, shapes, 2)
     for number, ((first, second), _) in enumerate(_TOGETHER):
         both = np.minimum(sides[RENDERED_AUS.index(first)], sides[RENDERED_AUS.index(second)])
@@ -118,7 +123,7 @@ def shape_weights(sides: np.ndarray) -> np.ndarray:
 
 def fold_weights(sides: np.ndarray) -> np.ndarray:
     """(AUs, 2) intensities 0 to 1 -> a depth of each fold, left ones first."""
-    return np.tensordot(sides**1.15, _tables()[1], 2)
+    return np.tensordot(sides, _tables()[1], 2)
 
 
 def add_habits(weights: np.ndarray, rng: np.random.Generator) -> None:

@@ -237,6 +237,86 @@ def _highlight(material, nx, ny, nz, head, lx, ly, lz, sharp):
 
 
 @njit(cache=True)
+def _surface(material, at, normal, point, colour, is_open, skin, strands, head, eyes, gaze, face):
+    """Colour, gloss and its sharpness, wrap of the light, normal, and openness to light of a point.
+
+    at: attributes. Light wraps around skin, red further than blue, as it spreads within.
+    """
+    mouth_depth, shine, bump, pupil, sclera, collar, neckline, tooth_shade = face
+    (a0, a1, a2), (red, green, blue) = at, colour
+    wrap = (np.float32(0.12), np.float32(0.12), np.float32(0.12))
+    gloss, sharp = np.float32(0.05), 3
+    if material == SKIN:
+        gloss = np.float32(0.02)
+        if a1 <= collar + neckline * abs(a0 - np.float32(0.5)):
+            nx, ny, nz = normal
+            red, green, blue, gloss, nx, ny, nz = _skin(skin[0], skin[1], a0, a1, nx, ny, nz, head, bump)
+            normal, gloss = (nx, ny, nz), gloss * shine
+            wrap = (np.float32(0.32), np.float32(0.16), np.float32(0.10))
+    elif material == EYE:
+        e = 0 if a0 > 0 else 1
+        dx, dy, dz = point[0] - eyes[e, 0], point[1] - eyes[e, 1], point[2] - eyes[e, 2]
+        red, green, blue = _eye(dx, dy, dz, gaze[e], red, green, blue, pupil, sclera)
+        gloss, sharp = np.float32(1.6), 6
+    elif material == MOUTH or material == TEETH or material == TONGUE:
+        red, green, blue, dim = _inside_mouth(material, a0, a2, mouth_depth, tooth_shade, red, green, blue)
+        is_open = np.float32(0.70) + np.float32(0.30) * is_open if material == TEETH else is_open * dim
+        gloss, sharp = np.float32(0.3) * dim, 4
+    elif material == LASHES:
+        gloss = np.float32(0.0)
+    elif material == HAIR:
+        column = min(int((a0 - math.floor(a0)) * strands.shape[1]), strands.shape[1] - 1)
+        density = strands[int((a1 + np.float32(2.0)) * np.float32(0.25) * strands.shape[0]) % strands.shape[0], column]
+        streak = (np.float32(0.45) + np.float32(0.9) * density) * (np.float32(0.6) + np.float32(0.45) * a2)
+        red, green, blue, gloss = red * streak, green * streak, blue * streak, np.float32(0.35) * density
+        wrap = (np.float32(0.3), np.float32(0.3), np.float32(0.3))
+    elif material == GLOSS:
+        gloss, sharp = np.float32(1.2), 5
+    length = math.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2) + np.float32(1e-9)
+    if normal[2] < 0 and material >= LASHES:
+        length = -length
+    normal = (normal[0] / length, normal[1] / length, normal[2] / length)
+    return (red, green, blue), gloss, sharp, wrap, normal, is_open
+
+
+@njit(cache=True)
+def _light_at(material, normal, point, wrap, gloss, sharp, is_open, head, light):
+    """RGB that falls on a point from all sides, and that it mirrors."""
+    lights, colours, ambient, axes, shadow_map, shadow = light
+    nx, ny, nz = normal
+    lr = (ambient[0, 0] + ambient[1, 0] * nx + ambient[2, 0] * ny + ambient[3, 0] * nz) * is_open
+    lg = (ambient[0, 1] + ambient[1, 1] * nx + ambient[2, 1] * ny + ambient[3, 1] * nz) * is_open
+    lb = (ambient[0, 2] + ambient[1, 2] * nx + ambient[2, 2] * ny + ambient[3, 2] * nz) * is_open
+    sr, sg, sb = np.float32(0.0), np.float32(0.0), np.float32(0.0)
+    for i in range(lights.shape[0]):
+        lx, ly, lz = lights[i, 0], lights[i, 1], lights[i, 2]
+        toward, lit = nx * lx + ny * ly + nz * lz, np.float32(1.0)
+        if i == 0 and (toward > -wrap[0] or material == TEETH):
+            lit = _lit(point[0], point[1], point[2], axes, shadow_map, shadow)
+            if material == TEETH:
+                lit = np.float32(0.65) + np.float32(0.35) * lit
+        share = lit * (np.float32(0.5) + np.float32(0.5) * is_open)
+        lr += colours[i, 0] * share * max((toward + wrap[0]) / (1 + wrap[0]), np.float32(0.0))
+        lg += colours[i, 1] * share * max((toward + wrap[1]) / (1 + wrap[1]), np.float32(0.0))
+        lb += colours[i, 2] * share * max((toward + wrap[2]) / (1 + wrap[2]), np.float32(0.0))
+        if toward > 0 and gloss > 0:
+            strength = np.float32(0.22) * gloss * lit * _highlight(material, nx, ny, nz, head, lx, ly, lz, sharp)
+            sr, sg, sb = sr + strength * colours[i, 0], sg + strength * colours[i, 1], sb + strength * colours[i, 2]
+    return lr, lg, lb, sr, sg, sb
+
+
+@njit(cache=True)
+def _mean(values, corners, weights):
+    """The first three values at a point between three corners."""
+    (a, b, c), (w0, w1, w2) = corners, weights
+    return (
+        w0 * values[a, 0] + w1 * values[b, 0] + w2 * values[c, 0],
+        w0 * values[a, 1] + w1 * values[b, 1] + w2 * values[c, 1],
+        w0 * values[a, 2] + w1 * values[b, 2] + w2 * values[c, 2],
+    )
+
+
+@njit(cache=True)
 def shade(mesh, buffers, skin, strands, head, light, eyes, gaze, face, out):
     """Linear RGB of the pixels that show something.
 
@@ -247,85 +327,21 @@ def shade(mesh, buffers, skin, strands, head, light, eyes, gaze, face, out):
     """
     triangles, materials, points, normals, attributes, colours = mesh
     faces, weights, occlusion = buffers
-    lights, light_colours, ambient, axes, shadow_map, shadow = light
-    mouth_depth, shine, bump, pupil, sclera, collar, neckline, tooth_shade = face
-    height, width = faces.shape
-    for y in range(height):
-        for x in range(width):
+    for y in range(faces.shape[0]):
+        for x in range(faces.shape[1]):
             f = faces[y, x]
             if f < 0:
                 continue
-            a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
-            w0, w1 = weights[y, x, 0], weights[y, x, 1]
-            w2 = 1 - w0 - w1
-            nx = w0 * normals[a, 0] + w1 * normals[b, 0] + w2 * normals[c, 0]
-            ny = w0 * normals[a, 1] + w1 * normals[b, 1] + w2 * normals[c, 1]
-            nz = w0 * normals[a, 2] + w1 * normals[b, 2] + w2 * normals[c, 2]
-            px = w0 * points[a, 0] + w1 * points[b, 0] + w2 * points[c, 0]
-            py = w0 * points[a, 1] + w1 * points[b, 1] + w2 * points[c, 1]
-            pz = w0 * points[a, 2] + w1 * points[b, 2] + w2 * points[c, 2]
-            a0 = w0 * attributes[a, 0] + w1 * attributes[b, 0] + w2 * attributes[c, 0]
-            a1 = w0 * attributes[a, 1] + w1 * attributes[b, 1] + w2 * attributes[c, 1]
-            a2 = w0 * attributes[a, 2] + w1 * attributes[b, 2] + w2 * attributes[c, 2]
-            material, is_open = materials[f], occlusion[y, x]
-            red, green, blue = colours[f, 0], colours[f, 1], colours[f, 2]
-            wrap_r, wrap_g, wrap_b = np.float32(0.12), np.float32(0.12), np.float32(0.12)
-            gloss, sharp = np.float32(0.05), 3
-            if material == SKIN:
-                if a1 > collar + neckline * abs(a0 - np.float32(0.5)):
-                    gloss = np.float32(0.02)
-                else:
-                    red, green, blue, gloss, nx, ny, nz = _skin(skin[0], skin[1], a0, a1, nx, ny, nz, head, bump)
-                    gloss *= shine
-                    wrap_r, wrap_g, wrap_b = np.float32(0.32), np.float32(0.16), np.float32(0.10)
-            elif material == EYE:
-                e = 0 if a0 > 0 else 1
-                dx, dy, dz = px - eyes[e, 0], py - eyes[e, 1], pz - eyes[e, 2]
-                red, green, blue = _eye(dx, dy, dz, gaze[e], red, green, blue, pupil, sclera)
-                gloss, sharp = np.float32(1.6), 6
-            elif material == MOUTH or material == TEETH or material == TONGUE:
-                red, green, blue, dim = _inside_mouth(material, a0, a2, mouth_depth, tooth_shade, red, green, blue)
-                is_open = np.float32(0.70) + np.float32(0.30) * is_open if material == TEETH else is_open * dim
-                gloss, sharp = np.float32(0.3) * dim, 4
-            elif material == LASHES:
-                gloss = np.float32(0.0)
-            elif material == HAIR:
-                column = min(int((a0 - math.floor(a0)) * strands.shape[1]), strands.shape[1] - 1)
-                row = int((a1 + np.float32(2.0)) * np.float32(0.25) * strands.shape[0]) % strands.shape[0]
-                streak = np.float32(0.45) + np.float32(0.9) * strands[row, column]
-                streak *= np.float32(0.6) + np.float32(0.45) * a2
-                red, green, blue = red * streak, green * streak, blue * streak
-                wrap_r, wrap_g, wrap_b = np.float32(0.3), np.float32(0.3), np.float32(0.3)
-                gloss = np.float32(0.35) * strands[row, column]
-            elif material == GLOSS:
-                gloss, sharp = np.float32(1.2), 5
-            length = math.sqrt(nx * nx + ny * ny + nz * nz) + np.float32(1e-9)
-            if nz < 0 and material >= LASHES:
-                length = -length
-            nx, ny, nz = nx / length, ny / length, nz / length
-            lr = (ambient[0, 0] + ambient[1, 0] * nx + ambient[2, 0] * ny + ambient[3, 0] * nz) * is_open
-            lg = (ambient[0, 1] + ambient[1, 1] * nx + ambient[2, 1] * ny + ambient[3, 1] * nz) * is_open
-            lb = (ambient[0, 2] + ambient[1, 2] * nx + ambient[2, 2] * ny + ambient[3, 2] * nz) * is_open
-            sr, sg, sb = np.float32(0.0), np.float32(0.0), np.float32(0.0)
-            for i in range(lights.shape[0]):
-                lx, ly, lz = lights[i, 0], lights[i, 1], lights[i, 2]
-                toward, lit = nx * lx + ny * ly + nz * lz, np.float32(1.0)
-                if i == 0 and (toward > -wrap_r or material == TEETH):
-                    lit = _lit(px, py, pz, axes, shadow_map, shadow)
-                    if material == TEETH:
-                        lit = np.float32(0.65) + np.float32(0.35) * lit
-                share = lit * (np.float32(0.5) + np.float32(0.5) * is_open)
-                lr += light_colours[i, 0] * share * max((toward + wrap_r) / (1 + wrap_r), np.float32(0.0))
-                lg += light_colours[i, 1] * share * max((toward + wrap_g) / (1 + wrap_g), np.float32(0.0))
-                lb += light_colours[i, 2] * share * max((toward + wrap_b) / (1 + wrap_b), np.float32(0.0))
-                if toward > 0 and gloss > 0:
-                    strength = (
-                        gloss * lit * _highlight(material, nx, ny, nz, head, lx, ly, lz, sharp) * np.float32(0.22)
-                    )
-                    sr += strength * light_colours[i, 0]
-                    sg += strength * light_colours[i, 1]
-                    sb += strength * light_colours[i, 2]
-            out[y, x, 0], out[y, x, 1], out[y, x, 2] = red * lr + sr, green * lg + sg, blue * lb + sb
+            corners = (triangles[f, 0], triangles[f, 1], triangles[f, 2])
+            share = (weights[y, x, 0], weights[y, x, 1], 1 - weights[y, x, 0] - weights[y, x, 1])
+            material, point = materials[f], _mean(points, corners, share)
+            at, normal = _mean(attributes, corners, share), _mean(normals, corners, share)
+            own, is_open = (colours[f, 0], colours[f, 1], colours[f, 2]), occlusion[y, x]
+            colour, gloss, sharp, wrap, normal, is_open = _surface(
+                material, at, normal, point, own, is_open, skin, strands, head, eyes, gaze, face
+            )
+            lr, lg, lb, sr, sg, sb = _light_at(material, normal, point, wrap, gloss, sharp, is_open, head, light)
+            out[y, x, 0], out[y, x, 1], out[y, x, 2] = colour[0] * lr + sr, colour[1] * lg + sg, colour[2] * lb + sb
 
 
 FACE_NUMBERS = ("mouth_depth", "shine", "bump", "pupil", "sclera", "collar", "neckline", "tooth_shade")

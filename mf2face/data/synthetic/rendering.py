@@ -117,7 +117,7 @@ def _shaped(sitter: Sitter, sides: np.ndarray, gaze: tuple[float, float], rng: n
     points[body.upper_teeth] += np.float32((0, -0.02, -0.07))
     points[body.lower_teeth] += np.float32((0, 0.0, -0.08))
     lips = _landmarks(points)
-    if (lips[[61, 62, 63], 1] - lips[[67, 66, 65], 1]).max() < 0.03:  # closed lips hide what lies behind them
+    if (lips[[61, 62, 63], 1] - lips[[67, 66, 65], 1]).max() < 0.045:  # closed lips hide what lies behind them
         points[body.behind_lips] -= np.float32((0, 0, 0.6))
     return points
 
