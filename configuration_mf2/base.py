@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import difflib
+import json
 import math
 import re
 import warnings
@@ -94,6 +95,9 @@ class KnownFieldsMixin:
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop(FIELD, None)
+        for name in ("image_mean", "image_std"):
+            if isinstance(level := getattr(self, name, None), float):
+                setattr(self, name, [level] * 3)
         source = _READING.get()
         if source is None:
             check_field_names(type(self), kwargs)
@@ -161,12 +165,9 @@ class KnownFieldsMixin:
         finally:
             _READING.reset(reading)
 
-    def to_dict(self) -> dict[str, Any]:
-        content = super().to_dict()
-        for name in self.sub_configs:
-            if isinstance(content.get(name), dict):
-                content[name].pop(FIELD, None)
-        return {**content, FIELD: VERSION}
+    def to_json_string(self, use_diff: bool = True) -> str:
+        content = json.loads(super().to_json_string(use_diff))
+        return json.dumps({**content, FIELD: VERSION}, indent=2, sort_keys=True) + "\n"
 
     def validate_bounds(self) -> None:
         for field, most in self.bounds.items():

@@ -43,8 +43,8 @@ class ComparedConfig(FaceConfig):
     backbone: str = "swin_base_patch4_window7_224"
     backbone_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     image_size: int = 224
-    image_mean: list[float] | tuple[float, ...] = IMAGENET_MEAN
-    image_std: list[float] | tuple[float, ...] = IMAGENET_STD
+    image_mean: float | list[float] | tuple[float, ...] = IMAGENET_MEAN
+    image_std: float | list[float] | tuple[float, ...] = IMAGENET_STD
     frozen: bool = False
 
     bounds = {"image_size": 4096}

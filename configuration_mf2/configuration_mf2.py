@@ -42,8 +42,8 @@ class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     patch_size: int = 16
     hidden_size: int = 768
     num_prefix_tokens: int = 1
-    image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_mean: float | list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: float | list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     frozen: bool = True
 
     bounds = {"image_size": 4096, "patch_size": 4096, "hidden_size": 16384, "num_prefix_tokens": 1024}
@@ -77,6 +77,7 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     """
 
     model_type = "mf2_qformer"
+    base_config_key = "emo_config"  # of a whole model this is Emo-VL's; AU-VL's is `MF2Config.au_config`
 
     vocab_size: int = 30523  # bert-base-uncased and [DEC]
     hidden_size: int = 768
@@ -259,12 +260,29 @@ class MF2Config(FaceConfig):
         return 2 * self.region_grid**2
 
     @property
+    def first_config(self) -> MF2QFormerConfig:
+        """Of the branch whose states an output names `hidden_states`."""
+        return self.emo_config if self.use_emo_branch else self.au_config
+
+    @property
     def hidden_size(self) -> int:
-        return (self.emo_config if self.use_emo_branch else self.au_config).hidden_size
+        return self.first_config.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.first_config.num_hidden_layers
+
+    @property
+    def num_attention_heads(self) -> int:
+        return self.first_config.num_attention_heads
 
     @property
     def vocab_size(self) -> int:
         return self.emo_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        self.emo_config.vocab_size = self.au_config.vocab_size = size
 
     def validate_branches(self) -> None:
         if not (self.use_emo_branch or self.use_au_branch):

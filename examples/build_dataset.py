@@ -11,12 +11,12 @@ Reader options behind --reader: --reader threshold=1 images=original.
 import argparse
 
 from mf2face.command_line import named, python_value, run_as_command
-from mf2face.data.build.card import summary
 from mf2face.data.build.landmark_cache import LandmarkCache
-from mf2face.data.build.mfa import BuildOptions, build_mfa
+from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
 from mf2face.data.build.splits import PAPER_PROTOCOL, plan_mfa
 from mf2face.data.corpora.frames import REQUIRED
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
+from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -43,7 +43,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--fold", type=int, help="of the corpus's folds, the one to test on")
     parser.add_argument("--paper", action="store_true", help="the MFA paper's counts (for aff_wild2)")
     parser.add_argument("--landmark_cache", help="cache of detected landmarks; beside the images unless given")
-    parser.add_argument("--device", default="cpu", help="of the landmark detector")
+    parser.add_argument("--detector", choices=DETECTORS, help="mediapipe if `mf2 setup` was run, else face_alignment")
+    parser.add_argument("--device", default="cpu", help="of face_alignment")
     for name, default in vars(BuildOptions()).items():
         flag = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
         parser.add_argument(f"--{name}", default=None if name == "near" else default, **flag)
@@ -63,7 +64,10 @@ def main(argv: list[str] | None = None) -> dict:
     plan = {name: value for name, value in plan.items() if value is not None}
     frames, split = plan_mfa(frames, **((PAPER_PROTOCOL if given.paper else {}) | plan))
     if options.landmarks == "detector":
-        with LandmarkCache(given.folder, file=given.landmark_cache, device=given.device) as cache:
+        name = given.detector or ("face_alignment" if missing_networks() else "mediapipe")
+        detector = MediaPipeDetector() if name == "mediapipe" else None
+        settings = {} if detector else {"device": given.device}
+        with LandmarkCache(given.folder, detector, file=given.landmark_cache, **settings) as cache:
             report = build_mfa(frames, split, given.out, options, cache)
     else:
         report = build_mfa(frames, split, given.out, options)

@@ -22,6 +22,7 @@ from configuration_mf2.facs import LABEL_SETS
 from mf2face.data.synthetic.faces import FRAMES_PER_SUBJECT, draw_example, synthetic_truth
 from mf2face.inference.model import EMBEDDED
 from processing_mf2 import face_pipeline
+from processing_mf2.detection import missing_networks
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -54,7 +55,7 @@ def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> l
 
     analyse = face_pipeline("face-analysis", adapter)  # an adapter's folder names its base model
     images = sorted(str(file) for file in pictures.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))[:3]
-    source = "face_alignment" if landmarks == "detector" else "template"
+    source = "template" if landmarks == "template" else "face_alignment" if missing_networks() else "mediapipe"
     found = [faces[0] for faces in analyse(images, landmark_source=source)]
     for image, face in zip(images, found, strict=True):
         print(f"{Path(image).name}: {face.get('emotion')}, {face.get('active_action_units')}")

@@ -5,6 +5,7 @@ from typing import Any
 
 
 _LAZY = {
+    "Analyzer": ("mf2face.inference.batches", "Analyzer"),
     "__version__": ("configuration_mf2.version", "VERSION"),
     "analyze": ("mf2face.inference.analyze", "analyze"),
     "explain": ("mf2face.inference.explain.explainer", "explain"),
@@ -20,4 +21,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-__all__ = ["__version__", "analyze", "explain", "load_model"]
+__all__ = ["Analyzer", "__version__", "analyze", "explain", "load_model"]

@@ -39,8 +39,8 @@ def whole_file(
 ) -> Iterator[Path]:
     """Yields an empty temporary file in the same folder, which replaces `path` if nothing is raised.
 
-    Its name does not contain that of `path`, which may be as long as the file system allows. shared: the mode is the
-    user's default, not 0600. sync: the content is on the disk before the rename. suffix: the temporary name's.
+    shared: the mode is the user's default, not 0600. sync: the content is on the disk before the rename. suffix: the
+    temporary name's.
     """
     path = Path(path)
     part = _part_beside(path, suffix)
@@ -89,7 +89,8 @@ def _put_back(old: Path, path: Path) -> None:
 
 
 def _part_beside(path: Path, suffix: str = "") -> Path:
-    """The first part of a process in a folder removes what dead processes left there."""
+    """A name that does not contain that of `path`, which may be as long as the file system allows. The first one in a
+    folder removes what dead processes left there."""
     folder = os.path.abspath(path.parent)
     if folder not in _SWEPT:
         _SWEPT.add(folder)
@@ -163,7 +164,7 @@ def locked(path: str | os.PathLike, busy: Exception | None = None) -> Iterator[N
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # while it is held: whoever waits for this file notices, and takes the next
+            os.unlink(path)  # while it is held: a waiting process notices, and takes the next
         lock.release()
 
 

@@ -5,15 +5,13 @@ the model has. The file itself says which labels, thresholds and image size it i
 """
 
 import contextlib
-import hashlib
-import importlib
 import json
 import logging
 import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +19,28 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import CANONICAL_FACE
-from configuration_mf2.json_files import parse_json
 from configuration_mf2.version import VERSION
 
+from .onnx_files import (
+    FACTS,
+    FILE,
+    INPUTS,
+    INT8_FILE,
+    NO_DIGEST,
+    check_content,
+    digest_of,
+    need,
+    output_names,
+    read_facts,
+    session,
+    weights_mark,
+)
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported, by whomever
 
-INPUTS = ("pixel_values", "landmarks")
-FILE = "model.onnx"
-INT8_FILE = "model_int8.onnx"
-_FACTS = "mf2"
-_NO_DIGEST = "0" * 64
-"""Stands in a file where its digest will."""
 _CLOSE = 1e-4
 _MOST_IN_ONE_FILE = 1_900 * 2**20
 """Bytes; protobuf ends at 2 GiB, and what is larger gets a file of weights beside it."""
-
-
-class MissingPackageError(ImportError):
-    pass
-
-
-def need(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingPackageError(
-            f"{package.split('.')[0]} is not installed ({error}), which exported models need: "
-            'pip install -e ".[export]"'
-        ) from error
 
 
 class ImageOnly(nn.Module):
@@ -65,20 +54,6 @@ class ImageOnly(nn.Module):
         read = self.mf2(pixel_values, landmarks)
         logits = self.classifiers(read.emo_states, read.au_states)
         return tuple(each for each in logits if each is not None)
-
-
-def output_names(config: MF2Config) -> list[str]:
-    has_units = bool(config.action_units) and (config.use_au_branch or config.use_emo_branch)
-    return ["emotion_logits"] * bool(config.emotions) + ["au_logits"] * has_units
-
-
-def weights_mark(classifiers: Mapping[str, torch.Tensor]) -> str:
-    """Of the classifiers, which every training changes, by their names without `classifiers.`."""
-    mark = hashlib.sha256()
-    for name in sorted(classifiers):
-        mark.update(name.encode())
-        mark.update(classifiers[name].detach().cpu().float().contiguous().numpy().tobytes())
-    return mark.hexdigest()
 
 
 def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
@@ -96,28 +71,8 @@ def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
         "precision": "float32",
         "weights": weights_mark(model.classifiers.state_dict()),
         "source": source,
-        "content": _NO_DIGEST,
+        "content": NO_DIGEST,
     }
-
-
-def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    """What a file was made for, where it is something else than expected; empty if nothing is."""
-    wrong = [name for name, value in expected.items() if facts.get(name) != value]
-    return "; ".join(f"{name}: got {facts.get(name)}, expected {expected[name]}" for name in wrong)
-
-
-def read_facts(run: Any) -> dict[str, Any]:
-    """Of a session."""
-    told = run.get_modelmeta().custom_metadata_map.get(_FACTS)
-    if told is None:
-        raise ValueError("the ONNX file does not say what it is of, expected one of export_onnx; export it again")
-    try:
-        facts = parse_json(told, _FACTS)
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict) or not isinstance(facts.get("mf2_version"), str):
-        raise ValueError(f"the ONNX file says of itself {told[:80]!r}, expected facts by export_onnx; export it again")
-    return facts
 
 
 def export_onnx(model: nn.Module, target: str | os.PathLike, *, source: str | None = None) -> Path:
@@ -132,7 +87,7 @@ def export_onnx(model: nn.Module, target: str | os.PathLike, *, source: str | No
     facts = facts_of(model, source)
     for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
         value.shape[0] = "batch"
-    exported.model.metadata_props[_FACTS] = json.dumps(facts)
+    exported.model.metadata_props[FACTS] = json.dumps(facts)
     with _scratch(target) as made:
         size = sum(tensor.nelement() * tensor.element_size() for tensor in program.state_dict.values())
         exported.save(made, external_data=size > _MOST_IN_ONE_FILE)
@@ -163,21 +118,6 @@ def check_equal(model: nn.Module, file: Path) -> float:
     return worst
 
 
-def session(file: str | os.PathLike, threads: int | None = None) -> Any:
-    """threads: as many as torch uses unless given."""
-    onnxruntime = need("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: there is no such file, expected an exported model")
-    try:
-        return onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its classes have no common one
-        raise ValueError(f"{file}: onnxruntime cannot read it ({error}); export it again") from error
-
-
 def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = None) -> Path:
     """Weights of all matrix products in 8 bits, a scale for each of their columns; activations are rounded as they
     come. The classifiers stay as they are: they cost nothing, and what they add up would be rounded last.
@@ -189,7 +129,7 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = 
     target = _file(source.parent if target is None else target, INT8_FILE)
     facts = read_facts(session(source))
     check_content(source, facts)
-    facts |= {"precision": "int8", "content": _NO_DIGEST}
+    facts |= {"precision": "int8", "content": NO_DIGEST}
     content = onnx.load(os.fspath(source))
     del content.graph.value_info[:]  # shapes that the quantiser's rewriting would contradict
     kept = [node.name for node in content.graph.node if any("classifiers." in name for name in node.input)]
@@ -207,7 +147,7 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = 
             extra_options={"MatMulConstBOnly": True, "WeightSymmetric": True},
         )
         smaller = onnx.load(os.fspath(made), load_external_data=False)
-        onnx.helper.set_model_props(smaller, {_FACTS: json.dumps(facts)})
+        onnx.helper.set_model_props(smaller, {FACTS: json.dumps(facts)})
         onnx.save(smaller, os.fspath(made))
         session(made)  # a file that does not load is not written
         _write_digest(made)
@@ -276,39 +216,11 @@ def _quiet_exporters() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def check_content(file: Path, facts: Mapping[str, Any]) -> None:
-    """Raises if a bit of the file, or of its weights beside it, is not as it was written."""
-    digest = facts.get("content")
-    if not isinstance(digest, str) or digest == _NO_DIGEST or _digest(file, digest) != digest:
-        raise ValueError(
-            f"{file} is damaged: its content does not have the sha256 {digest!r} that it names; export it again"
-        )
-
-
 def _write_digest(file: Path) -> None:
-    digest = _digest(file, _NO_DIGEST)
+    digest = digest_of(file, NO_DIGEST)
     with open(file, "r+b") as content, mmap.mmap(content.fileno(), 0) as mapped:
-        place = mapped.find(_NO_DIGEST.encode())
+        place = mapped.find(NO_DIGEST.encode())
         mapped[place : place + len(digest)] = digest.encode()
-
-
-def _digest(file: Path, written: str) -> str | None:
-    """sha256 of the file and its external weights, with zeros in the place of the digest that is written in it."""
-    found = hashlib.sha256()
-    with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        place = mapped.find(written.encode())
-        if place < 0:
-            return None
-        for start in range(0, place, 2**20):
-            found.update(mapped[start : min(start + 2**20, place)])
-        found.update(_NO_DIGEST.encode())
-        for start in range(place + len(written), len(mapped), 2**20):
-            found.update(mapped[start : start + 2**20])
-    weights = Path(f"{file}.data")
-    if weights.is_file():
-        with open(weights, "rb") as content:
-            found.update(hashlib.file_digest(content, "sha256").digest())
-    return found.hexdigest()
 
 
 @contextlib.contextmanager
@@ -331,17 +243,4 @@ def _move(made: Path, target: Path) -> None:
         part.replace(target.parent / part.name)
 
 
-__all__ = [
-    "FILE",
-    "INPUTS",
-    "INT8_FILE",
-    "MissingPackageError",
-    "check_content",
-    "differences",
-    "export_onnx",
-    "output_names",
-    "quantize_onnx",
-    "read_facts",
-    "session",
-    "weights_mark",
-]
+__all__ = ["example_inputs", "export_onnx", "quantize_onnx"]

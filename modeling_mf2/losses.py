@@ -13,8 +13,26 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.nn.functional import all_gather
+from transformers.utils import ModelOutput
 
 from configuration_mf2.facs import UNKNOWN_LABEL
+
+
+@dataclass
+class FaceAnalysisOutput(ModelOutput):
+    r"""
+    loss: the sum of the parts that follow it, each times its weight in `config.loss_weights`; None without labels.
+    emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where there is no such head.
+    hidden_states, attentions: of the part of the model that the heads read, where asked for.
+    """
+
+    loss: torch.Tensor | None = None
+    emotion_logits: torch.Tensor | None = None
+    au_logits: torch.Tensor | None = None
+    au: torch.Tensor | None = None
+    emotion: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass

@@ -12,14 +12,14 @@ from torch import nn
 from transformers import Cache, DynamicCache, GenerationMixin
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast, ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
 from modeling_mf2.dfn.port import DFNPort, PathwayShape
 
 from .loading import FacePreTrainedModel, check_adapter_file, check_unused, fetched
-from .losses import au_loss, classification_losses, emotion_loss, itg_loss, weighted_sum
+from .losses import FaceAnalysisOutput, au_loss, classification_losses, emotion_loss, itg_loss, weighted_sum
 from .qformer import MF2QFormer, MF2QFormerOutput
 from .regions import MF2Regions
 from .vision import MF2VisionTower, no_graph_if
@@ -130,59 +130,66 @@ def kept_states(config: MF2Config, hidden_states: bool | None, attentions: bool 
     """What a Q-Former is asked to return besides its last states, as a call or else the config says."""
     hidden_states = config.output_hidden_states if hidden_states is None else hidden_states
     attentions = config.output_attentions if attentions is None else attentions
-    if attentions and config._attn_implementation != "eager":
-        raise ValueError(
-            f"output_attentions: {config._attn_implementation!r} attention keeps no weights; load the model with "
-            "attn_implementation='eager', or call model.set_attn_implementation('eager')"
-        )
     return {"output_hidden_states": bool(hidden_states), "output_attentions": bool(attentions)}
 
 
 @dataclass
-class MF2ModelOutput(ModelOutput):
+class MF2BranchStates(ModelOutput):
     r"""
-    image_tokens (`(batch, prefix + grid * grid, width)`): what the vision tower saw.
-    emo_states (`(batch, queries, hidden)`), au_states (`(batch, AU, queries, hidden)`): the branches' answers.
-    emo_hidden_states, au_hidden_states: before the first block and after every block, as the states above.
-    emo_cross_attentions (`(batch, heads, queries, image tokens)` a block that has them): what the queries looked at.
-    au_cross_attentions (`(batch, AU, heads, queries, region tokens)`): likewise. Eager attention only.
+    hidden_states: of the first branch (Emo-VL; AU-VL where it is alone), also under its own name.
+    attentions (`(batch, heads, queries, queries)`, with AU-VL alone `(batch, AU, ...)`): its self-attention.
+    emo_hidden_states (`(batch, queries, hidden)`), au_hidden_states (`(batch, AU, queries, hidden)`): before the first
+        block and after every block.
+    emo_cross_attentions (`(batch, heads, queries, image tokens)`), au_cross_attentions (`(batch, AU, heads, queries,
+        region tokens)`): of the blocks that have them, what the queries looked at.
     """
 
-    image_tokens: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
+    au_hidden_states: tuple[torch.Tensor, ...] | None = None
+    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
+    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def branch_states(reads: dict[Branch, MF2QFormerOutput]) -> dict[str, tuple[torch.Tensor, ...] | None]:
+    """Fields of `MF2BranchStates`."""
+    first = next(iter(reads.values()))
+    found = {"hidden_states": first.hidden_states, "attentions": first.attentions}
+    for name, read in reads.items():
+        found |= {f"{name}_hidden_states": read.hidden_states, f"{name}_cross_attentions": read.cross_attentions}
+    return found
+
+
+@dataclass
+class _FaceStates(ModelOutput):
     emo_states: torch.Tensor | None = None
     au_states: torch.Tensor | None = None
-    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
-    au_hidden_states: tuple[torch.Tensor, ...] | None = None
-    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
-    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
+    image_tokens: torch.Tensor | None = None
+
+
+# Fields of the last base class come first.
+@dataclass
+class MF2ModelOutput(MF2BranchStates, _FaceStates):
+    r"""
+    emo_states (`(batch, queries, hidden)`), au_states (`(batch, AU, queries, hidden)`): the branches' answers.
+    image_tokens (`(batch, prefix + grid * grid, width)`): what the vision tower saw.
+    The rest as [`MF2BranchStates`].
+    """
 
 
 @dataclass
-class MF2FaceAnalysisOutput(MF2ModelOutput):
+class MF2FaceAnalysisOutput(MF2ModelOutput, FaceAnalysisOutput):
     r"""
-    loss: weighted sum of the two classification losses, `au` and `emotion`, where labels were given.
-    emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where the label set has none.
+    The answers of [`FaceAnalysisOutput`] and the states of [`MF2ModelOutput`].
     """
-
-    loss: torch.Tensor | None = None
-    emotion_logits: torch.Tensor | None = None
-    au_logits: torch.Tensor | None = None
-    au: torch.Tensor | None = None
-    emotion: torch.Tensor | None = None
 
 
 @dataclass
-class MF2ImageClassifierOutput(ModelOutput):
+class MF2ImageClassifierOutput(MF2BranchStates, ImageClassifierOutput):
     r"""
-    loss, logits: as [`~transformers.modeling_outputs.ImageClassifierOutput`] has them; the rest as [`MF2ModelOutput`].
+    loss, logits: as [`~transformers.modeling_outputs.ImageClassifierOutput`] has them; the rest as [`MF2BranchStates`].
     """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
-    au_hidden_states: tuple[torch.Tensor, ...] | None = None
-    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
-    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class MF2Branch(nn.Module):
@@ -224,9 +231,8 @@ class MF2Branch(nn.Module):
             read.hidden_states = read.text_hidden_states = None
         return read
 
-    def text_features(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        states = self.attend("language", input_ids=input_ids, text_mask=mask, mode="unimodal").text_states
-        return self.heads.text_features(states)
+    def read_text(self, input_ids: torch.Tensor, mask: torch.Tensor, **kwargs: bool) -> MF2QFormerOutput:
+        return self.attend("language", input_ids=input_ids, text_mask=mask, mode="unimodal", **kwargs)
 
     def language_logits(self, text_states: torch.Tensor) -> torch.Tensor:
         words = self.qformer.word_embeddings
@@ -289,6 +295,7 @@ class MF2PreTrainedModel(FacePreTrainedModel):
             old, count = branch.heads.language.bias, rows.num_embeddings
             bias = torch.cat([old.detach()[:count], old.new_zeros(max(0, count - len(old)))])
             branch.heads.language.bias = nn.Parameter(bias, requires_grad=old.requires_grad)
+        self.vocab_size = count
         return model.get_input_embeddings()
 
     def captioner(self) -> "MF2PreTrainedModel":
@@ -434,13 +441,14 @@ class MF2Model(MF2PreTrainedModel):
         queries, kinds = self.branch_queries(name), None if name == "emo" else len(self.config.action_units)
         return self.branch(name).attend("visual", vision, queries=queries, image=image, kinds=kinds, **kwargs)
 
+    def of_images(self, name: Branch, rows: torch.Tensor) -> torch.Tensor:
+        """(batch, ...) of Emo-VL; rows (batch * AU, ...) of AU-VL -> (batch, AU, ...)."""
+        return rows if name == "emo" else rows.unflatten(0, (-1, len(self.config.action_units)))
+
     def from_states(self, states: dict[str, torch.Tensor]) -> MF2ModelOutput:
         """The branches' answers to stored images, of which tower and Q-Formers are not asked again."""
         found = {name: self.branch(name).port.from_states(states) for name in self.branch_names}
-        output = MF2ModelOutput(emo_states=found.get("emo"))
-        if "au" in found:
-            output.au_states = found["au"].unflatten(0, (-1, len(self.config.action_units)))
-        return output
+        return MF2ModelOutput(**{f"{name}_states": self.of_images(name, rows) for name, rows in found.items()})
 
     @can_return_tuple
     def forward(
@@ -464,39 +472,66 @@ class MF2Model(MF2PreTrainedModel):
             return self.from_states(states)
         kept = kept_states(self.config, output_hidden_states, output_attentions)
         image_tokens, vision = self.look_for_adapters(pixel_values, image_tokens, landmarks)
-        output = MF2ModelOutput(image_tokens=image_tokens)
-        if self.emo_vl is not None:
-            read = self.read("emo", image_tokens, vision.get("emo"), **kept)
-            output.emo_states = read.query_states
-            output.emo_hidden_states, output.emo_cross_attentions = read.hidden_states, read.cross_attentions
-        if self.au_vl is not None:
-            image = self.branch_image("au", image_tokens, landmarks)
-            read = self.read("au", image, vision.get("au"), **kept)
-            count = len(self.config.action_units)
-            output.au_states = read.query_states.unflatten(0, (-1, count))
-            output.au_hidden_states, output.au_cross_attentions = read.hidden_states, read.cross_attentions
-        return output
+        reads = {}
+        for name in self.branch_names:
+            image = self.branch_image(name, image_tokens, landmarks)
+            reads[name] = self.read(name, image, vision.get(name), **kept)
+        states = {f"{name}_states": self.of_images(name, read.query_states) for name, read in reads.items()}
+        return MF2ModelOutput(image_tokens=image_tokens, **states, **branch_states(reads))
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
         landmarks: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
         branch: Branch = "emo",
-    ) -> torch.Tensor:
-        """Unit vectors in the space shared with sentences: (batch, queries, dim), or (batch, AU, queries, dim)."""
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Returns:
+            pooler_output (`(batch, queries, dim)`, of AU-VL `(batch, AU, queries, dim)`): unit vectors in the space
+            shared with sentences. last_hidden_state: the states that they are made of.
+        """
         image_tokens, vision = self.look_for_adapters(pixel_values, image_tokens, landmarks)
         image = self.branch_image(branch, image_tokens, landmarks)
-        features = self.branch(branch).heads.image_features(self.read(branch, image, vision.get(branch)).query_states)
-        return features if branch == "emo" else features.unflatten(0, (-1, len(self.config.action_units)))
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
+        read = self.read(branch, image, vision.get(branch), **kept)
+        features = self.branch(branch).heads.image_features(read.query_states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self.of_images(branch, read.query_states),
+            pooler_output=self.of_images(branch, features),
+            hidden_states=read.hidden_states,
+            attentions=read.attentions,
+        )
 
+    @can_return_tuple
     def get_text_features(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, branch: Branch = "emo"
-    ) -> torch.Tensor:
-        """(..., length) -> (..., dim), unit vectors."""
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        branch: Branch = "emo",
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        input_ids, attention_mask (`(..., length)`).
+
+        Returns:
+            pooler_output (`(..., dim)`): unit vectors. last_hidden_state (`(..., length, hidden)`): what they are made
+            of. hidden_states, attentions: with all leading axes as one.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        features = self.branch(branch).text_features(input_ids.flatten(0, -2), mask.flatten(0, -2))
-        return features.view(*input_ids.shape[:-1], -1)
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
+        read = self.branch(branch).read_text(input_ids.flatten(0, -2), mask.flatten(0, -2), **kept)
+        features = self.branch(branch).heads.text_features(read.text_states)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=read.text_states.unflatten(0, input_ids.shape[:-1]),
+            pooler_output=features.unflatten(0, input_ids.shape[:-1]),
+            hidden_states=read.text_hidden_states,
+            attentions=read.text_attentions,
+        )
 
 
 class MF2ForFaceAnalysis(MF2PreTrainedModel):
@@ -584,14 +619,8 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             loss = emotion_loss(logits, labels)
         elif labels is not None:
             loss = au_loss(logits, labels, self.config.au_class_weights)
-        return MF2ImageClassifierOutput(
-            loss=loss,
-            logits=logits,
-            emo_hidden_states=read.emo_hidden_states,
-            au_hidden_states=read.au_hidden_states,
-            emo_cross_attentions=read.emo_cross_attentions,
-            au_cross_attentions=read.au_cross_attentions,
-        )
+        states = {field.name: read.get(field.name) for field in dataclasses.fields(MF2BranchStates)}
+        return MF2ImageClassifierOutput(loss=loss, logits=logits, **states)
 
 
 def label_losses(
@@ -771,19 +800,21 @@ class MF2ForCaptioning(MF2PreTrainedModel, GenerationMixin):
 
 
 @dataclass
-class MF2TextChoiceOutput(ModelOutput):
-    r"""
-    logits_per_image (`(batch, sentences)`), logits_per_text (its transpose): how near a sentence is to the query that
-        is nearest to it, over the learned temperature.
-    image_embeds (`(batch, queries, dim)`), text_embeds (`(sentences, dim)`): unit vectors.
-    """
-
+class _TextChoice(ModelOutput):
     logits_per_image: torch.Tensor | None = None
     logits_per_text: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
-    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
-    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MF2TextChoiceOutput(MF2BranchStates, _TextChoice):
+    r"""
+    logits_per_image (`(batch, sentences)`), logits_per_text (its transpose): how near a sentence is to the query that
+        is nearest to it, over the learned temperature.
+    image_embeds (`(batch, queries, dim)`), text_embeds (`(sentences, dim)`): unit vectors.
+    The rest as [`MF2BranchStates`].
+    """
 
 
 class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
@@ -828,7 +859,7 @@ class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
         kept = kept_states(self.config, output_hidden_states, output_attentions)
         read = self.mf2.read("emo", image, vision.get("emo"), **kept)
         seen = self.mf2.branch("emo").heads.image_features(read.query_states)
-        told = self.mf2.get_text_features(input_ids, attention_mask)
+        told = self.mf2.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
         near = torch.einsum("bqd,ld->blq", seen, told).amax(dim=-1)
         logits = near / self.mf2.branch("emo").positive_temperature()
         return MF2TextChoiceOutput(
@@ -836,8 +867,7 @@ class MF2ForZeroShotImageClassification(MF2PreTrainedModel):
             logits_per_text=logits.T,
             image_embeds=seen,
             text_embeds=told,
-            emo_hidden_states=read.hidden_states,
-            emo_cross_attentions=read.cross_attentions,
+            **branch_states({"emo": read}),
         )
 
 

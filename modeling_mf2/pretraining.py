@@ -22,17 +22,21 @@ from .losses import (
     meaning_keys,
     weighted_sum,
 )
-from .modeling_mf2 import Branch, MF2Classifiers, MF2Model, MF2PreTrainedModel, kept_states, label_losses
+from .modeling_mf2 import (
+    Branch,
+    MF2BranchStates,
+    MF2Classifiers,
+    MF2Model,
+    MF2PreTrainedModel,
+    branch_states,
+    kept_states,
+    label_losses,
+)
 from .qformer import MF2QFormerOutput
 
 
 @dataclass
-class MF2ForPreTrainingOutput(ModelOutput):
-    r"""
-    loss: the sum of the parts below, each times its weight in `config.loss_weights`. A part is None where its branch,
-        its captions or its labels are missing.
-    """
-
+class _Losses(ModelOutput):
     loss: torch.Tensor | None = None
     itc_emo: torch.Tensor | None = None
     itm_emo: torch.Tensor | None = None
@@ -45,10 +49,15 @@ class MF2ForPreTrainingOutput(ModelOutput):
     emotion: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
-    emo_hidden_states: tuple[torch.Tensor, ...] | None = None
-    au_hidden_states: tuple[torch.Tensor, ...] | None = None
-    emo_cross_attentions: tuple[torch.Tensor, ...] | None = None
-    au_cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MF2ForPreTrainingOutput(MF2BranchStates, _Losses):
+    r"""
+    loss: the sum of the parts that follow it, each times its weight in `config.loss_weights`. A part is None where its
+        branch, its captions or its labels are missing.
+    The rest as [`MF2BranchStates`].
+    """
 
 
 class MF2ForPreTraining(MF2PreTrainedModel):
@@ -71,8 +80,9 @@ class MF2ForPreTraining(MF2PreTrainedModel):
     def _features(self, name: Branch, read: MF2QFormerOutput, captions: Captions) -> Features:
         branch = self.mf2.branch(name)
         first, place = first_of_equals(captions.keys[:, 0])  # many AUs are at rest: equal sentences are read once
-        text = branch.text_features(captions.input_ids[first], captions.mask[first])[place]
-        return Features(branch.heads.image_features(read.query_states), text, branch.positive_temperature(), captions)
+        states = branch.read_text(captions.input_ids[first], captions.mask[first]).text_states
+        text, image = branch.heads.text_features(states)[place], branch.heads.image_features(read.query_states)
+        return Features(image, text, branch.positive_temperature(), captions)
 
     def _match(self, name: Branch, read: MF2QFormerOutput, captions: Captions, compared: Comparison) -> torch.Tensor:
         """ITM of each pair, each text with a wrong image, each image with a wrong text. The keys and values of images
@@ -144,12 +154,11 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         }
         captions = self._captions(image_tokens.shape[0], given, au_labels, emotion_labels)
         kept = kept_states(self.config, output_hidden_states, output_attentions)
-        images, reads, features, returned = {}, {}, {}, {}
+        images, reads, features = {}, {}, {}
         for name in self.mf2.branch_names:
             images[name] = self.mf2.branch_image(name, image_tokens, landmarks)
             read = self.mf2.read(name, images[name], vision.get(name), output_key_values=True, **kept)
             reads[name] = read
-            returned |= {f"{name}_hidden_states": read.hidden_states, f"{name}_cross_attentions": read.cross_attentions}
             if name in captions:
                 features[name] = self._features(name, read, captions[name])
         # After all random draws that features depend on, so that a second pass with the same seed repeats them.
@@ -162,13 +171,16 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             parts[f"itm_{name}"] = self._match(name, reads[name], captions[name], compared)
         for name, own in captions.items():
             parts[f"itg_{name}"] = self._write(name, reads["au" if name == "au" else "emo"], own)
-        emo_states, au_states = (reads[name].query_states if name in reads else None for name in ("emo", "au"))
-        if au_states is not None:
-            au_states = au_states.unflatten(0, (-1, len(self.config.action_units)))
+        states = {name: self.mf2.of_images(name, read.query_states) for name, read in reads.items()}
+        emo_states, au_states = states.get("emo"), states.get("au")
         logits = self.classifiers(emo_states, au_states)
         parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels))
         return MF2ForPreTrainingOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=logits[0], au_logits=logits[1], **parts, **returned
+            loss=weighted_sum(self.config, parts),
+            emotion_logits=logits[0],
+            au_logits=logits[1],
+            **parts,
+            **branch_states(reads),
         )
 
     def _captions(

@@ -41,8 +41,8 @@ class MF2QFormerOutput(ModelOutput):
     image_key_values: of each block with cross-attention, keys and values of the image tokens; a later pass over the
         same images needs no image tokens.
     hidden_states, text_hidden_states: of each stream, the state before the first block and after every block. With
-        `kinds`, hidden_states and cross_attentions have an axis for them, behind that of the images.
-    attentions, text_attentions, cross_attentions: one a block (eager attention only).
+        `kinds`, hidden_states, attentions and cross_attentions have an axis for them, behind that of the images.
+    attentions, text_attentions, cross_attentions: one a block.
     """
 
     query_states: torch.Tensor | None = None
@@ -156,23 +156,34 @@ class MF2QFormerAttention(nn.Module):
         return attended.permute(1, 2, 0, 3).flatten(2) + value.bias
 
     def forward(
-        self, states: torch.Tensor, seen: KeyValue | torch.Tensor, mask: torch.Tensor | None, kinds: int | None = None
+        self,
+        states: torch.Tensor,
+        seen: KeyValue | torch.Tensor,
+        mask: torch.Tensor | None,
+        output_attentions: bool = False,
+        kinds: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """seen: keys and values, or tokens to `_fold`. kinds: an axis of the returned weights."""
         if isinstance(seen, torch.Tensor):
             attended, weights = self._fold(states, seen), None
         else:
-            attended, weights = self._attend(states, seen, mask, kinds)
+            attended, weights = self._attend(states, seen, mask, output_attentions, kinds)
         attended = self.dropout(self.out_proj(attended.reshape(*states.shape)))
         return self.norm(attended + states), weights
 
     def _attend(
-        self, states: torch.Tensor, key_values: KeyValue, mask: torch.Tensor | None, kinds: int | None
+        self,
+        states: torch.Tensor,
+        key_values: KeyValue,
+        mask: torch.Tensor | None,
+        output_attentions: bool,
+        kinds: int | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        if states.shape[0] == 0:  # no face in any image; the interfaces cannot reshape an empty batch
+        # The other interfaces keep no weights, and cannot reshape an empty batch (no face in any image).
+        if output_attentions or states.shape[0] == 0:
             attention = eager_attention_forward
         return attention(
             self,
@@ -181,7 +192,7 @@ class MF2QFormerAttention(nn.Module):
             mask,
             scaling=self.scaling,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            **({} if kinds is None else {"kinds": kinds}),  # eager attention alone returns weights
+            **({"kinds": kinds} if output_attentions else {}),
         )
 
 
@@ -232,9 +243,11 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
         mode: TextMode,
         past_key_values: Cache | None = None,
         keep_key_values: bool = False,
+        output_attentions: bool = False,
         kinds: int | None = None,
     ) -> tuple:
         query_weights = text_weights = cross_weights = text_key_values = None
+        returned = {"output_attentions": output_attentions, "kinds": kinds}
         if queries is not None:
             query_key_values = self.attention.key_values(queries)
         if text is not None:
@@ -242,18 +255,19 @@ class MF2QFormerLayer(GradientCheckpointingLayer):
             if past_key_values is not None:
                 text_key_values = past_key_values.update(*text_key_values, self.layer_idx)
             seen = text_key_values if mode == "unimodal" else _joined(query_key_values, text_key_values)
-            attended_text, text_weights = self.attention(text, seen, text_mask)
+            attended_text, text_weights = self.attention(text, seen, text_mask, output_attentions)
         if queries is not None:
             sees_text = mode == "two_way" and text is not None
             seen = _joined(query_key_values, text_key_values) if sees_text else query_key_values
-            queries, query_weights = self.attention(queries, seen, query_mask)
+            queries, query_weights = self.attention(queries, seen, query_mask, **returned)
             if self.cross_attention is not None:
                 queries = _repeated(queries, (image if image_key_values is None else image_key_values[0]).shape[0])
-                folds = image_key_values is None and not keep_key_values and self.cross_attention.folds(queries, image)
+                keep = keep_key_values or output_attentions or image_key_values is not None
+                folds = not keep and self.cross_attention.folds(queries, image)
                 if image_key_values is None and not folds:
                     image_key_values = self.cross_attention.key_values(image)
                 seen = image if folds else image_key_values
-                queries, cross_weights = self.cross_attention(queries, seen, None, kinds=kinds)
+                queries, cross_weights = self.cross_attention(queries, seen, None, **returned)
             queries = self.query_feed_forward(queries)
         if text is not None:
             text = self.text_feed_forward(attended_text)
@@ -395,7 +409,8 @@ class MF2QFormer(PreTrainedModel):
                 mode,
                 past_key_values=past_key_values,
                 keep_key_values=output_key_values,
-                kinds=kinds if output_attentions else None,
+                output_attentions=output_attentions,
+                kinds=kinds,
             )
             queries = keep(queries)
             if output_key_values and queries is not None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from configuration_mf2.facs import LANDMARK_MIRROR
 
@@ -93,15 +92,15 @@ class AugmentationDraw:
     """Centre (x, y), width and height of the hidden patch, as fractions of the crop."""
 
     def cut(
-        self, warp: Callable, pixels: torch.Tensor, points: np.ndarray, matrix: np.ndarray, height: int, width: int
-    ) -> tuple[torch.Tensor, np.ndarray]:
+        self, warp: Callable, pixels: np.ndarray, points: np.ndarray, matrix: np.ndarray, height: int, width: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The changed crop and its landmarks; `matrix` is that of the unchanged crop, `warp` the processor's."""
         matrix = self.matrix(height, width) @ matrix
         # In bytes, a quarter of the memory, where possible: random colour changes bear the rounding.
         in_bytes = self.changes_colours and warp is not warp_by_pil
         samples = warp_bytes(pixels, matrix, height, width) if in_bytes else None
         if samples is not None:
-            crop = torch.from_numpy(self.recolour_bytes(samples)).permute(2, 0, 1)
+            crop = self.recolour_bytes(samples).transpose(2, 0, 1)
         else:
             crop = self.recolour(warp(pixels, matrix, height, width))
         return crop, self.reorder_landmarks(transform_points(matrix, points))
@@ -127,17 +126,16 @@ class AugmentationDraw:
     def changes_colours(self) -> bool:
         return self.patch is not None or (self.brightness, self.contrast, self.saturation) != (1, 1, 1)
 
-    def recolour(self, crop: torch.Tensor) -> torch.Tensor:
+    def recolour(self, crop: np.ndarray) -> np.ndarray:
         """(3, height, width) float from 0 to 255, changed in place."""
         # Brightness, then saturation (away from grey), then contrast (away from the mean grey), in one sum: each is
         # linear in the pixels, in their grey and in its mean.
-        weights = torch.tensor(_GREY_WEIGHTS, device=crop.device)
-        grey = (weights @ crop.reshape(3, -1)).view(1, *crop.shape[1:])
-        constant = self.brightness * (1 - self.contrast) * grey.mean()
+        grey = np.tensordot(np.array(_GREY_WEIGHTS, np.float32), crop, 1)
+        constant = self.brightness * (1 - self.contrast) * float(grey.mean(dtype=np.float64))
         strength = self.brightness * self.contrast
         crop *= strength * self.saturation
-        crop += grey.mul_(strength * (1 - self.saturation)).add_(constant)
-        crop.clamp_(0, 255)
+        crop += grey * (strength * (1 - self.saturation)) + constant
+        crop.clip(0, 255, out=crop)
         if self.patch is not None:
             rows, columns = self._hidden(*crop.shape[1:])
             crop[:, rows, columns] = BACKGROUND

@@ -8,14 +8,15 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
+from .image_io import is_tensor
 from .landmarks import DetectedFace, FaceAlignmentDetector
 
 
@@ -37,7 +38,12 @@ _OVERLAP = 0.3
 """Boxes of one face: intersection over union of MediaPipe's non-maximum suppression."""
 _ATTEMPTS = (("full", 1.0), ("short", 1.0), ("short", 1.5))
 """Network and margin around the image until a face is found: the full range misses faces that fill the frame."""
+_FAR, _LEAST_TILE = 1 / 6, 320
+"""Faces that span less of the image's longer side have neighbours that the network no longer sees: then halves of the
+image are searched as well, and halves of these, down to a side of so many pixels."""
 _MESH_SIDE = 192
+_PITCH = 4.0
+"""Degrees that the network's mesh of a head that looks straight ahead leans down, by 240 rendered (synthetic) heads."""
 _CROP = 1.5
 """Side of the mesh network's crop over the box's longer side."""
 
@@ -52,6 +58,10 @@ def missing_networks() -> list[str]:
     return [name for name in NETWORKS if not (network_folder() / name).is_file()]
 
 
+_Box = tuple[float, np.ndarray, np.ndarray]
+"""Score, box and the two eyes (2, 2)."""
+
+
 class MediaPipeDetector:
     """Faces of images of any size. `detect` looks for them, `follow` places known ones anew in the next frame.
 
@@ -61,11 +71,11 @@ class MediaPipeDetector:
     def __init__(self, *, min_score: float = 0.5, min_presence: float = 0.5):
         self.min_score, self.min_presence = min_score, min_presence
 
-    def detect(self, images: Sequence[torch.Tensor | np.ndarray]) -> list[list[DetectedFace]]:
-        """(3, height, width) images from 0 to 255 -> the faces of each, largest first."""
+    def detect(self, images: Sequence[Any]) -> list[list[DetectedFace]]:
+        """(3, height, width) images from 0 to 255, arrays or tensors -> the faces of each, largest first."""
         return [self._detect(_image_bytes(image)) for image in images]
 
-    def follow(self, image: torch.Tensor | np.ndarray, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
+    def follow(self, image: Any, faces: Sequence[DetectedFace]) -> list[DetectedFace | None]:
         """The faces of the frame before, placed in this one; None where a face is lost."""
         pixels = _image_bytes(image)
         crops = [
@@ -75,16 +85,28 @@ class MediaPipeDetector:
 
     def _detect(self, pixels: np.ndarray) -> list[DetectedFace]:
         for range, margin in _ATTEMPTS:
-            faces: list[DetectedFace] = []
-            for score, box, ((x0, y0), (x1, y1)) in _find_boxes(pixels, range, margin, self.min_score):
-                crop = (*_box_center(box), max(_box_size(box)) * _CROP, math.atan2(y1 - y0, x1 - x0))
-                face = self._mesh(pixels, crop, score)
-                known = np.array([other.box for other in faces]).reshape(-1, 4)
-                if face is not None and (overlaps(known, face.box[None]) < _OVERLAP).all():
-                    faces.append(face)
-            if faces:
-                return sorted(faces, key=lambda face: -face.area)
-        return []
+            if faces := self._faces(pixels, _find_boxes(pixels, range, margin, self.min_score)):
+                break
+        parts, side = 1, max(pixels.shape[:2])
+        while (not faces or max(_box_size(faces[0].box)) < _FAR * side) and side / 2 >= _LEAST_TILE:
+            parts, side = 2 * parts, side / 2
+            boxes = [(face.score, face.box, face.landmarks[[36, 45]]) for face in faces]
+            for corner, tile in _tiles(pixels, parts):
+                found = _find_boxes(tile, "full", 1.0, self.min_score)
+                boxes += [(score, box + np.tile(corner, 2), eyes + corner) for score, box, eyes in found]
+            faces = self._faces(pixels, sorted(boxes, key=lambda box: -box[0]))
+        return faces
+
+    def _faces(self, pixels: np.ndarray, boxes: Sequence[_Box]) -> list[DetectedFace]:
+        """One face for each box that the mesh confirms, largest first; boxes: best first."""
+        faces: list[DetectedFace] = []
+        for score, box, ((x0, y0), (x1, y1)) in boxes:
+            crop = (*_box_center(box), max(_box_size(box)) * _CROP, math.atan2(y1 - y0, x1 - x0))
+            face = self._mesh(pixels, crop, score)
+            known = np.array([other.box for other in faces]).reshape(-1, 4)
+            if face is not None and (overlaps(known, face.box[None]) < _OVERLAP).all():
+                faces.append(face)
+        return sorted(faces, key=lambda face: -face.area)
 
     def _mesh(self, pixels: np.ndarray, crop: tuple[float, float, float, float], score: float) -> DetectedFace | None:
         """crop: x and y of its center, side, angle in radians."""
@@ -100,7 +122,9 @@ class MediaPipeDetector:
         mesh = np.column_stack([mesh[:, :2] @ to_image[:, :2].T + to_image[:, 2], mesh[:, 2] * side / _MESH_SIDE])
         low, high = mesh[:, :2].min(0), mesh[:, :2].max(0)
         landmarks = mesh[list(MESH_TO_68), :2]
-        return DetectedFace(np.concatenate([low, high]), score, landmarks, np.full(68, presence), pose=head_pose(mesh))
+        pitch, yaw, roll = head_pose(mesh)
+        pose = (pitch + _PITCH, yaw, roll)
+        return DetectedFace(np.concatenate([low, high]), score, landmarks, np.full(68, presence), pose=pose)
 
 
 def head_pose(mesh: np.ndarray) -> tuple[float, float, float]:
@@ -129,10 +153,22 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
 
 
-def _find_boxes(
-    pixels: np.ndarray, range: str, margin: float, min_score: float
-) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """Score, box and the two eyes (2, 2) of each face, best first, in pixels of the image."""
+def _tiles(pixels: np.ndarray, parts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Corner and pixels of overlapping squares, each 1.25 of the longer side's share."""
+    height, width = pixels.shape[:2]
+    side = math.ceil(1.25 * max(height, width) / parts)
+    for top in _tile_starts(height, side):
+        for left in _tile_starts(width, side):
+            yield np.array([left, top]), pixels[top : top + side, left : left + side]
+
+
+def _tile_starts(length: int, side: int) -> list[int]:
+    count = max(1, math.ceil((length - 0.2 * side) / (0.8 * side)))
+    return np.linspace(0, max(0, length - side), count).astype(int).tolist()
+
+
+def _find_boxes(pixels: np.ndarray, range: str, margin: float, min_score: float) -> list[_Box]:
+    """Best first, in pixels of the image."""
     side, anchors = _box_anchors(range)
     height, width = pixels.shape[:2]
     scale = margin * max(height, width) / side
@@ -221,10 +257,11 @@ def _read_network(path: Path) -> cv2.dnn.Net:
     return cv2.dnn.readNetFromTFLite(str(path), engine=cv2.dnn.ENGINE_CLASSIC)
 
 
-def _image_bytes(image: torch.Tensor | np.ndarray) -> np.ndarray:
+def _image_bytes(image: Any) -> np.ndarray:
     """(3, height, width) -> (height, width, 3) bytes."""
-    if isinstance(image, torch.Tensor):
-        image = (image if image.dtype == torch.uint8 else image.round().clamp(0, 255).to(torch.uint8)).cpu().numpy()
+    image = image.cpu().numpy() if is_tensor(image) else image
+    if image.dtype != np.uint8:
+        image = image.round().clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 

@@ -6,13 +6,12 @@ and a flip maps x to width - x.
 
 import functools
 import math
+import sys
 import threading
 from itertools import pairwise
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from configuration_mf2.facs import CANONICAL_FACE
 
@@ -65,7 +64,7 @@ def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> torch.Tensor:
+def warp(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resamples (channels, h, w) from 0 to 255 into a float32 crop; `matrix` maps image pixels to crop pixels.
 
     Bilinear; where the image shrinks, a crop pixel averages as many samples as it covers image pixels, so nothing
@@ -74,44 +73,42 @@ def warp(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> to
     source, bands, samples = _plan(image, matrix, height, width)
     if not _cv2_can(source, height * samples[0], width * samples[1]):
         return warp_by_pil(image, matrix, height, width)
-    crop = torch.empty(image.shape[0], height, width)
+    crop = np.empty((image.shape[0], height, width), np.float32)
     for top, bottom, band in bands:
         region, band = _around_crop(source, band, bottom - top, width)
         pixels = _scratch("source", np.dtype(np.float32), *region.shape[1:], region.shape[0])
-        torch.from_numpy(pixels).copy_(region.permute(1, 2, 0))
-        resampled = _resample(pixels, band, (bottom - top, width), samples)
-        crop[:, top:bottom] = torch.from_numpy(resampled).permute(2, 0, 1)
-    return crop.to(image.device)
+        pixels[:] = region.transpose(1, 2, 0)
+        crop[:, top:bottom] = _resample(pixels, band, (bottom - top, width), samples).transpose(2, 0, 1)
+    return crop
 
 
-def warp_bytes(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> np.ndarray | None:
+def warp_bytes(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray | None:
     """`warp` of a uint8 image to uint8 (height, width, channels), rounded; `None` where only `warp` can."""
     source, bands, samples = _plan(image, matrix, height, width)
-    whole = source.dtype == torch.uint8 and len(bands) == 1
+    whole = source.dtype == np.uint8 and len(bands) == 1
     if not whole or not _cv2_can(source, height * samples[0], width * samples[1]):
         return None
     region, matrix = _around_crop(source, matrix, height, width)
-    return _resample(np.ascontiguousarray(region.permute(1, 2, 0).numpy()), matrix, (height, width), samples)
+    return _resample(np.ascontiguousarray(region.transpose(1, 2, 0)), matrix, (height, width), samples)
 
 
-def warp_by_pil(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> torch.Tensor:
+def warp_by_pil(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     """`warp` by PIL: equal to a few thousandths of a brightness step, except along the image's border."""
     source, bands, (rows, columns) = _plan(image, matrix, height, width)
-    crop = torch.empty(image.shape[0], height, width)
+    crop = np.empty((image.shape[0], height, width), np.float32)
     for top, bottom, band in bands:
         to_source = np.linalg.inv(band) @ np.diag([1 / columns, 1 / rows, 1])
         size, data = (width * columns, (bottom - top) * rows), to_source[:2].ravel().tolist()
-        for channel, target in zip(source.float(), crop, strict=True):
-            layer = Image.fromarray(channel.numpy())
+        for channel, target in zip(source.astype(np.float32), crop, strict=True):
+            layer = Image.fromarray(channel)
             layer = layer.transform(size, Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=BACKGROUND)
-            samples = torch.from_numpy(np.array(layer))
-            target[top:bottom] = samples.reshape(bottom - top, rows, width, columns).mean(dim=(1, 3))
-    return crop.to(image.device)
+            target[top:bottom] = np.asarray(layer).reshape(bottom - top, rows, width, columns).mean(axis=(1, 3))
+    return crop
 
 
 def _plan(
-    image: torch.Tensor, matrix: np.ndarray, height: int, width: int
-) -> tuple[torch.Tensor, list[tuple[int, int, np.ndarray]], tuple[int, int]]:
+    image: np.ndarray, matrix: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, list[tuple[int, int, np.ndarray]], tuple[int, int]]:
     """What to resample, the crop's bands (top, bottom, matrix), and the samples a crop pixel averages, down and across.
 
     A large shrink averages squares of pixels first, so that the work is bounded by the image's size.
@@ -120,7 +117,6 @@ def _plan(
     step_x, step_y = math.hypot(a, c), math.hypot(b, d)  # image pixels per crop pixel, along the crop's axes
     pool = max(1, int(min(step_x, step_y) / 2))
     rows, columns = (max(1, math.ceil(step / pool - 1e-6)) for step in (step_y, step_x))
-    image = image.detach().cpu()
     source = image if pool == 1 else pooled(image, pool)
     count = min(height, math.ceil(height * rows * width * columns / _MOST_SAMPLES))
     edges = [height * band // count for band in range(count + 1)]
@@ -132,22 +128,27 @@ def _shift(x: float, y: float) -> np.ndarray:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
 
 
-def pooled(image: torch.Tensor, factor: int) -> torch.Tensor:
+def pooled(image: np.ndarray, factor: int) -> np.ndarray:
     """Means of squares of factor x factor pixels, as float32; in strips, without a copy of the whole image."""
-    if factor == 1:
-        return image.float()
-    rows = factor * max(1, _STRIP // (factor * image.shape[2]))
-    means = torch.empty(image.shape[0], -(-image.shape[1] // factor), -(-image.shape[2] // factor), device=image.device)
-    strip = torch.empty_like(image[:, :rows], dtype=torch.float32)  # reused: the allocator would not
-    for top in range(0, image.shape[1], rows):
-        part = image[:, top : top + rows]
-        part = strip[:, : part.shape[1]].copy_(part)
-        target = means[:, top // factor : top // factor + rows // factor]
-        target[:] = F.avg_pool2d(part[None], factor, ceil_mode=True, count_include_pad=False)[0]
-    return means
+    channels, height, width = image.shape
+    rows = factor * max(1, _STRIP // (factor * width))
+    means = np.zeros((-(-height // factor), -(-width // factor), channels), np.float32)
+    for top in range(0, height, rows):
+        part = image[:, top : top + rows].transpose(1, 2, 0)
+        sums = np.zeros((-(-len(part) // factor), width, channels), np.float32)
+        for down in range(factor):
+            lines = part[down::factor]
+            sums[: len(lines)] += lines
+        target = means[top // factor :][: len(sums)]
+        for right in range(factor):
+            columns = sums[:, right::factor]
+            target[:, : columns.shape[1]] += columns
+    across, along = (np.minimum(side - np.arange(0, side, factor), factor) for side in (height, width))
+    means /= (across[:, None] * along)[:, :, None]
+    return means.transpose(2, 0, 1)
 
 
-def _cv2_can(image: torch.Tensor, rows: int, columns: int) -> bool:
+def _cv2_can(image: np.ndarray, rows: int, columns: int) -> bool:
     return cv2 is not None and image.shape[0] in (1, 3) and max(*image.shape[1:], rows, columns) < _CV2_SIDE
 
 
@@ -156,7 +157,7 @@ def _corners(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
     return transform_points(np.linalg.inv(matrix), np.array([[0, 0], [width, 0], [0, height], [width, height]]))
 
 
-def _around_crop(image: torch.Tensor, matrix: np.ndarray, height: int, width: int) -> tuple[torch.Tensor, np.ndarray]:
+def _around_crop(image: np.ndarray, matrix: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The part of the image that a crop reads and its matrix: with many faces the image is not copied for each."""
     corners, sides = _corners(matrix, height, width), (image.shape[2], image.shape[1])
     left, top = np.clip(np.floor(corners.min(0)) - 2, 0, sides).astype(int).tolist()
@@ -183,7 +184,8 @@ def _resample(
     source: np.ndarray, matrix: np.ndarray, crop_size: tuple[int, int], per_pixel: tuple[int, int]
 ) -> np.ndarray:
     """`warp` by OpenCV, of and to (height, width, channels) of one dtype; the result lies in scratch memory."""
-    if torch.utils.data.get_worker_info() is not None:
+    loading = sys.modules.get("torch.utils.data")
+    if loading is not None and loading.get_worker_info() is not None:
         cv2.setNumThreads(0)  # each worker has one core
     image_height, image_width, channels = source.shape
     (height, width), (rows, columns) = crop_size, per_pixel

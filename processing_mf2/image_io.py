@@ -6,6 +6,7 @@ import io
 import ipaddress
 import os
 import socket
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,6 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms
 
 
@@ -64,11 +64,17 @@ _EXPECTED = (
 )
 
 
+def is_tensor(value: Any) -> bool:
+    """Without importing torch: where it is not imported, nobody has a tensor."""
+    kind = getattr(sys.modules.get("torch"), "Tensor", None)
+    return kind is not None and isinstance(value, kind)
+
+
 def flatten_images(images: Any) -> list[Any]:
     """A single image, a (nested) list or a 4-D array as a flat list."""
     if isinstance(images, list | tuple):
         return [leaf for item in images for leaf in flatten_images(item)]
-    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+    if (isinstance(images, np.ndarray) or is_tensor(images)) and images.ndim == 4:
         return list(images)
     return [images]
 
@@ -80,7 +86,7 @@ def read_image(
     max_pixels: int = MOST_PIXELS,
     allow_url: bool = False,
     timeout: float | None = None,
-) -> torch.Tensor:
+) -> np.ndarray:
     """(3, height, width) with EXIF rotation applied: uint8, or float32 from 0 to 255 where bytes would lose precision.
 
     Files and bytes (also a row of an undecoded `datasets` image, base64 text or a `data:` URL) are decoded by PIL, the
@@ -92,8 +98,8 @@ def read_image(
     image = _resolve(image, name, allow_url, timeout)
     if isinstance(image, Image.Image):
         return _from_pil(image, name, max_pixels)
-    if isinstance(image, np.ndarray | torch.Tensor):
-        return _from_array(_to_tensor(image, name), name, max_pixels)
+    if isinstance(image, np.ndarray) or is_tensor(image):
+        return _from_array(_to_array(image, name), name, max_pixels)
     with _opened(image, name) as (opened, file):
         return _from_pil(opened, name, max_pixels, file)
 
@@ -103,8 +109,8 @@ def image_size(image: Any, *, name: str = "image") -> tuple[int, int]:
     image = _resolve(image, name, allow_url=False)
     if isinstance(image, Image.Image):
         return image.height, image.width
-    if isinstance(image, np.ndarray | torch.Tensor):
-        return tuple(_channels_first(_to_tensor(image, name), name).shape[1:])
+    if isinstance(image, np.ndarray) or is_tensor(image):
+        return _channels_first(_to_array(image, name), name).shape[1:]
     with _opened(image, name) as (opened, _):
         return opened.height, opened.width
 
@@ -113,9 +119,7 @@ def is_url(image: Any) -> bool:
     return isinstance(image, str) and image.startswith(("http://", "https://"))
 
 
-def _resolve(
-    image: Any, name: str, allow_url: bool, timeout: float | None = None
-) -> Image.Image | np.ndarray | torch.Tensor | Path | bytes:
+def _resolve(image: Any, name: str, allow_url: bool, timeout: float | None = None) -> Any:
     if isinstance(image, Mapping) and image and set(image) <= {"bytes", "path"}:
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if image is None:
@@ -137,7 +141,7 @@ def _resolve(
         if isinstance(image, str) and len(image) >= _SHORTEST_BASE64 and not path.suffix:
             return _from_base64(image, name)
         raise FileNotFoundError(f"{name}: there is no file {str(path)!r:.300}")
-    if isinstance(image, Image.Image | np.ndarray | torch.Tensor | bytes | bytearray):
+    if isinstance(image, Image.Image | np.ndarray | bytes | bytearray) or is_tensor(image):
         return image
     raise TypeError(f"{name}: got {type(image).__name__}, expected {_EXPECTED}")
 
@@ -228,7 +232,7 @@ def _pil_refuses(error: Exception, name: str) -> ValueError:
     )
 
 
-def _from_pil(image: Image.Image, name: str, max_pixels: int, file: BinaryIO | None = None) -> torch.Tensor:
+def _from_pil(image: Image.Image, name: str, max_pixels: int, file: BinaryIO | None = None) -> np.ndarray:
     _check_size(image.height, image.width, name, max_pixels, image.format, image.mode)
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -240,9 +244,9 @@ def _from_pil(image: Image.Image, name: str, max_pixels: int, file: BinaryIO | N
     except Exception as error:  # PIL's decoders raise anything
         raise ValueError(f"{name}: the image is truncated or damaged ({error})") from error
     if image.mode == "F" or image.mode.startswith("I"):
-        return _upright(_from_array(_to_tensor(np.asarray(image), name), name, max_pixels), orientation)
+        return _upright(_from_array(_to_array(np.asarray(image), name), name, max_pixels), orientation)
     pixels = _rgb_bytes(image) if pixels is None else pixels
-    return _upright(torch.from_numpy(pixels).permute(2, 0, 1), orientation)
+    return _upright(pixels.transpose(2, 0, 1), orientation)
 
 
 def _decode_jpeg(image: Image.Image, file: BinaryIO) -> np.ndarray | None:
@@ -268,8 +272,8 @@ def _rgb_bytes(image: Image.Image) -> np.ndarray:
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         if strip.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in strip.info:
-            rgba = torch.from_numpy(np.array(strip.convert("RGBA"))).permute(2, 0, 1)
-            pixels[top : top + rows] = _on_background(rgba).permute(1, 2, 0).numpy()
+            rgba = np.asarray(strip.convert("RGBA")).transpose(2, 0, 1)
+            pixels[top : top + rows] = _on_background(rgba).transpose(1, 2, 0)
             continue
         if strip.mode == "LAB":
             lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -278,56 +282,56 @@ def _rgb_bytes(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _upright(pixels: torch.Tensor, orientation: Any) -> torch.Tensor:
+def _upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
     """Applies EXIF's orientation (1 to 8)."""
     if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 2)
+        pixels = pixels.swapaxes(1, 2)
     axes = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
-    return pixels if axes is None else pixels.flip(axes)
+    return pixels if axes is None else np.flip(pixels, axes)
 
 
-def _to_tensor(array: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    if isinstance(array, torch.Tensor):
-        if array.layout != torch.strided or array.is_meta:
-            layout = str(array.layout).removeprefix("torch.")
+def _to_array(array: Any, name: str) -> np.ndarray:
+    if is_tensor(array):
+        layout = str(array.layout).removeprefix("torch.")
+        if layout != "strided" or array.is_meta:
             raise TypeError(f"{name}: got a {layout} tensor on {array.device}, expected a dense one (to_dense())")
-        return array.detach()
+        if array.is_complex():
+            raise ValueError(f"{name}: got values of type {array.dtype}, expected bytes, integers or floats")
+        array = array.detach().cpu()
+        return (array.float() if array.is_floating_point() else array).numpy()
     if array.dtype.kind not in "buif":
         raise ValueError(f"{name}: got an array of {array.dtype}, expected bytes, integers or floats")
-    # torch needs native byte order, writable memory and no negative strides.
-    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    return array
 
 
-def _channels_first(array: torch.Tensor, name: str) -> torch.Tensor:
-    shape = tuple(array.shape)
+def _channels_first(array: np.ndarray, name: str) -> np.ndarray:
+    shape = array.shape
     if array.ndim == 2:
         array = array[None]
     elif array.ndim == 3 and shape[0] > 4 and shape[2] <= 4:
-        array = array.permute(2, 0, 1)
+        array = array.transpose(2, 0, 1)
     if array.ndim != 3 or not 1 <= array.shape[0] <= 4:
         raise ValueError(f"{name}: got an array of shape {shape}, expected {_EXPECTED}")
     return array
 
 
-def _from_array(array: torch.Tensor, name: str, max_pixels: int) -> torch.Tensor:
+def _from_array(array: np.ndarray, name: str, max_pixels: int) -> np.ndarray:
     array = _channels_first(array, name)
-    _check_size(*array.shape[1:], name, max_pixels, "" if array.dtype == torch.uint8 else "float")
+    _check_size(*array.shape[1:], name, max_pixels, "" if array.dtype == np.uint8 else "float")
     array = _to_byte_range(array, name)
     if array.shape[0] == 2:
-        array = torch.cat([array[:1].expand(3, -1, -1), array[1:]])
-    return _on_background(array) if array.shape[0] == 4 else array.expand(3, -1, -1)
+        array = np.concatenate([np.repeat(array[:1], 3, axis=0), array[1:]])
+    return _on_background(array) if array.shape[0] == 4 else np.broadcast_to(array, (3, *array.shape[1:]))
 
 
-def _to_byte_range(array: torch.Tensor, name: str) -> torch.Tensor:
-    if array.dtype == torch.uint8:
+def _to_byte_range(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == np.uint8:
         return array
-    if array.dtype == torch.bool:
-        return array.to(torch.uint8) * 255
-    if array.dtype.is_complex:
-        raise ValueError(f"{name}: got values of type {array.dtype}, expected bytes, integers or floats")
-    is_16_bit, is_float = array.dtype == torch.uint16, array.dtype.is_floating_point
-    array = array.to(torch.float32)
-    low, high = array.min().item(), array.max().item()
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    is_16_bit, is_float = array.dtype.newbyteorder("=") == np.uint16, array.dtype.kind == "f"
+    array = array.astype(np.float32, copy=False)
+    low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= (255 if is_float else 65535)):  # also catches NaN
         raise ValueError(
             f"{name}: got values from {low:g} to {high:g}, expected 0 to 1 or 0 to 255 (floats), 0 to 255 or 0 to "
@@ -338,14 +342,14 @@ def _to_byte_range(array: torch.Tensor, name: str) -> torch.Tensor:
     return array / 257 if high > 255 or is_16_bit else array
 
 
-def _on_background(rgba: torch.Tensor) -> torch.Tensor:
+def _on_background(rgba: np.ndarray) -> np.ndarray:
     """RGBA over mid grey, in the same dtype; in strips, because the arithmetic is in floats."""
-    rgb, rows = torch.empty_like(rgba[:3]), max(1, _STRIP // rgba.shape[2])
+    rgb, rows = np.empty_like(rgba[:3]), max(1, _STRIP // rgba.shape[2])
     for top in range(0, rgba.shape[1], rows):
-        part = rgba[:, top : top + rows].float()
+        part = rgba[:, top : top + rows].astype(np.float32)
         alpha = part[3:] / 255
         part = part[:3] * alpha + BACKGROUND * (1 - alpha)
-        rgb[:, top : top + rows] = part if rgb.is_floating_point() else part.round_()
+        rgb[:, top : top + rows] = part if rgb.dtype.kind == "f" else part.round()
     return rgb
 
 

@@ -1,10 +1,8 @@
 """`MF2ImageProcessor`: images to aligned, normalised crops with landmarks; settings and files are checked by name."""
 
 import difflib
-import inspect
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -12,19 +10,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from transformers import BatchFeature, PilBackend, TorchvisionBackend
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, cached_file, logging
 
 from configuration_mf2.hub import SelfContainedMixin
 from configuration_mf2.json_files import read_json
 
+from .crops import CALLERS_OWN, CropSize, check_names, check_settings, crop_plan, normalize_crops
 from .detection import DETECTORS
-from .geometry import alignment_matrix, resize_matrix, transform_points, warp, warp_by_pil
-from .image_io import MOST_PIXELS, flatten_images, read_image
+from .geometry import transform_points, warp, warp_by_pil
+from .image_io import MOST_PIXELS, flatten_images, is_tensor, read_image
 from .landmarks import (
+    TEMPLATES,
     DetectedFace,
-    FaceAlignmentDetector,
     LandmarkSource,
     ManyFacesPolicy,
     NoFacePolicy,
@@ -108,7 +107,8 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_align (`bool`): align the face to the canonical one by rotation, scale and shift; `False`: resize the image.
     landmark_source (`str`): landmarks of an image for which none are given. `"template"`: the image is a ready-aligned
-        crop with the mean face's landmarks; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
+        crop with the mean face's landmarks; `"insightface112"`, `"ffhq"`: a crop as those align it, which is brought to
+        MF²'s own; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
         `"face_alignment"`: by the face-alignment package, which downloads its weights at the first use; `"given"`: they
         are required.
     on_no_face (`str`): `"raise"`, `"template"` or `"skip"` if no face is detected.
@@ -133,92 +133,9 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     return_faces: bool | None
 
 
-# Settings of transformers for which this processor has one value only.
-_FIXED = {
-    **{"do_resize": True, "do_convert_rgb": True, "do_center_crop": False, "do_pad": False},
-    **{"resample": PILImageResampling.BILINEAR, "data_format": "channels_first"},
-}
-_CHOICES = {
-    "landmark_source": LandmarkSource.__args__,
-    "on_no_face": NoFacePolicy.__args__,
-    "on_many_faces": ManyFacesPolicy.__args__,
-}
-_SWITCHES = ("do_align", "do_rescale", "do_normalize", "allow_url", "return_landmark_source", "return_faces")
-_DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
-_MOST_LEVEL = 1e6  # of image_mean and image_std
-_LARGEST_CROP = 4096  # pixels a side
-
-CALLERS_OWN = ("allow_url", "max_pixels", "timeout")
-"""Set by the caller alone: a checkpoint neither opens the network nor raises the memory limit."""
-
 # In a processor's file, but no settings.
 _SAVED_BESIDE = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 _OF_A_CALL = {"landmarks", "augment", "augment_seed", "sample_index"}
-
-
-def check_names(given: Iterable[str], known: set[str], owner: str) -> None:
-    for name in sorted(set(given) - known):
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TypeError(f"{owner}: got an unknown setting {name!r}; {hint}Settings: {sorted(known)}")
-
-
-def check_choices(chosen: Mapping[str, Any]) -> None:
-    for name in _CHOICES.keys() & chosen.keys():
-        if not isinstance(chosen[name], str) or chosen[name] not in _CHOICES[name]:
-            raise ValueError(f"{name}: got {chosen[name]!r:.80}, expected one of {list(_CHOICES[name])}")
-
-
-def check_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a processor or a call, with `size`, `image_mean` and `image_std` in one form; or an error."""
-    for name, only in _FIXED.items():
-        if settings.get(name) not in (None, only):
-            raise ValueError(f"{name}: got {settings[name]!r:.80}, expected {only!r}: crops are always RGB of `size`")
-    check_choices(settings)
-    for name in _SWITCHES:
-        if settings.get(name) is not None and type(settings[name]) is not bool:
-            raise ValueError(f"{name}: got {settings[name]!r:.80}, expected True or False")
-    if type(settings["max_pixels"]) is not int or settings["max_pixels"] < 1:
-        raise ValueError(f"max_pixels: got {settings['max_pixels']!r:.80}, expected a whole number from 1")
-    detector = settings.get("face_alignment_kwargs")
-    if detector is not None and not isinstance(detector, Mapping):
-        raise ValueError(f"face_alignment_kwargs: got {detector!r:.80}, expected a dict, such as {{'device': 'cpu'}}")
-    check_names(detector or (), _DETECTOR_SETTINGS, "face_alignment_kwargs")
-    factor = settings.get("rescale_factor")
-    if settings.get("do_rescale") and not (_is_number(factor) and factor):
-        raise ValueError(f"rescale_factor: got {factor!r:.80}, expected a finite number that is not 0, such as 1/255")
-    resolved = {**settings, "size": _size(settings.get("size"))}
-    for name in ("image_mean", "image_std"):
-        values = settings.get(name)
-        if isinstance(values, list | tuple):
-            resolved[name] = values = tuple(values)
-        levels = values if isinstance(values, tuple) else (values,) * 3
-        low = 1e-6 if name == "image_std" else -_MOST_LEVEL
-        right = len(levels) == 3 and all(_is_number(level) and low <= level <= _MOST_LEVEL for level in levels)
-        if not right and (settings.get("do_normalize") or values is not None):
-            above = " above 0" if name == "image_std" else ""
-            raise ValueError(f"{name}: got {values!r:.80}, expected a number{above} up to {_MOST_LEVEL:g}, or three")
-    return resolved
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _size(size: Any) -> SizeDict:
-    given, size = size, dict(size) if isinstance(size, SizeDict) else size
-    if isinstance(size, list | tuple) and len(size) == 2:
-        size = {"height": size[0], "width": size[1]}
-    elif not isinstance(size, Mapping):
-        size = {"height": size, "width": size}
-    height, width = size.get("height"), size.get("width")
-    right = all(type(side) is int and 0 < side <= _LARGEST_CROP for side in (height, width))
-    if set(size) != {"height", "width"} or not right:
-        raise ValueError(
-            f"size: got height {height!r:.40} and width {width!r:.40}, expected whole numbers from 1 to "
-            f"{_LARGEST_CROP}: {{'height': 224, 'width': 224}}, or 224 for both"
-        )
-    return given if isinstance(given, SizeDict) else SizeDict(height=height, width=width)
 
 
 class Augmentation(Protocol):
@@ -230,7 +147,7 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class _Row:
-    crop: torch.Tensor
+    crop: np.ndarray
     points: np.ndarray
     source: str
     image_index: int
@@ -336,7 +253,8 @@ class _AlignedCrops(CheckedFilesMixin):
         given = landmarks_per_image(landmarks, len(images))
         draws = _draws(augment, augment_seed, sample_index, len(images))
         rows = [row for image_rows in self._rows(images, given, draws, settings) for row in image_rows]
-        return self._to_batch(rows, settings)
+        device = settings.device or (images[0].device if is_tensor(images[0]) else None)
+        return self._to_batch(rows, settings, device)
 
     def _rows(
         self, images: list[Any], given: list[Any], draws: list[Any], settings: SimpleNamespace
@@ -344,27 +262,29 @@ class _AlignedCrops(CheckedFilesMixin):
         """The faces of each image, cut out."""
         places = [f"[{index}]" for index in range(len(images))] if len(images) > 1 else [""]
         rows: list[list[_Row]] = [[] for _ in images]
-        searched: dict[int, torch.Tensor] = {}  # kept, so that faces are detected in one batch
+        searched: dict[int, np.ndarray] = {}  # kept, so that faces are detected in one batch
 
-        def cut(index: int, pixels: torch.Tensor, points: Any, source: str, found: DetectedFace | None = None) -> None:
+        def cut(index: int, pixels: np.ndarray, points: Any, source: str, found: DetectedFace | None = None) -> None:
             if points is not None:
                 name = f"landmarks{places[index]}" if found is None else f"landmarks found in images{places[index]}"
                 points = check_landmarks(points, *pixels.shape[1:], name)
                 if found is None:
                     check_orientation(points, name)
             face = face_in_image(*pixels.shape[1:], points, source, found) if settings.return_faces else None
+            if points is None and source != "template":
+                points = template_landmarks(*pixels.shape[1:], source)
             rows[index].append(_Row(*self._cut(pixels, points, draws[index], settings), source, index, face))
 
         limits = {name: getattr(settings, name) for name in CALLERS_OWN}
         for index, (image, place) in enumerate(zip(images, places, strict=True)):
-            pixels = read_image(image, name=f"images{place}", **limits).to(settings.device)
+            pixels = read_image(image, name=f"images{place}", **limits)
             if given[index] is not None:
                 cut(index, pixels, given[index], "given")
             elif settings.landmark_source in DETECTORS:
                 searched[index] = pixels
-            elif settings.landmark_source == "template":
+            elif settings.landmark_source in TEMPLATES:
                 _warn_if_no_crop(pixels, settings.size)
-                cut(index, pixels, None, "template")
+                cut(index, pixels, None, settings.landmark_source)
             else:
                 raise ValueError(f"landmarks{place}: got none, but landmark_source='given' requires them")
         if searched:
@@ -380,39 +300,23 @@ class _AlignedCrops(CheckedFilesMixin):
         return rows
 
     def _cut(
-        self, pixels: torch.Tensor, points: np.ndarray | None, draw: Any, settings: SimpleNamespace
-    ) -> tuple[torch.Tensor, np.ndarray]:
-        """The crop and its landmarks. All movements are one matrix, so that pixels are resampled once."""
-        height, width = settings.size.height, settings.size.width
-        matrix = resize_matrix(*pixels.shape[1:], height, width)
-        if points is None:
-            points = template_landmarks(*pixels.shape[1:])
-        elif settings.do_align:
-            matrix = alignment_matrix(points, height, width)
+        self, pixels: np.ndarray, points: np.ndarray | None, draw: Any, settings: SimpleNamespace
+    ) -> tuple[np.ndarray, np.ndarray]:
+        matrix, points = crop_plan(pixels, points, settings)
         if draw is None:
-            return self.warp(pixels, matrix, height, width), transform_points(matrix, points)
-        return draw.cut(self.warp, pixels, points, matrix, height, width)
+            return self.warp(pixels, matrix, *settings.size), transform_points(matrix, points)
+        return draw.cut(self.warp, pixels, points, matrix, *settings.size)
 
-    def _to_batch(self, rows: list[_Row], settings: SimpleNamespace) -> BatchFeature:
-        device = rows[0].crop.device if rows else None
-        pixel_values = torch.empty(len(rows), 3, settings.size.height, settings.size.width, device=device)
-        if settings.do_normalize:
-            # In the pixels' own range: each crop is changed twice instead of three times.
-            share = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
-            levels = (settings.image_mean, settings.image_std)
-            mean, std = ((torch.tensor(values, device=device) * share).view(-1, 1, 1) for values in levels)
-        for place, row in zip(pixel_values, rows, strict=True):  # crop by crop: a batch exceeds the CPU's cache
-            place.copy_(row.crop)
-            if settings.do_normalize:
-                place.sub_(mean).div_(std)
-            elif settings.do_rescale:
-                place.mul_(settings.rescale_factor)
-        points = np.array([row.points for row in rows], dtype=np.float32).reshape(-1, 68, 2)
-        data = {"pixel_values": pixel_values, "landmarks": torch.from_numpy(points).to(pixel_values.device)}
+    def _to_batch(self, rows: list[_Row], settings: SimpleNamespace, device: Any) -> BatchFeature:
+        data: dict[str, Any] = {
+            "pixel_values": normalize_crops([row.crop for row in rows], settings),
+            "landmarks": np.array([row.points for row in rows], dtype=np.float32).reshape(-1, 68, 2),
+        }
         if settings.return_landmark_source:
-            data["image_index"] = torch.tensor([row.image_index for row in rows], dtype=torch.int64)
-        if settings.return_tensors in ("np", TensorType.NUMPY):
-            data = {name: tensor.cpu().numpy() for name, tensor in data.items()}
+            data["image_index"] = np.array([row.image_index for row in rows], dtype=np.int64)
+        if settings.return_tensors not in ("np", TensorType.NUMPY):
+            data = {name: torch.from_numpy(values) for name, values in data.items()}
+            data |= {name: data[name].to(device) for name in self.model_input_names}
         if settings.return_landmark_source:
             data["landmark_source"] = [row.source for row in rows]
         if settings.return_faces:
@@ -443,7 +347,7 @@ def _draws(augment: Augmentation | None, seed: int, sample_index: Sequence[int] 
     return [augment.draw(seed, index) for index in indexes]
 
 
-def _warn_if_no_crop(pixels: torch.Tensor, size: SizeDict) -> None:
+def _warn_if_no_crop(pixels: np.ndarray, size: CropSize) -> None:
     height, width = pixels.shape[1:]
     if not 0.8 < (width / height) / (size.width / size.height) < 1.25:
         logger.warning_once(

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
-from .geometry import STEADY_POINTS, canonical_landmarks, pooled
+from .geometry import STEADY_POINTS, canonical_landmarks, fit_similarity, pooled, transform_points
+from .image_io import is_tensor
 
 
-LandmarkSource = Literal["template", "mediapipe", "face_alignment", "given"]
+LandmarkSource = Literal["template", "insightface112", "ffhq", "mediapipe", "face_alignment", "given"]
 NoFacePolicy = Literal["raise", "template", "skip"]
 ManyFacesPolicy = Literal["largest", "all"]
 
@@ -40,16 +39,44 @@ class DetectedFace:
         return float((right - left) * (bottom - top))
 
 
-def template_landmarks(height: int, width: int) -> np.ndarray:
-    """The mean face's, for an image that is a ready-aligned crop: (68, 2)."""
-    return canonical_landmarks(height, width)
+def _five_points(face: np.ndarray) -> np.ndarray:
+    """Centres of the eyes, tip of the nose, corners of the mouth."""
+    return np.array([face[36:42].mean(0), face[42:48].mean(0), face[30], face[48], face[54]])
+
+
+def _insightface_template(face: np.ndarray) -> np.ndarray:
+    """insightface's 112-pixel crop (also ArcFace, Aff-Wild2's `cropped_aligned`) puts five points here."""
+    target = [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+    return transform_points(fit_similarity(_five_points(face), np.array(target) / 112), face)
+
+
+def _ffhq_template(face: np.ndarray) -> np.ndarray:
+    """FFHQ's crop: a square around the eyes' centre, its side four eye distances or 3.6 times eyes to mouth."""
+    left, right, _, *corners = _five_points(face)
+    eyes, mouth = (left + right) / 2, np.mean(corners, axis=0)
+    side = max(4 * np.hypot(*(right - left)), 3.6 * np.hypot(*(mouth - eyes)))
+    return (face - eyes - 0.1 * (mouth - eyes)) / side + 0.5
+
+
+_MEAN_FACE = canonical_landmarks(1, 1)
+TEMPLATES: dict[str, np.ndarray] = {
+    "template": _MEAN_FACE,
+    "insightface112": _insightface_template(_MEAN_FACE),
+    "ffhq": _ffhq_template(_MEAN_FACE),
+}
+"""Where ready-aligned crops have the mean face: (68, 2) as fractions of width and height. `template` is MF²'s own."""
+
+
+def template_landmarks(height: int, width: int, template: str = "template") -> np.ndarray:
+    """The mean face's in a crop that is aligned to this template: (68, 2)."""
+    return TEMPLATES[template] * (width, height)
 
 
 def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
     """The landmarks given for each of `count` images, unchecked, or `None`."""
     if landmarks is None:
         return [None] * count
-    if isinstance(landmarks, np.ndarray | torch.Tensor):
+    if isinstance(landmarks, np.ndarray) or is_tensor(landmarks):
         # For one image, the axis of images is optional.
         landmarks = [landmarks] if count == 1 and landmarks.ndim != 3 else list(landmarks)
     elif isinstance(landmarks, list | tuple) and count == 1 and len(landmarks) != 1:
@@ -62,7 +89,7 @@ def landmarks_per_image(landmarks: Any, count: int) -> list[Any]:
 
 def check_landmarks(landmarks: Any, height: int, width: int, name: str) -> np.ndarray:
     """(68, 2) float64, if they can be those of a face in an image of this size."""
-    if isinstance(landmarks, torch.Tensor):
+    if is_tensor(landmarks):
         landmarks = landmarks.detach().float().cpu()
     try:
         points = np.asarray(landmarks, dtype=np.float64)
@@ -132,7 +159,8 @@ def face_in_image(
     The box is the detector's, else the bounds of the given landmarks; a template's is the whole image.
     """
     if points is None:
-        points, box, box_source = template_landmarks(height, width), np.array([0, 0, width, height]), "image"
+        points = template_landmarks(height, width, source if source in TEMPLATES else "template")
+        box, box_source = np.array([0, 0, width, height]), "image"
     elif found is not None:
         box, box_source = found.box, source
     else:
@@ -172,8 +200,11 @@ class FaceAlignmentDetector:
         with _LOADING:
             return _load_network(*self.settings)
 
-    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]:
-        """(3, height, width) images from 0 to 255, of any sizes -> the faces of each, largest first."""
+    def detect(self, images: Sequence[Any]) -> list[list[DetectedFace]]:
+        """(3, height, width) images from 0 to 255, of any sizes, arrays or tensors -> the faces of each."""
+        import torch  # by this detector alone
+
+        images = [image.cpu().numpy() if is_tensor(image) else image for image in images]
         copies, scales = zip(*(self._detection_copy(image) for image in images), strict=True) if images else ((), ())
         boxes: list[Sequence[np.ndarray]] = [()] * len(images)
         for group in _groups_of_equal_shape(copies):
@@ -185,21 +216,24 @@ class FaceAlignmentDetector:
             for image, image_boxes, scale in zip(images, boxes, scales, strict=True)
         ]
 
-    def _detection_copy(self, image: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _detection_copy(self, image: np.ndarray) -> tuple[Any, float]:
+        import torch
+
         height, width = image.shape[1:]
         scale = min(1.0, self.detection_side / max(height, width))
-        if scale == 1.0:
-            return image.float(), 1.0
         size = (max(1, round(height * scale)), max(1, round(width * scale)))
-        if height * width > _LARGE:
+        if scale < 1 and height * width > _LARGE:
             image = pooled(image, max(1, int(0.5 / scale)))
-        return F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0], scale
+        copy = torch.tensor(image, dtype=torch.float32)
+        if scale < 1:
+            copy = torch.nn.functional.interpolate(copy[None], size, mode="bilinear", antialias=True)[0]
+        return copy, scale
 
-    def _landmarks(self, image: torch.Tensor, boxes: Sequence[np.ndarray], scale: float) -> list[DetectedFace]:
+    def _landmarks(self, image: np.ndarray, boxes: Sequence[np.ndarray], scale: float) -> list[DetectedFace]:
         if len(boxes) == 0:
             return []
         boxes = [np.array([*(np.asarray(box[:4]) / scale), box[4]]) for box in boxes]
-        pixels = image.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        pixels = np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0))
         points, confidence, _ = self.network.get_landmarks_from_image(
             pixels, detected_faces=boxes, return_bboxes=True, return_landmark_score=True
         )
@@ -214,7 +248,7 @@ class FaceAlignmentDetector:
 _LARGE = 2**24  # pixels; as floats of all colours that is 200 MB
 
 
-def _groups_of_equal_shape(images: Sequence[torch.Tensor]) -> list[list[int]]:
+def _groups_of_equal_shape(images: Sequence[Any]) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(tuple(image.shape), []).append(index)
@@ -227,6 +261,7 @@ _LOADING = threading.Lock()
 def missing_weights() -> tuple[str, list[str]]:
     """The folder that face-alignment reads its weights from, and the URLs of those that are not there."""
     try:  # here: the package takes seconds to import
+        import torch
         from face_alignment import api
         from face_alignment.detection.sfd import sfd_detector
     except ImportError as error:

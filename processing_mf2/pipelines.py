@@ -20,8 +20,10 @@ from configuration_mf2.facs import ACTION_UNITS, EMOTIONS
 from configuration_mf2.hub import PIPELINES as HUB_PIPELINES
 from configuration_mf2.hub import check_finite_weights, check_loading_info
 
-from .image_processing_mf2 import MF2ImageProcessorKwargs, check_choices
-from .processing_mf2 import MF2Processor, check_finite
+from .crops import check_choices
+from .image_processing_mf2 import MF2ImageProcessorKwargs
+from .processing_mf2 import MF2Processor
+from .results import check_finite
 from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 
 
@@ -226,7 +228,10 @@ class MF2Pipeline(Pipeline):
         return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
 
     def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
-        """A row for every face to judge; none if `on_no_face="skip"` leaves the image out."""
+        """A row for every face to judge; none if `on_no_face="skip"` leaves the image out. An item that was prepared
+        before, say in another thread, is taken as it is."""
+        if isinstance(item, Mapping) and "pixel_values" in item:
+            return dict(item)
         landmarks = None
         if isinstance(item, Mapping) and "image" in item:
             item, landmarks = item["image"], item.get("landmarks")
@@ -427,13 +432,14 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
         labels = forward_params["labels"]
         text = self.processor(text=[*labels.sentences, *labels.at_rest]).to(self.device)
         model = self.model.base_model
-        return {"features": model.get_text_features(text["input_ids"], text["attention_mask"], branch=labels.branch)}
+        read = model.get_text_features(text["input_ids"], text["attention_mask"], labels.branch, return_dict=True)
+        return {"features": read.pooler_output}
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], labels: ZeroShotLabels, features: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         model = self.model.base_model
-        seen = model.get_image_features(**inputs, branch=labels.branch)
+        seen = model.get_image_features(**inputs, branch=labels.branch, return_dict=True).pooler_output
         if labels.branch == "emo":
             near = torch.einsum("bqd,ld->blq", seen, features)
         else:  # each sentence meets the queries of its own AU

@@ -1,7 +1,7 @@
 """`MF2Processor`: images and texts to model inputs, and logits to named results and thresholds."""
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,11 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TensorType, logging
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL, check_action_units, resolve_label_set
+from configuration_mf2.facs import UNKNOWN_LABEL, check_action_units, resolve_label_set
 
 from .image_io import flatten_images
 from .image_processing_mf2 import CheckedFilesMixin, MF2ImageProcessor
+from .results import FaceResults, resolve_thresholds
 from .wording import KEY_AU_PROMPT
 
 
@@ -22,64 +23,6 @@ logger = logging.get_logger(__name__)
 
 SHORTEST_SENTENCE = 3
 """Tokens: [CLS], one word, [SEP]."""
-
-Thresholds = float | Sequence[float] | Mapping[str, float] | None
-
-
-class NotFiniteError(ValueError):
-    """A model answered with NaN or an infinite value."""
-
-
-def check_finite(values: torch.Tensor, name: str) -> None:
-    """NaN is below every threshold: without this check it would read "Neutral, no AU"."""
-    if not torch.isfinite(values).all():
-        raise NotFiniteError(
-            f"{name}: got {values[~torch.isfinite(values)][0].item()} from the model, expected finite numbers; its "
-            "weights are damaged, or its precision is too low: load it again, in float32"
-        )
-
-
-def resolve_thresholds(
-    thresholds: Thresholds, action_units: Sequence[str], usual: Sequence[float] | None = None, name: str = "thresholds"
-) -> list[float]:
-    """One threshold an AU, from one for all, one each, or some by name; the rest from `usual`, or 0.5."""
-    usual = [0.5] * len(action_units) if usual is None else list(usual)
-    if thresholds is None:
-        values = usual
-    elif isinstance(thresholds, Mapping):
-        unknown = sorted(set(thresholds) - set(action_units))
-        if unknown or not thresholds:
-            raise ValueError(f"{name}: got {unknown}, expected names among {list(action_units)}")
-        values = [thresholds.get(unit, value) for unit, value in zip(action_units, usual, strict=True)]
-    elif isinstance(thresholds, int | float):
-        values = [thresholds] * len(action_units)
-    else:
-        values = list(thresholds) if isinstance(thresholds, Iterable) else [thresholds]
-    try:
-        values = [float(value) for value in values]
-    except (TypeError, ValueError):
-        values = [repr(value)[:40] for value in values]
-    if len(values) != len(action_units) or not all(isinstance(value, float) and 0 <= value <= 1 for value in values):
-        raise ValueError(
-            f"{name}: got {values}, expected {len(action_units)} numbers from 0 to 1, one for each of "
-            f"action_units {list(action_units)}"
-        )
-    return values
-
-
-def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[float]] | None:
-    logits = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
-    if logits is None:
-        return None
-    logits = torch.as_tensor(logits).detach().float().cpu()
-    if logits.ndim != 2 or logits.shape[1] != len(labels):
-        raise ValueError(
-            f"{name}: got shape {tuple(logits.shape)}, expected (batch, {len(labels)}) for {list(labels)}; load the "
-            "processor of the model's own checkpoint, or make one by MF2Processor.for_model(model.config)"
-        )
-    check_finite(logits, name)
-    return (logits.softmax(-1) if name == "emotion_logits" else logits.sigmoid()).tolist()
-
 
 _NESTED = ("common_kwargs", "text_kwargs", "images_kwargs")
 
@@ -196,7 +139,7 @@ def _caption_tokenizer() -> PreTrainedTokenizerBase:
         raise ValueError("tokenizer: got none, expected one: a checkpoint's code cannot build it; load it") from error
 
 
-class MF2Processor(CheckedFilesMixin, ProcessorMixin):
+class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
     r"""
     action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
     emotion_max_length: tokens of an emotion caption; au_max_length: of all AU sentences of an image together, and of a
@@ -362,41 +305,6 @@ class MF2Processor(CheckedFilesMixin, ProcessorMixin):
         if token_ids.ndim > 2:
             return [self.decode_captions(row) for row in token_ids]
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
-
-    def thresholds(self, given: Thresholds = None) -> list[float]:
-        """One threshold an AU: given (one for all, one each, or by name), else this processor's, else 0.5."""
-        return resolve_thresholds(given, self.action_units, self.au_thresholds)
-
-    def post_process_face_analysis(
-        self, outputs: Any, thresholds: Thresholds = None, image_index: Sequence[int] | None = None
-    ) -> list[dict[str, Any]]:
-        """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
-        model did not predict is absent.
-
-        image_index: as returned with `return_landmark_source=True`; each result then names its image.
-        """
-        limits = self.thresholds(thresholds)
-        emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
-        au_rows = _probabilities(outputs, "au_logits", self.action_units)
-        if emotion_rows is None and au_rows is None:
-            raise ValueError("outputs: got neither emotion_logits nor au_logits, expected those of a face analysis")
-        count = len(emotion_rows if au_rows is None else au_rows)
-        if image_index is not None and len(image_index) != count:
-            raise ValueError(f"image_index: got {len(image_index)}, expected {count}, one for each face")
-        results: list[dict[str, Any]] = []
-        for row in range(count):
-            result = {} if image_index is None else {"image_index": int(image_index[row])}
-            if emotion_rows is not None:
-                named = dict(zip(self.emotions, emotion_rows[row], strict=True))
-                result |= {"emotion": max(named, key=named.get), "emotions": named}
-            if au_rows is not None:
-                units = {
-                    au: {"name": ACTION_UNITS[au].noun, "probability": p, "threshold": limit, "active": p >= limit}
-                    for au, p, limit in zip(self.action_units, au_rows[row], limits, strict=True)
-                }
-                result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
-            results.append(result)
-        return results
 
 
 def _are_names(given: Sequence[Any]) -> bool:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from configuration_mf2.facs import CANONICAL_FACE
 from mf2face.data.synthetic.faces import draw_example
@@ -76,7 +75,7 @@ class FakeDetector:
     def __init__(self, answers: Sequence[Sequence[DetectedFace]]) -> None:
         self.answers, self.seen = list(answers), 0
 
-    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]:
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[DetectedFace]]:
         start, self.seen = self.seen, self.seen + len(images)
         found = [list(faces) for faces in self.answers[start : self.seen]]
         return found + [[] for _ in range(len(images) - len(found))]

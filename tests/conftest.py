@@ -1,4 +1,5 @@
 import os
+from collections.abc import Mapping
 
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,9 @@ from configuration_mf2.facs import CANONICAL_FACE
 
 
 torch.set_num_threads(1)
+
+IMAGE = ("pixel_values", "landmarks")
+LABELS = ("au_labels", "emotion_labels")
 
 TOWERS = {
     "conv": {"backbone": "conv", "backbone_kwargs": {"num_blocks": 1}, "num_prefix_tokens": 0},
@@ -53,6 +57,36 @@ def shake(model: torch.nn.Module, scale: float = 0.1, seed: int = 7) -> torch.nn
             if not name.endswith("temperature"):
                 parameter += scale * torch.randn(parameter.shape, generator=generator)
     return model
+
+
+def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Bit-equal tensors under every expected name."""
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_close(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], **tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, **{"rtol": 1e-3, "atol": 1e-5, **tolerance}, msg=name)
+
+
+def pick(batch: Mapping[str, torch.Tensor], *names: str) -> dict[str, torch.Tensor]:
+    return {name: batch[name] for name in names}
+
+
+def rows_of(batch: Mapping[str, torch.Tensor], rows: slice | list[int]) -> dict[str, torch.Tensor]:
+    return {name: tensor[rows] for name, tensor in batch.items()}
 
 
 def captions(shape: tuple[int, ...], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

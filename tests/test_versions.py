@@ -39,7 +39,7 @@ EXTENSION_POINTS = {
 # What has no public way, by file: names, why, and the test that fails when they change.
 STILL_PRIVATE = {
     "modeling_mf2/dfn/config.py": {
-        # peft's Enum of methods cannot be extended otherwise. test_dfn_config: a clear error where this fails.
+        # peft's Enum of methods cannot be extended otherwise. test_dfn: a clear error where this fails.
         *("_member_names_", "_member_map_", "_value2member_map_", "_name_", "_value_"),
     },
     "modeling_mf2/dfn/model.py": {
@@ -47,15 +47,15 @@ STILL_PRIVATE = {
         "_remove_adapter_name_from_key",
         # peft only warns of weights that are missing. test_dfn_model: a damaged adapter is refused.
         "_remap_adapter_state_dict_for_load",
-        # peft gives what unload() puts back a `weight`, which classifiers lack. test_dfn_config: fields of a file.
+        # peft gives what unload() puts back a `weight`, which classifiers lack. test_dfn: fields of a file.
         "_replace_module",
     },
     "modeling_mf2/loading.py": {
-        # accelerate's align_module_device skips a module that has two hooks. test_offload: the weights are fetched.
+        # accelerate's align_module_device skips a module that has two hooks. test_loading: the weights are fetched.
         "_hf_hook",
     },
     "modeling_mf2/qformer.py": {
-        # PyTorch has no other way to ask for hooks. test_qformer_mf2: hooks see what they would see.
+        # PyTorch has no other way to ask for hooks. test_qformer: hooks see what they would see.
         *("_forward_hooks", "_forward_pre_hooks"),
     },
 }

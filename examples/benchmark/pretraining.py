@@ -88,7 +88,8 @@ class PlainBranch:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """meant (rows, n): what a caption is about, where it is known (told)."""
         image_features = self.branch.heads.image_features(self.states)
-        text_features = self.passes(lambda rows: self.branch.text_features(ids[rows], mask[rows]))
+        text_states = self.passes(lambda rows: self.branch.read_text(ids[rows], mask[rows]).text_states)
+        text_features = self.branch.heads.text_features(text_states)
         similarity = torch.einsum("iqd,td->itq", image_features, text_features).amax(-1) / self.branch.temperature
         texts, valid = ids * mask, mask.any(1)
         # Equal captions are no negatives of each other, nor are those that mean the same.

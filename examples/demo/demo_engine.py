@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from demo_limits import Limits, Refused
 from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights
@@ -36,7 +35,7 @@ NO_DETECTOR = (
 @dataclass(frozen=True)
 class Picture:
     name: str
-    pixels: torch.Tensor
+    pixels: np.ndarray
     landmarks: tuple[np.ndarray, ...] = ()
     """(68, 2) of each face, where they are known: of drawn ones."""
     drawn: str | None = None
@@ -252,7 +251,7 @@ def example(name: str, size: int = 224) -> Picture:
     if name not in EXAMPLES:
         raise Refused(f"There is no drawn face {name!r} here.")
     drawn = [draw_example(number, style=style, seed=2, size=size) for style, number in EXAMPLES[name]]
-    pixels = torch.from_numpy(np.ascontiguousarray(np.hstack([face for face, _ in drawn]))).permute(2, 0, 1)
+    pixels = np.hstack([face for face, _ in drawn]).transpose(2, 0, 1)
     points = tuple(landmarks + np.array([place * size, 0]) for place, (_, landmarks) in enumerate(drawn))
     return Picture(f"drawn: {name}", pixels, points, _drawn_with(*EXAMPLES[name][0]) if len(drawn) == 1 else None)
 

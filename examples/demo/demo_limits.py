@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from processing_mf2.image_io import read_image
@@ -69,7 +68,7 @@ def decode(sent: Any, limits: Limits) -> bytes:
         raise Refused("The file arrived damaged. Choose the picture again.") from None
 
 
-def read_picture(content: bytes, limits: Limits) -> torch.Tensor:
+def read_picture(content: bytes, limits: Limits) -> np.ndarray:
     """(3, height, width), turned as the eye sees it, and no side longer than `limits.side`."""
     try:
         with Image.open(io.BytesIO(content), formats=KINDS) as header:
@@ -89,14 +88,14 @@ def read_picture(content: bytes, limits: Limits) -> torch.Tensor:
         raise Refused(f"The picture could not be read: {str(error).removeprefix('image: ')}.") from None
 
 
-def _shrunk(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    pixels = pixels.clamp(0, 255).to(torch.uint8)
+def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
+    pixels = pixels.clip(0, 255).astype(np.uint8)
     share = side / max(pixels.shape[1:])
     if share >= 1:
         return pixels
-    array = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+    array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
     array = cv2.resize(array, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return array.transpose(2, 0, 1)
 
 
 @dataclass

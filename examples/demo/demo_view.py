@@ -70,7 +70,7 @@ def source(limits: Limits, many: bool = False) -> str:
 def _thumbs() -> str:
     tiles = []
     for name in EXAMPLES:
-        pixels = np.ascontiguousarray(example(name).pixels.permute(1, 2, 0).numpy())
+        pixels = np.ascontiguousarray(example(name).pixels.transpose(1, 2, 0))
         small = cv2.resize(pixels, (160 * pixels.shape[1] // pixels.shape[0], 160), interpolation=cv2.INTER_AREA)
         tiles.append(
             f'<button type="button" class="mf-thumb" data-example="{text(name)}" title="drawn: {text(name)}">'

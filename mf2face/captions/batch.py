@@ -15,7 +15,7 @@ from mf2face.captions.chat import ServerRefusesError, TryAgainError, content_of,
 from mf2face.captions.check import UnreadableAnswerError, read_answer
 from mf2face.captions.journal import CaptionError, CaptionJournal
 from mf2face.captions.prices import Budget
-from mf2face.captions.run import BudgetSpentError, CaptionReport, ChatWriter, Run, run_to_end
+from mf2face.captions.run import KEPT, BudgetSpentError, CaptionReport, ChatWriter, Run, run_to_end
 from mf2face.captions.styles import CaptionRow
 
 
@@ -41,10 +41,10 @@ class BatchLimits:
 def write_by_batch(
     writer: ChatWriter, rows: Iterable[CaptionRow], journal: str | os.PathLike, *, wait: bool = True, **limits: Any
 ) -> CaptionReport:
-    """As `ChatWriter.write`, by batch jobs, within `BatchLimits`. Corrections, and what failed or expired, go into
-    further jobs. Without `wait` it returns once jobs are under way (`report.open_batches`); a later call collects them.
+    """As `ChatWriter.write`, by batch jobs; corrections, and what failed or expired, go into further jobs.
 
-    rows are read several times: a list, or `caption_rows(dataset)`.
+    wait: else it returns once jobs are under way (`report.open_batches`), and a later call collects them. rows: read
+    several times, so a list or `caption_rows(dataset)`. limits: fields of `BatchLimits`.
     """
     if iter(rows) is rows:
         raise TypeError("rows: got an iterator, expected something that can be read again, such as a list")
@@ -97,13 +97,10 @@ class _BatchRun(Run):
             with tempfile.TemporaryFile() as file:  # it holds the images; on the disk it has no name
                 item, count, usd = self._fill(file, item, todo, budget)
                 await self.book.flushed()
-                if not count and not sent:
-                    raise BudgetSpentError(
-                        f"budget: ${budget.spent:,.4f} of ${budget.limit:,.4f} are spent, and no further request fits. "
-                        "What was written is kept; run again with a larger budget"
-                    )
+                if item is not None and not count and not sent:
+                    raise BudgetSpentError(f"{budget}, and no further request fits. {KEPT} with a larger budget")
                 if not count:
-                    return True
+                    break
                 await self._start(file, count, usd)
                 sent = True
         await self.book.flushed()
@@ -192,10 +189,9 @@ class _BatchRun(Run):
             await self.book.flushed()
             if job.status in ("failed", "cancelled"):
                 problems = "; ".join(self.client.clean(e.message) for e in (job.errors and job.errors.data) or [])
-                raise BatchFailedError(
-                    f"batch: {job.id} {job.status}{f' ({problems})' if problems else ''}. What it answered is kept; "
-                    "run again, and if the account's limit for waiting jobs is the reason, with a smaller max_requests"
-                )
+                got = f"{job.id} {job.status}{f' ({problems})' if problems else ''}. What it answered is kept"
+                advice = "run again; if the account's limit for waiting jobs is the reason, with a smaller max_requests"
+                raise BatchFailedError(f"batch: {got}; {advice}")
         return True
 
     async def _ended(self, batch_id: str, count: int, wait: bool) -> Any:
@@ -246,7 +242,7 @@ class _BatchRun(Run):
             if not isinstance(meaning, TryAgainError):
                 raise meaning if isinstance(meaning, CaptionError) else BatchFailedError(f"batch: {meaning}")
             await asyncio.sleep(meaning.wait or min(60.0, self.writer.backoff * 2**attempt))
-        raise ServerRefusesError(f"server: {meaning.reason}. What was written is kept; run again when it is well")
+        raise ServerRefusesError(f"server: {meaning.reason}. {KEPT} when it is well")
 
 
 __all__ = ["BatchFailedError", "BatchLimits", "write_by_batch"]

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
 from mf2face.captions.journal import CaptionError
@@ -44,8 +45,8 @@ class ServerRefusesError(CaptionError):
 
 
 class TryAgainError(Exception):
-    """One attempt failed and another may work. `wait`: seconds the server asked for. `crowded`: a rate limit. `lost`:
-    an answer that never came may have been written, and billed."""
+    """Another attempt may work. wait: seconds the server asked for. crowded: a rate limit. lost: the answer may have
+    been written, and billed, all the same."""
 
     def __init__(self, reason: str, wait: float | None = None, *, crowded: bool = False, lost: bool = False) -> None:
         super().__init__(reason)
@@ -70,8 +71,8 @@ class Usage:
 
 def as_data_url(image: Any, side: int, name: str = "image") -> tuple[str, tuple[int, int]]:
     """The image as it is sent (pixels only, no EXIF; the longer side is `side` at most), and its height and width."""
-    pixels = read_image(image, name=name).round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(pixels)
+    pixels = read_image(image, name=name).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
     picture.thumbnail((side, side))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=92)
@@ -103,23 +104,20 @@ def content_of(body: Any) -> str:
 
 def _scheme_and_place(address: str) -> tuple[str, bool]:
     """https or http, and whether the server is this machine."""
-    try:
-        parts = urlsplit(address)
-        host = parts.hostname
-    except ValueError:
-        parts, host = None, None
-    if not host or parts.scheme not in ("https", "http"):
+    host = None
+    with contextlib.suppress(ValueError):
+        host, scheme = urlsplit(address).hostname, urlsplit(address).scheme
+    if not host or scheme not in ("https", "http"):
         raise ValueError(f"base_url: got {address!r}, expected https://HOST/v1, or http://127.0.0.1:PORT/v1")
     try:
-        local = ipaddress.ip_address(host).is_loopback
+        return scheme, ipaddress.ip_address(host).is_loopback
     except ValueError:
-        local = host == "localhost"
-    return parts.scheme, local
+        return scheme, host == "localhost"
 
 
 class ChatClient:
-    """The `openai` client without its own retries: each attempt must stand in the journal and in the budget before it
-    is sent, and a rate limit stops all workers. No error text contains the key."""
+    """The `openai` client without its own retries: each attempt is in the journal and the budget before it is sent, and
+    a rate limit stops all workers. No error text contains the key."""
 
     def __init__(
         self,
@@ -135,24 +133,19 @@ class ChatClient:
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
         if not self._key and "api.openai.com" in self.base_url:
-            raise KeyMissingError(
-                "api key: got none; put it into the environment variable OPENAI_API_KEY, or give base_url, the address "
-                "of a server of your own that needs none"
-            )
+            advice = "or give base_url, the address of a server of your own that needs none"
+            raise KeyMissingError(f"api key: got none; put it into the environment variable OPENAI_API_KEY, {advice}")
         if re.search(r"[^\x21-\x7e]", self._key):
-            raise KeyRejectedError(
-                "api key: got characters that no key has (a space, a line break, a quote?); set OPENAI_API_KEY again"
-            )
+            got = "characters that no key has (a space, a line break, a quote?)"
+            raise KeyRejectedError(f"api key: got {got}; set OPENAI_API_KEY again")
         if "@" in self.base_url.split("//")[-1].split("/")[0]:
             raise ValueError("base_url: got an address with a password in it, expected one without; use the API key")
         scheme, self._is_local = _scheme_and_place(self.base_url)
         if self._key and scheme != "https" and not self._is_local:
-            raise ValueError(
-                f"base_url: got {self.base_url!r}, expected https, or a server on this machine: the API key would be "
-                "sent unencrypted. Use https or a tunnel to 127.0.0.1, or unset OPENAI_API_KEY if none is needed"
-            )
-        self.temperature = temperature
-        self._forms = list(_FORMS)
+            expected = "https, or a server on this machine: the API key would be sent unencrypted"
+            advice = "Use https or a tunnel to 127.0.0.1, or unset OPENAI_API_KEY if none is needed"
+            raise ValueError(f"base_url: got {self.base_url!r}, expected {expected}. {advice}")
+        self.temperature, self._forms = temperature, list(_FORMS)
         self._token_field, self._proven = "max_tokens", False
 
     async def __aenter__(self) -> "ChatClient":
@@ -183,8 +176,7 @@ class ChatClient:
         return body
 
     async def ask(self, messages: Sequence[Mapping], asked: Sequence[str], key: str) -> tuple[str, Usage | None]:
-        """The answer's text, and what it was billed for. `key` lets a gateway that knows such keys answer a repeated
-        question without asking the model again."""
+        """The answer's text and its bill. key: by which a gateway may answer a repeated question without the model."""
         while True:
             try:
                 async with asyncio.timeout(self.timeout * 1.5):  # of the whole answer, however slowly it trickles in
@@ -234,10 +226,8 @@ class ChatClient:
             advice = "which is not followed; give that address"
             return ServerRefusesError(f"base_url: {self.base_url} sends elsewhere ({status}), {advice}")
         if status == 404:
-            return ServerRefusesError(
-                f"model: {self.base_url} does not serve {self.model!r} ({text}); check the name, and that the address "
-                "ends as the server's documentation says, mostly in /v1"
-            )
+            advice = "check the name, and that the address ends as the server's documentation says, mostly in /v1"
+            return ServerRefusesError(f"model: {self.base_url} does not serve {self.model!r} ({text}); {advice}")
         if status == 429:
             if getattr(error, "code", None) == "insufficient_quota" or "insufficient_quota" in text:
                 return QuotaSpentError(f"quota: {self.base_url} says that the account's money is spent ({text})")

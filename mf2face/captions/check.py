@@ -28,11 +28,8 @@ class UnreadableAnswerError(ValueError):
 
 
 def read_answer(content: str, asked: Sequence[str]) -> dict[str, str]:
-    """The texts of the captions that were asked for; anything else in the answer is ignored.
-
-    Understands a fenced block and words around the object, and a list in place of a text with line breaks: servers
-    without structured output write such.
-    """
+    """The texts of the captions that were asked for. Understands words around the object, and a list in place of a text
+    with line breaks: servers without structured output write such."""
     start, end, answer = content.find("{"), content.rfind("}"), None
     with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(content[start : end + 1], strict=False) if 0 <= start < end else None
@@ -69,7 +66,7 @@ def check_caption(name: str, text: str, states: Mapping[str, int], emotion: str 
     if name == "key_au_caption" and not text.lower().startswith(KEY_AU_PROMPT.lower()):
         text = f"{KEY_AU_PROMPT} {text}"
     if name in NEEDS_EMOTION and (other := _another_emotion(text, emotion)):
-        return text, f"tells of {other.lower()}, but the emotion is {emotion}"
+        return text, f"describes {other.lower()}, but the emotion is {emotion}"
     return capitalise(" ".join(text.split())) if name != "au_caption" else text, None
 
 
@@ -97,8 +94,8 @@ def named_aus(text: str) -> list[str]:
 
 
 def _another_emotion(text: str, emotion: str | None) -> str | None:
-    """The emotion that a text is about if it never names its own; one that names none at all is believed."""
-    # Texts describe "Other" by what it is not and compound emotions by their parts, and call features neutral.
+    """The emotion that a text names in place of its own. "Other" is described by what it is not, a compound emotion by
+    its parts, and features are called neutral."""
     if emotion not in _BASIC or parse_emotion(text, [emotion]):
         return None
     return parse_emotion(text, [name for name in _BASIC if name not in (emotion, "Neutral")])
@@ -116,8 +113,7 @@ def judge(
 ) -> tuple[Captions | None, dict[str, str]]:
     """The finished captions or None, and what has to be corrected.
 
-    answers: the first, and perhaps the one to the correction. A caption that is wrong in both is written by rule, and
-    `writer` says so.
+    answers: one or two. A caption that is wrong in both is written by rule, and `writer` says so.
     """
     asked, states, emotion = style.asked_of(row), style.states(row), style.emotion(row)
     good: dict[str, str] = {}

@@ -103,15 +103,11 @@ class CaptionJournal:
         return len(self._places)
 
     def warn_of_others(self, **identity: str) -> None:
-        """Captions of another style, model or prompt stay and are not mixed with new ones; but a user who only wanted
-        to go on should know that the new ones are paid."""
-        others = {kind: count for kind, count in self._kinds.items() if kind != tuple(identity.values())}
-        if others and tuple(identity.values()) not in self._kinds:
-            logger.warning(
-                "journal: %s has no caption of %s yet; it keeps %s",
-                *(self.path, " ".join(identity.values())),
-                ", ".join(f"{count} of {' '.join(map(str, kind))}" for kind, count in others.items()),
-            )
+        """Warns that captions of another style, model or prompt stay, and that the new ones are paid."""
+        if self._kinds and tuple(identity.values()) not in self._kinds:
+            kept = ", ".join(f"{count} of {' '.join(map(str, kind))}" for kind, count in self._kinds.items())
+            wanted = " ".join(identity.values())
+            logger.warning("journal: %s has no caption of %s yet; it keeps %s", self.path, wanted, kept)
 
     def captions(self, key: str) -> Captions:
         with open(self._file, "rb", closefd=False) as file:
@@ -184,23 +180,17 @@ class CaptionJournal:
                 if line["event"] == "journal":
                     if number > 1:
                         raise ValueError("the first line of a journal again")
-                    self._check_version(line.get("version"))
+                    self._version = line.get("version")
+                    if self._version not in (1, _VERSION):
+                        got = f"journal: {self.path} is of version {self._version}"
+                        raise CaptionError(f"{got}, expected {_VERSION}; choose another file")
                 _check_sum(content, required=self._version > 1)
                 self._take(line, place)
             except (ValueError, KeyError, RecursionError) as error:
-                logger.warning(
-                    "journal: %s, line %d: got %s, expected a line as it was written. It is passed over; captions that "
-                    "it held are asked for again",
-                    *(self.path, number, error),
-                )
+                expected = "expected a line as it was written. It is passed over; its captions are asked for again"
+                logger.warning("journal: %s, line %d: got %s, %s", self.path, number, error, expected)
         if self._size == 0:
             self._append({"event": "journal", "version": _VERSION, "id": self.identity})
-
-    def _check_version(self, version: Any) -> None:
-        if version not in (1, _VERSION):
-            message = f"journal: {self.path} is of version {version}, expected {_VERSION}; choose another file"
-            raise CaptionError(message)
-        self._version = version
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         with open(self.path, "rb") as file:
@@ -216,10 +206,8 @@ class CaptionJournal:
     def _complete(self, line: bytes) -> bool:
         """A kill cut the last line: it goes on if only its end is missing, and is removed otherwise."""
         if self._size == 0 and not line.startswith(_FIRST[: len(line)]):
-            raise CaptionError(
-                f"journal: {self.path} starts with {line[:40]!r}, expected a journal of captions, or an empty file; "
-                "choose another file"
-            )
+            expected = "expected a journal of captions, or an empty file; choose another file"
+            raise CaptionError(f"journal: {self.path} starts with {line[:40]!r}, {expected}")
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(json.loads(line), dict):
                 os.write(self._file, b"\n")

@@ -24,8 +24,8 @@ class Price:
 
     def __post_init__(self) -> None:
         if not (0 <= self.input < math.inf and 0 <= self.output < math.inf):
-            got = f"{self.input} and {self.output}"
-            raise ValueError(f"price: got {got}, expected dollars for a million tokens, from 0")
+            expected = "expected dollars for a million tokens, from 0"
+            raise ValueError(f"price: got {self.input} and {self.output}, {expected}")
 
     def usd(self, input_tokens: float, output_tokens: float, cached: float = 0, batch: bool = False) -> float:
         cached_price = self.input if self.cached_input is None else self.cached_input
@@ -103,6 +103,9 @@ class Budget:
             raise ValueError(f"budget: got {limit}, expected dollars above 0, or None for no limit")
         self.limit, self.spent, self.held = limit, spent, 0.0
         self._under_way, self._ratio, self._freed = 0, 1.0, asyncio.Event()
+
+    def __str__(self) -> str:
+        return f"budget: ${self.spent:,.4f} of ${self.limit:,.4f} are spent"
 
     def try_hold(self, usd: float) -> float | None:
         """The amount that is now held, or None if it does not fit at present."""

@@ -124,9 +124,9 @@ def chat_prompt(
 ) -> list[dict[str, str]]:
     """The messages that ask a chat model for captions of one image: role, worked example, cue with the ground truth.
 
-    captions: some of `CHAT_CAPTIONS`; the answer is one JSON object with these keys. Text only: the image belongs into
-    the last message, which is the user's; without one the prompt says so. Active AUs and the emotion are given where a
-    caption needs them, yet never which AUs are key. What a caption needs must be known.
+    captions: some of `CHAT_CAPTIONS`, keys of the JSON object that is the answer. with_image: the image itself belongs
+    into the last message; without one the prompt says so. Labels are given where a caption needs them, yet never which
+    AUs are key.
     """
     unknown = [name for name in captions if name not in _TASKS]
     if unknown or not captions:
@@ -176,7 +176,7 @@ _TWO_AUS = LabelSet(("AU4", "AU12"), ("Neutral", "Anger"))
 
 
 def _needs(captions: Sequence[str]) -> tuple[bool, bool]:
-    """Whether the captions need the action units, and the emotion."""
+    """The action units, the emotion."""
     return not _NEEDS_AUS.isdisjoint(captions), not NEEDS_EMOTION.isdisjoint(captions)
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 600.0
 _CROWDED_LIMIT = 30
+KEPT = "What was written is kept; run again"
 
 
 class BudgetSpentError(CaptionError):
@@ -110,17 +111,16 @@ class CaptionRun(Run):
     def __init__(self, writer: "ChatWriter", client: ChatClient, book: CaptionJournal, rows: Iterable[CaptionRow]):
         super().__init__(writer, client, book, rows)
         self.todo = self.unwritten(self.report)
-        self.total = len(rows) if hasattr(rows, "__len__") else None
         self.budget = Budget(writer.budget, book.spent + book.unsure)
         self.slots = asyncio.Semaphore(writer.concurrency)
         self.stopped: BaseException | None = None
         self.not_before, self.failures_in_a_row = 0.0, 0
-        self.random = random.Random()
         self.counting: set[asyncio.Task] = set()
 
     async def go(self) -> CaptionReport:
         async with self.client:
-            with tqdm(total=self.total, desc="captions", unit="row", disable=not self.writer.progress) as self.bar:
+            total = len(self.rows) if hasattr(self.rows, "__len__") else None
+            with tqdm(total=total, desc="captions", unit="row", disable=not self.writer.progress) as self.bar:
                 # One row alone: a wrong key, an unknown model or an old server shows once, not `concurrency` times.
                 await self._finish([asyncio.create_task(self._work(at_most=1))])
                 if self.stopped is None:
@@ -162,8 +162,7 @@ class CaptionRun(Run):
             self.book.add_captions(None, key, captions, 0.0, **writer.identity)
             return self._count_later(captions)
         try:
-            prompt = writer.messages
-            messages, image_tokens = await asyncio.to_thread(prompt, row) if writer.send_images else prompt(row)
+            messages, image_tokens = await asyncio.to_thread(writer.messages, row)
         except (ValueError, TypeError, OSError) as error:  # an image that cannot be read
             return self._give_up(row, str(error))
         while self.stopped is None:
@@ -190,10 +189,9 @@ class CaptionRun(Run):
         at_most = self.writer.most_usd(question, image_tokens)
         if (held := await self.budget.hold(at_most)) is None:
             raise BudgetSpentError(
-                f"budget: ${self.budget.spent:,.4f} of ${self.budget.limit:,.4f} are spent, one more request may cost "
-                f"${at_most:,.4f}. What was written is kept; run again with a larger budget"
+                f"{self.budget}, one more request may cost ${at_most:,.4f}. {KEPT} with a larger budget"
             )
-        usd = 0.0
+        number, usd = None, 0.0
         try:
             if self.stopped is not None:
                 return None, {}
@@ -205,24 +203,19 @@ class CaptionRun(Run):
                     self.book.close_request(number)
                     return None, {}
                 self.report.requests += 1
-                content, usage = await self._answer(row, f"{key}-{len(answers)}", question, number)
+                asked = self.writer.style.asked_of(row)
+                content, usage = await self.client.ask(question, asked, f"{key}-{len(answers)}")
                 usd = self.bill(usage, at_most)
                 return self._keep(row, key, number, content, usd, answers)
-        except TryAgainError as failure:
-            if failure.lost:  # it stays open in the journal
+        except (TryAgainError, RowRefusedError, CaptionError) as failure:
+            if getattr(failure, "lost", False):  # it stays open in the journal
                 usd = held
                 self.report.usd_unsure += held
+            elif number is not None:
+                self.book.close_request(number, usd)
             raise
         finally:
             self.budget.settle(held, usd)
-
-    async def _answer(self, row: CaptionRow, key: str, question: list[dict], number: int) -> tuple[str, Usage | None]:
-        try:
-            return await self.client.ask(question, self.writer.style.asked_of(row), key)
-        except (TryAgainError, RowRefusedError, CaptionError) as failure:
-            if not getattr(failure, "lost", False):
-                self.book.close_request(number)
-            raise
 
     def _keep(
         self, row: CaptionRow, key: str, number: int, content: str, usd: float, answers: list[str]
@@ -230,7 +223,6 @@ class CaptionRun(Run):
         try:
             read_answer(content, ())
         except UnreadableAnswerError as error:
-            self.book.close_request(number, usd)
             raise TryAgainError(f"the answer cannot be read: {error}") from None
         answers.append(content)
         captions, problems = self.judge(row, answers)
@@ -263,20 +255,16 @@ class CaptionRun(Run):
         self.failures_in_a_row += 1
         logger.warning("captions: row %s is given up for now: %s", row.id, reason)
         if self.failures_in_a_row > 10 + self.writer.concurrency:
-            raise ServerRefusesError(
-                f"server: the last {self.failures_in_a_row} rows all failed, the last one with: {reason}. What was "
-                "written is kept; run again when the server is well"
-            )
+            failures = f"the last {self.failures_in_a_row} rows all failed, the last one with: {reason}"
+            raise ServerRefusesError(f"server: {failures}. {KEPT} when the server is well")
 
     async def _wait(self, failure: TryAgainError, attempts: int) -> None:
-        delay = min(60.0, self.writer.backoff * 2 ** (attempts - 1)) * self.random.uniform(0.5, 1.0)
+        delay = min(60.0, self.writer.backoff * 2 ** (attempts - 1)) * random.uniform(0.5, 1.0)
         if failure.wait is not None:
             if failure.wait > _LONGEST_WAIT:
-                raise ServerRefusesError(
-                    f"server: it asks to wait {failure.wait:,.0f} s ({failure.reason}). What was written is kept; run "
-                    "again then"
-                )
-            delay = failure.wait + self.writer.backoff * self.random.random()
+                wait = f"it asks to wait {failure.wait:,.0f} s ({failure.reason})"
+                raise ServerRefusesError(f"server: {wait}. {KEPT} then")
+            delay = failure.wait + self.writer.backoff * random.random()
             if failure.crowded:  # the limit is the account's, not the row's: nobody asks until then
                 self.not_before = max(self.not_before, time.monotonic() + failure.wait)
         until = time.monotonic() + delay
@@ -329,17 +317,15 @@ class ChatWriter:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or self.max_attempts < 1:
-            got = f"{self.concurrency} and {self.max_attempts}"
-            raise ValueError(f"concurrency, max_attempts: got {got}, expected 1 or more")
+        for name in ("concurrency", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if self.detail not in ("low", "high"):
             raise ValueError(f"detail: got {self.detail!r}, expected 'low' or 'high'")
         self.price = self.price or PRICES.get(self.model)
         if self.budget is not None and self.price is None:
-            raise ValueError(
-                f"budget: the price of {self.model!r} is not known, so no budget can be kept; pass "
-                "price=Price(input=..., output=...), in dollars for a million tokens"
-            )
+            advice = "pass price=Price(input=..., output=...), in dollars for a million tokens"
+            raise ValueError(f"budget: the price of {self.model!r} is not known, expected one for a budget; {advice}")
         Budget(self.budget)  # its checks
         self.style = CaptionStyle(self.style, self.label_set, seed=self.seed)
         self.prompt = prompt_version(self.style.asked, self.send_images)
@@ -389,7 +375,7 @@ class ChatWriter:
         return self.price.usd(tokens, self.max_tokens, batch=batch) if self.price else 0.0
 
     def estimate(self, rows: Iterable[CaptionRow], *, batch: bool = False) -> Estimate:
-        """Before anything is sent. Counts every row, also those that a journal may already have."""
+        """Counts every row, also those that a journal may already have."""
         requests = tokens_in = tokens_out = 0
         at_most = 0.0
         for row in rows:
@@ -406,18 +392,13 @@ class ChatWriter:
         return Estimate(requests, tokens_in, tokens_out, usd, at_most if self.price else None)
 
     def write(self, rows: Iterable[CaptionRow], journal: str | os.PathLike) -> CaptionReport:
-        """Writes what the journal does not have yet. After a kill or an error, call it again with the same journal.
-
-        Ctrl-C once: no further request, those under way are kept. Errors are a `CaptionError` that says what to do; its
-        `report` holds how far the run came.
-        """
+        """Writes what the journal lacks: after Ctrl-C, a kill or a `CaptionError` (its `report` says how far the run
+        came), call it again with the same journal."""
         client = self.client()  # a missing key is reported before anything is read
         with CaptionJournal(journal) as book:
             if book.batches:
-                raise BatchOpenError(
-                    f"journal: {book.path} has {len(book.batches)} batch jobs under way; collect them first, by "
-                    "write_by_batch with the same rows and journal"
-                )
+                advice = "collect them first, by write_by_batch with the same rows and journal"
+                raise BatchOpenError(f"journal: {book.path} has {len(book.batches)} batch jobs under way; {advice}")
             book.warn_of_others(**self.identity)
             return run_to_end(CaptionRun(self, client, book, rows).go())
 

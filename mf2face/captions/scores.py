@@ -27,9 +27,8 @@ _WORDS = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 def caption_scores(written: Sequence[str], references: Sequence[str]) -> dict[str, float]:
     """`bleu_1`, `bleu_4` (of all texts together), `rouge_l` (F, mean of the texts): 0 to 1; `cider` (CIDEr-D): 0 to 10.
 
-    A pair without a reference is left out; an empty text with one counts, as wrong. `caption_pairs` is how many pairs
-    were scored, `caption_no_reference` and `caption_empty` how many references and scored texts are empty. CIDEr weighs
-    words by how few references have them: where `caption_references`, the different ones, is 1 it is 0 for any text.
+    A pair without a reference is left out; an empty text with one counts, as wrong. Counts: `caption_pairs` (scored),
+    `caption_no_reference`, `caption_empty`, `caption_references` (different ones; with one alone CIDEr is always 0).
     """
     for name, texts in (("written", written), ("references", references)):
         wrong = [text for text in texts if not isinstance(text, str)]
@@ -64,10 +63,9 @@ def _libraries() -> tuple[type, type, type]:
         from rouge_score.rouge_scorer import RougeScorer
         from sacrebleu.metrics import BLEU
     except ImportError as error:
-        raise ImportError(
-            f"caption_scores: {error.name} is missing; expected sacrebleu, rouge-score and pycocoevalcap. Run `pip "
-            'install -e ".[scores]"`'
-        ) from error
+        expected = "expected sacrebleu, rouge-score and pycocoevalcap"
+        message = f'caption_scores: {error.name} is missing; {expected}. Run `pip install -e ".[scores]"`'
+        raise ImportError(message) from error
     return BLEU, RougeScorer, Cider
 
 
@@ -131,12 +129,11 @@ def fact_scores(
 ) -> dict[str, float]:
     """AUs and emotion as the texts state them, against labels; unknown ones (-1, None) are masked.
 
-    `fact_au_f1/<AU>`, `fact_au_f1_macro`: an AU that a text does not call active counts as called at rest.
+    `fact_au_f1/<AU>`, `fact_au_f1_macro`: an AU that a text does not call active counts as at rest.
     `fact_emotion_accuracy`: a text that states none counts as wrong. `fact_emotion_stated`: share of the texts that
-    state one. `fact_contradicted`: share of the claims that a label contradicts, of those that a label can judge: an AU
-    active, an AU at rest, no AU active, the emotion. `fact_claims`, `fact_au_labels`, `fact_emotion_labels` are the
-    numbers behind these shares, `fact_au_no_positive` counts AUs whose F1 is 0 since no image shows them, and
-    `fact_empty` texts without a word.
+    state one. `fact_contradicted`: share of the claims (an AU active or at rest, none active, the emotion) that a label
+    contradicts, of those that it can judge. Counts: `fact_claims`, `fact_au_labels`, `fact_emotion_labels`,
+    `fact_au_no_positive` (AUs of F1 0 that no image shows), `fact_empty` (texts without a word).
     """
     labels = as_label_set(label_set)
     units, emotions = _named_labels(written, au_labels, emotion_labels, labels)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from configuration_mf2.baselines import CAPTION_SETS
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.captions.prompts import known_captions
 from mf2face.data.schema import as_label_set
@@ -31,7 +30,7 @@ PROCESSOR_INPUTS: Mapping[str, str] = {
 }
 """Column -> the argument of the processor that it becomes."""
 
-# Made of the two sentences that are asked for, so nobody pays for them.
+# Made of the two sentences that are asked for: they cost nothing.
 _COMPOSED = ("exp_blip_mix", "exp_blip_cat")
 _RULE = "rule"
 _ID_COLUMNS, _LABEL_COLUMNS = ("corpus", "video", "frame"), ("au_labels", "emotion")
@@ -39,8 +38,8 @@ _ID_COLUMNS, _LABEL_COLUMNS = ("corpus", "video", "frame"), ("au_labels", "emoti
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """What a writer needs of an image. `au_labels` are aligned with the label set, -1 is unknown; `emotion` is an index
-    or a name. `id` names the row in the journal. Only a writer that sends images reads `image`."""
+    """id: names the row in the journal. au_labels: aligned with the label set, -1 is unknown. emotion: an index or a
+    name. image: read only by a writer that sends images."""
 
     id: str
     au_labels: Sequence[int] | None = None
@@ -50,8 +49,8 @@ class CaptionRow:
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of one row: caption -> text, "" where the labels tell nothing. `writer` is "" if nothing was
-    written, "rule", a model's name, or a model's name and the captions that the rule wrote in its place."""
+    """caption -> text, "" where labels are unknown. writer: "" if nothing was written, "rule", a model's name, or a
+    model's name and the captions that the rule wrote in its place."""
 
     id: str
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -178,10 +177,8 @@ def join_captions(
     by_id = {one.id: one for one in captions if one is not None}
     names = [row.id for row in caption_rows(dataset, ids)]
     if (missing := [name for name in names if name not in by_id]) and not keep_missing:
-        raise ValueError(
-            f"captions: {len(missing)} of {len(names)} rows have none, among them {missing[0]}; write them first, or "
-            "pass keep_missing=True"
-        )
+        got = f"{len(missing)} of {len(names)} rows have none, among them {missing[0]}"
+        raise ValueError(f"captions: {got}; write them first, or pass keep_missing=True")
     written = list(dict.fromkeys(caption for one in by_id.values() for caption in one.texts))
     columns = {name: name for name in written} if columns is None else dict(columns)
     if unknown := [caption for caption in columns.values() if written and caption not in written]:
@@ -212,13 +209,6 @@ def save_captions(path: str | os.PathLike, captions: Iterable[Captions | None]) 
     return count
 
 
-def caption_column(caption_set: str) -> str:
-    """The column that holds the captions of one of Exp-BLIP's sets."""
-    if caption_set not in CAPTION_SETS:
-        raise ValueError(f"caption_set: got {caption_set!r}, expected one of {list(CAPTION_SETS)}")
-    return f"exp_blip_{caption_set}"
-
-
 def style_of(captions: Sequence[str]) -> str:
     for style, names in STYLES.items():
         if captions and set(captions) <= set(names):
@@ -227,7 +217,7 @@ def style_of(captions: Sequence[str]) -> str:
 
 
 def with_rule_captions(rows: Dataset, captions: Sequence[str], label_set: str | LabelSet, *, seed: int = 0) -> Dataset:
-    """The rows with those of `captions` that they lack, written from their labels; "" where these tell nothing."""
+    """The rows with those of `captions` that they lack, written from their labels; "" where these are unknown."""
     missing = [name for name in captions if name not in rows.column_names]
     if not missing:
         return rows
@@ -237,23 +227,20 @@ def with_rule_captions(rows: Dataset, captions: Sequence[str], label_set: str | 
 
 
 def check_captions(rows: Dataset, captions: Sequence[str], system: str) -> None:
-    """A system that learns from text needs its own captions: with another system's words it would be another system."""
+    """A system that learns from text needs its own captions, not another system's."""
     missing = [name for name in captions if name not in (rows.column_names or ())]
     if missing:
-        raise ValueError(
-            f"captions: the dataset has no column {', '.join(missing)}, which {system} learns from. Write it with "
-            f"examples/write_captions.py --style {style_of(missing)}, or give --captions_by_rule True"
-        )
+        advice = f"examples/write_captions.py --style {style_of(missing)}, or give --captions_by_rule True"
+        got = f"the dataset has no column {', '.join(missing)}, which {system} learns from"
+        raise ValueError(f"captions: {got}. Write it with {advice}")
     empty = [name for name in captions if isinstance(rows, Dataset) and not any(rows[name][:])]
     if empty:
-        raise ValueError(
-            f"captions: every row's {', '.join(empty)} is empty, and {system} learns from it; expected some "
-            "captions, of rows whose labels are known"
-        )
+        expected = f"some captions for {system}, of rows whose labels are known"
+        raise ValueError(f"captions: every row's {', '.join(empty)} is empty, expected {expected}")
 
 
 __all__ = [
     *("CAPTIONS", "PROCESSOR_INPUTS", "STYLES", "CaptionRow", "CaptionStyle", "Captions"),
-    *("caption_column", "caption_rows", "check_captions", "join_captions", "numbered", "row_id"),
+    *("caption_rows", "check_captions", "join_captions", "numbered", "row_id"),
     *("save_captions", "style_of", "with_rule_captions", "write_by_rule"),
 ]

@@ -29,9 +29,7 @@ def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: i
     cached, lock = _load(folder), folder.parent / f".{folder.name}.lock"
     if cached is not None:
         remove_leftovers(folder.parent)
-        with contextlib.suppress(
-            OSError
-        ):  # of a process that was killed; a folder that may only be read stays as it is
+        with contextlib.suppress(OSError):  # left by a killed process; a read-only folder stays as it is
             if lock.exists():
                 with locked(lock, busy=BlockingIOError()):
                     pass
@@ -39,9 +37,8 @@ def load_or_build(folder: Path, build: Callable[[str], Dataset], bytes_needed: i
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(
-            error.errno, f"cache_dir: {folder.parent} cannot be made ({error.strerror}). {_ADVICE}"
-        ) from error
+        message = f"cache_dir: {folder.parent} cannot be made ({error.strerror}). {_ADVICE}"
+        raise OSError(error.errno, message) from error
     if folder.exists() and not folder.is_dir():
         message = f"cache_dir: {folder} is a file, expected a folder or nothing. Remove it, or pass another cache_dir"
         raise NotADirectoryError(errno.ENOTDIR, message)
@@ -90,10 +87,8 @@ def load_folder(folder: str | Path) -> Dataset:
     try:
         rows = load_from_disk(folder) if saved else load_dataset(str(folder))
     except (DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"dataset: {folder} cannot be read ({error.__cause__ or error}), expected what build_dataset.py or "
-            "save_to_disk wrote. Build it again"
-        ) from error
+        expected = "expected what build_dataset.py or save_to_disk wrote. Build it again"
+        raise ValueError(f"dataset: {folder} cannot be read ({error.__cause__ or error}), {expected}") from error
     return rows if isinstance(rows, Dataset) else concatenate_datasets(list(rows.values()))
 
 

@@ -53,51 +53,33 @@ class RowReader:
         wanted = (CAPTIONS if texts else ()) if isinstance(texts, bool) else tuple(texts)
         self.captions = [name for name in wanted if name in first]
         self.labels = [name for name in LABELS if name in first]
-        self._check(first)
+        if "image" not in first:
+            raise ValueError(f"dataset: got the columns {sorted(first)}, expected an `image` among them")
+        self._check_labels(first, described)
         if not processor.action_units:  # lists of no label at all
             self.labels = [name for name in self.labels if name != "au_labels"]
-        self._check_names(described)
         warned = set() if warned is None else warned
         if new := [name for name in (*LABELS, *wanted) if name not in first and name not in warned]:
             warned.update(new)
             logger.warning("dataset has no %s: the losses that need them are off", ", ".join(new))
 
-    def _check_names(self, described: LabelSet | None) -> None:
+    def _check_labels(self, first: Mapping[str, Any], described: LabelSet | None) -> None:
         """The same number of labels may still be others: BP4D's 12 AUs are not MFA's."""
-        if described is None:
-            return
-        both = (
-            ("au_labels", "AUs", described.action_units, self.processor.action_units),
-            ("emotion", "emotions", described.emotions, self.processor.emotions),
-        )
-        for column, what, got, expected in both:
-            unread = column not in self.labels or (column == "emotion" and not (got and expected))
-            if not unread and tuple(got) != tuple(expected):
-                raise ValueError(
-                    f"{column}: the dataset's {what} are {', '.join(got) or 'none'}; the model's are "
-                    f"{', '.join(expected) or 'none'}. Choose the label set that the dataset was built with, or a "
-                    "model of it, or build the dataset with the model's label set"
-                )
-
-    def _check(self, first: Mapping[str, Any]) -> None:
-        if "image" not in first:
-            raise ValueError(f"dataset: got the columns {sorted(first)}, expected an `image` among them")
-        if "au_labels" in self.labels:
-            count, names = len(first["au_labels"]), self.processor.action_units
-            if count != len(names):
-                raise ValueError(
-                    f"au_labels: the dataset has {count} an image, the model {len(names)}: {', '.join(names)}; choose "
-                    "the label set that the dataset was built with"
-                )
+        names, advice = self.processor.action_units, "choose the label set that the dataset was built with"
+        if "au_labels" in self.labels and (count := len(first["au_labels"])) != len(names):
+            expected = f"the model {len(names)}: {', '.join(names)}"
+            raise ValueError(f"au_labels: the dataset has {count} an image, {expected}; {advice}")
+        for column, kind in (("au_labels", "action_units"), ("emotion", "emotions")):
+            if described is None or column not in self.labels:
+                continue
+            got, expected = (tuple(getattr(labels, kind)) for labels in (described, self.processor))
+            if got != expected and (column == "au_labels" or (got and expected)):
+                both = f"are {', '.join(got) or 'none'}; the model's are {', '.join(expected) or 'none'}"
+                raise ValueError(f"{column}: the dataset's {both}; {advice}, a model of it, or build it anew")
 
     def columns(self, present: Collection[str], images: bool = True) -> list[str]:
         pictures = [name for name in ("image", "landmarks") if images and name in present]
         return [*self.captions, *self.labels, *pictures]
-
-    def __call__(
-        self, row: Mapping[str, Any], index: int, epoch: int, stored: dict[str, torch.Tensor] | None = None
-    ) -> dict[str, Any]:
-        return self.many([row], [index], epoch, None if stored is None else [stored])[0]
 
     def many(
         self,
@@ -136,7 +118,7 @@ class RowReader:
         names = self.processor.action_units
         if not row[column]:
             return [""] * len(names)
-        if column != "au_caption":  # it tells of the AUs at rest too
+        if column != "au_caption":  # describes the AUs at rest too
             written, known = parse_au_caption(row[column], names), zip(names, row["au_labels"], strict=True)
             return ["" if state == UNKNOWN_LABEL else written.get(name, "") for name, state in known]
         rng = np.random.default_rng((self.seed, epoch, index))  # words the AUs at rest
@@ -286,16 +268,14 @@ class MF2Collator:
                 raise ValueError(f"{ids}: row {index} got {got}, expected whole numbers: {' x '.join(sizes)}")
             visible = torch.ones_like(text) if row.get(mask) is None else torch.as_tensor(row[mask])
             if visible.shape != text.shape:
-                raise ValueError(
-                    f"{mask}: row {index} got {tuple(visible.shape)}, expected {tuple(text.shape)}, the shape of {ids}"
-                )
+                expected = f"{tuple(text.shape)}, the shape of {ids}"
+                raise ValueError(f"{mask}: row {index} got {tuple(visible.shape)}, expected {expected}")
             texts[index] = text, visible
         leading = next(iter(texts.values()))[0].shape[:-1]  # () or (action units,)
         for index, (text, _) in texts.items():
             if text.shape[:-1] != leading:
-                raise ValueError(
-                    f"{ids}: row {index} got {text.shape[0]} action units, expected {leading[0]} as before"
-                )
+                got = f"{text.shape[0]} action units"
+                raise ValueError(f"{ids}: row {index} got {got}, expected {leading[0]} as before")
         shape = (len(rows), *leading, max(1, *(text.shape[-1] for text, _ in texts.values())))
         padded, padded_mask = torch.full(shape, self.pad_token_id), torch.zeros(shape, dtype=torch.long)
         for index, (text, visible) in texts.items():
@@ -324,15 +304,14 @@ def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | Non
         got = tuple(value.shape)
         if shape and len(shape) == len(got):
             got = tuple(None if size is None else side for size, side in zip(shape, got, strict=True))
+        expected = ""
         if shape is not None and got != shape:
             names = ", ".join("any" if size is None else str(size) for size in shape)
-            raise ValueError(
-                f"{field}: row {index} got {tuple(value.shape)}, expected ({names}), without a batch dimension"
-            )
-        if values and value.shape != values[0].shape:
-            raise ValueError(
-                f"{field}: row {index} got {tuple(value.shape)}, expected {tuple(values[0].shape)} as in row 0"
-            )
+            expected = f"({names}), without a batch dimension"
+        elif values and value.shape != values[0].shape:
+            expected = f"{tuple(values[0].shape)} as in row 0"
+        if expected:
+            raise ValueError(f"{field}: row {index} got {tuple(value.shape)}, expected {expected}")
         values.append(value)
     return default_collate(values)  # stacks them; in a loader's worker at once where the parent can see them
 

@@ -25,46 +25,28 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
-def _check_rows(
-    probabilities: ArrayLike,
-    labels: ArrayLike,
-    names: Sequence[str],
-    label_shape: tuple[int, ...],
-    codes: Sequence[int],
+def _check(
+    probabilities: ArrayLike, labels: ArrayLike, names: Sequence[str], *, emotions: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays. label_shape: of one image's labels."""
+    """Both as arrays. A row of labels has one for each AU, or is the index of an emotion."""
     probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
-    checked = (("probabilities", probabilities, (len(names),)), ("labels", labels, label_shape))
-    for name, values, shape in checked:
+    shapes = {"probabilities": (probabilities, (len(names),)), "labels": (labels, () if emotions else (len(names),))}
+    for name, (values, shape) in shapes.items():
         if values.ndim != len(shape) + 1 or values.shape[1:] != shape or not len(values):
-            expected = ", ".join(["images", *map(str, shape)])
-            raise ValueError(
-                f"{name}: got shape {values.shape}, expected ({expected}) with at least one image, for {list(names)}"
-            )
+            expected = f"({', '.join(['images', *map(str, shape)])}) with at least one image, for {list(names)}"
+            raise ValueError(f"{name}: got shape {values.shape}, expected {expected}")
     if len(probabilities) != len(labels):
         raise ValueError(f"labels: got {len(labels)} rows, expected {len(probabilities)}, as many as predictions")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():  # false for NaN, too
-        raise ValueError(
-            f"probabilities: got values between {probabilities.min():.3g} and {probabilities.max():.3g}, expected 0 to "
-            "1; apply a sigmoid or a softmax to logits first"
-        )
-    if not np.isin(labels, codes).all():
-        raise ValueError(f"labels: got values {np.unique(labels)[:12]}, expected -1 (unknown) to {codes[-1]}")
-    return probabilities, labels.astype(int)
-
-
-def _check_action_units(
-    probabilities: ArrayLike, labels: ArrayLike, names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    return _check_rows(probabilities, labels, names, (len(names),), (-1, 0, 1))
-
-
-def _check_emotions(probabilities: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = _check_rows(probabilities, labels, names, (), range(-1, len(names)))
+        got = f"values between {probabilities.min():.3g} and {probabilities.max():.3g}"
+        raise ValueError(f"probabilities: got {got}, expected 0 to 1; apply a sigmoid or a softmax to logits first")
+    highest = len(names) - 1 if emotions else 1
+    if not np.isin(labels, range(-1, highest + 1)).all():
+        raise ValueError(f"labels: got values {np.unique(labels)[:12]}, expected -1 (unknown) to {highest}")
     sums = probabilities.sum(1)
-    if np.abs(sums - 1).max() > 1e-2:
+    if emotions and np.abs(sums - 1).max() > 1e-2:
         raise ValueError(f"probabilities: got a row that sums to {sums[np.abs(sums - 1).argmax()]:.3f}, expected 1")
-    return probabilities, labels
+    return probabilities, labels.astype(int)
 
 
 def f1_from_counts(true_positive: np.ndarray, false_positive: np.ndarray, false_negative: np.ndarray) -> np.ndarray:
@@ -76,8 +58,8 @@ def tune_thresholds(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
 
     An AU is active from its threshold on (>=). Of equally good thresholds the one nearest to 0.5 is taken.
     """
-    probabilities, labels = np.asarray(probabilities, float), np.asarray(labels)
-    _check_action_units(probabilities, labels, [f"column {i}" for i in range(probabilities.shape[-1])])
+    columns = [f"column {i}" for i in range(np.shape(probabilities)[-1])]
+    probabilities, labels = _check(probabilities, labels, columns)
     thresholds = np.full(labels.shape[1], DEFAULT_THRESHOLD)
     for column in range(labels.shape[1]):
         known = labels[:, column] != -1
@@ -105,10 +87,8 @@ def _cuts(thresholds: ArrayLike | None, action_units: Sequence[str]) -> dict[str
     if thresholds is not None:
         cuts["_tuned"] = thresholds = np.asarray(thresholds, float)
         if thresholds.shape != (len(action_units),) or not np.isfinite(thresholds).all():
-            raise ValueError(
-                f"thresholds: got {thresholds.tolist()}, expected {len(action_units)} numbers, one for each of "
-                f"{list(action_units)}"
-            )
+            expected = f"{len(action_units)} numbers, one for each of {list(action_units)}"
+            raise ValueError(f"thresholds: got {thresholds.tolist()}, expected {expected}")
     return cuts
 
 
@@ -129,11 +109,9 @@ def action_unit_scores(
     *,
     thresholds: ArrayLike | None = None,
 ) -> dict[str, float | list[str]]:
-    """Scores at threshold 0.5 and, given `thresholds` tuned elsewhere, those under `..._tuned` as well.
-
-    `au_roc_auc/...` stands only for AUs of which both classes occur.
-    """
-    probabilities, labels = _check_action_units(probabilities, labels, action_units)
+    """Scores at threshold 0.5 and, given `thresholds` tuned elsewhere, at these (`..._tuned`). `au_roc_auc/...` stands
+    only for AUs of which both classes occur."""
+    probabilities, labels = _check(probabilities, labels, action_units)
     known, positive = labels != -1, labels == 1
     n = known.sum(0)
     scored = n > 0
@@ -171,12 +149,6 @@ def action_unit_counts(
     return tuple(event if axis is None else event.sum(axis) for event in events)
 
 
-def confusion_matrix(predicted: np.ndarray, labels: np.ndarray, size: int) -> np.ndarray:
-    """Rows are the true emotions, columns the predicted ones; unknown labels are not counted."""
-    known = labels != -1
-    return np.bincount(labels[known] * size + predicted[known], minlength=size * size).reshape(size, size)
-
-
 def confusion_scores(confusion: np.ndarray, emotions: Sequence[str]) -> dict[str, np.ndarray]:
     """(..., C, C) -> scores (...,) by name: top-1; recall, F1 and one-vs-rest accuracy, each emotion's and the mean."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
@@ -197,15 +169,13 @@ def confusion_scores(confusion: np.ndarray, emotions: Sequence[str]) -> dict[str
 def emotion_scores(
     probabilities: ArrayLike, labels: ArrayLike, emotions: Sequence[str]
 ) -> dict[str, float | list[str] | list[list[int]]]:
-    """Top-1 accuracy, macro recall, macro F1 and one-vs-rest accuracy: always all four.
-
-    One-vs-rest accuracy flatters (always "no" scores 87.5 % on eight balanced emotions) and is never to stand alone.
-    """
-    probabilities, labels = _check_emotions(probabilities, labels, emotions)
-    predicted = probabilities.argmax(1)
-    confusion = confusion_matrix(predicted, labels, len(emotions))
+    """Top-1 accuracy, macro recall, macro F1 and one-vs-rest accuracy: the last never stands alone, for always "no"
+    scores 87.5 % on eight balanced emotions."""
+    probabilities, labels = _check(probabilities, labels, emotions, emotions=True)
+    predicted, known, size = probabilities.argmax(1), labels != -1, len(emotions)
+    cells = np.bincount(labels[known] * size + predicted[known], minlength=size * size)
+    confusion = cells.reshape(size, size)  # rows: the true emotion, columns: the predicted one
     scores: dict = {name: float(value) for name, value in confusion_scores(confusion, emotions).items()}
-    known = labels != -1
     scores["emotion_ece"] = expected_calibration_error(probabilities.max(1)[known], (predicted == labels)[known])
     scores["emotion_n"] = float(known.sum())
     scores.update({f"emotion_n/{name}": float(n) for name, n in zip(emotions, confusion.sum(1), strict=True)})
@@ -229,7 +199,7 @@ def action_unit_intervals(
     seed: int = 0,
 ) -> Intervals:
     """Of `au_f1/...` and `au_f1_macro`, and of their `_tuned` forms if thresholds are given."""
-    probabilities, labels = _check_action_units(probabilities, labels, action_units)
+    probabilities, labels = _check(probabilities, labels, action_units)
     subject_of, weights = _resample(subjects, len(labels), resamples, seed)
     scored = [i for i, known in enumerate((labels != -1).any(0)) if known]
     if weights is None or not scored:
@@ -258,7 +228,7 @@ def emotion_intervals(
     seed: int = 0,
 ) -> Intervals:
     """Of every score that the confusion matrix gives: the four over all emotions, and each emotion's own."""
-    probabilities, labels = _check_emotions(probabilities, labels, emotions)
+    probabilities, labels = _check(probabilities, labels, emotions, emotions=True)
     subject_of, weights = _resample(subjects, len(labels), resamples, seed)
     known, size = labels != -1, len(emotions)
     if weights is None or not known.any():

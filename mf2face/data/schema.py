@@ -29,7 +29,7 @@ def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
         {
             "image": Image(),
             "landmarks": Array2D((68, 2), "float32"),
-            "landmark_source": text,  # exact (drawn faces), detector, given (by the corpus), template (the mean face)
+            "landmark_source": text,  # exact (drawn), detector, given (by the corpus), a template (the mean face)
             "au_labels": List(Value("int8"), length=count),
             "au_intensities": List(Value("float32"), length=count),
             "emotion": Value("int8"),  # an index; no ClassLabel, which has no room for "unknown"
@@ -40,8 +40,7 @@ def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
 
 
 def describe_labels(dataset: Dataset | IterableDataset, label_set: str | LabelSet) -> Dataset | IterableDataset:
-    """Writes into the data set itself which AUs and emotions its labels count: 12 numbers do not tell BP4D's 12 AUs
-    from Aff-Wild2's."""
+    """Writes into the data set which AUs and emotions its labels count: BP4D and Aff-Wild2 both have 12 AUs."""
     labels = as_label_set(label_set)
     lines = (f"{_ACTION_UNITS}: {', '.join(labels.action_units)}", f"{_EMOTIONS}: {', '.join(labels.emotions)}")
     dataset.info.description = "\n".join(lines)
@@ -49,21 +48,27 @@ def describe_labels(dataset: Dataset | IterableDataset, label_set: str | LabelSe
 
 
 def described_labels(dataset: Dataset | IterableDataset) -> LabelSet | None:
-    """What `describe_labels` wrote; None if nobody did."""
+    """What `describe_labels` wrote, or None."""
     lines = dict(line.split(": ", 1) for line in (dataset.info.description or "").splitlines() if ": " in line)
     if _ACTION_UNITS not in lines or _EMOTIONS not in lines:
         return None
     return LabelSet(*(tuple(filter(None, lines[name].split(", "))) for name in (_ACTION_UNITS, _EMOTIONS)))
 
 
+def positive_shares(sizes: Mapping[str, float]) -> dict[str, float]:
+    """The splits that get any images."""
+    shares = [isinstance(share, int | float | np.number) and 0 <= share < float("inf") for share in sizes.values()]
+    if set(sizes) - set(SPLITS) or not all(shares) or not any(sizes.values()):
+        raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {SPLITS}, none below 0, not all 0")
+    return {name: share for name, share in sizes.items() if share > 0}
+
+
 def split_counts(
     counts: Mapping[Hashable, int], sizes: Mapping[str, float] = SPLIT_SIZES, seed: int = 0
 ) -> dict[Hashable, str]:
     """Each subject's split, from how many images there are of it: as near to `sizes` as whole subjects allow."""
-    shares = [isinstance(share, int | float | np.number) and 0 <= share < float("inf") for share in sizes.values()]
-    if set(sizes) - set(SPLITS) or not all(shares) or not any(sizes.values()):
-        raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {SPLITS}, none below 0, not all 0")
-    wanted = {name: share / sum(sizes.values()) for name, share in sizes.items() if share > 0}
+    shares = positive_shares(sizes)
+    wanted = {name: share / sum(shares.values()) for name, share in shares.items()}
     total = sum(counts.values())
     order = sorted(counts)
     np.random.default_rng(seed).shuffle(order)

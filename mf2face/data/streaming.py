@@ -65,12 +65,12 @@ class MF2StreamedExamples(torch.utils.data.IterableDataset):
                 if isinstance(row["image"], dict):
                     row = {**row, "image": as_image(row["image"])}
                 # A number that no other row of this pass has, on no process and in no worker.
-                yield self.read(row, (number * workers + place) * self.world_size + self.rank, epoch)
+                index = (number * workers + place) * self.world_size + self.rank
+                yield self.read.many([row], [index], epoch)[0]
             if number is None:
-                raise ValueError(
-                    f"dataset: got no row for process {self.rank} of {self.world_size}, worker {place} of {workers}; "
-                    f"the stream has {self.rows.num_shards} shards: take fewer --dataloader_num_workers"
-                )
+                reader = f"process {self.rank} of {self.world_size}, worker {place} of {workers}"
+                advice = f"the stream has {self.rows.num_shards} shards: take fewer --dataloader_num_workers"
+                raise ValueError(f"dataset: got no row for {reader}; {advice}")
 
     def _skipped(self, workers: int, place: int) -> int:
         """This worker's part of the examples that were seen: workers take turns, a batch each."""
@@ -98,10 +98,8 @@ def stream_splits(dataset: str, held_out: int = 1000, **synthetic: Any) -> dict[
     if not isinstance(rows, dict):
         stream = _as_stream(rows)
         if stream.features is not None and "split" not in stream.features:
-            raise ValueError(
-                f"dataset: {dataset} has the columns {sorted(stream.features)}, expected a column `split`, or files "
-                "named train, validation and test"
-            )
+            expected = "a column `split`, or files named train, validation and test"
+            raise ValueError(f"dataset: {dataset} has the columns {sorted(stream.features)}, expected {expected}")
         rows = {name: stream.filter(_is_split, input_columns="split", fn_kwargs={"name": name}) for name in SPLITS}
     splits = {"train": _as_stream(rows["train"])}
     for name in ("validation", "test"):

@@ -68,7 +68,7 @@ class AnnotatedVideo:
         self.writer.write(np.ascontiguousarray(image))
 
     def draw(self, frame: Frame, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        image = np.ascontiguousarray(frame.pixels.permute(1, 2, 0).numpy()[:, :, ::-1])
+        image = np.ascontiguousarray(frame.pixels.transpose(1, 2, 0)[:, :, ::-1])
         scale = max(0.4, min(image.shape[:2]) / 900)
         line = max(1, round(2 * scale))
         for row in rows:

@@ -6,6 +6,7 @@ mf2 film.mp4 --fps 5 -o film.parquet        five frames of each second; faces ke
 mf2 --camera --seconds 30                   the first camera, as a table
 mf2 photos --why pictures                   and of every face a page that shows why
 mf2 --picture faces.csv                     contact sheet and timelines of rows that are there
+mf2 photos -o faces.csv --shard 2/8         the second of eight parts; `mf2 merge faces.csv` joins their outputs
 mf2 setup                                   once: fetch the networks that find faces in photographs
 """
 
@@ -48,6 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", choices=("table", "csv", "jsonl", "parquet"), help="by the output's ending unless given"
     )
     parser.add_argument("--overwrite", action="store_true", help="start the output anew instead of continuing it")
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="part I of N of the inputs, for N machines; FILE.csv becomes FILE-I-of-N.csv; see `mf2 merge --help`",
+    )
     parser.add_argument("--model", metavar="NAME", help="a folder or a name on the Hub; else the small synthetic one")
     parser.add_argument("--adapter", metavar="NAME", help="of the model, or with its own base")
     where = parser.add_mutually_exclusive_group()
@@ -55,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--landmarks",
         metavar="WHERE",
-        help="mediapipe, face_alignment, or a csv with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
+        help="mediapipe or face_alignment; insightface112 or ffhq: each image is a crop in that alignment; or a csv "
+        "with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
     )
     parser.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
@@ -90,6 +97,10 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
         from mf2face.inference.setup import main as setup
 
         return setup(argv[1:])
+    if argv[:1] == ["merge"]:
+        from mf2face.inference.shards import main as merge
+
+        return merge(argv[1:])
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
@@ -100,10 +111,15 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
             parser.error("--annotate: expected one video as input and a name that ends in .mp4")
         if given.output is not None and os.path.exists(given.output) and not given.overwrite:
             parser.error("--annotate: a run that is continued has only the rest of its frames; add --overwrite")
+        if given.shard is not None:
+            parser.error("--annotate, --shard: expected one of them: a video is in one shard as a whole")
     if given.picture is not None:
         if inputs:
             parser.error("--picture: got inputs too, expected a file of rows alone")
-        return _picture(given)
+        try:
+            return _picture(given)
+        except ImportError as error:
+            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install -e ."))
     if not inputs:
         parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
     missing = [one for one in given.inputs if not os.path.exists(one)]
@@ -124,12 +140,18 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     from mf2face.inference.analyze import prepare, run_into_file
     from mf2face.inference.media import Sampling
     from mf2face.inference.rows import OutputError, format_of
+    from mf2face.inference.shards import Shard
 
-    why = None
+    why, shard = None, None
     try:
         format = _format(given, format_of)
+        if given.shard is not None:
+            shard = Shard.parse(given.shard)
+            for name in ("output", "why"):
+                if getattr(given, name) is not None:
+                    setattr(given, name, str(shard.path(getattr(given, name))))
         names = ("adapter", "aligned", "landmarks", "device", "engine", "caption", "thresholds", "batch_size")
-        settings = {name: getattr(given, name) for name in names} | {"detector": detector}
+        settings = {name: getattr(given, name) for name in names} | {"detector": detector, "shard": shard}
         settings["sampling"] = Sampling(given.every, given.fps, given.seconds)
         settings["progress"] = not given.quiet and sys.stderr.isatty()
         if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
@@ -173,7 +195,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
             analysis.summary.stopped = None
         return _end(given, analysis, _finish(given, why) if alone else _stopped(stop))
     summary = analysis.summary
-    nothing = not summary.frames and not summary.resumed
+    nothing = not summary.frames and not summary.resumed and analysis.files != []  # a shard may have no input
     code = 0 if nothing else _finish(given, why)
     return _end(given, analysis, code or (3 if nothing else 1 if summary.left_out else 0))
 
@@ -222,6 +244,8 @@ def _picture(given: argparse.Namespace) -> int:
 
 _SOURCES = {
     "template": "template, each image is taken for one ready-aligned face",
+    "insightface112": "insightface's template, each image is taken for one face aligned to it",
+    "ffhq": "FFHQ's template, each image is taken for one face aligned to it",
     "given": "given with the images",
     "face_alignment": "found by face-alignment",
     "mediapipe": "found by MediaPipe's networks",
@@ -269,17 +293,21 @@ class _AroundBar:
             self.sink.add(rows)
 
 
+def _beside_bar(analysis: Any, sink: Any) -> Any:
+    return _AroundBar(sink) if analysis.progress else sink
+
+
 def _screen(analysis: Any, format: str) -> Any:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
         sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
-        return _AroundBar(_Lines(sys.stdout, format, analysis.columns.names))
+        return _beside_bar(analysis, _Lines(sys.stdout, format, analysis.columns.names))
     from mf2face.inference.media import is_video
     from mf2face.inference.table import FaceTable
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _AroundBar(FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+    return _beside_bar(analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
 
 
 def _say(text: str) -> None:

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 
 from mf2face.inference.media import Frame
 from mf2face.inference.rows import PATIENCE, first_line, unescape_cell
-from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks, overlaps
+from processing_mf2.detection import DETECTORS, missing_networks, overlaps
 from processing_mf2.landmarks import DetectedFace, face_in_image, missing_weights
 
 
@@ -35,7 +34,7 @@ class Face:
     """(68, 2)"""
     source: str
     given: bool = True
-    """False: a crop, whose landmarks are the template's."""
+    """False: a crop in MF²'s own alignment."""
     pose: tuple[float, float, float] = (float("nan"),) * 3
     """Pitch, yaw and roll in degrees; NaN where the detector tells none."""
 
@@ -54,16 +53,20 @@ class FaceSource(Protocol):
 
 
 class Detector(Protocol):
-    def detect(self, images: Sequence[torch.Tensor]) -> list[list[DetectedFace]]: ...
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[DetectedFace]]:
+        """images: (3, height, width), RGB from 0 to 255."""
 
 
 class AlignedCrops:
-    """Each image is one face that fills it."""
+    """Each image is one face, aligned to a template."""
 
-    name, fingerprint = "template", None
+    fingerprint = None
+
+    def __init__(self, template: str = "template") -> None:
+        self.name = template
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        return [[known_face(frame.pixels, None)] for frame in frames]
+        return [[known_face(frame.pixels, None, self.name)] for frame in frames]
 
 
 class DetectedFaces:
@@ -81,7 +84,7 @@ class DetectedFaces:
         self.video, self.frames_followed = "", 0
 
     def faces(self, frames: Sequence[Frame]) -> list[list[Face] | str]:
-        if isinstance(self.detector, MediaPipeDetector):
+        if hasattr(self.detector, "follow"):
             return [self._next(frame) for frame in frames]
         try:
             found = self.detector.detect([frame.pixels for frame in frames])
@@ -95,7 +98,7 @@ class DetectedFaces:
 
     def _next(self, frame: Frame) -> list[Face] | str:
         try:
-            known = self.followed if frame.is_moving and frame.input == self.video else []
+            known = self.followed if frame.is_moving and frame.number and frame.input == self.video else []
             faces = [face for face in self.detector.follow(frame.pixels, known) if face is not None]
             self.frames_followed += 1
             if not faces or len(faces) < len(known) or self.frames_followed >= DETECT_EVERY:
@@ -222,12 +225,12 @@ def _frame_number(cell: str | None, first: int) -> int:
     return int(number)
 
 
-def known_face(pixels: torch.Tensor, points: np.ndarray | None) -> Face:
-    """The face with these landmarks, or without any the one that fills the image."""
-    source = "template" if points is None else "given"
+def known_face(pixels: np.ndarray, points: np.ndarray | None, template: str = "template") -> Face:
+    """The face with these landmarks, or without any the one that fills the image as the template says."""
+    source = template if points is None else "given"
     known: dict[str, Any] = face_in_image(*pixels.shape[1:], points, source)
     landmarks = np.asarray(known["landmarks"])
-    return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=points is not None)
+    return Face(tuple(known["box"].values()), float("nan"), landmarks, source, given=source != "template")
 
 
 def check_detector(name: str | None = None) -> str:
@@ -239,7 +242,9 @@ def check_detector(name: str | None = None) -> str:
         try:
             folder, missing = missing_weights()
         except ImportError as error:
-            raise OSError(str(error)) from error
+            if name is not None:
+                raise OSError(str(error)) from error
+            missing = ["the package"]
         found = "" if missing else "face_alignment"
         if name == "face_alignment" and missing:
             raise OSError(
@@ -258,7 +263,7 @@ def check_detector(name: str | None = None) -> str:
 _SMALL, _BLURRED, _TURNED, _OUTSIDE = 24.0, 0.08, (35.0, 45.0), 0.1
 
 
-def quality_of(pixels: torch.Tensor, face: Face) -> str:
+def quality_of(pixels: np.ndarray, face: Face) -> str:
     """Marks of a face whose answer is unreliable, separated by spaces; empty if it has none.
 
     small: the outer corners of the eyes are less than 24 pixels apart. blurred: the mean absolute Laplacian of the grey
@@ -272,7 +277,7 @@ def quality_of(pixels: torch.Tensor, face: Face) -> str:
     if np.linalg.norm(points[45] - points[36]) < _SMALL:
         marks.append("small")
     left, top, right, bottom = (int(value) for value in np.clip(face.box, 0, [width, height] * 2))
-    crop = pixels[:, top : bottom + 1, left : right + 1].numpy().mean(0, dtype=np.float32)
+    crop = pixels[:, top : bottom + 1, left : right + 1].mean(0, dtype=np.float32)
     if crop.size:
         crop = cv2.resize(crop, (96, 96), interpolation=cv2.INTER_AREA)
         if np.abs(cv2.Laplacian(crop, cv2.CV_32F)).mean() < _BLURRED * crop.std():

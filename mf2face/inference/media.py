@@ -1,4 +1,7 @@
-"""Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept."""
+"""Images, folders, lists, videos and cameras as one stream of frames, read one after the other and never kept.
+
+Videos are decoded by OpenCV, whose wheel brings its own FFmpeg; torchcodec would need FFmpeg's libraries on the system.
+"""
 
 import os
 import stat
@@ -10,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from processing_mf2.image_io import IMAGE_ENDINGS, read_image
 
@@ -40,7 +42,7 @@ class Frame:
     """Its number in the video, from 0; 0 for an image."""
     time_s: float
     """Since the video's or the camera's start, by its own clock; NaN of an image."""
-    pixels: torch.Tensor
+    pixels: np.ndarray
     """(3, height, width) as the eye sees it."""
     is_moving: bool = False
     """One of many of the same scene, in which faces are followed."""
@@ -191,13 +193,18 @@ def read_frames(
         elif is_video(one):
             yield from _video(one, sampling, note, -1 if done is None else done)
         elif done is None:
-            try:
-                pixels = read_image(one, name="image")
-            except Exception as error:  # decoders raise whatever stopped them
-                why = str(error).removeprefix("image: ").removeprefix(f"{one!r} ")
-                note(one, why if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {why}")
-            else:
-                yield Frame(one, 0, float("nan"), pixels)
+            yield from read_still(one, one, note)
+
+
+def read_still(image: Any, name: str, note: Note) -> Iterator[Frame]:
+    """One frame of whatever a user calls an image; none if it cannot be read."""
+    try:
+        pixels = read_image(image, name="image")
+    except Exception as error:  # decoders raise whatever stopped them
+        why = str(error).removeprefix("image: ").removeprefix(f"{name!r} ")
+        note(name, why if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {why}")
+    else:
+        yield Frame(name, 0, float("nan"), pixels)
 
 
 class _Capture:
@@ -235,7 +242,7 @@ class _Capture:
             self.is_damaged = True
             return False
 
-    def pixels(self) -> torch.Tensor | None:
+    def pixels(self) -> np.ndarray | None:
         try:
             read, frame = self.reader.retrieve()
             if not read or frame is None:
@@ -248,7 +255,7 @@ class _Capture:
                     rows[:] = cv2.cvtColor(rows, cv2.COLOR_BGR2RGB)
         except cv2.error:
             return None
-        return torch.from_numpy(frame).permute(2, 0, 1)
+        return frame.transpose(2, 0, 1)
 
     def seconds(self) -> float:
         return self.reader.get(cv2.CAP_PROP_POS_MSEC) / 1000

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -14,9 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 from filelock import FileLock, Timeout
-from pyarrow import parquet
 
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, private, whole_file, write_whole
@@ -156,7 +155,16 @@ def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
     ending = Path(path).suffix.lower()
     if wanted is None and ending not in FORMATS:
         raise ValueError(f"output: got the ending {ending!r}, expected one of {list(FORMATS)}, or name the format")
-    return wanted or FORMATS[ending]
+    format = wanted or FORMATS[ending]
+    if format == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError("output: parquet needs pyarrow, which is not installed: pip install pyarrow; or name a .csv")
+    return format
+
+
+def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any], label: str = "now") -> str:
+    """Settings of two runs that are not equal, in words; empty if there are none. label: of the other run."""
+    differ = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return ", ".join(f"{name} {one.get(name)!r} ({label} {other.get(name)!r})" for name in differ)
 
 
 def csv_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -299,11 +307,8 @@ class RowFile:
                 f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is "
                 f"missing or damaged; {advice}"
             ) from error
-        before, now = known.get("settings", {}), self.about["settings"]
-        differ = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if differ:
-            was = ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in differ)
-            raise OutputError(f"output: {there[0]} was made with {was}; {advice}")
+        if differ := differing_settings(known.get("settings", {}), self.about["settings"]):
+            raise OutputError(f"output: {there[0]} was made with {differ}; {advice}")
         return known
 
     def _holds_no_row(self, file: Path) -> bool:
@@ -341,6 +346,8 @@ class RowFile:
 
     def _unpack(self) -> int:
         """Parquet cannot grow: its rows go back to lines. -> their bytes; it holds whole frames only."""
+        from pyarrow import parquet  # 0.3 s, which the other formats do not need
+
         with (
             whole_file(self.lines) as part,
             parquet.ParquetFile(self.path) as packed,
@@ -351,6 +358,9 @@ class RowFile:
         return self.lines.stat().st_size
 
     def _pack(self) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
         kinds = {name: pyarrow.float64() for name in self.names}
         kinds |= {name: pyarrow.string() for name in self.names if self.columns.is_text(name)}
         kinds |= {name: pyarrow.int64() for name in self.names if self.columns.is_whole(name)}

@@ -116,13 +116,14 @@ def _match(
 
 def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
     names = list(model.config.action_units)
-    prompt_features = [model.mf2.get_text_features(*text, branch="au") for text in _state_sentences(model, processor)]
+    prompts = _state_sentences(model, processor)
+    prompt_features = [model.mf2.get_text_features(*text, branch="au").pooler_output for text in prompts]
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
     labels, similarities, written, faces, sentences = [], [], [], [], []
     for batch in batches:
         image = {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
-        features = model.mf2.get_image_features(**image, branch="au")
+        features = model.mf2.get_image_features(**image, branch="au").pooler_output
         labels.append(batch["au_labels"])
         of_states = [(features * prompt[None, :, None]).sum(-1).amax(-1) for prompt in prompt_features]
         similarities.append(of_states[0] - of_states[1])
@@ -130,7 +131,8 @@ def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Se
         written += [[au_sentence_state(s, unit) for s, unit in zip(row, names, strict=True)] for row in captions]
         if "au_input_ids" in batch:
             faces.append(features)
-            sentences.append(model.mf2.get_text_features(batch["au_input_ids"], batch["au_attention_mask"], "au"))
+            text = model.mf2.get_text_features(batch["au_input_ids"], batch["au_attention_mask"], "au")
+            sentences.append(text.pooler_output)
     truth = torch.cat(labels).cpu()
     states = np.array(written, dtype=np.float64)
     scores = {"caption_au_f1": action_unit_scores(states, truth.numpy(), names)["au_f1_macro"]}
@@ -156,16 +158,18 @@ def _state_sentences(model: MF2ForPreTraining, processor: MF2Processor) -> list[
 def _emotions(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
     names = list(model.config.emotions)
     prompts = processor(text=list(emotion_prompts(names).values())).to(model.device)
-    prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo")
+    prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo").pooler_output
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
     faces, captions, named = [], [], []
     for batch in batches:
-        faces.append(model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo"))
+        image = model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo")
+        faces.append(image.pooler_output)
         written = processor.decode_captions(captioner.generate(image_tokens=batch["image_tokens"], branch="emo"))
         named += [parse_emotion(text, names) for text in written]
         if "input_ids" in batch:
-            captions.append(model.mf2.get_text_features(batch["input_ids"], batch["attention_mask"], "emo"))
+            text = model.mf2.get_text_features(batch["input_ids"], batch["attention_mask"], "emo")
+            captions.append(text.pooler_output)
     truth = torch.cat([batch["emotion_labels"] for batch in batches]).cpu()
     known, features = truth != UNKNOWN_LABEL, torch.cat(faces)
     nearest = image_text_similarity(features, prompts).argmax(dim=1).cpu()

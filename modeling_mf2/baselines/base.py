@@ -1,7 +1,6 @@
 """Backbones of the compared systems: images to the feature maps of four stages, or to the tokens of the last."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -9,7 +8,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from configuration_mf2.baselines import ComparedConfig
 from configuration_mf2.facs import UNKNOWN_LABEL
@@ -75,12 +73,20 @@ class FeatureMaps(nn.Module):
                     pixel_values, indices=STAGES, norm=True, intermediates_only=True
                 )
 
-    def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(batch, places, width) of the last stage, row by row; class and register tokens are left out."""
+    def tokens(self, pixel_values: torch.Tensor, maps: list[torch.Tensor] | None = None) -> torch.Tensor:
+        """(batch, places, width) of the last stage, row by row; class and register tokens are left out. maps: filled
+        with those of `stages`."""
         pixel_values = self._checked(pixel_values)
         conv = isinstance(self.backbone, MF2ConvTower)
         with no_graph_if(self.frozen), nullcontext() if conv else fetched(self.backbone):
-            features = self.backbone(pixel_values) if conv else self.backbone.forward_features(pixel_values)
+            if maps is None:
+                features = self.backbone(pixel_values) if conv else self.backbone.forward_features(pixel_values)
+            elif conv:
+                maps += self._conv_stages(pixel_values)
+                features = maps[-1]
+            else:
+                features, found = self.backbone.forward_intermediates(pixel_values, indices=STAGES, norm=True)
+                maps += found
         if features.ndim == 3:
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         if getattr(self.backbone, "output_fmt", None) == "NHWC":
@@ -130,20 +136,6 @@ def load_backbone_weights(model: PreTrainedModel, source: str | Path) -> list[st
     return [name for name in given if name not in ours]
 
 
-@dataclass
-class FaceAnalysisOutput(ModelOutput):
-    r"""
-    loss: the sum of the parts that follow it, each times its weight in `config.loss_weights`; None without labels.
-    emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where there is no such head.
-    """
-
-    loss: torch.Tensor | None = None
-    au: torch.Tensor | None = None
-    emotion: torch.Tensor | None = None
-    emotion_logits: torch.Tensor | None = None
-    au_logits: torch.Tensor | None = None
-
-
 class ComparedPreTrainedModel(FacePreTrainedModel):
     config_class = ComparedConfig
     base_model_prefix = ""
@@ -158,6 +150,11 @@ class ComparedPreTrainedModel(FacePreTrainedModel):
     def get_input_embeddings(self) -> None:
         """There is no text that goes in; FSDP asks."""
         return None
+
+    def kept_maps(self, output_hidden_states: bool | None) -> list[torch.Tensor] | None:
+        """What the backbone fills with its stages, where a call or else the config asks for hidden states."""
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return [] if wanted else None
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -205,7 +202,6 @@ def occurrence_weights(au_labels: torch.Tensor) -> list[float]:
 
 __all__ = [
     "ComparedPreTrainedModel",
-    "FaceAnalysisOutput",
     "FeatureMaps",
     "face_and_units",
     "load_backbone_weights",

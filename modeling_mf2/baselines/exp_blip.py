@@ -22,13 +22,12 @@ from transformers.utils import can_return_tuple
 from configuration_mf2.baselines import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.hub import SelfContainedMixin
 from modeling_mf2.loading import check_unused
-from modeling_mf2.losses import classification_losses, weighted_sum
-from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel
+from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
+from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel, kept_states
 from modeling_mf2.pretraining import MF2ForPreTraining, MF2ForPreTrainingOutput
+from modeling_mf2.qformer import MF2QFormerOutput
 from modeling_mf2.vision import MF2VisionTower, no_graph_if
 from modeling_mf2.weights import branch_name, vision_name
-
-from .base import FaceAnalysisOutput
 
 
 class _NoClassifiers(nn.Module):
@@ -63,6 +62,8 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
@@ -75,6 +76,8 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
             input_ids=input_ids,
             attention_mask=attention_mask,
             image_tokens=image_tokens,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
 
@@ -187,12 +190,19 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, image_tokens: torch.Tensor | None = None
     ) -> torch.Tensor:
         """(batch, config.feature_size): the mean of the patch tokens, or the queries."""
+        return self._read(pixel_values, image_tokens)[0]
+
+    def _read(
+        self, pixel_values: torch.Tensor | None, image_tokens: torch.Tensor | None, **kept: bool
+    ) -> tuple[torch.Tensor, MF2QFormerOutput]:
+        """The features, and what the Q-Former was asked to keep."""
         with no_graph_if(self.config.frozen_features):
             tokens = self.mf2.look(pixel_values, image_tokens)
             if self.config.features == "vision":
-                return tokens[:, self.config.vision_config.num_prefix_tokens :].mean(dim=1)
-            states = self.mf2.read("emo", tokens).query_states
-            return states.mean(dim=1) if self.config.query_pooling == "mean" else states.flatten(1)
+                return tokens[:, self.config.vision_config.num_prefix_tokens :].mean(dim=1), MF2QFormerOutput()
+            read = self.mf2.read("emo", tokens, **kept)
+            mean = self.config.query_pooling == "mean"
+            return read.query_states.mean(dim=1) if mean else read.query_states.flatten(1), read
 
     @can_return_tuple
     def forward(
@@ -201,6 +211,8 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
         image_tokens: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: object,
     ) -> FaceAnalysisOutput:
         r"""
@@ -208,10 +220,17 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
         image_tokens: the frozen tower's output, instead of images.
         """
         check_unused(self, kwargs)
-        emotion_logits, au_logits = self.classifiers(self.features(pixel_values, image_tokens))
+        kept = kept_states(self.config, output_hidden_states, output_attentions)
+        features, read = self._read(pixel_values, image_tokens, **kept)
+        emotion_logits, au_logits = self.classifiers(features)
         parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         return FaceAnalysisOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
+            loss=weighted_sum(self.config, parts),
+            emotion_logits=emotion_logits,
+            au_logits=au_logits,
+            hidden_states=read.hidden_states,
+            attentions=read.attentions,
+            **parts,
         )
 
 

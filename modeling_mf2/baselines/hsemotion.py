@@ -9,10 +9,10 @@ from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import AFFECTNET_ORDER, HSEmotionConfig
 from modeling_mf2.loading import check_unused
-from modeling_mf2.losses import classification_losses, weighted_sum
+from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
 from modeling_mf2.weights import read_weights
 
-from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps
+from .base import ComparedPreTrainedModel, FeatureMaps
 
 
 class HSEmotionForFaceAnalysis(ComparedPreTrainedModel):
@@ -36,18 +36,24 @@ class HSEmotionForFaceAnalysis(ComparedPreTrainedModel):
         pixel_values: torch.Tensor,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: object,
     ) -> FaceAnalysisOutput:
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
         check_unused(self, kwargs)
-        face = self.dropout(self.vision.tokens(pixel_values).mean(dim=1))
+        maps = self.kept_maps(output_hidden_states)
+        face = self.dropout(self.vision.tokens(pixel_values, maps).mean(dim=1))
         emotion_logits = None if self.emotion is None else self.emotion(face)
         au_logits = None if self.units is None else self.units(face)
         parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
         return FaceAnalysisOutput(
-            loss=weighted_sum(self.config, parts), emotion_logits=emotion_logits, au_logits=au_logits, **parts
+            loss=weighted_sum(self.config, parts),
+            emotion_logits=emotion_logits,
+            au_logits=au_logits,
+            hidden_states=maps and tuple(maps),
+            **parts,
         )
 
 

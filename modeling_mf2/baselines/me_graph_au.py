@@ -9,9 +9,17 @@ from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import MEGraphAUConfig
 from modeling_mf2.loading import check_unused
-from modeling_mf2.losses import check_labels, classification_losses, masked_mean, row_weight, weighted_sum, wide
+from modeling_mf2.losses import (
+    FaceAnalysisOutput,
+    check_labels,
+    classification_losses,
+    masked_mean,
+    row_weight,
+    weighted_sum,
+    wide,
+)
 
-from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps, face_and_units
+from .base import ComparedPreTrainedModel, FeatureMaps, face_and_units
 
 
 class UnitFeatures(nn.Module):
@@ -199,9 +207,13 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
         if isinstance(module, UnitFeatures | SimilarityClassifiers):
             module.init_weights()
 
-    def look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """-> the face (batch, width), the nodes (batch, AU, width), the edges (batch, AU, AU, width) or None."""
-        face = self.narrow(self.vision.tokens(pixel_values))
+    def look(
+        self, pixel_values: torch.Tensor, maps: list[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """maps: as `FeatureMaps.tokens`.
+
+        -> the face (batch, width), the nodes (batch, AU, width), the edges (batch, AU, AU, width) or None."""
+        face = self.narrow(self.vision.tokens(pixel_values, maps))
         face = self.narrow_norm(face.transpose(1, 2)).transpose(1, 2).relu()
         units = self.units(face)
         nodes, edges = units.mean(dim=2), None
@@ -218,15 +230,18 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
         pixel_values: torch.Tensor,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: object,
     ) -> MEGraphAUOutput:
         r"""
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
         check_unused(self, kwargs)
-        face, nodes, edges = self.look(pixel_values)
+        maps = self.kept_maps(output_hidden_states)
+        face, nodes, edges = self.look(pixel_values, maps)
         probabilities = self.classifiers(nodes)
-        output = MEGraphAUOutput(au_logits=probabilities.clamp(_CLOSEST, 1 - _CLOSEST).logit())
+        logits = probabilities.clamp(_CLOSEST, 1 - _CLOSEST).logit()
+        output = MEGraphAUOutput(au_logits=logits, hidden_states=maps and tuple(maps))
         if self.emotion is not None:
             output.emotion_logits = self.emotion(face_and_units(face, nodes))
         if edges is not None:

@@ -10,9 +10,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.baselines import VLFAUConfig
 from modeling_mf2.loading import check_unused, fetched
-from modeling_mf2.losses import au_loss, classification_losses, masked_mean, weighted_sum, wide
+from modeling_mf2.losses import FaceAnalysisOutput, au_loss, classification_losses, masked_mean, weighted_sum, wide
 
-from .base import ComparedPreTrainedModel, FaceAnalysisOutput, FeatureMaps, face_and_units
+from .base import ComparedPreTrainedModel, FeatureMaps, face_and_units
 
 
 # Channels that are searched together for the largest one.
@@ -360,12 +360,16 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
         if isinstance(module, DualLevelRefinement | UnitClassifiers):
             module.init_weights()
 
-    def look(self, pixel_values: torch.Tensor) -> tuple[Attended, Attended]:
-        """The face, and every AU's refinement of it; without MARL all AUs have the face itself."""
+    def look(self, pixel_values: torch.Tensor, maps: list[torch.Tensor] | None = None) -> tuple[Attended, Attended]:
+        """The face, and every AU's refinement of it; without MARL all AUs have the face itself. maps: as
+        `FeatureMaps.tokens`."""
         if not self.config.use_marl:
-            face = Attended(self.narrow(self.vision.tokens(pixel_values)))
+            face = Attended(self.narrow(self.vision.tokens(pixel_values, maps)))
             return face, face
-        combined, size = self.combine(self.vision.stages(pixel_values))
+        stages = self.vision.stages(pixel_values)
+        if maps is not None:
+            maps += stages
+        combined, size = self.combine(stages)
         return Attended(combined), self.refine(combined, size)
 
     def classify(self, face: Attended, units: Attended) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -385,6 +389,7 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
         au_attention_mask: torch.Tensor | None = None,
         au_labels: torch.Tensor | None = None,
         emotion_labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **kwargs: object,
     ) -> VLFAUOutput:
         r"""
@@ -393,10 +398,12 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
         au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
         """
         check_unused(self, kwargs)
-        face, units = self.look(pixel_values)
+        maps = self.kept_maps(output_hidden_states)
+        face, units = self.look(pixel_values, maps)
         emotion_logits, au_logits = self.classify(face, units)
         parts = classification_losses(self.config, emotion_logits, emotion_labels, au_logits, au_labels)
-        output = VLFAUOutput(emotion_logits=emotion_logits, au_logits=au_logits)
+        states = maps and tuple(maps)
+        output = VLFAUOutput(emotion_logits=emotion_logits, au_logits=au_logits, hidden_states=states)
         if self.local_decoder is not None and au_input_ids is not None:
             shape = (len(pixel_values), len(self.config.action_units))
             said = self._describe("local", units, au_input_ids, au_attention_mask, shape)

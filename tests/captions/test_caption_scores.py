@@ -25,7 +25,7 @@ def drawn(label_set: LabelSet = MFA, rows: int = 60) -> tuple[np.ndarray, np.nda
 
 
 @needs_libraries
-def test_captions_alike_score_high_and_captions_of_nothing_score_nothing() -> None:
+def test_captions_alike_score_high_and_captions_of_nothing_score_nothing():
     units, emotions = drawn()
     writer, rng = RuleCaptioner(), np.random.default_rng(1)
     references = [writer.emotion_caption(u, e, rng) for u, e in zip(units, emotions, strict=True)]
@@ -40,7 +40,7 @@ def test_captions_alike_score_high_and_captions_of_nothing_score_nothing() -> No
 
 
 @needs_libraries
-def test_scores_are_those_of_their_definitions() -> None:
+def test_scores_are_those_of_their_definitions():
     # Unigrams: 4 of 5 are right, no shorter than the reference. Longest common subsequence: 4 of 5 and 5 words.
     scores = caption_scores(["the face raises the brow"], ["the face raises a brow"])
     assert scores["bleu_1"] == pytest.approx(0.8) and scores["rouge_l"] == pytest.approx(0.8)
@@ -48,17 +48,15 @@ def test_scores_are_those_of_their_definitions() -> None:
 
 
 @needs_libraries
-def test_empty_references_are_left_out_and_never_nan() -> None:
+def test_empty_references_are_left_out_and_never_nan():
     scores = caption_scores(["the face drops jaw now", "anything"], ["the face drops jaw now", " "])
     assert scores["bleu_4"] == pytest.approx(1) and scores["rouge_l"] == 1
     assert (scores["caption_pairs"], scores["caption_no_reference"]) == (1, 1)
     for texts in ([], ["a word"]):
-        nothing = caption_scores(texts, [""] * len(texts))
-        assert nothing["caption_pairs"] == 0 == nothing["bleu_4"] == nothing["cider"] == nothing["rouge_l"]
-        assert all(math.isfinite(value) for value in nothing.values())
+        assert set(caption_scores(texts, [""] * len(texts)).values()) <= {0.0, float(len(texts))}
 
 
-def test_wrong_lists_and_missing_libraries_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_lists_and_missing_libraries_are_named(monkeypatch):
     with pytest.raises(ValueError, match="references: got 1, expected 2"):
         caption_scores(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="references: got None, expected a list of texts"):
@@ -87,7 +85,7 @@ STATES_EMOTION = ("exp_blip cat", "exp_blip exp", "key_au", "emotion")
 
 @pytest.mark.parametrize("style", WHOLE)
 @pytest.mark.parametrize("label_set", ["mfa", "all"])
-def test_what_the_rule_writes_is_read_back_in_every_style(style: str, label_set: str) -> None:
+def test_what_the_rule_writes_is_read_back_in_every_style(style, label_set):
     labels = MFA if label_set == "mfa" else LabelSet(tuple(ACTION_UNITS), EMOTIONS)
     units, emotions = drawn(labels, rows=120)
     writer, rng = RuleCaptioner(labels), np.random.default_rng(1)
@@ -103,7 +101,7 @@ def test_what_the_rule_writes_is_read_back_in_every_style(style: str, label_set:
         assert wrong["fact_emotion_accuracy"] == 0
 
 
-def test_a_caption_of_the_emotion_states_some_aus_and_no_wrong_one() -> None:
+def test_a_caption_of_the_emotion_states_some_aus_and_no_wrong_one():
     units, emotions = drawn(rows=200)
     writer, rng = RuleCaptioner(), np.random.default_rng(1)
     written = [writer.emotion_caption(u, e, rng) for u, e in zip(units, emotions, strict=True)]
@@ -127,11 +125,11 @@ def test_a_caption_of_the_emotion_states_some_aus_and_no_wrong_one() -> None:
         ("a face in the rain", {}),
     ],
 )
-def test_claims_are_read_from_texts_of_any_hand(text: str, claims: dict[str, int]) -> None:
+def test_claims_are_read_from_texts_of_any_hand(text, claims):
     assert claimed_units(text) == claims
 
 
-def test_contradictions_are_counted_claim_by_claim() -> None:
+def test_contradictions_are_counted_claim_by_claim():
     labels = LabelSet(("AU1", "AU12", "AU25"), ("Neutral", "Happiness"))
     written = [
         "1. AU12 (Lip Corner Puller): the lip corners are pulled up. The lips are not parted. The face shows happiness."
@@ -142,9 +140,11 @@ def test_contradictions_are_counted_claim_by_claim() -> None:
     assert at_rest["fact_claims"] == 1 == at_rest["fact_contradicted"]
     but_one = fact_scores(["Nothing moves, but the lips are parted."], [[0, 0, 1]], [-1], labels)
     assert but_one["fact_claims"] == 1 and but_one["fact_contradicted"] == 0
+    unseen = fact_scores(["The face raises cheek."], [[0] * 12], [-1])
+    assert unseen["fact_au_no_positive"] == 12 and unseen["fact_au_f1/AU6"] == 0 and unseen["fact_contradicted"] == 1
 
 
-def test_unknown_labels_are_masked() -> None:
+def test_unknown_labels_are_masked():
     units, emotions = drawn()
     writer = RuleCaptioner()
     written = [writer.exp_blip_caption(u, e, "cat") for u, e in zip(units, emotions, strict=True)]
@@ -156,7 +156,7 @@ def test_unknown_labels_are_masked() -> None:
 
 
 @pytest.mark.parametrize("written", [[], [""], ["The face raises cheek. The face shows fear."], [[""] * 12]])
-def test_nothing_to_judge_is_defined_and_flagged(written: list) -> None:
+def test_nothing_to_judge_is_defined_and_flagged(written):
     scores = fact_scores(written, None, None)
     assert all(math.isfinite(value) for value in scores.values())
     assert scores["fact_claims"] == scores["fact_au_labels"] == scores["fact_emotion_labels"] == 0
@@ -164,15 +164,14 @@ def test_nothing_to_judge_is_defined_and_flagged(written: list) -> None:
     assert scores["fact_empty"] == (len(written) if written in ([""], [[""] * 12]) else 0)
 
 
-def test_an_au_that_no_image_shows_is_counted() -> None:
-    scores = fact_scores(["The face raises cheek."], [[0] * 12], [-1])
-    assert scores["fact_au_no_positive"] == 12 and scores["fact_au_f1/AU6"] == 0 and scores["fact_contradicted"] == 1
-
-
-def test_wrong_rows_are_told() -> None:
-    with pytest.raises(ValueError, match="au_labels: got 1 rows, expected 2"):
-        fact_scores(["a", "b"], [[0] * 12], None)
-    with pytest.raises(ValueError, match="written: got 3 sentences, expected a text, or 12 sentences"):
-        fact_scores([["a", "b", "c"]], None, None)
-    with pytest.raises(ValueError, match="au_labels: got 2 values, expected 12"):
-        fact_scores(["a"], [[0, 1]], None)
+@pytest.mark.parametrize(
+    ("written", "au_labels", "message"),
+    [
+        (["a", "b"], [[0] * 12], "au_labels: got 1 rows, expected 2"),
+        ([["a", "b", "c"]], None, "written: got 3 sentences, expected a text, or 12 sentences"),
+        (["a"], [[0, 1]], "au_labels: got 2 values, expected 12"),
+    ],
+)
+def test_wrong_rows_are_named(written, au_labels, message):
+    with pytest.raises(ValueError, match=message):
+        fact_scores(written, au_labels, None)

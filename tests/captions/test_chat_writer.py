@@ -1,23 +1,23 @@
 """A chat writer against a server that fails in every way: nothing lost, nothing paid twice, budget and key kept."""
 
 import asyncio
-import importlib.util
 import json
 import logging
 import os
 import resource
+import runpy
 import signal
-import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 from chat_server import FAULTS, LoopbackChat
 from datasets import load_from_disk
+from kill_points import ROOT
 
+from mf2face.captions.batch import BatchFailedError, _BatchRun, write_by_batch
 from mf2face.captions.chat import KeyMissingError, KeyRejectedError, QuotaSpentError, ServerRefusesError
 from mf2face.captions.journal import CaptionJournal, JournalFullError
 from mf2face.captions.prices import PRICES, Budget, Price, most_text_tokens, text_tokens
@@ -25,7 +25,6 @@ from mf2face.captions.run import BatchOpenError, BudgetSpentError, ChatWriter, r
 from mf2face.captions.styles import STYLES, CaptionRow
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 ROWS = [CaptionRow(f"c/v/{n}", [n % 2, 1, *[0] * 10], n % 8, np.full((600, 300, 3), n, "uint8")) for n in range(6)]
 
 
@@ -38,18 +37,6 @@ def no_proxy(monkeypatch):
 def chat():
     with LoopbackChat() as server:
         yield server
-
-
-def load(name):
-    path = EXAMPLES / f"{name}.py"
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(path.parent))
 
 
 def rows(count=40):
@@ -101,31 +88,26 @@ def test_an_image_is_sent_only_when_it_was_asked_for_and_the_bill_is_as_estimate
     assert writing.estimate(ROWS, batch=True).usd == pytest.approx(estimate.usd / 2)
 
 
-def test_an_unknown_price_means_no_estimate_and_no_budget(tmp_path, chat):
+def test_an_unknown_price_means_no_estimate(tmp_path, chat):
     local = writer(chat, model="my-model")
     assert local.estimate(ROWS).usd is None and "no price is known" in str(local.estimate(ROWS))
     report = local.write(ROWS, tmp_path / "j")
     assert report.usd is None and report.tokens.input > 0 and report.written == 6
-    with pytest.raises(ValueError, match=r"the price of 'my-model' is not known.*pass price=Price"):
-        writer(chat, model="my-model", budget=1.0)
     assert writer(chat, model="my-model", price=Price(1, 2), budget=1.0).estimate(ROWS).usd > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"concurrency": 0}, "concurrency, max_attempts: got 0"),
+def test_mistakes_are_named_before_anything_is_asked(tmp_path, chat, monkeypatch):
+    for options, message in (
+        ({"concurrency": 0}, "concurrency"),
         ({"detail": "auto"}, "detail: got 'auto'"),
         ({"style": "poem"}, "style: got 'poem'"),
         ({"budget": -1}, "budget: got -1"),
-    ],
-)
-def test_wrong_settings_are_named(chat, options, message):
-    with pytest.raises(ValueError, match=message):
-        writer(chat, **options)
-
-
-def test_a_missing_key_an_open_batch_and_a_missing_journal_are_named(tmp_path, chat, monkeypatch):
+        ({"model": "my-model", "budget": 1.0}, r"the price of 'my-model' is not known.*price=Price"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            writer(chat, **options)
+    with pytest.raises(ValueError, match="the id 'c/v/0' occurs twice"):
+        writer(chat).write([*rows(3), rows(1)[0]], tmp_path / "twice")
     with CaptionJournal(tmp_path / "batch") as book:
         book.open_request(0.1, batch=3)
     with pytest.raises(BatchOpenError, match="1 batch jobs under way"):
@@ -139,33 +121,36 @@ def test_a_missing_key_an_open_batch_and_a_missing_journal_are_named(tmp_path, c
         list(ChatWriter(progress=False).read(ROWS, tmp_path / "j"))
 
 
-def test_killed_processes_neither_lose_nor_repay(tmp_path):
+def test_killed_processes_neither_lose_nor_repay(tmp_path, monkeypatch):
     """Few kills here; the benchmark does fifty. Before the last, no more than 200 answers can have come."""
-    found = load("benchmark/data").measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmark"))
+    measure_kills = runpy.run_path(str(ROOT / "examples" / "benchmark" / "data.py"))["measure_kills"]
+    found = measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
     assert found["kills_lost"] == found["kills_paid_twice"] == 0 and found["kills"] == 3
     assert found["kills_in_flight"] > 0, "no kill met a request"
 
 
 def test_the_example_writes_by_rule_and_by_a_server(tmp_path, chat, monkeypatch, capsys):
-    example = load("write_captions")
+    write = runpy.run_path(str(ROOT / "examples" / "write_captions.py"))["main"]
     monkeypatch.setenv("OPENAI_API_KEY", chat.key)
-    example.main(["--out", str(tmp_path / "rule")])
-    example.main(["--out", str(tmp_path / "chat"), "--writer", "chat", "--base_url", chat.url, "--send_images"])
+    write(["--out", str(tmp_path / "rule")])
+    write(["--out", str(tmp_path / "chat"), "--writer", "chat", "--base_url", chat.url, "--send_images"])
     assert "64 rows written" in capsys.readouterr().out
     for name, mark in (("rule", "rule"), ("chat", "gpt-4o")):
         dataset = load_from_disk(tmp_path / name / "dataset")
         assert len(dataset) == 64 and set(dataset["caption_writer"]) == {mark}
-    assert example.main(["--writer", "chat", "--estimate"]) is None
+    assert write(["--writer", "chat", "--estimate"]) is None
     assert "about $0." in capsys.readouterr().out
 
 
 def test_with_faults_of_every_kind_all_rows_are_done_and_none_is_paid_twice(tmp_path):
     faults = dict.fromkeys(FAULTS, 0.2 / len(FAULTS))
     with LoopbackChat(0.005, faults=faults, hang=1.5) as chat:
-        writing = writer(chat, timeout=1.0, max_attempts=12, concurrency=16)
+        writing = writer(chat, timeout=1.0, max_attempts=12, concurrency=7)
         report = writing.write(rows(120), tmp_path / "j")
         assert report.written == 120 and not report.failed and report.by_rule == 0
         assert chat.asked > 130, "no faults were injected"
+        assert chat.most_at_once == 7
         assert chat.counts() | {"rows": 120, "most_paid": 1} == chat.counts()
         assert None not in list(writing.read(rows(120), tmp_path / "j"))
         # Every answer that came is in the bill, those of no use too; what never came is counted apart.
@@ -184,14 +169,6 @@ def test_a_false_caption_is_sent_back_once_with_the_reason(tmp_path):
         assert writing.write(rows(5), tmp_path / "stubborn").by_rule == 5 and chat.asked == 10
         marks = {one.writer for one in writing.read(rows(5), tmp_path / "stubborn")}
         assert marks == {"gpt-4o (rule: au_caption, key_au_caption)"}
-
-
-def test_requests_keep_to_the_concurrency_and_ids_are_unique(tmp_path):
-    with LoopbackChat(0.02) as chat:
-        writer(chat, concurrency=5).write(rows(40), tmp_path / "j")
-        assert chat.most_at_once == 5
-        with pytest.raises(ValueError, match="the id 'c/v/0' occurs twice"):
-            writer(chat).write([*rows(3), rows(1)[0]], tmp_path / "twice")
 
 
 def test_a_rate_limit_stops_all_workers(tmp_path):
@@ -332,3 +309,108 @@ def test_held_money_is_waited_for_and_a_larger_bill_makes_later_requests_hold_mo
     budget = Budget(10.0)
     budget.settle(budget.try_hold(1.0), 2.0)
     assert budget.try_hold(1.0) == 2.0
+
+
+BATCH = [CaptionRow(f"c/v/{n}", [n % 2, 1, n % 3 % 2, *[0] * 9], n % 8) for n in range(24)]
+
+
+def write_jobs(writing, path, rows=BATCH, **options):
+    return write_by_batch(writing, rows, path, **{"poll": 0.01, **options})
+
+
+def test_a_batch_writes_what_single_requests_write_for_half_the_price(tmp_path):
+    with LoopbackChat(mistakes=0.4) as chat:
+        writing = writer(chat)
+        report = write_jobs(writing, tmp_path / "batch", max_requests=10)
+        assert report.written == 24 and report.by_rule == 0 and not report.failed and not report.open_batches
+        assert len(chat.jobs) == 4, "three for the rows, one for the corrections"
+        single = writing.write(BATCH, tmp_path / "single")
+        assert list(writing.read(BATCH, tmp_path / "batch")) == list(writing.read(BATCH, tmp_path / "single"))
+        assert report.usd == pytest.approx(single.usd / 2)
+        again = write_jobs(writing, tmp_path / "batch")
+        assert (again.written, again.kept, again.usd) == (0, 24, 0) and len(chat.jobs) == 4
+        with CaptionJournal(tmp_path / "batch") as book:
+            assert book.spent == pytest.approx(report.usd) and book.unsure == 0 and not book.batches
+
+
+def test_it_can_be_left_and_collected_later(tmp_path):
+    with LoopbackChat(batch_polls=2) as chat:
+        report = write_jobs(writer(chat), tmp_path / "j", wait=False)
+        assert report.open_batches == 1 and report.written == 0 and "1 batch jobs under way" in str(report)
+        assert write_jobs(writer(chat), tmp_path / "j", wait=False).open_batches == 1
+        report = write_jobs(writer(chat), tmp_path / "j")
+        assert report.written == 24 and len(chat.jobs) == 1 and max(chat.paid.values()) == 1
+
+
+@pytest.mark.parametrize("place", ["before the server has it", "after the server has it", "between the answers"])
+def test_stopped_at_its_worst_moments_it_pays_nothing_again(tmp_path, monkeypatch, place):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with LoopbackChat() as chat, monkeypatch.context() as patch:
+        if place == "before the server has it":
+            patch.setattr(_BatchRun, "_token", kill)
+        elif place == "after the server has it":
+            patch.setattr(CaptionJournal, "name_batch", kill)
+        else:
+            real, seen = CaptionJournal.add_answer, []
+            patch.setattr(
+                CaptionJournal, "add_answer", lambda *a, **k: kill() if len(seen) > 7 else seen.append(real(*a, **k))
+            )
+        with pytest.raises(Killed):
+            write_jobs(writer(chat), tmp_path / "j")
+        patch.undo()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        report = write_jobs(writer(chat), tmp_path / "j")
+        assert report.written == 24 and not report.failed
+        assert len(chat.jobs) == 1 and len(chat.paid) == 24 and max(chat.paid.values()) == 1
+        with CaptionJournal(tmp_path / "j") as book:
+            assert book.spent == pytest.approx(writer(chat).price.usd(*chat.usd_tokens, batch=True))
+
+
+def test_what_failed_or_expired_goes_into_another_job(tmp_path):
+    with LoopbackChat(expire_after=9, faults={"500": 0.2}) as chat:
+        report = write_jobs(writer(chat), tmp_path / "j", rounds=9)
+        assert report.written == 24 and not report.failed and len(chat.jobs) >= 2
+        assert max(chat.paid.values()) == 1
+        chat.settings["faults"] = {"500": 1.0}
+        report = write_jobs(writer(chat), tmp_path / "other", rounds=2)
+        assert len(report.failed) == 24 and "server error" in report.failed["c/v/3"]
+        bad = [CaptionRow("bad", [1] * 12, "Fear", image=b"no picture")]
+        report = write_jobs(writer(chat, send_images=True), tmp_path / "unreadable", rows=bad)
+        assert list(report.failed) == ["bad"] and "image of bad" in report.failed["bad"]
+
+
+def test_a_budget_sends_what_it_can_pay(tmp_path):
+    with LoopbackChat() as chat:
+        with pytest.raises(BudgetSpentError, match="no further request fits") as caught:
+            write_jobs(writer(chat, budget=0.02), tmp_path / "j", rounds=20)
+        assert 3 < caught.value.report.written < 24
+        assert writer(chat).price.usd(*chat.usd_tokens, batch=True) <= 0.02
+        assert write_jobs(writer(chat, budget=1), tmp_path / "j").kept == caught.value.report.written
+
+
+def test_a_job_that_failed_says_why_and_a_wrong_key_costs_nothing(tmp_path):
+    with LoopbackChat() as chat:
+        with pytest.raises(KeyRejectedError) as caught:
+            write_jobs(writer(chat, api_key="sk-wrong-0123456789"), tmp_path / "j")
+        assert "sk-wrong" not in str(caught.value) and chat.key not in (tmp_path / "j").read_text()
+        write_jobs(writer(chat), tmp_path / "j", wait=False)
+        (job,) = chat.jobs.values()
+        errors = {"object": "list", "data": [{"code": "x", "message": "token limit reached"}]}
+        job |= {"status": "failed", "errors": errors}
+        with pytest.raises(BatchFailedError, match=r"failed \(token limit reached\).*smaller max_requests"):
+            write_jobs(writer(chat), tmp_path / "j")
+        assert write_jobs(writer(chat), tmp_path / "j").written == 24
+    with pytest.raises(TypeError, match="rows: got an iterator"):
+        write_jobs(writer(chat), tmp_path / "i", rows=iter(BATCH))
+
+
+def test_a_job_keeps_to_the_limits_of_size(tmp_path):
+    with LoopbackChat() as chat:
+        write_jobs(writer(chat), tmp_path / "j", max_bytes=30_000)
+        sizes = [len(chat.files[job["input_file_id"]]) for job in chat.jobs.values()]
+        assert len(sizes) > 2 and max(sizes) <= 30_000

@@ -53,9 +53,8 @@ def test_nothing_is_written_or_asked_about_unknown_labels():
 
 def test_mix_and_cat_are_made_of_the_two_sentences_that_were_paid():
     style = CaptionStyle("exp_blip")
-    texts = [
-        style.compose(row, {"exp_blip_au": "A.", "exp_blip_emot": "B.", "exp_blip_exp": "A so B."}) for row in ROWS
-    ]
+    both = {"exp_blip_au": "A.", "exp_blip_emot": "B.", "exp_blip_exp": "A so B."}
+    texts = [style.compose(row, both) for row in ROWS]
     assert {text["exp_blip_cat"] for text in texts} == {"A. B."}
     assert {text["exp_blip_mix"] for text in texts} == {"A.", "B."}
     half = style.compose(ROWS[0], {"exp_blip_emot": "B."})
@@ -68,21 +67,18 @@ def test_a_key_belongs_to_row_labels_style_model_and_prompt():
     assert style.key(CaptionRow(row.id, row.au_labels, "Neutral"), "m") == style.key(row, "m"), "a name or its index"
     others = [("other", row.au_labels, row.emotion), (row.id, [1] * 12, row.emotion), (row.id, row.au_labels, 5)]
     keys = {style.key(CaptionRow(*other), "gpt-4o", "p") for other in ((row.id, row.au_labels, row.emotion), *others)}
-    keys |= {
-        style.key(row, "gpt-4o", "q"),
-        style.key(row, "other", "p"),
-        CaptionStyle("vl_fau").key(row, "gpt-4o", "p"),
-    }
+    keys |= {style.key(row, "gpt-4o", "q"), style.key(row, "other", "p")}
+    keys.add(CaptionStyle("vl_fau").key(row, "gpt-4o", "p"))
     keys |= {CaptionStyle("mfa", "bp4d").key(CaptionRow(row.id, row.au_labels, None), "gpt-4o", "p")}
     assert len(keys) == 8
 
 
 @pytest.fixture(scope="module")
-def rows() -> Dataset:
+def rows():
     return MFASynthetic(12, size=64)
 
 
-def test_every_caption_of_every_style_has_its_input() -> None:
+def test_every_caption_of_every_style_has_its_input():
     assert set(PROCESSOR_INPUTS) == {name for names in STYLES.values() for name in names}
     assert style_of(["exp_blip_mix"]) == "exp_blip"
     for wrong in ([], ["exp_blip_mix", "au_caption"], ["caption"]):
@@ -90,7 +86,7 @@ def test_every_caption_of_every_style_has_its_input() -> None:
             style_of(wrong)
 
 
-def test_what_a_dataset_lacks_is_written_from_its_labels_and_what_it_has_is_kept(rows: Dataset) -> None:
+def test_what_a_dataset_lacks_is_written_from_its_labels_and_what_it_has_is_kept(rows):
     own = rows.add_column("vl_fau_global", ["my own words"] * len(rows))
     filled = with_rule_captions(own, STYLES["vl_fau"], "mfa")
     assert filled["vl_fau_global"][:] == ["my own words"] * len(rows) and all(filled["vl_fau_local"][:])
@@ -100,7 +96,7 @@ def test_what_a_dataset_lacks_is_written_from_its_labels_and_what_it_has_is_kept
     assert again["exp_blip_exp"][:] == with_rule_captions(rows, ["exp_blip_exp"], "mfa", seed=3)["exp_blip_exp"][:]
 
 
-def test_a_missing_or_empty_caption_set_is_named(rows: Dataset) -> None:
+def test_a_missing_or_empty_caption_set_is_named(rows):
     with pytest.raises(ValueError, match=r"no column exp_blip_exp.*write_captions.py --style exp_blip"):
         check_captions(rows, ["exp_blip_exp"], "Exp-BLIP")
     with pytest.raises(ValueError, match="every row's vl_fau_local is empty"):
@@ -108,7 +104,7 @@ def test_a_missing_or_empty_caption_set_is_named(rows: Dataset) -> None:
     check_captions(rows, ["au_caption"], "MF²")
 
 
-def test_descriptions_of_aus_at_rest_are_the_captions_own_and_unknown_aus_have_none() -> None:
+def test_descriptions_of_aus_at_rest_are_the_captions_own_and_unknown_aus_have_none():
     """MF²'s emotion caption does not slip in as VL-FAU's description of the face."""
     processor = MF2Processor.for_model(VLFAUConfig.from_size("tiny"))
     row = {"au_labels": [1, 0, -1, *[0] * 9], "emotion": 4, "emotion_caption": "A caption of another system."}
@@ -137,9 +133,8 @@ def test_captions_find_their_rows_by_id_and_pictures_stay_as_they_are(rows):
 def test_other_styles_have_columns_of_their_own_or_fill_given_ones(rows):
     captions = list(write_by_rule(caption_rows(rows), "exp_blip"))
     wide = join_captions(rows, captions)
-    assert (
-        wide["exp_blip_cat"][2] == captions[2].texts["exp_blip_cat"] and wide["au_caption"][:] == rows["au_caption"][:]
-    )
+    assert wide["exp_blip_cat"][2] == captions[2].texts["exp_blip_cat"]
+    assert wide["au_caption"][:] == rows["au_caption"][:]
     filled = join_captions(rows, captions, columns={"emotion_caption": "exp_blip_exp"})
     assert filled["emotion_caption"][1] == captions[1].texts["exp_blip_exp"]
 

@@ -1,13 +1,24 @@
+"""MF²'s config: mistakes that are named, files and their versions, overrides, labels; JSON files; loading checks."""
+
 import json
 import re
+import warnings
+from importlib.metadata import version
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, DynamicCache
 
+import modeling_mf2  # noqa: F401 - registers the Auto classes
 from configuration_mf2 import MF2Config, MF2QFormerConfig, MF2VisionConfig
 from configuration_mf2.base import UnknownFieldWarning
+from configuration_mf2.baselines import HSEmotionConfig
 from configuration_mf2.configuration_mf2 import LOSSES, SIZES
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS, REGION_RULES
+from configuration_mf2.hub import check_finite_weights, check_loading_info
+from configuration_mf2.json_files import parse_json, read_json
+from configuration_mf2.version import FIELD, VERSION, NewerCheckpointWarning, check_version
 
 
 def content(config):
@@ -49,33 +60,40 @@ def every(names):
         ({"emo_config": {"num_query_tokens": 0}}, ["num_query_tokens", "0"]),
         ({"emo_config": {"cross_attention_frequency": 0}}, ["cross_attention_frequency", "0"]),
         ({"vision_config": {"image_size": 100}}, ["image_size", "100", "patch_size", "16"]),
+        ({"au_thresholds": [5.0] * 12}, ["au_thresholds: got 5.0", "0 to 1"]),
+        ({"au_class_weights": [-1.0] * 12}, ["au_class_weights: got -1.0"]),
+        ({"loss_weights": {"au": float("nan")}}, ["loss_weights: got nan"]),
+        ({"emotion_max_length": 0}, ["emotion_max_length: got 0", "3"]),
+        ({"emo_config": {"max_position_embeddings": 20}}, ["emotion_max_length: got", "20"]),
+        ({"vision_config": {"image_size": 0}}, ["image_size: got 0"]),
+        ({"emo_config": {"hidden_dropout_prob": 7}}, ["hidden_dropout_prob: got 7"]),
+        ({"emo_config": {"hidden_act": "foo"}}, ["hidden_act: got 'foo'"]),
+        ({"num_labels": 3}, ["num_labels: got 3", "8"]),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+    ids=str,
 )
 def test_a_mistake_is_an_error_that_names_what_is_valid(fields, said):
     with pytest.raises((ValueError, StrictDataclassError), match=every(said)):
         MF2Config(**fields)
 
 
-def test_neck_is_allowed_where_nobody_looks_for_its_region():
-    config = MF2Config(action_units=["AU21"], use_au_branch=False)
-    assert config.action_units == ["AU21"]
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_sizes(size):
+@pytest.mark.parametrize(("size", "width", "patches"), [("tiny", 128, 7), ("base", 768, 14), ("giant", 1408, 16)])
+def test_sizes(size, width, patches, tmp_path):
     config = MF2Config.from_size(size)
     assert len(config.action_units) == 12 and len(config.emotions) == 8
     for branch in (config.emo_config, config.au_config):
-        assert branch.encoder_hidden_size == config.vision_config.hidden_size
-    width, patches = {"tiny": (128, 7), "base": (768, 14), "giant": (1408, 16)}[size]
-    assert (config.vision_config.hidden_size, config.vision_config.grid_size) == (width, patches)
-    if size != "tiny":
-        assert (config.emo_config.num_query_tokens, config.emo_config.num_hidden_layers) == (32, 12)
-
-
-def test_an_unknown_size_names_the_three():
-    with pytest.raises(ValueError, match=every(["'large'", "tiny", "base", "giant"])):
+        assert branch.encoder_hidden_size == config.vision_config.hidden_size == width
+        assert size == "tiny" or (branch.num_query_tokens, branch.num_hidden_layers) == (32, 12)
+    assert config.vision_config.grid_size == patches
+    fields = {"au_thresholds": [0.25] * 12, "loss_weights": {"au": 2}, "region_window": 2, "use_emo_branch": False}
+    config = MF2Config.from_size(size, label_set="bp4d", **fields)
+    config.save_pretrained(tmp_path)
+    again = MF2Config.from_pretrained(tmp_path)
+    assert content(again) == content(config) == content(MF2Config.from_dict(content(config)))
+    assert again.id2label == config.id2label
+    for part in ("vision_config", "emo_config", "au_config"):
+        assert type(getattr(again, part)) is type(getattr(config, part))
+    with pytest.raises(ValueError, match=every(["'large'", *SIZES])):
         MF2Config.from_size("large")
 
 
@@ -86,20 +104,6 @@ def test_an_override_of_a_part_changes_only_what_it_names():
     assert config.au_config.hidden_size == usual.au_config.hidden_size
     assert content(config)["emo_config"] == content(usual)["emo_config"]
     assert config.classification_target == "action_units" and config.id2label[6] == "AU12"
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_json_round_trip(size, tmp_path):
-    config = MF2Config.from_size(
-        size, label_set="bp4d", au_thresholds=[0.25] * 12, loss_weights={"au": 2}, region_window=2, use_emo_branch=False
-    )
-    config.save_pretrained(tmp_path)
-    again = MF2Config.from_pretrained(tmp_path)
-    assert content(again) == content(config)
-    assert content(MF2Config.from_dict(content(config))) == content(config)
-    assert again.id2label == config.id2label
-    for part in ("vision_config", "emo_config", "au_config"):
-        assert type(getattr(again, part)) is type(getattr(config, part))
 
 
 def test_overrides_while_loading(tmp_path):
@@ -128,11 +132,7 @@ def test_an_unknown_field_in_a_file_is_kept_with_a_warning(tmp_path):
     assert "MF2VisionConfig does not know: ['froze']" in "".join(str(warning.message) for warning in caught)
     assert again.note == "mine" and again.vision_config.froze == 1 and again.bos_token_id == 5
     assert content(again) == content(config)
-
-
-def test_a_field_in_a_file_does_not_replace_what_the_class_calls_so(tmp_path):
-    MF2Config.from_size("tiny").save_pretrained(tmp_path)
-    edit(tmp_path, {"to_dict": 3, "thresholds": [1]})
+    edit(tmp_path, {"to_dict": 3, "thresholds": [1]})  # what the class itself calls so
     with pytest.warns(UnknownFieldWarning, match="dropped"):
         config = MF2Config.from_pretrained(tmp_path)
     assert config.to_dict()["region_grid"] == 3 and len(config.thresholds) == 12
@@ -172,16 +172,13 @@ def test_a_mistake_in_a_file_is_a_sentence(fields, said, tmp_path):
         MF2Config.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "3", "null", '"a"', "{", "{}", '{"x": ' + "9" * 5000 + "}", "[" * 100_000])
-def test_a_file_that_holds_no_configuration_is_a_sentence(text, tmp_path):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises((ValueError, OSError), match=every([tmp_path.name, "config.json"])):
-        MF2Config.from_pretrained(tmp_path)
-
-
-def test_a_folder_without_a_configuration_is_refused_before_anything_is_built(tmp_path):
+def test_a_file_that_holds_no_configuration_is_a_sentence_and_none_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=every([tmp_path.name, "config.json"])):
         MF2Config.from_pretrained(tmp_path)
+    for text in ("[]", "3", "null", '"a"', "{", "{}", '{"x": ' + "9" * 5000 + "}", "[" * 100_000):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises((ValueError, OSError), match=every([tmp_path.name, "config.json"])):
+            MF2Config.from_pretrained(tmp_path)
 
 
 def test_label_names_of_transformers_become_the_labels(tmp_path):
@@ -223,6 +220,7 @@ def test_targets_follow_the_labels():
     assert aus.label2id["AU26"] == 11 and aus.problem_type == "multi_label_classification"
     assert MF2Config(label_set="raf_db", use_au_branch=False).num_labels == 7
     assert config.thresholds == [0.5] * 12
+    assert MF2Config(action_units=["AU21"], use_au_branch=False).action_units == ["AU21"], "nobody looks for a region"
 
 
 def test_tokenizer_ids_are_adopted():
@@ -241,27 +239,81 @@ def test_tokenizer_ids_are_adopted():
         MF2Config.from_size("tiny", **small).adopt_tokenizer(Tokenizer())
 
 
-def test_parts_stand_alone():
+def test_parts_stand_alone_and_load_from_a_whole_models_file(tmp_path):
     assert MF2VisionConfig().grid_size == 14
     assert MF2QFormerConfig(hidden_size=24, num_attention_heads=2).hidden_size == 24
     with pytest.raises(ValueError, match="did you mean 'hidden_act'"):
         MF2QFormerConfig(hidden_acts="gelu")
+    config = MF2Config.from_size("tiny")
+    config.save_pretrained(tmp_path)
+    assert MF2VisionConfig.from_pretrained(tmp_path).to_dict() == config.vision_config.to_dict()
+    assert MF2QFormerConfig.from_pretrained(tmp_path).to_dict() == config.emo_config.to_dict()
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"au_thresholds": [5.0] * 12}, "au_thresholds: got 5.0, expected finite numbers from 0 to 1"),
-        ({"au_class_weights": [-1.0] * 12}, "au_class_weights: got -1.0"),
-        ({"loss_weights": {"au": float("nan")}}, "loss_weights: got nan"),
-        ({"emotion_max_length": 0}, "emotion_max_length: got 0, expected 3 to"),
-        ({"emo_config": {"max_position_embeddings": 20}}, "emotion_max_length: got 61, expected 3 to 20 tokens"),
-        ({"vision_config": {"image_size": 0}}, "image_size: got 0"),
-        ({"emo_config": {"hidden_dropout_prob": 7}}, "hidden_dropout_prob: got 7"),
-        ({"emo_config": {"hidden_act": "foo"}}, "hidden_act: got 'foo', expected one of"),
-        ({"num_labels": 3}, "num_labels: got 3, expected 8"),
-    ],
-)
-def test_a_value_out_of_its_range_is_an_error(fields, said):
-    with pytest.raises((ValueError, StrictDataclassError), match=said):
-        MF2Config.from_size("tiny", **fields)
+def test_generic_code_finds_one_vocabulary_the_layers_of_a_cache_and_a_level_for_each_channel():
+    config = MF2Config.from_size("tiny")
+    config.vocab_size = 99
+    assert config.emo_config.vocab_size == config.au_config.vocab_size == config.vocab_size == 99
+    assert len(DynamicCache(config=config).layers) == 4
+    for kind in (MF2VisionConfig, HSEmotionConfig):
+        config = kind(image_mean=0.4, image_std=0.2)
+        assert (config.image_mean, config.image_std) == ([0.4] * 3, [0.2] * 3)
+
+
+@pytest.mark.parametrize("make", [lambda: MF2Config.from_size("tiny"), MF2VisionConfig], ids=["model", "tower"])
+def test_a_config_carries_the_version_once_and_forgets_it_when_read(make, tmp_path):
+    assert version("mf2face") == VERSION
+    make().save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    assert json.loads(text)[FIELD] == VERSION and text.count(FIELD) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = type(make()).from_pretrained(tmp_path)
+    assert not hasattr(again, FIELD), "what this code saves next is of this code's version"
+    assert again.to_dict() == make().to_dict()
+
+
+@pytest.mark.parametrize("load", [MF2Config.from_pretrained, AutoConfig.from_pretrained], ids=["own", "auto"])
+def test_a_newer_major_is_named_and_loads(load, tmp_path):
+    MF2Config.from_size("tiny").save_pretrained(tmp_path)
+    major = int(VERSION.split(".")[0])
+    edit(tmp_path, {FIELD: f"{major + 1}.2.0"})
+    with pytest.warns(NewerCheckpointWarning, match=every([tmp_path.name, f"{major + 1}.2.0", VERSION])) as caught:
+        config = load(tmp_path)
+    assert len(caught) == 1 and json.loads(config.to_json_string())[FIELD] == VERSION
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for saved in (None, "0.0.1", f"{major}.99.0", VERSION):
+            check_version(saved, "here")
+    with pytest.warns(NewerCheckpointWarning, match="here: written by version unknown"):
+        check_version("unknown", "here")
+
+
+def test_json_that_cannot_be_read_is_a_sentence_that_names_the_file(tmp_path):
+    file = tmp_path / "facts.json"
+    with pytest.raises(FileNotFoundError, match="facts"):
+        read_json(file)
+    for damaged in (b"", b'{"a": [1', b'{"a": ' + b"9" * 5000 + b"}", b"[" * 100_000, b'{"a": "\xff"}'):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: got .*, expected JSON"):
+            read_json(file)
+        with pytest.raises(ValueError, match=r"^facts\.json, line 3: got "):
+            parse_json(damaged, "facts.json, line 3")
+    file.write_text('{"ä": [1.5, null]}', encoding="utf-8")
+    assert read_json(file) == parse_json('{"ä": [1.5, null]}', "text") == {"ä": [1.5, None]}
+
+
+def test_what_a_checkpoint_lacks_is_named_however_much_it_is():
+    check_loading_info({"missing_keys": set(), "mismatched_keys": set()}, "folder")
+    for missing, mismatched, said in (
+        ({f"layer.{i:02}" for i in range(20)}, set(), r"folder: lacks 20 weights.*layer\.00, .*layer\.07 and 12 more"),
+        (set(), {"head.bias"}, r"another shape 1 weights.*head\.bias"),
+        (set(), {("head.bias", (3,), (4,))}, r"another shape 1 weights.*head\.bias"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_loading_info({"missing_keys": missing, "mismatched_keys": mismatched}, "folder")
+    layer = torch.nn.BatchNorm1d(2)  # with a count, which is an integer
+    check_finite_weights(layer, "folder")
+    layer.running_var[1] = torch.inf
+    with pytest.raises(ValueError, match=r"folder: 1 tensors.*running_var"):
+        check_finite_weights(layer, "folder")

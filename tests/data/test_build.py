@@ -1,6 +1,8 @@
 """From a folder of pictures to a data set that trains: whole, resumable, and without a face on both sides."""
 
 import errno
+import io
+import itertools
 import json
 import os
 from dataclasses import replace
@@ -12,16 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 from corpus_frames import make_frames
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from tqdm import tqdm
 
 import train
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS
 from mf2face.data.build import mfa as building
-from mf2face.data.build.card import split_counts, summary
 from mf2face.data.build.crops import BuildOptions, RowMaker, image_hash, near_pairs
 from mf2face.data.build.landmark_cache import CachedFace
-from mf2face.data.build.mfa import build_mfa, shards_of
+from mf2face.data.build.metadata import without_metadata
+from mf2face.data.build.mfa import build_mfa, summary
 from mf2face.data.build.splits import plan_mfa
 from mf2face.data.corpora.frames import Video
 from mf2face.data.corpora.label_files import CorpusError
@@ -32,6 +35,7 @@ from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 from processing_mf2 import MF2Processor
 from processing_mf2.image_io import read_image
+from processing_mf2.landmarks import template_landmarks
 
 
 PEOPLE, EACH, SIDE = 6, 8, 96
@@ -90,12 +94,16 @@ def test_what_is_built_loads_and_is_valid(built, tmp_path):
         assert found["au_labels"] == frames.au_labels[row].tolist() and found["emotion"] == frames.emotion[row]
         assert found["split"] == split[row] and found["landmark_source"] == "given" and found["licence"] == "mine"
         assert found["emotion_caption"] and found["caption_writer"] == "rule"
-    stored = pq.read_metadata(next((out / "data").glob("train-00000-of-00003.parquet")))
-    assert stored.num_rows == 11
+    first = datasets.load_dataset(str(out), data_files="data/train-00000-of-00003.parquet", cache_dir=str(tmp_path))
+    assert len(first["train"]) == 11 and len(set(first["train"]["subject"])) > 2, "shards are random parts"
     card = (out / "README.md").read_text()
     assert "| images | 32 | 8 | 8 |" in card and "**Licence.** mine" in card and "across splits: none" in card
     assert report == json.loads((out / "build.json").read_text())
-    assert report["counts"]["train"]["people or videos"] == 4
+    train, counts = loaded["train"].remove_columns("image"), report["counts"]["train"]
+    units = np.array(train["au_labels"][:])
+    shown = {f"{name} active": (units[:, k] == 1).sum() for k, name in enumerate(LABEL_SETS["mfa"].action_units)}
+    shown |= {name: train["emotion"][:].count(code) for code, name in enumerate(EMOTIONS)}
+    assert counts == {"images": 32, "videos": 32, "people or videos": 4} | shown
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "build.json", "data", "dataset_infos.json"]
 
 
@@ -118,24 +126,6 @@ def test_crops_are_what_the_processor_would_cut_and_have_room_around(built, tmp_
     assert (example["pixel_values"] == first["pixel_values"]).all()
 
 
-def test_names_that_are_not_utf8_are_refused(tmp_path):
-    (tmp_path / "Anger").mkdir()
-    cv2.imwrite(str(tmp_path / "Anger" / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
-    (tmp_path / "Anger" / "a.jpg").rename(tmp_path / "Anger" / os.fsdecode(b"caf\xe9.jpg"))
-    frames = read_corpus("own", tmp_path)
-    with pytest.raises(CorpusError, match=r"image: got 'Anger/caf.*\.jpg', expected a name in UTF-8. Rename it"):
-        build_mfa(frames, ["train"], tmp_path / "mfa", BuildOptions(landmarks="template"))
-
-
-def test_people_in_two_splits_are_refused(built, tmp_path):
-    _, frames, split, _ = built
-    mixed = ["test" if row == 3 else name for row, name in enumerate(split)]
-    with pytest.raises(CorpusError, match="people or videos in two splits, such as p"):
-        build_mfa(frames, mixed, tmp_path / "mfa", OPTIONS)
-    report = build_mfa(frames, mixed, tmp_path / "mfa", BuildOptions(landmarks="corpus", crop_size=64, near="tell"))
-    assert report["in_two_splits"]
-
-
 def test_aligned_pictures_keep_their_pixels_and_nothing_else(own, tmp_path):
     secret, exif = b"secret-of-the-owner", Image.Exif()
     exif[0x010E] = secret.decode()
@@ -153,7 +143,7 @@ def test_aligned_pictures_keep_their_pixels_and_nothing_else(own, tmp_path):
         there, file = row["image"]["bytes"], own / f"{row['video']}.jpg"
         assert secret in file.read_bytes() and secret not in there and row["landmark_source"] == "template"
         assert b"Exif" not in there and b"eXIf" not in there and row["image"]["path"] is None
-        seen, kept = (read_image(one).permute(1, 2, 0).numpy() for one in (file, there))
+        seen, kept = (read_image(one).transpose(1, 2, 0) for one in (file, there))
         if Image.open(file).getexif().get(0x0112) != 6:
             assert (seen == kept).all()
         else:  # written anew, upright
@@ -165,85 +155,80 @@ class Killed(BaseException):
     pass
 
 
-def kill(*_):
-    raise Killed
+def on_call(monkeypatch, name, action):
+    """action: given the number of each call of one of the builder's functions, and its first argument."""
+    owner, calls = building.Path if name == "rename" else building, itertools.count()
+    real = getattr(owner, name)
+
+    def call(*arguments):
+        action(next(calls), arguments[0])
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, name, call)
 
 
-def writes_counted(monkeypatch, fail_at=None, error=Killed):
-    """Names of the tables that are written; the n-th ends in an error."""
-    writes, write = [], building.write_table
-
-    def counted(file, *table):
-        writes.append(file.name)
-        if len(writes) - 1 == fail_at:
-            raise error
-        write(file, *table)
-
-    monkeypatch.setattr(building, "write_table", counted)
-    return writes
+def tables_written(monkeypatch):
+    names = []
+    on_call(monkeypatch, "write_table", lambda _, file: names.append(file.name))
+    return names
 
 
 def images_in(report):
     return sum(counts["images"] for counts in report["counts"].values())
 
 
-@pytest.mark.parametrize("after", [0, 3, 5])
-def test_a_killed_build_goes_on_and_ends_the_same(built, tmp_path, monkeypatch, after):
-    out, frames, split, _ = built
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(building, "write_card", kill)
-        first = writes_counted(patch, after)
+def rows_in(folder):
+    return sum(pq.read_metadata(file).num_rows for file in (folder / "data").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "left"),
+    [
+        *(("write_table", 0, 5), ("write_table", 3, 2), ("write_card", 0, 0), ("rename", 0, 0), ("remove_work", 0, 0)),
+        ("full disk", 2, 3),
+    ],
+)
+def test_an_interrupted_build_goes_on_and_ends_the_same(built, tmp_path, monkeypatch, name, at, left):
+    out, frames, split, report = built
+    error = OSError(errno.ENOSPC, "No space left on device") if name == "full disk" else Killed()
+
+    def interrupt(number, _):
+        if number == at:
+            raise error
+
+    with monkeypatch.context() as patch, pytest.raises(type(error)) as caught:
+        on_call(patch, "write_table" if name == "full disk" else name, interrupt)
         build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    assert not (tmp_path / "mfa").exists()
-    other = BuildOptions(landmarks="corpus", crop_size=72, shard_rows=12)
-    with pytest.raises(ValueError, match=r"unfinished build of other options.*crop_size: 64"):
-        build_mfa(frames, split, tmp_path / "mfa", other)
-    second = writes_counted(monkeypatch)
-    build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    assert len(second) == 5 - after and set(first[:after] + second) == {path.name for path in (out / "data").iterdir()}
-    for file in sorted((out / "data").iterdir()):
-        assert file.read_bytes() == (tmp_path / "mfa" / "data" / file.name).read_bytes()
-    assert list(tmp_path.glob(".*")) == []
+    if name == "full disk":
+        assert caught.value.errno == errno.ENOSPC and "mfa.building: the disk is full" in str(caught.value)
+    assert (tmp_path / "mfa").exists() == (name == "remove_work") and (tmp_path / ".mfa.building").is_dir()
+    if name != "remove_work":
+        with pytest.raises(ValueError, match=r"unfinished build of other options.*crop_size: 64"):
+            build_mfa(frames, split, tmp_path / "mfa", replace(OPTIONS, crop_size=72))
+    written = tables_written(monkeypatch)
+    assert build_mfa(frames, split, tmp_path / "mfa", OPTIONS) == report and len(written) == left
+    assert [path.name for path in tmp_path.iterdir()] == ["mfa"]
+    first, second = (
+        {file.name: file.read_bytes() for file in (one / "data").iterdir()} for one in (out, tmp_path / "mfa")
+    )
+    assert first == second
+    with pytest.raises(FileExistsError, match="is there already"):
+        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
 
 
-def test_a_kill_at_the_very_end_doubles_nothing_under_other_options(built, tmp_path, monkeypatch):
+def test_a_damaged_plan_is_named_and_shards_without_one_are_built_again(built, tmp_path, monkeypatch):
     _, frames, split, _ = built
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(building.Path, "rename", kill)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        on_call(patch, "rename", lambda number, _: 1 / number)
         build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
     plan = tmp_path / ".mfa.building" / "plan.json"
     for text in ("{", "[]"):
         plan.write_text(text)
         with pytest.raises(CorpusError, match=r"plan.json: got .*, expected the plan of a build. Remove"):
             build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    plan.unlink()  # its shards are of an unknown plan
-    other = BuildOptions(landmarks="corpus", crop_size=64, shard_rows=5)
-    report = build_mfa(frames, split, tmp_path / "mfa", other)
-    rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "mfa" / "data").iterdir())
-    assert rows == images_in(report) == 48
-
-
-def test_a_build_that_was_killed_after_its_end_is_cleaned_up(built, tmp_path, monkeypatch):
-    _, frames, split, _ = built
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(building, "remove_work", kill)
-        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    assert (tmp_path / ".mfa.building").is_dir()
-    assert build_mfa(frames, split, tmp_path / "mfa", OPTIONS)["counts"]["train"]["images"] == 32
-    assert [path.name for path in tmp_path.iterdir()] == ["mfa"]
-    with pytest.raises(FileExistsError, match="is there already"):
-        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-
-
-def test_a_full_disk_is_named_and_what_is_done_is_kept(built, tmp_path, monkeypatch):
-    _, frames, split, _ = built
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"mfa\.building: the disk is full") as caught:
-        writes_counted(patch, 2, OSError(errno.ENOSPC, "No space left on device"))
-        build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    assert caught.value.errno == errno.ENOSPC
-    writes = writes_counted(monkeypatch)
-    build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    assert len(writes) == 3 and (tmp_path / "mfa" / "README.md").is_file()
+    plan.unlink()
+    report = build_mfa(frames, split, tmp_path / "mfa", replace(OPTIONS, shard_rows=5))
+    assert rows_in(tmp_path / "mfa") == images_in(report) == 48
 
 
 def test_unreadable_images_are_listed_repaired_or_skipped(own, tmp_path, monkeypatch):
@@ -264,9 +249,9 @@ def test_unreadable_images_are_listed_repaired_or_skipped(own, tmp_path, monkeyp
         assert str(own) not in (tmp_path / "skipped" / file).read_text(), "a path of the builder's machine"
     for name, content in good.items():
         (own / name).write_bytes(content)
-    writes = writes_counted(monkeypatch)
+    written = tables_written(monkeypatch)
     report = build_mfa(frames, split, tmp_path / "mfa", OPTIONS)
-    assert 1 <= len(writes) <= 2 and report["left_out"] == 0
+    assert 1 <= len(written) <= 2 and report["left_out"] == 0
 
 
 @pytest.mark.parametrize("near", [None, "drop", "raise", "tell"])
@@ -286,19 +271,7 @@ def test_a_copy_in_another_split_is_listed_and_dropped_only_when_asked(own, tmp_
     assert report["near_identical"] == [f"own/{taught[:-4]}/0 (train) repeats own/{held[:-4]}/0 (test)"]
     assert images_in(report) == (47 if near == "drop" else 48)
     assert ("--near drop" in summary(report, "out")) == (near != "drop")
-    rows = sum(pq.read_metadata(file).num_rows for file in (tmp_path / "mfa" / "data").iterdir())
-    assert rows == images_in(report)
-
-
-def test_counts_on_the_card_are_those_of_the_rows():
-    units = np.full((6, 12), -1, np.int8)
-    units[:5, 0] = (1, 1, 1, 1, 0)
-    frames = make_frames([4, 2], np.array([0, 0, 1, -1, 1, 1]), units)
-    counts = split_counts(frames, {"train": [0, 1, 2, 3], "validation": [], "test": [4]})
-    assert list(counts) == ["train", "test"] and "AU2 active" not in counts["train"]
-    assert (counts["train"]["images"], counts["train"]["videos"], counts["train"]["AU1 active"]) == (4, 1, 4)
-    assert (counts["train"]["Neutral"], counts["train"]["Anger"]) == (2, 1)
-    assert (counts["test"]["Anger"], counts["test"]["AU1 active"]) == (1, 0)
+    assert rows_in(tmp_path / "mfa") == images_in(report)
 
 
 def test_hashes_find_copies_and_leave_other_people_alone():
@@ -316,60 +289,48 @@ def test_hashes_find_copies_and_leave_other_people_alone():
     assert len(near_pairs(copies, many)) == 100 * len(pairs) and near_pairs(copies[:0], many).shape == (0, 2)
 
 
-def test_shards_are_random_parts_of_their_split(built):
-    _, frames, split, _ = built
-    shards = shards_of(frames, split, OPTIONS)
-    assert sorted(row for shard in shards for row in shard.rows) == list(range(48))
-    assert all({split[row] for row in shard.rows} == {shard.split} for shard in shards)
-    assert all(len({frames.videos[row].subject for row in shard.rows}) > 2 for shard in shards if shard.count > 1)
-
-
-def test_pictures_with_emotions_alone_are_built_and_trained_in_the_splits_that_are_written(
-    drawn, tmp_path, monkeypatch
-):
+def test_pictures_with_emotions_alone_are_built_and_trained_in_the_splits_that_are_written(own, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "own"
-    folder.mkdir()
-    rows, names = [json.loads(line) for line in (drawn / "labels.jsonl").read_text().splitlines()], {}
-    emotions = LABEL_SETS["raf_db"].emotions
-    lines = ["image,emotion,subject,split"]
-    for number, row in enumerate(rows[::2]):
-        (folder / row["image"]).write_bytes((drawn / row["image"]).read_bytes())
-        split = names.setdefault(row["subject"], ("train", "train", "val", "test")[len(names) % 4])
-        lines.append(f"{row['image']},{emotions[number % len(emotions)]},{row['subject']},{split}")
-    (folder / "labels.csv").write_text("\n".join(lines))
-    frames, split = plan_mfa(read_corpus("own", folder, label_set="raf_db"), balance=False, require="emotion")
-    assert {frames.videos[place].official for place in frames.video} == set(split) == {"train", "validation", "test"}
+    rows = [json.loads(line) for line in (own / "labels.jsonl").read_text().splitlines()][::2]
+    (own / "labels.jsonl").unlink()
+    emotions, splits = LABEL_SETS["raf_db"].emotions, ("train", "train", "val", "test", "train", "train")
+    lines = [
+        f"{row['image']},{emotions[number % len(emotions)]},{row['subject']},{splits[int(row['subject'][1:])]}"
+        for number, row in enumerate(rows)
+    ]
+    (own / "labels.csv").write_text("\n".join(["image,emotion,subject,split", *lines]))
+    frames, split = plan_mfa(read_corpus("own", own, label_set="raf_db"), require="emotion")
+    assert set(split) == {"train", "validation", "test"}
     assert split == [frames.videos[place].official for place in frames.video]
     build_mfa(frames, split, tmp_path / "mfa", BuildOptions(landmarks="template", crop_size=64, near="tell"))
     loaded = datasets.load_dataset(str(tmp_path / "mfa"), cache_dir=str(tmp_path / "loaded"))
     assert described_labels(loaded["train"]) == LABEL_SETS["raf_db"]
     assert sum(map(len, loaded.values())) == len(frames) and loaded["train"].features == mfa_features("raf_db")
-    command = ["--dataset", str(tmp_path / "mfa"), "--label_set", "raf_db", "--output_dir", str(tmp_path / "run")]
-    command += ["--use_cpu", "True", "--disable_tqdm", "True", "--per_device_train_batch_size", "8", "--max_steps", "2"]
-    command += ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "False"]
-    scores = train.main(command)
+    options = f"--dataset {tmp_path / 'mfa'} --label_set raf_db --output_dir {tmp_path / 'run'} --use_cpu True"
+    options += " --disable_tqdm True --per_device_train_batch_size 8 --max_steps 2 --eval_strategy no"
+    scores = train.main([*options.split(), "--save_strategy", "no", "--load_best_model_at_end", "False"])
     assert scores["test_images"] == split.count("test") and "emotion_top1" in scores
 
 
 def test_mistakes(built, tmp_path):
-    out, frames, split, _ = built
-    with pytest.raises(FileExistsError, match="is there already"):
-        build_mfa(frames, split, out, OPTIONS)
+    _, frames, split, _ = built
     with pytest.raises(ValueError, match="cache: got none, expected a LandmarkCache"):
         build_mfa(frames, split, tmp_path / "mfa")
     with pytest.raises(ValueError, match="split: got 2"):
         build_mfa(frames, ["train", "test"], tmp_path / "mfa", OPTIONS)
+    mixed = ["test" if row == 3 else name for row, name in enumerate(split)]
+    with pytest.raises(CorpusError, match="people or videos in two splits, such as p"):
+        build_mfa(frames, mixed, tmp_path / "mfa", OPTIONS)
+    assert build_mfa(frames, mixed, tmp_path / "mfa", replace(OPTIONS, near="tell"))["in_two_splits"]
     for wrong in ({"landmarks": "none"}, {"margin": -1}, {"crop_size": 8}, {"near": "yes"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got"):
             BuildOptions(**wrong)
-
-
-class Bar:
-    count = 0
-
-    def update(self, count):
-        self.count += count
+    (tmp_path / "Anger").mkdir()
+    cv2.imwrite(str(tmp_path / "Anger" / "a.jpg"), np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "Anger" / "a.jpg").rename(tmp_path / "Anger" / os.fsdecode(b"caf\xe9.jpg"))
+    (tmp_path / "mfa").rename(tmp_path / ".mfa")
+    with pytest.raises(CorpusError, match=r"image: got 'Anger/caf.*\.jpg', expected a name in UTF-8"):
+        build_mfa(read_corpus("own", tmp_path), ["train"], tmp_path / "latin", replace(OPTIONS, landmarks="template"))
 
 
 class Cache:
@@ -389,18 +350,16 @@ def frames(tmp_path):
     pixels, landmarks = draw_example(3, size=120)
     for number in range(1, 4):
         cv2.imwrite(str(tmp_path / f"{number}.jpg"), pixels[..., ::-1])
-    made = make_frames([3], np.array([1, 2, 3]))
-    video = Video("v", "s", ".", 1, ".jpg")
     points = np.array([landmarks, landmarks[:, ::-1], np.full((68, 2), np.nan)], np.float32)
-    return made.__class__(**{**vars(made), "root": tmp_path, "videos": [video], "landmarks": points})
+    made = make_frames([3], np.array([1, 2, 3]))
+    return replace(made, root=tmp_path, videos=[Video("v", "s", ".", 1, ".jpg")], landmarks=points)
 
 
 def make(frames, cache=None, **options):
-    options = BuildOptions(**{"crop_size": 64, **options})
-    bar = Bar()
-    with RowMaker(frames, ["train"] * 3, options, cache) as maker:
-        rows, hashes, kept, problems = maker.make(np.arange(3), bar)
-    assert bar.count == 3 and len(rows) == len(hashes) == len(kept)
+    """Rows, their places in the frames, and the images left out with their kind of problem."""
+    with RowMaker(frames, ["train"] * 3, BuildOptions(**{"crop_size": 64, **options}), cache) as maker:
+        rows, hashes, kept, problems = maker.make(np.arange(3), tqdm(disable=True))
+    assert len(rows) == len(hashes) == len(kept)
     Dataset.from_list(rows, features=mfa_features())
     return rows, kept.tolist(), [(problem.image[2:], problem.kind) for problem in problems]
 
@@ -411,6 +370,15 @@ def test_landmarks_of_the_corpus_are_checked(frames):
     assert problems == [("2.jpg", "landmarks"), ("3.jpg", "no face")]
 
 
+def test_aligned_pictures_have_the_landmarks_of_their_corpus_s_template(frames):
+    theirs = replace(frames, template="insightface112")
+    for options, expected in (("template", "insightface112"), ("ffhq", "ffhq")):
+        row = make(theirs, landmarks=options)[0][0]
+        size = Image.open(io.BytesIO(row["image"]["bytes"])).size
+        assert row["landmark_source"] == expected
+        assert np.allclose(row["landmarks"], template_landmarks(*size[::-1], expected), atol=1e-4)
+
+
 def test_a_detector_that_is_unsure_found_nothing(frames):
     cache = Cache(frames.landmarks[0])
     assert make(frames, cache)[1:] == ([0, 1], [("3.jpg", "no face")])
@@ -419,9 +387,72 @@ def test_a_detector_that_is_unsure_found_nothing(frames):
     assert [row["landmark_source"] for row in rows] == ["detector", "template", "template"] and kept == [0, 1, 2]
 
 
-def test_captions_are_the_rules_and_the_same_on_every_run(frames):
-    first, second = (make(frames, landmarks="template")[0] for _ in range(2))
-    assert [row["au_caption"] for row in first] == [row["au_caption"] for row in second]
-    assert all(row["emotion_caption"] and row["caption_writer"] == "rule" for row in first)
+def test_captions_are_left_out_when_asked(frames):
     bare = make(frames, landmarks="template", captions=False)[0]
     assert {row["emotion_caption"] for row in bare} == {""} == {row["caption_writer"] for row in bare}
+
+
+NOTE = b"secret-of-the-owner"
+
+
+def exif(orientation=1):
+    data = Image.Exif()
+    data[0x010E], data[0x0112] = NOTE.decode(), orientation
+    return data
+
+
+def noise():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(np.kron(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8)))
+
+
+def saved(format="JPEG", image=None, **options):
+    file = io.BytesIO()
+    (image or noise()).save(file, format, **options)
+    return file.getvalue()
+
+
+def png(**options):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", NOTE.decode())
+    info.add_text("XML:com.adobe.xmp", NOTE.decode(), zip=False)
+    info.add_itxt("Author", NOTE.decode())
+    return saved("PNG", exif=exif(), pnginfo=info, **options)
+
+
+FILES = {
+    "jpeg": saved(exif=exif(), comment=NOTE, xmp=NOTE),
+    "progressive": saved(progressive=True, exif=exif()),
+    "restarts": saved(restart_marker_blocks=2, comment=NOTE),
+    "grey": saved(image=noise().convert("L"), exif=exif()),
+    "cmyk": saved(image=noise().convert("CMYK"), exif=exif()),
+    "profile": saved(icc_profile=NOTE * 9000),
+    "several": saved("MPO", save_all=True, append_images=[noise()], exif=exif()),
+    "png": png(),
+    "palette": png(image=noise().convert("P")),
+    "transparent": png(image=noise().convert("RGBA")),
+    "animated": png(save_all=True, append_images=[noise().rotate(90)]),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_stay_and_everything_said_beside_them_goes(name):
+    content = FILES[name] + b"\0" + NOTE
+    stripped = without_metadata(content)
+    assert NOTE in content and NOTE not in stripped
+    assert not {b"Exif", b"http:", b"acTL", b"eXIf", b"tEXt", b"iTXt", b"MPF"} & {
+        stripped[k : k + 4] for k in range(999)
+    }
+    assert (read_image(stripped) == read_image(FILES[name])).all()
+    assert without_metadata(stripped) == stripped
+    assert Image.open(io.BytesIO(stripped)).info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"} | {
+        *("progressive", "progression", "adobe", "adobe_transform", "transparency")
+    }
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive", "png"])
+def test_a_file_that_breaks_off_is_left_alone(name):
+    content = FILES[name].rstrip(NOTE)
+    for size in range(0, len(content) - 2, 37):
+        assert without_metadata(content[:size]) is None, size
+    assert without_metadata(saved("BMP")) is None and without_metadata(b"") is None

@@ -57,7 +57,7 @@ def test_what_datasets_keeps_beside_the_rows_damages_nothing(tmp_path, caplog):
     assert "damaged" not in caplog.text
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_and_a_file_in_the_folders_place_are_named_and_nothing_is_left(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -69,18 +69,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="about 1 MB are needed"):
         patch.setattr(shutil, "disk_usage", lambda _: free)
         MFASynthetic(16, cache_dir=tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be made"):
-        MFASynthetic(4, cache_dir=tmp_path / "file" / "below")
-
-
-def test_a_file_in_the_folders_place_is_told_and_stays(tmp_path):
     MFASynthetic(4, cache_dir=tmp_path)
     (folder,) = kept(tmp_path)
     shutil.rmtree(folder)
     folder.write_text("mine")
     with pytest.raises(OSError, match=r"cache_dir: .* is a file, expected a folder.*another cache_dir"):
         MFASynthetic(4, cache_dir=tmp_path)
+    with pytest.raises(OSError, match="cannot be made"):
+        MFASynthetic(4, cache_dir=folder / "below")
     assert folder.read_text() == "mine" and kept(tmp_path) == [folder]
 
 
@@ -99,10 +95,9 @@ def test_two_processes_fill_one_cache(tmp_path):
     found = {answers.get(timeout=60) for _ in workers}
     for worker in workers:
         worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
     pixels = b"".join(draw_example(index)[0].tobytes() for index in range(48))
     assert found == {hashlib.sha256(pixels).hexdigest()}
-    assert len(kept(tmp_path)) == 1
+    assert [worker.exitcode for worker in workers] == [0, 0] and len(kept(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -74,9 +74,9 @@ def test_labels_of_other_names_are_refused_also_when_there_are_as_many(rows, pro
     own, bp4d = LABEL_SETS["mfa"].action_units, LABEL_SETS["bp4d"].action_units
     assert len(bp4d) == len(own) == 12
     for dataset, message in (
-        (described(bp4d), r"the dataset's AUs are AU1, .*AU14.*; the model's are AU1, .*label set"),
-        (described(own[::-1]), "au_labels: the dataset's AUs are AU26, AU25"),  # in another order
-        (described(own, EMOTIONS[::-1]), r"emotion: the dataset's emotions are Other, .*; the model's are Neutral"),
+        (described(bp4d), r"au_labels: the dataset's are AU1, .*AU14.*; the model's are AU1, .*label set"),
+        (described(own[::-1]), "au_labels: the dataset's are AU26, AU25"),  # in another order
+        (described(own, EMOTIONS[::-1]), r"emotion: the dataset's are Other, .*; the model's are Neutral"),
     ):
         with pytest.raises(ValueError, match=message):
             MF2Examples(dataset, processor)

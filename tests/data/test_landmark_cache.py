@@ -10,11 +10,7 @@ import pytest
 from test_landmarks import SETTINGS, _spots, no_download, weights  # noqa: F401 (fixtures)
 
 from mf2face.data.build.crops import BuildOptions
-from mf2face.data.build.landmark_cache import (
-    CACHE_NAME,
-    LandmarkCache,
-    cut_video,
-)
+from mf2face.data.build.landmark_cache import CACHE_NAME, LandmarkCache, cut_video
 from mf2face.data.build.mfa import build_mfa
 from mf2face.data.corpora.label_files import CorpusError
 from mf2face.data.corpora.read import read_corpus
@@ -33,7 +29,7 @@ class Template:
         return [self._faces(image) for image in images]
 
     def _faces(self, image):
-        if image.float().mean() < 10:
+        if image.mean() < 10:
             return []
         height, width = image.shape[1:]
         small = DetectedFace(np.array([0.0, 0, 9, 9]), 0.9, np.zeros((68, 2)), np.zeros(68))
@@ -99,7 +95,7 @@ def test_each_image_is_looked_at_once(folder):
         assert cache.detector.batches == [3, 3, 1]
 
 
-def test_what_was_found_before_a_kill_is_kept(folder):
+def test_what_was_detected_before_a_kill_is_kept(folder):
     class Dies(Template):
         def detect(self, images):
             if len(self.batches) == 2:

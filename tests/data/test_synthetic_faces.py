@@ -14,6 +14,7 @@ from mf2face.data.schema import check_leaks, mfa_features
 from mf2face.data.synthetic.drawing import STYLES
 from mf2face.data.synthetic.faces import MFASynthetic, draw_example
 from mf2face.data.synthetic.geometry import DRAWABLE_AUS
+from mf2face.data.synthetic.subjects import ACTIVE_FROM, annotate, expression
 
 
 GOLDEN = "d43948ad6a0c283f"
@@ -59,13 +60,8 @@ def test_an_older_processor_draws_the_same_bytes():
         "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL AVX512_SKX X86_V4 X86_V3 AVX2 FMA3",
         "OPENBLAS_CORETYPE": "Nehalem",
     }
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-c",
-        "from tests.data.test_synthetic_faces import checksum; print(checksum())",
-    ]
+    code = "from tests.data.test_synthetic_faces import checksum; print(checksum())"
+    command = [sys.executable, "-W", "ignore", "-c", code]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env={**os.environ, **slow}, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == GOLDEN
@@ -112,10 +108,7 @@ def test_other_label_sets(name, cache):
         ({"num_proc": 0}, "num_proc: got 0"),
         ({"size": 8}, "size: got 8, expected 32 to 1024"),
         ({"label_set": "mfaa"}, "label_set: got 'mfaa'"),
-        (
-            {"label_set": "emotionet"},
-            r"label_set: \['AU5', 'AU20'\] cannot be drawn, expected AUs among \['AU1', 'AU2'",
-        ),
+        ({"label_set": "emotionet"}, r"label_set: \['AU5', 'AU20'\] cannot be drawn, expected AUs among"),
         ({"label_set": "raf_db"}, "label_set: got emotions"),
         ({"split_sizes": {"dev": 1.0}}, "split_sizes: got"),
         ({"split_sizes": {"train": float("nan")}}, "split_sizes: got"),
@@ -134,3 +127,42 @@ def test_streaming_a_million_starts_small():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6  # a list of all images alone has 40
+
+
+def test_detector_error_is_the_default_and_scales():
+    for size in (112, 224):
+        errors = [
+            draw_example(i, size=size)[1] - draw_example(i, size=size, exact_landmarks=True)[1] for i in range(40)
+        ]
+        assert np.std(errors) == pytest.approx(1.5 * size / 112, rel=0.05)
+        assert abs(np.mean(errors)) < 0.1
+
+
+def test_labels_agree_with_intensities_and_errors_are_rare():
+    notes = [annotate(0, "paint", index) for index in range(3000)]
+    labels, intensities = (np.stack([getattr(note, name) for note in notes]) for name in ("labels", "intensities"))
+    truth = np.stack([note.true_intensities for note in notes]) >= ACTIVE_FROM
+    known = labels >= 0
+    assert (known == (intensities >= 0)).all() and intensities.max() <= 5
+    assert (labels[known] == (intensities >= ACTIVE_FROM)[known]).all()
+    assert (labels != truth)[known].mean() == pytest.approx(0.02, abs=0.004)
+    assert (~known).mean() == pytest.approx(0.02, abs=0.004)
+    emotions, true_emotions = (
+        np.array([getattr(note, name) for note in notes]) for name in ("emotion", "true_emotion")
+    )
+    assert (emotions < 0).mean() == pytest.approx(0.02, abs=0.01)
+    assert (emotions != true_emotions)[emotions >= 0].mean() == pytest.approx(0.08, abs=0.02)
+    assert np.bincount(true_emotions).min() > 0.08 * len(notes) and np.bincount(true_emotions).max() < 0.17 * len(notes)
+    assert (truth.mean(0) > 0.06).all() and (truth.mean(0) < 0.5).all()
+
+
+def test_a_video_goes_smoothly():
+    steps = [
+        np.abs(expression(0, "paint", 8 * video + frame + 1)[0] - expression(0, "paint", 8 * video + frame)[0]).mean()
+        for video in range(60)
+        for frame in range(7)
+    ]
+    strangers = [
+        np.abs(expression(0, "paint", 8 * v)[0] - expression(0, "paint", 8 * v + 8)[0]).mean() for v in range(60)
+    ]
+    assert np.mean(steps) < 0.6 * np.mean(strangers)

@@ -1,6 +1,7 @@
 """The web demo without a browser: what it refuses, whose adapter answers whom, and that names cannot become code."""
 
 import asyncio
+import configparser
 import io
 import re
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_media import FakeDetector, face_at
-from demo_parts import DEMO, as_sent, face_bytes, load, write_adapters
+from example_scripts import DEMO, as_sent, face_bytes, load, write_adapters
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -25,43 +26,44 @@ from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
 
 
-limits, engine_file, view = load("demo_limits"), load("demo_engine"), load("demo_view")
+limits, engine_file, view, space = (load(f"demo/demo_{name}") for name in ("limits", "engine", "view", "space"))
 Limits, Refused = limits.Limits, limits.Refused
 MODEL = EMBEDDED.name
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return engine_file.Engine(adapters=[write_adapters(tmp_path_factory.mktemp("adapters"))], device="cpu")
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`mild` and `wild`."""
+    return write_adapters(tmp_path_factory.mktemp("made") / "adapters")
+
+
+@pytest.fixture(scope="module")
+def engine(adapters: Path) -> Any:
+    return engine_file.Engine(adapters=[adapters], device="cpu")
+
+
+def upload(name: str = "mine.png") -> Any:
+    return engine_file.Picture(name, limits.read_picture(face_bytes(), Limits()))
 
 
 def units(look: Any, face: int = 0) -> dict[str, float]:
     return {name: unit["probability"] for name, unit in look.faces[face].action_units.items()}
 
 
-def test_the_content_decides_what_is_a_picture() -> None:
+def test_the_content_decides_what_is_a_picture_and_a_bomb_is_refused_before_it_is_decoded() -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         assert limits.read_picture(face_bytes(kind=kind), Limits()).shape == (3, 160, 160)
-    for content in (b"", b"<svg onload=alert(1)>", face_bytes(kind="TIFF"), face_bytes(kind="GIF"), b"%!PS-Adobe-3.0"):
-        with pytest.raises(Refused, match="no JPEG, PNG or WebP"):
-            limits.read_picture(content, Limits())
-    with pytest.raises(Refused, match="could not be read"):
-        limits.read_picture(face_bytes()[:2000], Limits())
-
-
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     bomb = bytearray(face_bytes(size=64))
     bomb[16:24] = (50_000).to_bytes(4, "big") * 2  # width and height in the header of a PNG
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
-    with pytest.raises(Refused, match="pixels"):
-        limits.read_picture(bytes(bomb), Limits())
-
-
-def test_a_large_photograph_is_shrunk_and_turned_as_its_exif_says() -> None:
-    content, exif = io.BytesIO(), Image.Exif()
+    wrong = dict.fromkeys((b"", b"<svg onload=alert(1)>", face_bytes(kind="TIFF"), b"%!PS-Adobe-3.0"), "no JPEG, PNG")
+    for content, said in (wrong | {face_bytes()[:2000]: "could not be read", bytes(bomb): "pixels"}).items():
+        with pytest.raises(Refused, match=said):
+            limits.read_picture(content, Limits())
+    file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.zeros((1000, 2000, 3), np.uint8)).save(content, "JPEG", exif=exif)
-    assert limits.read_picture(content.getvalue(), Limits(side=500)).shape == (3, 500, 250)
+    Image.fromarray(np.zeros((1000, 2000, 3), np.uint8)).save(file, "JPEG", exif=exif)
+    assert limits.read_picture(file.getvalue(), Limits(side=500)).shape == (3, 500, 250), "shrunk and turned"
 
 
 def test_what_arrives_is_measured_before_it_is_decoded() -> None:
@@ -77,17 +79,21 @@ def test_what_arrives_is_measured_before_it_is_decoded() -> None:
 def test_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     at_work, most = [], []
 
-    def slow(content: bytes, **settings: object) -> torch.Tensor:
+    def slow(content: bytes, **settings: object) -> np.ndarray:
         at_work.append(1)
         most.append(len(at_work))
         time.sleep(0.02)
         at_work.pop()
-        return torch.zeros(3, 32, 32)
+        return np.zeros((3, 32, 32), np.uint8)
 
     monkeypatch.setattr(limits, "read_image", slow)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(limits.read_picture, [face_bytes()] * 8, [Limits()] * 8))
     assert most == [1] * 8
+
+
+def held() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_the_largest_picture_costs_no_more_than_is_said() -> None:
@@ -100,16 +106,11 @@ def test_the_largest_picture_costs_no_more_than_is_said() -> None:
         while not stop.wait(0.005):
             peak[0] = max(peak[0], held())
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    (watcher := threading.Thread(target=watch)).start()
     limits.read_picture(content.getvalue(), Limits())
     stop.set()
     watcher.join()
     assert peak[0] - before < 600 * 2**20
-
-
-def held() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 def test_pictures_a_minute_are_counted_for_session_and_address() -> None:
@@ -207,7 +208,7 @@ def test_what_is_not_offered_is_refused(engine: Any, tmp_path: Path) -> None:
 def test_without_a_detector_an_upload_is_a_crop_only_if_the_user_says_so(engine: Any) -> None:
     alone = engine_file.Engine(device="cpu")
     alone.finder = None
-    picture = engine_file.Picture("mine.png", limits.read_picture(face_bytes(), Limits()))
+    picture = upload()
     with pytest.raises(Refused, match="no face detector"):
         alone.look(picture, MODEL)
     assert len(alone.look(picture, MODEL, aligned=True, words=False).faces) == 1
@@ -216,7 +217,7 @@ def test_without_a_detector_an_upload_is_a_crop_only_if_the_user_says_so(engine:
 def test_with_a_detector_each_face_has_its_box_and_the_largest_come_first() -> None:
     found = [face_at(10, 10, side=40), face_at(60, 40, side=90)]
     seeing = engine_file.Engine(detector=FakeDetector([found, []]), device="cpu", limits=Limits(faces=1))
-    picture = engine_file.Picture("crowd.png", limits.read_picture(face_bytes(), Limits()))
+    picture = upload()
     look = seeing.look(picture, MODEL, words=False)
     assert look.left_out == 1 and look.faces[0].box == pytest.approx((60, 40, 150, 130))
     page = view.answer(look)
@@ -238,7 +239,7 @@ def test_the_answer_shows_every_figure_and_a_map_for_each_unit(engine: Any) -> N
 
 def test_names_are_never_code(engine: Any) -> None:
     name = '<img src=x onerror=alert(1)>"${alert(1)}{{1}}'
-    picture = engine_file.Picture(name, limits.read_picture(face_bytes(), Limits()))
+    picture = upload(name)
     columns, rows = engine.rows(picture, MODEL, "mild", aligned=True)
     for page in (
         view.answer(engine.look(picture, MODEL, aligned=True, words=False)),
@@ -261,14 +262,57 @@ def test_rows_are_those_of_the_command(engine: Any) -> None:
 
 
 def test_the_space_asks_for_what_the_package_asks_for() -> None:
-    import configparser
-
     setup = configparser.ConfigParser()
     setup.read(DEMO.parent.parent / "setup.cfg")
     wanted = {*setup["options"]["install_requires"].split(), *setup["options.extras_require"]["demo"].split()}
     asked_for = set((DEMO / "requirements.txt").read_text().split())
     assert asked_for <= wanted and {line for line in asked_for if line.startswith(("torch", "peft", "gradio"))}
     header = (DEMO / "README.md").read_text().split("---")[1]
-    version = re.search(r"sdk_version: ([\d.]+)", header)[1]
-    assert any(line.startswith(f"gradio>={'.'.join(version.split('.')[:2])},") for line in asked_for)
-    assert "app_file: app.py" in header
+    version = re.search(r"sdk_version: (\d+\.\d+)", header)[1]
+    assert any(line.startswith(f"gradio>={version},") for line in asked_for) and "app_file: app.py" in header
+
+
+def test_the_space_takes_folders_of_adapters_as_the_page_does(adapters: Path, tmp_path: Path) -> None:
+    def names(target: Path) -> list[str]:
+        return sorted(path.parent.name for path in target.glob("adapters/*/adapter_config.json"))
+
+    several = shutil.copytree(adapters, tmp_path / "several")
+    shutil.copytree(several / "mild", several / "checkpoint-10")  # of a run: no adapter that anybody chose
+    target, find = space.main([str(tmp_path / "all"), "--adapters", str(several)]), engine_file.Adapter.find
+    assert names(target) == ["mild", "wild"] == sorted(one.label for one in find([several]))
+    assert sorted(one.label for one in find([target / "adapters"])) == ["mild", "wild"]
+    assert (target / "adapters" / "wild" / "adapter_model.safetensors").is_file() and (target / "app.py").is_file()
+    assert not (target / "demo_space.py").exists()
+    assert names(space.main([str(tmp_path / "one"), "--adapters", *[str(several / "mild")] * 2])) == ["mild"]
+    assert not (space.main([str(tmp_path / "none")]) / "adapters").exists()
+
+
+def test_what_the_space_cannot_take_leaves_nothing_behind(
+    adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, empty, other = tmp_path / "space", tmp_path / "empty", tmp_path / "other"
+    empty.mkdir()
+    shutil.copytree(adapters / "mild", other / "mild")
+    shutil.copytree(adapters / "mild", other / "checkpoint-10")
+    shutil.copytree(adapters / "wild", foreign := tmp_path / "foreign")
+    config = (foreign / "adapter_config.json").read_text()
+    (foreign / "adapter_config.json").write_text(config.replace("mf2-tiny-synthetic", "somebody-elses"))
+
+    def full(source: Path, place: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    refused = {
+        f"{other / 'mild'} and .*{adapters.name}/mild|{adapters.name}/mild and .*{other / 'mild'}": [adapters, other],
+        "empty, expected an adapter's folder, or a folder of such folders": [adapters, empty],
+        "checkpoint-10 .*expected an adapter's folder": [other / "checkpoint-10"],
+        "belongs to the model 'somebody-elses', expected 'mf2-tiny-synthetic'": [foreign],
+        "No space left": [adapters],
+    }
+    for said, places in refused.items():
+        if said == "No space left":
+            monkeypatch.setattr(shutil, "copyfile", full)
+        with pytest.raises((ValueError, OSError), match=said):
+            space.write_space(target, places)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "foreign", "other"]
+    with pytest.raises(FileExistsError, match="there already"):
+        space.write_space(empty)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from demo_parts import DEMO, face_bytes, load, write_adapters
+from example_scripts import DEMO, face_bytes, load, write_adapters
 
 
 CHROMIUM = "/usr/bin/chromium"
@@ -36,16 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        str(DEMO / "app.py"),
-        "--adapters",
-        str(adapters),
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-    ]
+    command = [sys.executable, DEMO / "app.py", "--adapters", adapters, "--port", str(port), "--device", "cpu"]
     places = {"TMPDIR": str(temporary), "GRADIO_TEMP_DIR": str(temporary / "gradio")}
     environment = {**os.environ, **places, "TORCH_HOME": str(folder / "no_detector")}
     with open(folder / "log.txt", "w") as log:
@@ -198,7 +189,7 @@ def test_two_users_at_once_get_the_answers_of_their_own_adapters(served: tuple[s
 
 def test_the_space_runs_on_its_own(tmp_path: Path) -> None:
     adapters = write_adapters(tmp_path / "adapters")
-    space = load("demo_space").main([str(tmp_path / "space"), "--adapters", str(adapters / "mild")])
+    space = load("demo/demo_space").main([str(tmp_path / "space"), "--adapters", str(adapters / "mild")])
     script = """
 import sys
 import app
@@ -215,4 +206,4 @@ print(app.launch_settings(engine.limits)["share"])
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.split() == ["12", str(space / "mf2face" / "__init__.py"), "False"]
     with pytest.raises(FileExistsError, match="there already"):
-        load("demo_space").write_space(space)
+        load("demo/demo_space").write_space(space)

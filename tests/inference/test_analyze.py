@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import threading
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_a_stopped_run_goes_on_to_what_an_unstopped_one_writes(tmp_path: Path, e
     analyze(tmp_path / "in", whole, detector=FakeDetector([*faces, *walk]), **settings)
 
     class Interrupted(FakeDetector):
-        def detect(self, images: Sequence[torch.Tensor]) -> list:
+        def detect(self, images: Sequence[np.ndarray]) -> list:
             if self.seen >= 10:
                 raise KeyboardInterrupt
             return super().detect(images)
@@ -177,12 +178,37 @@ def test_memory_does_not_grow_with_a_video_in_which_nobody_is_seen(tmp_path: Pat
     assert peak(10) < peak(2) + 500_000
 
 
+def test_faces_are_found_and_aligned_in_the_thread_that_reads(tmp_path: Path, monkeypatch) -> None:
+    threads: dict[str, set[str]] = {}
+
+    def watch(owner: object, name: str) -> None:
+        function = getattr(owner, name)
+
+        def watched(*given: object, **named: object) -> object:
+            threads.setdefault(name, set()).add(threading.current_thread().name.partition("_")[0])
+            return function(*given, **named)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    model = embedded()
+    watch(FakeDetector, "detect")
+    watch(type(model.pipeline.processor.image_processor), "__call__")
+    watch(model.pipeline.model, "forward")
+    video, detector = write_video(tmp_path / "v.avi", 6), FakeDetector([[face_at(5, 5), face_at(50, 20)]] * 6)
+    rows = analyze(video, detector=detector, model=model, batch_size=4).rows
+    assert threads == {"detect": {"mf2-reader"}, "__call__": {"mf2-reader"}, "forward": {"MainThread"}}
+    monkeypatch.setattr(analyze_mf2, "_MOST_ALIGNED", 3)  # of a crowd, the rest is aligned batch by batch
+    again = analyze(video, detector=FakeDetector(detector.answers), model=model, batch_size=4).rows
+    assert str(again) == str(rows)  # NaN is not equal to itself
+    assert threads["__call__"] == {"mf2-reader", "MainThread"}
+
+
 def test_decoded_frames_are_held_in_bounds_however_large_the_batch(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(analyze_mf2, "_MOST_BYTES", 3 * 96 * 64 * 3)
     sizes = []
 
     class Seen(FakeDetector):
-        def detect(self, images: Sequence[torch.Tensor]) -> list:
+        def detect(self, images: Sequence[np.ndarray]) -> list:
             sizes.append(len(images))
             return super().detect(images)
 
@@ -255,7 +281,7 @@ def test_a_face_that_breaks_the_model_leaves_the_others_their_rows(tmp_path: Pat
         model, processor = real.model, real.processor
 
         def __call__(self, images: list, **settings):
-            if any(np.array_equal(image["image"].numpy(), bad) for image in images):
+            if any(np.array_equal(image["image"], bad) for image in images):
                 raise IndexError("tile\nand more")
             return real(images, **settings)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from analysis_media import FakeDetector, embedded, face_at, write_video
 
 from mf2face.inference.annotate import AnnotatedVideo
@@ -37,7 +36,7 @@ def test_every_frame_is_there_with_its_face_in_it(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_leaves_no_video(tmp_path: Path) -> None:
-    frame = Frame("v", 0, 0.0, torch.zeros(3, 30, 41, dtype=torch.uint8), is_moving=True)
+    frame = Frame("v", 0, 0.0, np.zeros((3, 30, 41), np.uint8), is_moving=True)
     with pytest.raises(ZeroDivisionError), AnnotatedVideo(tmp_path / "a.mp4", Columns((), ())) as video:
         video.add(frame, [])
         raise ZeroDivisionError

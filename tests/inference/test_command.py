@@ -106,7 +106,9 @@ def test_ctrl_c_and_a_kill_keep_the_rows_and_end_with_their_number(tmp_path: Pat
         out = tmp_path / f"{code}.csv"
         assert main([str(video), "-o", str(out), "--batch_size", "4"], model=embedded(), detector=detector) == code
         with open(out) as file:
-            assert [row["frame"] for row in csv.DictReader(file)] == [str(number) for number in range(8)]
+            frames = [int(row["frame"]) for row in csv.DictReader(file)]
+        # Faces are found a chunk ahead of the model, which may have answered one chunk or two.
+        assert frames in (list(range(4)), list(range(8)))
         assert "the same command continues" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

@@ -3,24 +3,34 @@
 import csv
 import importlib
 import io
+import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from analysis_media import write_faces
+from analysis_media import write_faces, write_video
 from conftest import shake, tiny_config
+from safetensors.torch import save_file
 
 from mf2face import analyze
-from mf2face.inference import model as engines
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.files import cache_folder
 from mf2face.inference.cli import main
+from mf2face.inference.engine import ENGINES, EngineProcessor, read_config, saved_mark
 from mf2face.inference.model import load_model
 from modeling_mf2 import MF2ForPreTraining
-from modeling_mf2.export import FILE, INT8_FILE
+from modeling_mf2.onnx_files import FILE, INT8_FILE, weights_mark
 from processing_mf2 import MF2Processor, build_tokenizer
+from processing_mf2.crops import normalize_crops
 
+
+ROOT = Path(__file__).parents[2]
 
 pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
 
@@ -75,7 +85,7 @@ def test_the_command_gives_the_same_rows_and_exports_once(place: Path, tmp_path:
     by_torch = rows_by(place, "torch", tmp_path / "torch.csv")
     capsys.readouterr()
     assert differences(by_torch, rows_by(place, "onnx", tmp_path / "onnx.csv")) < 1e-5
-    assert f"exported once, into {engines.cache_folder()}" in capsys.readouterr().err
+    assert f"exported once, into {cache_folder('engines')}" in capsys.readouterr().err
     assert 0 < differences(by_torch, rows_by(place, "int8", tmp_path / "int8.csv")) < 0.05
     told = capsys.readouterr().err
     assert "8 bits" in told and "exported once" not in told
@@ -83,22 +93,22 @@ def test_the_command_gives_the_same_rows_and_exports_once(place: Path, tmp_path:
     assert "engine" not in capsys.readouterr().err.replace("--engine", "")
     arguments = [str(place / "in"), "--aligned", "--model", str(place / "model"), "-o", str(tmp_path / "int8.csv")]
     assert main(arguments) == 4, "rows of another engine are not mixed in"
-    (kept,) = engines.cache_folder().glob("model-*")
+    (kept,) = cache_folder("engines").glob("model-*")
     (kept / INT8_FILE).write_bytes(b"cut")
     assert differences(by_torch, rows_by(place, "int8", tmp_path / "mended.csv")) < 0.05
 
 
 def test_analyze_takes_a_file_beside_the_checkpoint_and_refuses_anothers(place: Path, tmp_path: Path) -> None:
     load_model(place / "model", engine="int8")
-    (made,) = engines.cache_folder().glob("model-*")
+    (made,) = cache_folder("engines").glob("model-*")
     there = shutil.copytree(place / "model", tmp_path / "model")
     for name in (FILE, INT8_FILE):
         shutil.copy(made / name, there)
-    path, kept = place / "in" / "face-000.png", sorted(engines.cache_folder().rglob("*.onnx"))
-    found = {engine: analyze(path, engine=engine, model=there, aligned=True).rows[0] for engine in engines.ENGINES}
+    path, kept = place / "in" / "face-000.png", sorted(cache_folder("engines").rglob("*.onnx"))
+    found = {engine: analyze(path, engine=engine, model=there, aligned=True).rows[0] for engine in ENGINES}
     assert found["onnx"]["AU06"] == pytest.approx(found["torch"]["AU06"], abs=1e-5)
     assert found["int8"]["AU06"] == pytest.approx(found["torch"]["AU06"], abs=0.05)
-    assert sorted(engines.cache_folder().rglob("*.onnx")) == kept, "nothing had to be exported"
+    assert sorted(cache_folder("engines").rglob("*.onnx")) == kept, "nothing had to be exported"
     with pytest.raises(ValueError, match="caption: got engine 'onnx', expected 'torch'"):
         analyze(path, engine="onnx", caption=True, model=there, aligned=True)
     checkpoint(there, seed=4)
@@ -115,9 +125,7 @@ def test_analyze_takes_a_file_beside_the_checkpoint_and_refuses_anothers(place: 
 
 def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(place / "model", device="cpu", engine="onnx")
-    run = model.pipeline.model.run
-    assert run.get_session_options().intra_op_num_threads == torch.get_num_threads()
-    assert not list(model.pipeline.model.parameters()), "the weights are held once"
+    assert model.pipeline.run.get_session_options().intra_op_num_threads == torch.get_num_threads()
     with pytest.raises(ValueError, match="engine, device: got 'onnx' and 'cuda'; expected cpu"):
         load_model(place / "model", device="cuda", engine="onnx")
     with pytest.raises(ValueError, match=r"engine: got 'onx', expected one of \['torch', 'onnx', 'int8'\]"):
@@ -139,7 +147,7 @@ def test_a_missing_package_ends_the_command_with_a_sentence(place: Path, monkeyp
 
 def test_a_file_with_a_flipped_bit_is_refused_wherever_the_bit_is(place: Path, tmp_path: Path) -> None:
     load_model(place / "model", engine="int8")
-    (made,) = engines.cache_folder().glob("model-*")
+    (made,) = cache_folder("engines").glob("model-*")
     there = shutil.copytree(place / "model", tmp_path / "model")
     (face,) = write_faces(tmp_path / "one", 1)
     for engine, name in (("onnx", FILE), ("int8", INT8_FILE)):
@@ -161,7 +169,7 @@ def test_facts_of_a_wrong_type_end_the_command_with_a_sentence(place: Path, tmp_
     import onnx
 
     load_model(place / "model", engine="onnx")
-    (made,) = engines.cache_folder().glob("model-*")
+    (made,) = cache_folder("engines").glob("model-*")
     there = shutil.copytree(place / "model", tmp_path / "model")
     content = onnx.load(made / FILE)
     onnx.helper.set_model_props(content, {"mf2": facts})
@@ -183,9 +191,220 @@ def test_an_engine_that_fails_or_gives_no_number_leaves_a_line_of_each_image(
                 raise IndexError("[ONNXRuntimeError] : 1 : FAIL")
             return [np.full((len(given["landmarks"]), 3), answer, np.float32) for _ in names]
 
-    model.pipeline.model.run = Damaged()
+    model.pipeline.run = Damaged()
     assert main([str(place / "in"), "--aligned", "--format", "csv"], model=model) == 1
     shown = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(shown.out)))
     assert len(rows) == 5 and "left out, 5 times" in shown.err
     assert all(row["top_emotion"] == "" and row["AU06_c"] == "NaN" for row in rows)
+
+
+FULL = [
+    *("torch", "torchvision", "transformers", "peft", "timm", "datasets", "accelerate", "face_alignment", "sklearn"),
+    *("pyarrow", "huggingface_hub", "safetensors", "matplotlib", "onnx", "onnxscript"),
+]
+LIGHT = f"""
+import sys
+sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))  # none of them can be imported
+from mf2face.inference.cli import main
+code = main(sys.argv[1:])
+print(*sorted(name for name in {FULL!r} if sys.modules.get(name)), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def light(*arguments: object, without: list[str] = FULL) -> subprocess.CompletedProcess:
+    """The command in a process of its own, in which some packages are not installed; it says which of all it loaded."""
+    command = [sys.executable, "-c", LIGHT, ",".join(without), *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def exported(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an inference-only machine has of a checkpoint: no weights but those of the exported files."""
+    folder = tmp_path_factory.mktemp("exported")
+    load_model(place / "model", engine="int8")
+    for path in cache_folder("engines").glob("model-*/*.onnx"):
+        shutil.copy(path, folder)
+    for name in ("config.json", "processor_config.json"):
+        shutil.copy(place / "model" / name, folder)
+    (folder / "README.md").write_text("---\ntags:\n- mf2\n- synthetic\n---\n")
+    return folder
+
+
+@pytest.mark.parametrize(("engine", "close"), [("onnx", 1e-5), ("int8", 0.05)])
+def test_exported_models_need_no_torch_and_answer_alike(
+    place: Path, exported: Path, engine: str, close: float, tmp_path: Path
+) -> None:
+    """Crops, given landmarks and a video; the same rows where everything is installed."""
+    video = write_video(tmp_path / "v.avi", 6, size=(112, 112))
+    names = ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))
+    lines = []
+    for index in range(5):
+        points = draw_example(index, seed=2)[1] + (index, -index)
+        lines.append(",".join(map(str, [f"face-{index:03d}.png", *points[:, 0], *points[:, 1]])))
+    (tmp_path / "l.csv").write_text(f"input,{names}\n" + "\n".join(lines) + "\n")
+    for number, options in enumerate((["--aligned"], ["--landmarks", tmp_path / "l.csv"])):
+        inputs = [place / "in", *([video] if "--aligned" in options else [])]
+        out, by_torch = tmp_path / f"{number}.csv", tmp_path / f"{number}-torch.csv"
+        done = light(*inputs, *options, "--engine", engine, "--model", exported, "-o", out)
+        assert done.returncode == 0 and done.stderr.splitlines()[-1] == "", done.stderr
+        assert "trained on synthetic" in done.stderr
+        assert main([*map(str, inputs), *map(str, options), "--model", str(place / "model"), "-o", str(by_torch)]) == 0
+        with open(out) as file, open(by_torch) as expected:
+            rows = list(zip(csv.DictReader(file), csv.DictReader(expected), strict=True))
+        assert len(rows) == (11 if "--aligned" in options else 5)
+        for row, other in rows:
+            for name in row:
+                if re.fullmatch(r"AU\d+|[A-Z][a-z]+", name) and name not in ("Pitch", "Roll", "Yaw"):
+                    assert float(row[name]) == pytest.approx(float(other[name]), abs=close)
+                elif engine == "onnx" or not (name.endswith("_c") or name == "top_emotion"):
+                    assert row[name] == other[name], name
+    again = light(place / "in", "--landmarks", tmp_path / "l.csv", "--engine", engine, "--model", exported, "-o", out)
+    assert again.returncode == 0 and "5 inputs stood in" in again.stderr
+
+
+def test_the_installed_packages_are_not_loaded_for_an_exported_model(place: Path) -> None:
+    """From the cache, with the checkpoint's weights beside it."""
+    load_model(place / "model", engine="onnx")
+    face = place / "in" / "face-000.png"
+    done = light(face, "--aligned", "--engine", "onnx", "--model", place / "model", "--quiet", without=["none"])
+    assert (done.returncode, done.stderr.strip()) == (0, "") and "emotion" in done.stdout
+
+
+def test_packages_load_no_library_and_register_with_those_that_are_loaded_later(place: Path) -> None:
+    script = f"""
+import sys, configuration_mf2.facs, processing_mf2, modeling_mf2, mf2face
+print(sorted(set({FULL!r}) & set(sys.modules)))
+import peft
+print("DFN" in peft.PeftType.__members__)
+from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor
+for kind in (AutoConfig, AutoProcessor, AutoModelForPreTraining):
+    print(type(kind.from_pretrained(sys.argv[1])).__name__)
+"""
+    command = [sys.executable, "-c", script, place / "model"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "True", "MF2Config", "MF2Processor", "MF2ForPreTraining"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "engine: 'torch' needs the full package"),
+        (["--engine", "onnx", "--caption"], "caption: got engine 'onnx'"),
+        (["--engine", "onnx", "--why", "why"], "why: needs torch"),
+        (["--engine", "onnx", "-o", "rows.parquet"], "pip install pyarrow"),
+        (["--engine", "onnx", "--device", "cuda"], "engine, device: got 'onnx' and 'cuda'"),
+        (["--engine", "onnx", "--adapter", "gone"], "pip install huggingface_hub"),
+    ],
+)
+def test_what_needs_a_package_that_is_missing_names_it(
+    place: Path, exported: Path, options: list[str], said: str, tmp_path: Path
+) -> None:
+    options = [str(tmp_path / word) if word.startswith(("why", "rows")) else word for word in options]
+    done = light(place / "in", "--aligned", "--model", exported, *options)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_torch_a_model_that_was_not_exported_says_where_to_put_the_file(place: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(place / "model", tmp_path / "model")
+    done = light(place / "in", "--aligned", "--model", there, "--engine", "onnx")
+    assert done.returncode == 2 and "model.onnx" in done.stderr and "Traceback" not in done.stderr
+    done = light(place / "in", "--model", there, "--engine", "onnx", "--landmarks", "face_alignment")
+    assert done.returncode == 2 and "pip install face-alignment" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "bert"}'),
+        ("config.json", '{"model_type": "mf2", "vision_config": 7}'),
+        ("config.json", '{"model_type": "mf2", "action_units": ["AU99"]}'),
+        ("config.json", None),
+        ("processor_config.json", "[]"),
+        ("processor_config.json", '{"au_thresholds": "high"}'),
+        ("processor_config.json", '{"image_processor": 7}'),
+        ("processor_config.json", '{"image_processor": {"size": 0}}'),
+        ("processor_config.json", '{"emotions": ["A", "B"]}'),
+        ("processor_config.json", None),
+    ],
+)
+def test_a_damaged_folder_of_an_exported_model_is_named(
+    place: Path, exported: Path, name: str, content: str | None, tmp_path: Path, capsys
+) -> None:
+    there = shutil.copytree(exported, tmp_path / "model")
+    (there / name).unlink()
+    if content is not None:
+        (there / name).write_text(content)
+    assert main([str(place / "in"), "--aligned", "--engine", "onnx", "--model", str(there)]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" not in told and str(there) in told
+
+
+def test_an_adapter_s_thresholds_and_old_half_precision_weights_are_read_without_torch(place: Path, tmp_path) -> None:
+    weights = {"classifiers.a": torch.randn(3, 4), "classifiers.b": torch.randn(5), "mf2.c": torch.zeros(1)}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        there = {name: values.to(dtype) for name, values in weights.items()}
+        save_file(there, tmp_path / "model.safetensors")
+        mark = weights_mark({name[12:]: values for name, values in there.items() if name.startswith("classifiers.")})
+        assert saved_mark(str(tmp_path)) == mark
+    config = json.loads((place / "model" / "processor_config.json").read_text())
+    config["au_thresholds"] = [0.1, 0.2, 0.3]
+    (tmp_path / "processor_config.json").write_text(json.dumps(config))
+    processor = EngineProcessor(str(tmp_path), read_config(str(place / "model")))
+    assert processor.thresholds() == [0.1, 0.2, 0.3] and processor.thresholds({"AU6": 0.9})[1] == 0.9
+
+
+def test_crops_are_those_of_the_image_processor(place: Path) -> None:
+    name, (pixels, points) = str(place / "model"), draw_example(0, seed=2, size=300)
+    ours = EngineProcessor(name, read_config(name))
+    theirs = MF2Processor.from_pretrained(name).image_processor
+    for given in (points, None, points + 20):
+        made, expected = ours.crop(pixels, given), theirs(pixels, given, return_tensors="np", return_faces=True)
+        assert np.array_equal(normalize_crops([made["pixel_values"]], ours.settings), expected["pixel_values"])
+        assert np.allclose(made["landmarks"], expected["landmarks"][0], atol=1e-4)
+        assert made["face"] == expected["faces"][0]
+
+
+def test_an_exported_model_is_called_as_the_pipeline_is(place: Path) -> None:
+    by_torch, exported = (
+        load_model(place / "model", device="cpu", engine=engine).pipeline for engine in ("torch", "onnx")
+    )
+    pixels, points = draw_example(1, seed=2, size=300)
+    for face in (pixels, {"image": pixels, "landmarks": points}):
+        (ours,), (theirs,) = exported(face, landmark_source="template"), by_torch(face, landmark_source="template")
+        assert ours.keys() == theirs.keys() and ours["box"] == theirs["box"]
+        assert ours["emotions"] == pytest.approx(theirs["emotions"], abs=1e-4)
+    with pytest.raises(ValueError, match="landmarks: got"):
+        exported({"image": pixels, "landmarks": points[:5]})
+
+
+def test_requirements_without_torch_are_bounds_of_setup_cfg() -> None:
+    lines = (ROOT / "examples" / "inference" / "requirements.txt").read_text().splitlines()
+    known = (ROOT / "setup.cfg").read_text().splitlines()
+    wanted = [line.replace("-headless", "") for line in lines if line and not line.startswith("#")]
+    assert wanted and all(f"    {line}" in known for line in wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_fresh_environment_without_torch_analyses_a_face(place: Path, exported: Path, tmp_path: Path) -> None:
+    """As examples/inference/requirements.txt says; needs a package index."""
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    install = [python, "-m", "pip", "install", "--quiet"]
+    requirements = ROOT / "examples" / "inference" / "requirements.txt"
+    found = subprocess.run([*install, "-r", requirements], capture_output=True, text=True)
+    if found.returncode:
+        pytest.skip(f"no package index: {found.stderr[-300:]}")
+    ignore = shutil.ignore_patterns(".git", "outputs", "build", "*.egg-info")
+    subprocess.run([*install, "--no-deps", shutil.copytree(ROOT, tmp_path / "source", ignore=ignore)], check=True)
+    assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
+    out = tmp_path / "rows.csv"
+    command = [python.with_name("mf2"), place / "in", "--aligned", "--engine", "onnx", "--model", exported, "-o", out]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert len(list(csv.DictReader(io.StringIO(out.read_text())))) == 5

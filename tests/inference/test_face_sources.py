@@ -25,7 +25,7 @@ from processing_mf2.landmarks import template_landmarks
 
 
 def frame(name: str = "a.png", number: int = 0) -> Frame:
-    return Frame(name, number, float("nan"), torch.zeros(3, 80, 100, dtype=torch.uint8))
+    return Frame(name, number, float("nan"), np.zeros((3, 80, 100), np.uint8))
 
 
 def write(path: Path, rows: list[tuple], extra: tuple[str, ...] = ("input", "frame")) -> Path:
@@ -43,6 +43,9 @@ def test_a_crop_is_one_face_that_fills_it() -> None:
     ((face,),) = AlignedCrops().faces([frame()])
     assert face.box == (0, 0, 100, 80) and face.source == "template" and not face.given
     assert np.isnan(face.score) and np.allclose(face.landmarks, template_landmarks(80, 100))
+    ((other,),) = AlignedCrops("ffhq").faces([frame()])
+    assert other.box == face.box and other.source == "ffhq" and other.given
+    assert np.allclose(other.landmarks, template_landmarks(80, 100, "ffhq"))
 
 
 def test_a_detector_s_faces_come_frame_by_frame() -> None:
@@ -106,7 +109,7 @@ def test_a_frame_that_breaks_the_detector_is_named_and_the_others_are_looked_at(
                 raise RuntimeError("Calculated padded input size: (1 x 1). Kernel size: (3 x 3).\nand more")
             return [[face_at(0, 0)] for _ in images]
 
-    narrow = Frame("n.png", 0, float("nan"), torch.zeros(3, 31, 46, dtype=torch.uint8))
+    narrow = Frame("n.png", 0, float("nan"), np.zeros((3, 31, 46), np.uint8))
     first, second, third = DetectedFaces(Breaks([])).faces([frame(), narrow, frame()])
     assert len(first) == len(third) == 1
     assert isinstance(second, str) and "RuntimeError" in second and "\n" not in second
@@ -191,10 +194,10 @@ def test_faces_of_a_video_are_detected_now_and_then_and_when_one_is_lost() -> No
 
 def test_a_face_s_quality_is_marked() -> None:
     random = np.random.default_rng(0)
-    sharp = torch.from_numpy(random.integers(0, 255, (3, 200, 200), dtype=np.uint8))
+    sharp = random.integers(0, 255, (3, 200, 200), dtype=np.uint8)
     face = Face((20, 20, 180, 180), 0.9, template_landmarks(160, 160) + 20, "mediapipe", pose=(0.0, 10, 0))
     assert quality_of(sharp, face) == ""
-    smooth = torch.arange(200, dtype=torch.uint8).expand(3, 200, 200)
+    smooth = np.broadcast_to(np.arange(200, dtype=np.uint8), (3, 200, 200))
     assert quality_of(smooth, face) == "blurred"
     small = dataclasses.replace(face, landmarks=template_landmarks(30, 30), pose=(0.0, -50, 0))
     assert quality_of(sharp, small) == "small profile"

@@ -1,9 +1,21 @@
+"""Captions: writing with and without a cache, prompts, lengths, losses; zero-shot answers of transformers' pipeline."""
+
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig
+from conftest import IMAGE, pick, rows_of, shake, tiny_batch, tiny_config
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
+    DynamicCache,
+    GenerationConfig,
+    pipeline,
+)
 
 from modeling_mf2 import MF2ForCaptioning, MF2ForPreTraining
 from modeling_mf2.modeling_mf2 import CACHE_NAME
+from processing_mf2 import MF2Processor, build_tokenizer, face_pipeline
 
 
 START, END, PAD = 5, 3, 0
@@ -11,19 +23,14 @@ BRANCHES = ["emo", "au"]
 
 
 @pytest.fixture
-def model(make_config, shaken):
+def model():
     torch.manual_seed(0)
-    return shaken(MF2ForCaptioning(make_config(emotion_max_length=10))).eval()
+    return shake(MF2ForCaptioning(tiny_config(emotion_max_length=10))).eval()
 
 
 @pytest.fixture
-def images(model, make_batch):
-    batch = make_batch(model.config, 2)
-    return {name: batch[name] for name in ("pixel_values", "landmarks")}
-
-
-def lead(branch):
-    return (2,) if branch == "emo" else (2, 3)
+def images(model):
+    return pick(tiny_batch(model.config, 2), *IMAGE)
 
 
 WAYS = {
@@ -37,23 +44,27 @@ WAYS = {
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("way", WAYS)
 def test_the_cache_changes_no_token(model, images, branch, way):
-    written = []
-    for use_cache in (True, False):
-        torch.manual_seed(3)
-        written.append(model.generate(**images, branch=branch, use_cache=use_cache, max_length=10, **WAYS[way]))
-    assert torch.equal(*written)
-    several = (2,) if way == "beams returned" else ()
-    expected = (2 * 2,) if branch == "emo" and several else (*lead(branch), *several)
-    assert written[0].shape[:-1] == expected and 2 <= written[0].shape[-1] <= 10
-    tokens = written[0].flatten(0, -2)
+    def write(seed=3, **settings):
+        torch.manual_seed(seed)
+        return model.generate(**images, branch=branch, max_length=10, **WAYS[way], **settings)
+
+    written = write()
+    assert torch.equal(written, write(use_cache=False))
+    shapes = {"emo": (2,), "au": (2, 3)}
+    if way == "beams returned":
+        shapes = {"emo": (4,), "au": (2, 3, 2)}
+    assert written.shape[:-1] == shapes[branch] and 2 <= written.shape[-1] <= 10
+    tokens = written.flatten(0, -2)
     assert (tokens[:, 0] == START).all()
     if branch == "au":  # regions differ, and so do their sentences
         assert len({tuple(row) for row in tokens.tolist()}) > 1
     if way == "sampled":
-        torch.manual_seed(4)
-        assert not torch.equal(
-            tokens, model.generate(**images, branch=branch, max_length=10, **WAYS[way]).flatten(0, -2)
-        )
+        assert not torch.equal(written, write(seed=4))
+    if way == "greedy":
+        logits = model(tokens, **images, branch=branch).logits
+        for row, words in enumerate(tokens.tolist()):
+            for place, token in enumerate(words[1 : words.index(END) + 1 if END in words else None]):
+                assert logits[row, place].argmax().item() == token, "the likeliest of a full pass"
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
@@ -72,22 +83,11 @@ def test_a_cache_is_taken_by_its_new_and_its_old_name(model, images, name):
     assert mine.get_seq_length() == whole.shape[1] - 1
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_greedy_takes_the_likeliest_token_of_a_full_pass(model, images, branch):
-    written = model.generate(**images, branch=branch).flatten(0, -2)
-    logits = model(written, **images, branch=branch).logits
-    for row, tokens in enumerate(written.tolist()):
-        for place, token in enumerate(tokens[1:]):
-            assert logits[row, place].argmax().item() == token
-            if token == END:
-                break
-
-
 def test_images_are_rows_of_their_own(model, images):
     for branch in BRANCHES:
         together = model.generate(**images, branch=branch, max_length=8)
         for row in range(2):
-            alone = model.generate(**{k: v[row : row + 1] for k, v in images.items()}, branch=branch, max_length=8)
+            alone = model.generate(**rows_of(images, slice(row, row + 1)), branch=branch, max_length=8)
             length = alone.shape[-1]
             assert torch.equal(alone[0], together[row][..., :length])
             assert (together[row][..., length:] == PAD).all()
@@ -95,46 +95,43 @@ def test_images_are_rows_of_their_own(model, images):
 
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("way", ["greedy", "beam"])
-@pytest.mark.parametrize("masked", [False, True])
-def test_a_prompt_is_continued(model, images, branch, way, masked):
+def test_a_prompt_is_continued(model, images, branch, way):
     prompt = torch.tensor([[START, 11, 12, 13]])
-    given = {"attention_mask": torch.ones_like(prompt)} if masked else {}
-    written = []
-    for use_cache in (True, False):
-        written.append(
-            model.generate(**images, branch=branch, input_ids=prompt, use_cache=use_cache, **given, **WAYS[way])
-        )
-    assert torch.equal(*written)
-    assert written[0].shape[:-1] == lead(branch) and written[0].shape[-1] > 4
-    assert (written[0].flatten(0, -2)[:, :4] == prompt).all()
-    rows = prompt.expand(lead(branch)[0] * (3 if branch == "au" else 1), -1)
-    assert torch.equal(model.generate(**images, branch=branch, input_ids=rows, **WAYS[way]), written[0])
+    lead = (2,) if branch == "emo" else (2, 3)
+    settings = {**images, "branch": branch, **WAYS[way]}
+    written = model.generate(**settings, input_ids=prompt)
+    assert written.shape[:-1] == lead and written.shape[-1] > 4
+    assert (written.flatten(0, -2)[:, :4] == prompt).all()
+    for other in (
+        {"input_ids": prompt, "use_cache": False},
+        {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)},
+        {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "use_cache": False},
+        {"input_ids": prompt.expand(2 if branch == "emo" else 6, -1)},
+    ):
+        assert torch.equal(model.generate(**settings, **other), written), other.keys()
 
 
 def test_a_masked_word_of_a_prompt_is_not_read(model, images):
     mask = torch.tensor([[0, 1, 1]])
-    written = [
-        model.generate(**images, branch="au", input_ids=torch.tensor([[word, START, 11]]), attention_mask=mask)
-        for word in (9, 20)
-    ]
+    prompts = [torch.tensor([[word, START, 11]]) for word in (9, 20)]
+    written = [model.generate(**images, branch="au", input_ids=ids, attention_mask=mask) for ids in prompts]
     assert torch.equal(written[0][..., 1:], written[1][..., 1:])
 
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_a_caption_ends_where_it_ends(model, images, branch):
-    with torch.no_grad():
-        model.mf2.branch(branch).heads.language.bias[END] = 1e4
-    written = model.generate(**images, branch=branch)
-    assert written.flatten(0, -2).tolist() == [[START, END]] * written.flatten(0, -2).shape[0]
-    with torch.no_grad():
-        model.mf2.branch(branch).heads.language.bias[END] = -1e4
+    bias = model.mf2.branch(branch).heads.language.bias.requires_grad_(False)
+    bias[END] = 1e4
+    written = model.generate(**images, branch=branch).flatten(0, -2).tolist()
+    assert written == [[START, END]] * len(written)
+    bias[END] = -1e4
     longest = {"emo": model.config.emotion_max_length, "au": model.config.au_max_length}[branch]
     assert model.generate(**images, branch=branch).shape[-1] == longest
     assert model.generate(**images, branch=branch, max_new_tokens=4).shape[-1] == 5
     assert model.generate(**images, branch=branch, max_length=6).shape[-1] == 6
 
 
-def test_generation_follows_the_configuration(model, make_config, tmp_path, images):
+def test_generation_follows_the_configuration(model, tmp_path, images):
     """Also from a checkpoint that another class has saved, and that says nothing of generation."""
     assert isinstance(model.generation_config, GenerationConfig)
     model.save_pretrained(tmp_path / "own")
@@ -163,20 +160,13 @@ def test_stored_image_tokens_stand_for_the_image(model, images):
         seen = model.see(**images, branch=branch)
         assert seen.shape == ((2 if branch == "emo" else 6), 3, 2, 4, (3 if branch == "emo" else 2), 8)
         ids = torch.tensor([[START, 8, 9]]).expand(len(seen), -1)
-        assert torch.equal(
-            model(ids, query_key_values=seen, branch=branch).logits, model(ids, **images, branch=branch).logits
-        )
+        logits = model(ids, query_key_values=seen, branch=branch).logits
+        assert torch.equal(logits, model(ids, **images, branch=branch).logits)
 
 
-def test_details_on_request(model, images):
-    read = model.generate(**images, return_dict_in_generate=True, output_scores=True, max_new_tokens=3)
-    assert torch.equal(read.sequences, model.generate(**images, max_new_tokens=3))
-    assert len(read.scores) == read.sequences.shape[1] - 1 and read.scores[0].shape == (2, 40)
-
-
-def test_a_missing_branch_is_named(make_config, make_batch):
-    model = MF2ForCaptioning(make_config(use_au_branch=False)).eval()
-    batch = make_batch(model.config, 1)
+def test_a_missing_branch_is_named():
+    model = MF2ForCaptioning(tiny_config(use_au_branch=False)).eval()
+    batch = tiny_batch(model.config, 1)
     assert model.generate(batch["pixel_values"], max_length=4).shape[0] == 1
     with pytest.raises(ValueError, match=r"branch: got 'au', expected one of \['emo'\]"):
         model.generate(batch["pixel_values"], branch="au")
@@ -184,12 +174,12 @@ def test_a_missing_branch_is_named(make_config, make_batch):
         model.generate()
 
 
-def test_loss_equals_that_of_pretraining(model, make_batch):
+def test_loss_equals_that_of_pretraining(model):
     other = MF2ForPreTraining(model.config).eval()
     other.mf2.load_state_dict(model.mf2.state_dict())
-    batch = make_batch(model.config)
+    batch = tiny_batch(model.config)
     expected = other(**batch)
-    images = {name: batch[name] for name in ("pixel_values", "landmarks")}
+    images = pick(batch, *IMAGE)
     for branch, prefix, loss in (("emo", "", "itg_emo"), ("emo", "key_au_", "itg_key_au"), ("au", "au_", "itg_au")):
         ids, mask = (batch[prefix + name].flatten(0, -2).clone() for name in ("input_ids", "attention_mask"))
         ids[:, 0] = START
@@ -199,21 +189,19 @@ def test_loss_equals_that_of_pretraining(model, make_batch):
         assert read.logits.shape == (*ids.shape, 40)
 
 
-@pytest.mark.parametrize("branch", BRANCHES)
-def test_a_caption_learned_by_heart_is_written(make_config, make_batch, branch):
-    torch.manual_seed(0)
-    model = MF2ForCaptioning(make_config(initializer_range=0.02)).train()
-    batch = make_batch(model.config, 1)
-    images = {name: batch[name] for name in ("pixel_values", "landmarks")}
-    captions = [[START, 20, 21, 20, 22, END], [START, 30, 31, END, PAD, PAD], [START, 12, 13, 14, END, PAD]]
-    captions = torch.tensor(captions[: 1 if branch == "emo" else 3])  # the AUs of one face have a sentence each
-    labels = captions.masked_fill(captions == PAD, -100)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
-    for _ in range(40):
-        optimizer.zero_grad()
-        model(captions, (labels != -100).long(), **images, branch=branch, labels=labels).loss.backward()
-        optimizer.step()
-    written = model.eval().generate(**images, branch=branch, max_length=8)
-    assert torch.equal(written.flatten(0, -2), captions)
-    beams = model.generate(**images, branch=branch, max_length=8, num_beams=3).flatten(0, -2)
-    assert torch.equal(beams[labels != -100], captions[labels != -100])
+def test_the_zero_shot_pipeline_of_transformers_chooses_as_ours_does(tmp_path):
+    tokenizer = build_tokenizer()
+    qformer = {"vocab_size": len(tokenizer), "max_position_embeddings": 192}
+    config = tiny_config(qformer=qformer, emotion_max_length=61, au_max_length=169)
+    processor, trained = MF2Processor.for_model(config, tokenizer), shake(MF2ForPreTraining(config)).eval()
+    trained.save_pretrained(tmp_path)
+    model, info = AutoModelForZeroShotImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=np.uint8))
+    parts = {"image_processor": processor.image_processor, "tokenizer": processor.tokenizer}
+    choose = pipeline("zero-shot-image-classification", model=model, **parts)
+    asked = {"candidate_labels": ["tired", "calm", "young"], "hypothesis_template": "The face shows {}."}
+    expected = face_pipeline("zero-shot-image-classification", trained, processor)(face, **asked)
+    for found in (choose(face, **asked), *choose([face, face], batch_size=2, **asked)):
+        scores = {answer["label"]: answer["score"] for answer in expected}
+        assert {answer["label"]: answer["score"] for answer in found} == pytest.approx(scores, abs=1e-5)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shake, tiny_batch, tiny_config
+from conftest import IMAGE, pick, shake, tiny_batch, tiny_config
 from hub_server import LoopbackHub
-from test_hub import STRANGER, run
+from peft import get_peft_model
+from strangers import ALONE, run
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
+from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis, MF2ForPreTraining
 
-
-ALONE = STRANGER.split("import torch")[0]
 
 PUSH = """
 import sys
@@ -33,15 +33,13 @@ with torch.no_grad():
     torch.save(model(**batch).logits, sys.argv[3])
 """
 
-LOAD = (
-    ALONE
-    + """
+LOAD = f"""{ALONE}
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageClassification
 
 batch, answers = sys.argv[1:]
-remote = {"trust_remote_code": True}
+remote = {{"trust_remote_code": True}}
 base = AutoModelForImageClassification.from_pretrained("org/base", **remote).eval()
 before = base(**torch.load(batch)).logits
 model = PeftModel.from_pretrained(base, "org/adapter").eval()
@@ -54,11 +52,8 @@ assert not torch.equal(before, expected)
 for logits in found:  # MKL rounds otherwise where a weight lies otherwise in memory
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-6)
 """
-)
 
-WITHOUT_PEFT = (
-    ALONE
-    + """
+WITHOUT_PEFT = f"""{ALONE}
 sys.modules["peft"] = None
 import torch
 from transformers import AutoModelForImageClassification
@@ -66,7 +61,6 @@ from transformers import AutoModelForImageClassification
 model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 print(tuple(model(**torch.load(sys.argv[2])).logits.shape))
 """
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = tiny_config()
     shake(MF2ForPreTraining(config)).save_pretrained(folder / "base")
-    batch = tiny_batch(config)
-    torch.save({name: batch[name] for name in ("pixel_values", "landmarks")}, folder / "batch.pt")
+    torch.save(pick(tiny_batch(config), *IMAGE), folder / "batch.pt")
     return folder
 
 
@@ -97,13 +90,7 @@ def test_a_base_loads_from_its_own_code_where_peft_is_missing(folder: Path) -> N
 
 
 def test_the_same_process_may_hold_the_package_and_a_checkpoint_s_copy_of_it(folder: Path) -> None:
-    from peft import get_peft_model
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    from modeling_mf2 import DFNConfig
-
-    reference = "mf2_hub_code.MF2ForFaceAnalysis"
-    copied = get_class_from_dynamic_module(reference, str(folder / "base"))
+    copied = get_class_from_dynamic_module("mf2_hub_code.MF2ForFaceAnalysis", str(folder / "base"))
     assert copied is not MF2ForFaceAnalysis
     model = get_peft_model(copied.from_pretrained(folder / "base"), DFNConfig(bottleneck=4, pathways=["visual"])).eval()
     batch = torch.load(folder / "batch.pt")

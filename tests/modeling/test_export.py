@@ -1,6 +1,5 @@
 """Exported models answer as torch does, say what they are of, and are never half there."""
 
-import builtins
 import importlib
 import os
 import shutil
@@ -19,7 +18,8 @@ from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis, MF2Model, export
 pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
 
 
-FEW = {"num_hidden_layers": 2}
+Adapted = tuple[torch.nn.Module, Path]
+Exported = tuple[MF2ForFaceAnalysis, Path]
 
 
 def answers_of(file: Path, model: torch.nn.Module, faces: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -33,30 +33,33 @@ def answers_of(file: Path, model: torch.nn.Module, faces: int) -> list[tuple[tor
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.nn.Module, Path]:
-    """The hardest of all: with an adapter that reads every block. One without is in test_engines_mf2."""
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
+    """The hardest of all: with an adapter that reads every block. One without is in test_engines."""
     torch.manual_seed(0)
-    base = MF2ForFaceAnalysis(tiny_config("vit", qformer=FEW, au_thresholds=[0.2, 0.3, 0.4]))
+    base = MF2ForFaceAnalysis(tiny_config("vit", qformer={"num_hidden_layers": 2}, au_thresholds=[0.2, 0.3, 0.4]))
     wrapped = shake(get_peft_model(base, DFNConfig(bottleneck=4))).train()
     return wrapped, export.export_onnx(wrapped, tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.fixture
-def exported(adapted: tuple[torch.nn.Module, Path]) -> tuple[MF2ForFaceAnalysis, Path]:
+def exported(adapted: Adapted) -> Exported:
     return adapted[0].get_base_model(), adapted[1]
 
 
-@pytest.mark.parametrize("faces", [1, 5])
-def test_onnx_answers_as_torch_for_any_number_of_faces(exported: tuple[MF2ForFaceAnalysis, Path], faces: int) -> None:
-    model, file = exported
-    for ours, theirs in answers_of(file, model, faces):
-        assert ours.shape == theirs.shape and len(ours) == faces and ours.std() > 1e-3
+def test_onnx_answers_as_torch_for_any_number_of_faces(adapted: Adapted) -> None:
+    wrapped, file = adapted
+    model = wrapped.get_base_model()
+    whole, alone = answers_of(file, model, 5), answers_of(file, model, 1)
+    for (ours, theirs), one in zip(whole, alone, strict=True):
+        assert ours.shape == theirs.shape and len(ours) == 5 and ours.std() > 1e-3
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
-    for first, second in zip(answers_of(file, model, 5), answers_of(file, model, 1), strict=True):
-        torch.testing.assert_close(first[1][:1], second[1], atol=1e-4, rtol=1e-4)
+        for answer in one:
+            torch.testing.assert_close(answer, ours[:1], atol=1e-4, rtol=1e-4)
+    with wrapped.disable_adapter():  # it is in the graph
+        assert all((ours - theirs).abs().max() > 1e-3 for ours, theirs in answers_of(file, model, 3))
 
 
-def test_the_file_says_what_it_is_of_and_nothing_else_is_left(exported: tuple[MF2ForFaceAnalysis, Path]) -> None:
+def test_the_file_says_what_it_is_of_and_nothing_else_is_left(exported: Exported) -> None:
     model, file = exported
     run = export.session(file)
     facts = export.read_facts(run)
@@ -70,7 +73,7 @@ def test_the_file_says_what_it_is_of_and_nothing_else_is_left(exported: tuple[MF
     assert export.weights_mark(other.classifiers.state_dict()) != facts["weights"]
 
 
-def test_int8_is_smaller_close_and_known_as_such(exported: tuple[MF2ForFaceAnalysis, Path]) -> None:
+def test_int8_is_smaller_close_and_known_as_such(exported: Exported) -> None:
     model, file = exported
     small = export.quantize_onnx(file)
     assert small.stat().st_size < file.stat().st_size
@@ -80,30 +83,18 @@ def test_int8_is_smaller_close_and_known_as_such(exported: tuple[MF2ForFaceAnaly
         assert 0 < (ours - theirs).abs().max() < 0.1 * ours.abs().max()
 
 
-def test_an_adapter_is_in_the_graph(adapted: tuple[torch.nn.Module, Path]) -> None:
-    wrapped, file = adapted
-    with wrapped.disable_adapter():
-        assert all((ours - theirs).abs().max() > 1e-3 for ours, theirs in answers_of(file, wrapped.get_base_model(), 3))
-
-
-def test_models_that_cannot_be_exported_are_refused(tmp_path: Path) -> None:
-    model = MF2ForFaceAnalysis(tiny_config())
+def test_models_and_graphs_that_cannot_be_exported_are_refused(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(TypeError, match="got MF2Model, expected MF2ForFaceAnalysis"):
         export.export_onnx(MF2Model(tiny_config()), tmp_path)
     with pytest.raises(ValueError, match=r"got weights of torch.bfloat16, expected torch.float32"):
-        export.export_onnx(model.bfloat16(), tmp_path)
+        export.export_onnx(MF2ForFaceAnalysis(tiny_config()).bfloat16(), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_graph_that_answers_otherwise_is_not_written(
-    exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, file = exported
-    real = export.session
+    (model, file), real = exported, export.session
     monkeypatch.setattr(export, "session", lambda _: real(file))  # of other weights
-    other = shake(MF2ForFaceAnalysis(model.config), seed=3)
     with pytest.raises(RuntimeError, match=r"differs from torch by .*nothing was written"):
-        export.check_equal(other, file)
+        export.check_equal(shake(MF2ForFaceAnalysis(model.config), seed=3), file)
 
 
 def test_what_is_missing_or_damaged_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,30 +113,28 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(importlib, "import_module", without)
     with pytest.raises(ImportError, match=r'onnxscript is not installed .*pip install -e "\.\[export\]"'):
         export.export_onnx(MF2ForFaceAnalysis(tiny_config()), tmp_path)
-    assert builtins.__import__("modeling_mf2.export"), "the file itself needs none of them"
 
 
-def test_what_a_killed_export_left_is_removed_by_the_next(
-    exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path
+def test_what_a_killed_export_left_is_removed_and_a_damaged_file_not_quantized(
+    exported: Exported, tmp_path: Path
 ) -> None:
     file = Path(shutil.copy(exported[1], tmp_path))
     (tmp_path / ".export-dead").mkdir()
     (tmp_path / ".export-dead" / "model.onnx").write_bytes(b"half")
     (tmp_path / ".export.lock").touch()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        export.quantize_onnx(file)
+    assert [path.name for path in tmp_path.iterdir()] == [export.FILE]
+    shutil.copy(exported[1], tmp_path)
+    (tmp_path / ".export-dead").mkdir()
     export.quantize_onnx(file)
     assert {path.name for path in tmp_path.iterdir()} == {export.FILE, export.INT8_FILE}
 
 
-def test_a_damaged_file_is_not_quantized(exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path) -> None:
-    content = bytearray(exported[1].read_bytes())
-    content[len(content) // 2] ^= 16
-    (tmp_path / export.FILE).write_bytes(content)
-    with pytest.raises(ValueError, match="damaged"):
-        export.quantize_onnx(tmp_path / export.FILE)
-    assert [path.name for path in tmp_path.iterdir()] == [export.FILE]
-
-
-def test_onnxruntime_writes_nothing_about_its_user(exported: tuple[MF2ForFaceAnalysis, Path], tmp_path: Path) -> None:
+def test_onnxruntime_writes_nothing_about_its_user(exported: Exported, tmp_path: Path) -> None:
     script = "import sys; from modeling_mf2.export import session; session(sys.argv[1]); import onnxruntime"
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}

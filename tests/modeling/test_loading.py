@@ -1,19 +1,42 @@
-"""Loading: what is missing is initialised for training and refused for answers; labels are renamed on request."""
+"""Checkpoints: saved and loaded bit by bit, in part, damaged, of other labels, of old versions, and kept off memory."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import shake, tiny_config
+from accelerate import cpu_offload, disk_offload
+from compared_systems import SMALL, SMALL_SWIN, small_batch
+from conftest import IMAGE, assert_same, pick, shake, state_of, tiny_batch, tiny_config
+from exp_blip_models import SMALL_TOWERS, small_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining, PreTrainedModel
 
-from configuration_mf2.baselines import HSEmotionConfig
+from configuration_mf2 import MF2Config
+from configuration_mf2.baselines import HSEmotionConfig, MEGraphAUConfig, VLFAUConfig
 from configuration_mf2.version import VERSION
-from modeling_mf2 import HSEmotionForFaceAnalysis, MF2ForCaptioning, MF2ForFaceAnalysis, MF2ForPreTraining, MF2Model
+from modeling_mf2 import (
+    ExpBlipForFaceAnalysis,
+    HSEmotionForFaceAnalysis,
+    MEGraphAUForFaceAnalysis,
+    MF2ForCaptioning,
+    MF2ForFaceAnalysis,
+    MF2ForImageClassification,
+    MF2ForPreTraining,
+    MF2ForZeroShotImageClassification,
+    MF2Model,
+    VLFAUForFaceAnalysis,
+)
 from modeling_mf2.loading import load_to_answer
+
+
+CLASSES = [MF2Model, MF2ForPreTraining, MF2ForFaceAnalysis, MF2ForImageClassification, MF2ForCaptioning]
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("mf2."): value for name, value in model.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -24,78 +47,143 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_file_stays_as_it_is_when_the_weights_change(saved: Path) -> None:
-    before = (saved / "model.safetensors").read_bytes()
-    model = MF2ForPreTraining.from_pretrained(saved)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    assert (saved / "model.safetensors").read_bytes() == before
-
-
 @pytest.fixture
-def change(saved: Path, tmp_path: Path):
+def change(saved: Path, tmp_path: Path) -> Callable[..., Path]:
     """A copy of the checkpoint with other tensors."""
 
-    def changed(how) -> Path:
-        tensors = load_file(saved / "model.safetensors")
-        save_file(how(tensors), tmp_path / "model.safetensors", metadata={"format": "pt"})
-        (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())
+    def changed(how: Callable[[dict], dict]) -> Path:
+        save_file(how(load_file(saved / "model.safetensors")), tmp_path / "model.safetensors", {"format": "pt"})
+        shutil.copy(saved / "config.json", tmp_path)
         return tmp_path
 
     return changed
 
 
-def test_a_checkpoint_that_lacks_weights_starts_training_and_answers_nothing(change) -> None:
-    folder = change(lambda tensors: {name: t for name, t in tensors.items() if not name.startswith("classifiers.")})
-    assert MF2ForFaceAnalysis.from_pretrained(folder).classifiers.emotion.weight.isfinite().all()
-    with pytest.raises(ValueError, match=r"lacks \d+ weights.*classifiers\.au_bias"):
-        load_to_answer(MF2ForFaceAnalysis, folder)
-
-
-def test_a_tensor_of_another_shape_is_named(change) -> None:
-    folder = change(lambda tensors: {**tensors, "classifiers.emotion.bias": torch.zeros(9)})
-    with pytest.raises(ValueError, match=r"another shape.*classifiers\.emotion\.bias"):
-        load_to_answer(MF2ForFaceAnalysis, folder, ignore_mismatched_sizes=True)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_named(change, value: float) -> None:
-    folder = change(lambda tensors: {**tensors, "classifiers.emotion.bias": torch.full((3,), value)})
-    with pytest.raises(ValueError, match=r"NaN or infinite.*classifiers\.emotion\.bias"):
-        load_to_answer(MF2ForFaceAnalysis, folder)
-
-
-def test_a_whole_checkpoint_answers(saved: Path) -> None:
-    assert load_to_answer(MF2ForPreTraining, saved).num_parameters() > 0
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_class_loads_every_tensor_of_one_checkpoint(saved: Path, cls: type[PreTrainedModel]) -> None:
+    before = (saved / "model.safetensors").read_bytes()
+    expected = weights(MF2ForPreTraining.from_pretrained(pretrained_model_name_or_path=saved))
+    torch.manual_seed(1)
+    model = cls.from_pretrained(saved)
+    assert_same(expected, weights(model))
+    assert not model.training and not any(p.requires_grad for name, p in model.named_parameters() if "vision" in name)
+    again = cls.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert_same(again.state_dict(), model.state_dict())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert (saved / "model.safetensors").read_bytes() == before, "the file stays when the weights change"
 
 
 @pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_missing_weights_are_initialised_as_a_new_model_is(tower: str) -> None:
-    """Spread by spread; on empty memory, which is filled with garbage here, no tensor stays as it was."""
-    config = tiny_config(tower)
-    for kind in (MF2ForPreTraining, MF2ForCaptioning):
-        fresh, loaded = kind(config), kind.from_pretrained(None, config=config, state_dict={})
-        for name, tensor in fresh.state_dict().items():
-            other = loaded.state_dict()[name]
-            if tensor.is_floating_point() and (tower == "conv" or "backbone" not in name):
-                assert other.isfinite().all(), name
-                assert torch.allclose(other.mean(), tensor.mean(), atol=max(0.5 * tensor.std(False).item(), 1e-6)) or (
-                    tensor.numel() < 64
-                ), name
-                if tensor.numel() >= 256:
-                    assert 0.7 * tensor.std() <= other.std() <= 1.4 * tensor.std(), name
+def test_saving_and_loading_changes_no_output(tmp_path: Path, tower: str) -> None:
+    model = shake(MF2ForFaceAnalysis(tiny_config(tower))).eval()
+    for module in model.mf2.vision.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # running statistics are part of a tower
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    model.save_pretrained(tmp_path)
+    again = MF2ForFaceAnalysis.from_pretrained(tmp_path)
+    assert weights(again).keys() == weights(model).keys()
+    assert_same(again.state_dict(), model.state_dict())
+    batch = pick(tiny_batch(model.config), *IMAGE)
+    assert_same(again(**batch), model(**batch))
+    assert MF2ForFaceAnalysis.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+    eager = MF2ForFaceAnalysis.from_pretrained(tmp_path, attn_implementation="eager")
+    assert eager(**batch, output_attentions=True).au_cross_attentions is not None
 
 
-def test_a_compared_systems_small_tower_is_initialised_whole() -> None:
-    config = HSEmotionConfig.from_size("tiny")
-    fresh = HSEmotionForFaceAnalysis(config)
-    loaded = HSEmotionForFaceAnalysis.from_pretrained(None, config=config, state_dict={})
-    for name, tensor in fresh.vision.state_dict().items():
-        other = loaded.vision.state_dict()[name]
-        assert other.isfinite().all() if other.is_floating_point() else True
-        if tensor.is_floating_point() and tensor.numel() >= 256:
-            assert 0.7 * tensor.std() <= other.std() <= 1.4 * tensor.std(), name
+def test_a_checkpoint_that_lacks_weights_starts_training_and_answers_nothing(change, saved: Path) -> None:
+    folder = change(lambda tensors: {name: t for name, t in tensors.items() if not name.startswith("classifiers.")})
+    model, info = MF2ForFaceAnalysis.from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] and all(name.startswith("classifiers.") for name in info["missing_keys"])
+    assert_same(weights(model), weights(MF2Model.from_pretrained(saved)))
+    spread = 0.2 * model.classifiers.au_weight[0].numel() ** -0.5
+    assert 0.3 * spread < model.classifiers.au_weight.std().item() < 1.5 * spread
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    with pytest.raises(ValueError, match=r"lacks \d+ weights.*classifiers\.au_bias"):
+        load_to_answer(MF2ForFaceAnalysis, folder)
+    assert load_to_answer(MF2ForPreTraining, saved).num_parameters() > 0
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (torch.zeros(9), r"another shape.*classifiers\.emotion\.bias"),
+        (torch.full((3,), torch.nan), r"NaN or infinite.*classifiers\.emotion\.bias"),
+        (torch.full((3,), torch.inf), r"NaN or infinite.*classifiers\.emotion\.bias"),
+    ],
+    ids=["shape", "nan", "inf"],
+)
+def test_a_tensor_that_cannot_answer_is_named(change, bias: torch.Tensor, message: str) -> None:
+    folder = change(lambda tensors: {**tensors, "classifiers.emotion.bias": bias})
+    with pytest.raises(ValueError, match=message):
+        load_to_answer(MF2ForFaceAnalysis, folder, ignore_mismatched_sizes=True)
+
+
+def test_a_damaged_checkpoint_names_its_file(saved: Path, tmp_path: Path) -> None:
+    shutil.copy(saved / "config.json", tmp_path)
+    content = (saved / "model.safetensors").read_bytes()
+    for damaged in (None, content[: len(content) // 2], b""):
+        if damaged is not None:
+            (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(Exception, match=r"model\.safetensors"):
+            MF2Model.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (MF2ForPreTraining, tiny_config()),
+        (MF2ForCaptioning, tiny_config("vit")),
+        (HSEmotionForFaceAnalysis, HSEmotionConfig.from_size("tiny")),
+    ],
+    ids=["pretraining", "captioning", "hsemotion"],
+)
+def test_missing_weights_are_initialised_as_a_new_model_is(kind: type[PreTrainedModel], config) -> None:
+    """Spread by spread: on empty memory, which is filled with garbage here, no tensor stays as it was."""
+    fresh, loaded = kind(config), kind.from_pretrained(None, config=config, state_dict={}).state_dict()
+    for name, tensor in fresh.state_dict().items():
+        if tensor.is_floating_point() and "vit" not in str(getattr(config, "vision_config", {})) * ("backbone" in name):
+            assert loaded[name].isfinite().all(), name
+            if tensor.numel() >= 256:
+                assert 0.7 * tensor.std() <= loaded[name].std() <= 1.4 * tensor.std(), name
+            if tensor.numel() >= 64:
+                spread = max(0.5 * tensor.std(False).item(), 1e-6)
+                assert torch.allclose(loaded[name].mean(), tensor.mean(), atol=spread), name
+
+
+def test_a_label_set_unlike_the_checkpoints_is_an_error(saved: Path) -> None:
+    """Also one of the same length: what was learned for AU10 must not answer for AU14."""
+    turned = {"action_units": MF2Config.from_pretrained(saved).action_units[::-1]}
+    for other in ({"label_set": "disfa"}, turned, {"config": MF2Config.from_pretrained(saved, **turned)}):
+        with pytest.raises(ValueError, match=r"action_units: got \[.*but the checkpoint .* has \["):
+            MF2ForFaceAnalysis.from_pretrained(saved, **other)
+
+
+HEADS = {"classifiers.au_weight", "classifiers.au_bias", "classifiers.au_from_face.weight", "au_embedding"}
+EMOTION = {"classifiers.emotion.weight", "classifiers.emotion.bias"}
+UNITS = {"classifiers.units.weight", "classifiers.units.bias"}
+
+
+@pytest.mark.parametrize(
+    ("cls", "field", "forgets", "keeps"),
+    [
+        (MF2ForFaceAnalysis, "emotions", EMOTION, HEADS),
+        (MF2ForFaceAnalysis, "action_units", HEADS, set()),
+        (ExpBlipForFaceAnalysis, "emotions", EMOTION, UNITS),
+        (ExpBlipForFaceAnalysis, "action_units", UNITS, EMOTION),
+    ],
+)
+def test_what_was_learned_for_labels_that_stay_is_kept(tmp_path: Path, cls, field: str, forgets, keeps) -> None:
+    """An emotion of MF2 is read from the AUs by their place: with other AUs it is learned anew."""
+    config = tiny_config("vit") if cls is MF2ForFaceAnalysis else small_config("vit")
+    model = shake(cls(config))
+    model.save_pretrained(tmp_path)
+    anew = cls.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **{field: getattr(config, field)[::-1]})
+    moved = {name for name, value in weights(model).items() if not torch.equal(value, weights(anew)[name])}
+    assert forgets <= moved and not keeps & moved
+    assert moved <= EMOTION | HEADS | {"classifiers.au_from_face.bias"} | forgets
 
 
 def test_the_recipe_for_fine_tuning_a_classifier(saved: Path) -> None:
@@ -104,11 +192,9 @@ def test_the_recipe_for_fine_tuning_a_classifier(saved: Path) -> None:
     with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         AutoModelForImageClassification.from_pretrained(saved, **recipe)
     model = AutoModelForImageClassification.from_pretrained(saved, ignore_mismatched_sizes=True, **recipe)
-    images = torch.randn(3, 3, 64, 64)
-    found = model(images, labels=torch.tensor([0, 1, 1]))
+    found = model(torch.randn(3, 3, 64, 64), labels=torch.tensor([0, 1, 1]))
     assert found.logits.shape == (3, 2) and found.loss.isfinite() and model.config.id2label == names
-    whole = MF2Model.from_pretrained(saved)
-    assert torch.equal(model.mf2.emo_vl.queries, whole.emo_vl.queries)
+    assert torch.equal(model.mf2.emo_vl.queries, MF2Model.from_pretrained(saved).emo_vl.queries)
 
 
 def test_a_users_own_subclass_is_saved_and_loads_as_itself_and_as_ours(saved: Path, tmp_path: Path) -> None:
@@ -143,14 +229,6 @@ def test_a_checkpoint_of_0_1_with_its_flat_code_loads_and_is_saved_anew(saved: P
     assert again["mf2_version"] == VERSION and again["auto_map"] == model.config.to_dict()["auto_map"]
 
 
-def test_loading_by_keyword_and_without_a_source(saved: Path) -> None:
-    model = MF2ForPreTraining.from_pretrained(pretrained_model_name_or_path=saved)
-    assert type(model.config).from_pretrained(pretrained_model_name_or_path=saved).emotions == model.config.emotions
-    again = MF2ForPreTraining.from_pretrained(None, config=model.config, state_dict=model.state_dict())
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
-
-
 def test_tokens_are_added_to_both_branches(saved: Path, tmp_path: Path) -> None:
     model = MF2ForCaptioning.from_pretrained(saved)
     before = model.mf2.au_vl.qformer.word_embeddings.weight.clone()
@@ -161,5 +239,73 @@ def test_tokens_are_added_to_both_branches(saved: Path, tmp_path: Path) -> None:
     assert torch.equal(model.mf2.au_vl.qformer.word_embeddings.weight[:40], before)
     assert model.config.vocab_size == 43 and model.config.au_config.vocab_size == 43
     model.save_pretrained(tmp_path)
-    again = MF2ForCaptioning.from_pretrained(tmp_path)
-    assert torch.equal(again.mf2.emo_vl.heads.language.bias, model.mf2.emo_vl.heads.language.bias)
+    assert_same(MF2ForCaptioning.from_pretrained(tmp_path).state_dict(), model.state_dict())
+
+
+# Weights that accelerate keeps in memory or on disk until their layer runs
+
+
+VIT = {
+    **{"backbone": "vit_tiny_patch16_224", "backbone_kwargs": {"embed_dim": 16, "depth": 4, "num_heads": 2}},
+    **pick(SMALL, "image_size", "action_units", "emotions"),
+}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "base": lambda: MF2Model(tiny_config()),
+    "pretraining": lambda: MF2ForPreTraining(tiny_config()),
+    "face_vit": lambda: MF2ForFaceAnalysis(tiny_config("vit")),
+    "face_eva": lambda: MF2ForFaceAnalysis(tiny_config(vision=SMALL_TOWERS["eva"])),
+    "captioning": lambda: MF2ForCaptioning(tiny_config()),
+    "zero_shot": lambda: MF2ForZeroShotImageClassification(tiny_config()),
+    "vl_fau": lambda: VLFAUForFaceAnalysis(VLFAUConfig(**SMALL_SWIN, hidden_size=16, scale_channels=4)),
+    "vl_fau_vit": lambda: VLFAUForFaceAnalysis(VLFAUConfig(**VIT, hidden_size=16, scale_channels=4)),
+    "me_graph_au": lambda: MEGraphAUForFaceAnalysis(MEGraphAUConfig(**SMALL, hidden_size=16, neighbors=2)),
+    "hsemotion": lambda: HSEmotionForFaceAnalysis(HSEmotionConfig(**VIT)),
+    "exp_blip": lambda: ExpBlipForFaceAnalysis(small_config("vit")),
+}
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    compared = not hasattr(model.config, "vision_config")
+    batch = small_batch(model.config) if compared else tiny_batch(model.config)
+    texts = [name for name in batch if name.endswith("input_ids") or name.endswith("attention_mask")]
+    if isinstance(model, MF2Model | MF2ForFaceAnalysis | ExpBlipForFaceAnalysis):
+        batch = {name: batch[name] for name in batch if name not in texts}
+    if isinstance(model, MF2ForCaptioning | MF2ForZeroShotImageClassification):
+        batch = pick(batch, *IMAGE, *texts[:2])
+    torch.manual_seed(0)
+    found = {name: value for name, value in model(**batch).items() if isinstance(value, torch.Tensor)}
+    images = {name: batch[name] for name in IMAGE if name in batch}
+    for branch in ("emo", "au"):
+        if isinstance(model, MF2ForCaptioning):
+            found[f"written_{branch}"] = model.generate(**images, branch=branch, max_length=6)
+        if type(model) is MF2Model:  # outside of forward
+            found[f"features_{branch}"] = model.get_image_features(**images, branch=branch).pooler_output
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_offloaded_weights_give_the_same_answers(name: str, tmp_path: Path) -> None:
+    model, again = shake(MODELS[name]()).eval(), shake(MODELS[name]()).eval()
+    again.load_state_dict(state_of(model))
+    expected, size = answers(model), model.get_memory_footprint()
+    model.save_pretrained(tmp_path / "saved")
+
+    def load(places: str | dict, **limits: object) -> PreTrainedModel:
+        settings = {"device_map": places, "offload_folder": tmp_path / "offloaded", **limits}
+        return type(model).from_pretrained(tmp_path / "saved", **settings).eval()
+
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    disk_offload(again, tmp_path / "disk", execution_device=torch.device("cpu"))
+    whole = [model, again, load({"": "disk"})]
+    assert all(parameter.is_meta for one in whole for parameter in one.parameters())
+    partly = [load("auto", max_memory={"cpu": int(share * size)}) for share in (0.3, 0.7)]
+    assert all("disk" in one.hf_device_map.values() for one in partly)
+    for offloaded in (*whole, *partly):
+        there = [name for name, parameter in offloaded.named_parameters() if not parameter.is_meta]
+        found = answers(offloaded)
+        assert found.keys() == expected.keys() and len(found) > 0
+        for output, value in expected.items():
+            torch.testing.assert_close(found[output], value, rtol=1e-4, atol=1e-5, msg=output)
+        still = [name for name, parameter in offloaded.named_parameters() if not parameter.is_meta]
+        assert still == there, "what was offloaded before is so again"

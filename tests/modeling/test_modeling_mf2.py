@@ -1,12 +1,11 @@
+"""The models of MF²: their shapes, independence of rows, branches and labels, losses, states on request, export."""
+
 import pytest
 import torch
-from conftest import shake, tiny_config
-from exp_blip_models import small_config
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from conftest import IMAGE, LABELS, assert_same, pick, rows_of, shake, state_of, tiny_batch, tiny_config
 
 from configuration_mf2 import MF2Config
 from modeling_mf2 import (
-    ExpBlipForFaceAnalysis,
     MF2ForCaptioning,
     MF2ForFaceAnalysis,
     MF2ForImageClassification,
@@ -14,598 +13,145 @@ from modeling_mf2 import (
     MF2ForZeroShotImageClassification,
     MF2Model,
 )
+from modeling_mf2.modeling_mf2 import MF2Classifiers
 
 
-CLASSES = [MF2Model, MF2ForPreTraining, MF2ForFaceAnalysis, MF2ForImageClassification, MF2ForCaptioning]
-SUBSETS = [{}, {"use_au_branch": False}, {"use_emo_branch": False}]
-IMAGE = ("pixel_values", "landmarks")
-LABELS = ("au_labels", "emotion_labels")
+TEXT = ("input_ids", "attention_mask")
+INPUTS = {
+    **dict.fromkeys((MF2Model, MF2ForFaceAnalysis, MF2ForImageClassification), IMAGE),
+    MF2ForPreTraining: (*IMAGE, *TEXT, "au_input_ids", "au_attention_mask"),
+    **dict.fromkeys((MF2ForZeroShotImageClassification, MF2ForCaptioning), ("input_ids", "pixel_values", TEXT[1])),
+}
+CLASSES = [cls for cls in INPUTS if cls is not MF2ForZeroShotImageClassification]
+CLOSE = {"rtol": 0, "atol": 2e-5}
 
 
-@pytest.fixture
-def build(make_config, shaken):
-    def build(cls, tower="conv", **fields):
-        torch.manual_seed(0)
-        return shaken(cls(make_config(tower, **fields))).eval()
-
-    return build
+def build(cls, tower="conv", **fields):
+    torch.manual_seed(0)
+    return shake(cls(tiny_config(tower, **fields))).eval()
 
 
-def pick(batch, *names):
-    return {name: batch[name] for name in names}
-
-
-def weights(model):
-    return {name.removeprefix("mf2."): value for name, value in model.state_dict().items()}
-
-
-def text_only(cls):
-    return cls is MF2ForCaptioning
+def inputs_of(model, rows=4):
+    return pick(tiny_batch(model.config, rows), *INPUTS[type(model)])
 
 
 @pytest.mark.parametrize("tower", ["conv", "vit"])
-@pytest.mark.parametrize("subset", SUBSETS, ids=str)
-def test_states_of_every_subset_of_branches(build, make_batch, tower, subset):
-    model = build(MF2Model, tower, **subset)
-    read = model(**pick(make_batch(model.config), *IMAGE))
-    assert read.image_tokens.shape == (4, 17 if tower == "vit" else 16, 32)
-    assert (read.emo_states is None) == ("use_emo_branch" in subset)
-    assert (read.au_states is None) == ("use_au_branch" in subset)
-    if read.emo_states is not None:
-        assert read.emo_states.shape == (4, 3, 32)
-    if read.au_states is not None:
-        assert read.au_states.shape == (4, 3, 2, 32)
-
-
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_a_branch_does_not_know_the_other(build, make_batch, tower):
+def test_a_branch_has_its_states_and_does_not_know_the_other(tower):
     both = build(MF2Model, tower)
-    batch = pick(make_batch(both.config), *IMAGE)
-    for subset, name in (({"use_au_branch": False}, "emo_states"), ({"use_emo_branch": False}, "au_states")):
-        alone = build(MF2Model, tower, **subset)
+    batch = inputs_of(both)
+    read = both(**batch)
+    assert read.image_tokens.shape == (4, 17 if tower == "vit" else 16, 32)
+    assert read.emo_states.shape == (4, 3, 32) and read.au_states.shape == (4, 3, 2, 32)
+    for gone, name, other in (
+        ("use_au_branch", "emo_states", "au_states"),
+        ("use_emo_branch", "au_states", "emo_states"),
+    ):
+        alone = build(MF2Model, tower, **{gone: False})
         alone.load_state_dict(both.state_dict(), strict=False)
-        torch.testing.assert_close(alone(**batch)[name], both(**batch)[name], rtol=0, atol=1e-6)
+        assert getattr(alone(**batch), other) is None
+        torch.testing.assert_close(alone(**batch)[name], read[name], rtol=0, atol=1e-6)
+
+
+LABEL_SETS = [{}, {"emotions": []}, {"action_units": ["AU12", "AU4"]}]
 
 
 @pytest.mark.parametrize(
     "fields",
-    [*SUBSETS, {"emotions": []}, {"action_units": [], "use_au_branch": False}, {"action_units": ["AU12", "AU4"]}],
+    [
+        *({**labels, **branches} for labels in LABEL_SETS for branches in ({}, {"use_emo_branch": False})),
+        *({**labels, "use_au_branch": False} for labels in (*LABEL_SETS, {"action_units": []})),
+    ],
     ids=str,
 )
-def test_analysis_of_every_label_set(build, make_batch, fields):
+def test_analysis_of_every_label_set_uses_every_parameter(fields):
     model = build(MF2ForFaceAnalysis, **fields)
-    config, batch = model.config, make_batch(model.config)
+    config, batch = model.config, tiny_batch(model.config)
     read = model(**pick(batch, *IMAGE, *LABELS))
     for logits, names in ((read.emotion_logits, config.emotions), (read.au_logits, config.action_units)):
         assert (logits is None) == (not names)
         assert logits is None or (logits.shape == (4, len(names)) and logits.isfinite().all())
-    assert read.loss.isfinite() and read.loss > 0
-    assert model(**pick(batch, *IMAGE)).loss is None
+    assert read.loss > 0 and model(**pick(batch, *IMAGE)).loss is None
+    read.loss.backward()
+    assert [name for name, parameter in model.classifiers.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("cls", [MF2Model, MF2ForFaceAnalysis, MF2ForImageClassification, MF2ForPreTraining])
 @pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_image_tokens_stand_for_the_image(build, make_batch, cls, tower):
+def test_image_tokens_stand_for_the_image(cls, tower):
     model = build(cls, tower)
-    batch = pick(make_batch(model.config), *IMAGE)
-    base = model if cls is MF2Model else model.mf2
-    tokens = base.vision(batch["pixel_values"])
-    direct = model(**batch)
-    stored = model(landmarks=batch["landmarks"], image_tokens=tokens)
+    batch = pick(tiny_batch(model.config), *IMAGE)
+    tokens = getattr(model, "mf2", model).vision(batch["pixel_values"])
+    direct, stored = model(**batch), model(landmarks=batch["landmarks"], image_tokens=tokens)
     assert set(stored) == set(direct)
-    for name, value in direct.items():
-        assert torch.equal(stored[name], value), name
-    with pytest.raises(ValueError, match="one of the two, got both"):
+    assert_same(stored, direct)
+    with pytest.raises(ValueError, match="got both"):
         model(**batch, image_tokens=tokens)
-    with pytest.raises(ValueError, match="one of the two, got neither"):
+    with pytest.raises(ValueError, match="got neither"):
         model(landmarks=batch["landmarks"])
 
 
-def test_a_row_does_not_know_the_other_rows(build, make_batch):
+def test_a_row_does_not_know_the_other_rows_and_there_may_be_none():
     model = build(MF2ForFaceAnalysis, "vit")
-    batch = pick(make_batch(model.config), *IMAGE)
+    batch = inputs_of(model)
     together = model(**batch)
     for row in range(4):
-        alone = model(**{name: value[row : row + 1] for name, value in batch.items()})
-        torch.testing.assert_close(alone.au_logits, together.au_logits[row : row + 1], rtol=0, atol=2e-5)
-        torch.testing.assert_close(alone.emotion_logits, together.emotion_logits[row : row + 1], rtol=0, atol=2e-5)
-        torch.testing.assert_close(alone.au_states, together.au_states[row : row + 1], rtol=0, atol=2e-5)
-
-
-def test_all_action_units_in_one_pass(build, make_batch):
-    model = build(MF2ForFaceAnalysis)
-    batch = pick(make_batch(model.config), *IMAGE)
-    calls = {"emo": 0, "au": 0, "vision": 0}
-
-    def count(name):
-        def hook(*_):
-            calls[name] += 1
-
-        return hook
-
-    model.mf2.emo_vl.qformer.register_forward_hook(count("emo"))
-    model.mf2.au_vl.qformer.register_forward_hook(count("au"))
-    model.mf2.vision.register_forward_hook(count("vision"))
-    model(**batch)
-    assert calls == {"emo": 1, "au": 1, "vision": 1}
-
-
-def test_order_of_the_action_units_is_only_an_order(build, make_batch):
-    names = ["AU1", "AU6", "AU25"]
-    model, other = build(MF2Model, action_units=names), build(MF2Model, action_units=names[::-1])
-    state = model.state_dict()
-    state["au_embedding"] = state["au_embedding"].flip(0)
-    other.load_state_dict(state)
-    batch = pick(make_batch(model.config), *IMAGE)
-    torch.testing.assert_close(other(**batch).au_states.flip(1), model(**batch).au_states, rtol=0, atol=2e-5)
-
-
-def test_landmarks_move_only_the_action_units(build, make_batch):
-    model = build(MF2Model)
-    batch = make_batch(model.config)
-    here, there = model(**pick(batch, *IMAGE)), model(batch["pixel_values"], batch["landmarks"] + 8)
-    assert torch.equal(here.emo_states, there.emo_states)
-    assert (here.au_states - there.au_states).abs().max() > 1e-3
-    canonical = model(batch["pixel_values"])
-    assert canonical.au_states.isfinite().all()
-
-
-def test_regions_are_read_from_the_patches_alone(build, make_batch):
-    model = build(MF2Model, "vit")
-    batch = make_batch(model.config)
-    tokens = model.vision(batch["pixel_values"])
-    changed = tokens.clone()
-    changed[:, 0] += 1  # the class token
-    here, there = (model(landmarks=batch["landmarks"], image_tokens=found) for found in (tokens, changed))
-    assert torch.equal(here.au_states, there.au_states)
-    assert (here.emo_states - there.emo_states).abs().max() > 1e-3
-
-
-def test_unknown_landmarks_stay_in_their_row(build, make_batch):
-    model = build(MF2ForFaceAnalysis)
-    batch = pick(make_batch(model.config), *IMAGE)
-    read = model(**batch)
+        alone = model(**rows_of(batch, slice(row, row + 1)))
+        for name in ("au_logits", "emotion_logits", "au_states"):
+            torch.testing.assert_close(alone[name], together[name][row : row + 1], **CLOSE)
+    for other in (model, build(MF2ForPreTraining)):
+        none = other(**rows_of(batch, slice(0)))
+        assert none.au_logits.shape[0] == none.emotion_logits.shape[0] == 0
     batch["landmarks"][1] = torch.nan
     broken = model(**batch)
-    rows = [0, 2, 3]
-    assert torch.equal(broken.au_logits[rows], read.au_logits[rows])
+    assert torch.equal(broken.au_logits[[0, 2, 3]], together.au_logits[[0, 2, 3]])
     assert broken.au_logits[1].isnan().all()  # said by the result, never a silent guess
 
 
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_frozen_tower_has_no_graph_and_no_gradient(build, make_batch, tower):
-    model = build(MF2ForFaceAnalysis, tower).train()
-    assert model.training and not model.mf2.vision.training
-    assert model.mf2.emo_vl.training and model.mf2.au_vl.training
-    batch = make_batch(model.config)
-    batch["pixel_values"].requires_grad_()
-    read = model(**pick(batch, *IMAGE, *LABELS))
-    assert not read.image_tokens.requires_grad and read.image_tokens.grad_fn is None
-    read.loss.backward()
-    assert batch["pixel_values"].grad is None
-    assert all(parameter.grad is None for parameter in model.mf2.vision.parameters())
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert trained and not any("vision" in name for name in trained)
+def test_order_of_the_action_units_is_only_an_order():
+    names = ["AU1", "AU6", "AU25"]
+    model, other = build(MF2Model, action_units=names), build(MF2Model, action_units=names[::-1])
+    state = model.state_dict()
+    other.load_state_dict({**state, "au_embedding": state["au_embedding"].flip(0)})
+    batch = inputs_of(model)
+    torch.testing.assert_close(other(**batch).au_states.flip(1), model(**batch).au_states, **CLOSE)
 
 
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_thawed_tower_learns(build, make_batch, tower):
-    model = build(MF2ForFaceAnalysis, tower, vision={"frozen": False}).train()
-    batch = make_batch(model.config)
-    model(**pick(batch, *IMAGE, *LABELS)).loss.backward()
-    assert model.mf2.vision.training
-    for name, parameter in model.mf2.vision.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    assert any(parameter.grad.any() for parameter in model.mf2.vision.parameters())
+def test_landmarks_move_only_the_action_units_and_the_class_token_only_emotions():
+    model = build(MF2Model, "vit")
+    batch = inputs_of(model)
+    here, there = model(**batch), model(batch["pixel_values"], batch["landmarks"] + 8)
+    assert torch.equal(here.emo_states, there.emo_states) and (here.au_states - there.au_states).abs().max() > 1e-3
+    assert model(batch["pixel_values"]).au_states.isfinite().all()
+    changed = model.vision(batch["pixel_values"])
+    changed[:, 0] += 1
+    there = model(landmarks=batch["landmarks"], image_tokens=changed)
+    assert torch.equal(here.au_states, there.au_states) and (here.emo_states - there.emo_states).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("target", ["emotion", "action_units"])
-def test_image_classification_agrees_with_face_analysis(build, make_batch, target):
+@pytest.mark.parametrize(("target", "name"), [("emotion", "emotion"), ("action_units", "au")])
+def test_image_classification_agrees_with_face_analysis(target, name):
     analysis = build(MF2ForFaceAnalysis, au_class_weights=[1.0, 2.0, 0.5])
     classifier = build(MF2ForImageClassification, classification_target=target, au_class_weights=[1.0, 2.0, 0.5])
     classifier.load_state_dict(analysis.state_dict())
-    batch = make_batch(analysis.config)
-    name = {"emotion": "emotion", "action_units": "au"}[target]
+    batch = tiny_batch(analysis.config)
     expected = analysis(**pick(batch, *IMAGE, f"{name}_labels"))
     found = classifier(**pick(batch, *IMAGE), labels=batch[f"{name}_labels"])
     assert torch.equal(found.logits, expected[f"{name}_logits"]) and torch.equal(found.loss, expected.loss)
     assert classifier.num_labels == found.logits.shape[1] == len(classifier.config.id2label)
     assert classifier(**pick(batch, *IMAGE)).loss is None
+    assert torch.equal(classifier(**batch).loss, found.loss), "labels by the collator's names"
 
 
-def test_loss_is_the_weighted_sum(build, make_batch):
+def test_loss_is_the_weighted_sum():
     model = build(MF2ForFaceAnalysis, loss_weights={"au": 0.25, "emotion": 3})
-    batch = make_batch(model.config)
-    au = model(**pick(batch, *IMAGE, "au_labels")).loss
-    emotion = model(**pick(batch, *IMAGE, "emotion_labels")).loss
-    torch.testing.assert_close(model(**pick(batch, *IMAGE, *LABELS)).loss, au + emotion)
+    batch = tiny_batch(model.config)
+    au, emotion, both = (model(**pick(batch, *IMAGE, *names)).loss for names in (LABELS[:1], LABELS[1:], LABELS))
+    torch.testing.assert_close(both, au + emotion)
     model.config.loss_weights = {}
     torch.testing.assert_close(model(**pick(batch, *IMAGE, *LABELS)).loss, 4 * au + emotion / 3)
 
 
-@pytest.mark.parametrize("cls", [MF2Model, MF2ForFaceAnalysis])
-def test_attentions_need_eager_attention(build, make_batch, cls):
-    model = build(cls)
-    batch = pick(make_batch(model.config), *IMAGE)
-    assert model.config._attn_implementation == "sdpa"
-    with pytest.raises(ValueError, match=r"output_attentions: 'sdpa'.*attn_implementation='eager'"):
-        model(**batch, output_attentions=True)
-    usual = model(**batch)
-    assert usual.emo_cross_attentions is None and usual.emo_hidden_states is None
-    model.set_attn_implementation("eager")
-    read = model(**batch, output_attentions=True, output_hidden_states=True)
-    torch.testing.assert_close(read.emo_states, usual.emo_states, rtol=0, atol=2e-5)
-    assert [tuple(w.shape) for w in read.emo_cross_attentions] == [(4, 4, 3, 16)] * 2
-    assert [tuple(w.shape) for w in read.au_cross_attentions] == [(4, 3, 4, 2, 8)] * 2
-    for found in (*read.emo_cross_attentions, *read.au_cross_attentions):
-        torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
-    assert {tuple(state.shape) for state in read.emo_hidden_states[1:]} == {(4, 3, 32)}
-    assert {tuple(state.shape) for state in read.au_hidden_states[1:]} == {(4, 3, 2, 32)}
-    assert len(read.emo_hidden_states) == len(read.au_hidden_states) == 4
-    assert torch.equal(read.au_hidden_states[-1], read.au_states)
-
-
-def test_a_single_au_has_its_axis_too(build, make_batch):
-    model = build(MF2Model, action_units=["AU6"])
-    model.set_attn_implementation("eager")
-    batch = pick(make_batch(model.config), *IMAGE)
-    read = model(**batch, output_attentions=True, output_hidden_states=True)
-    assert {tuple(state.shape) for state in (*read.au_hidden_states, read.au_states)} == {(4, 1, 2, 32)}
-    assert {tuple(weights.shape) for weights in read.au_cross_attentions} == {(4, 1, 4, 2, 8)}
-
-
-@pytest.mark.parametrize("batch_rows", [1, 3])
-def test_hidden_states_of_every_image_before_the_first_block_too(build, make_batch, batch_rows):
-    model = build(MF2Model)
-    batch = pick(make_batch(model.config, batch_rows), *IMAGE)
-    read = model(**batch, output_hidden_states=True)
-    assert {tuple(state.shape) for state in read.emo_hidden_states} == {(batch_rows, 3, 32)}
-    assert {tuple(state.shape) for state in read.au_hidden_states} == {(batch_rows, 3, 2, 32)}
-
-
-def test_features_share_a_space_of_unit_vectors(build, make_batch):
-    model = build(MF2Model)
-    batch = make_batch(model.config)
-    shapes = {"emo": ((4, 3, 8), (4, 8)), "au": ((4, 3, 2, 8), (4, 3, 8))}
-    for branch, ids in (("emo", "input_ids"), ("au", "au_input_ids")):
-        mask = batch[ids.replace("input_ids", "attention_mask")]
-        image = model.get_image_features(**pick(batch, *IMAGE), branch=branch)
-        text = model.get_text_features(batch[ids], mask, branch=branch)
-        assert (tuple(image.shape), tuple(text.shape)) == shapes[branch]
-        for features in (image, text):
-            torch.testing.assert_close(features.norm(dim=-1), torch.ones(features.shape[:-1]))
-        longer = torch.nn.functional.pad(batch[ids], (0, 3), value=7)
-        padded = model.get_text_features(longer, torch.nn.functional.pad(mask, (0, 3)), branch=branch)
-        torch.testing.assert_close(padded, text, rtol=0, atol=2e-5)
-        stored = model.get_image_features(
-            landmarks=batch["landmarks"], image_tokens=model.vision(batch["pixel_values"]), branch=branch
-        )
-        assert torch.equal(stored, image)
-    assert torch.equal(
-        model.get_text_features(batch["input_ids"][:, :3]),
-        model.get_text_features(batch["input_ids"][:, :3], torch.ones(4, 3)),
-    )
-
-
-def test_a_missing_branch_is_named(build, make_batch):
-    model = build(MF2Model, use_au_branch=False)
-    with pytest.raises(ValueError, match=r"branch: got 'au', expected one of \['emo'\]"):
-        model.get_image_features(**pick(make_batch(model.config), *IMAGE), branch="au")
-    with pytest.raises(ValueError, match="branch: got 'emotion', expected one of"):
-        model.get_text_features(torch.ones(1, 3, dtype=torch.long), branch="emotion")
-
-
-def test_queries_and_action_units_differ_at_the_start(make_config, make_batch):
-    model = MF2Model(make_config(initializer_range=0.02)).eval()
-    for branch in (model.emo_vl, model.au_vl):
-        queries = branch.queries[0]
-        assert torch.pdist(queries).min() > 0.05
-        assert queries.std().item() == pytest.approx(0.02, rel=0.3)
-    assert torch.pdist(model.branch_queries("au").flatten(1)).min() > 0.05
-    read = model(**pick(make_batch(model.config), *IMAGE))
-    assert torch.pdist(read.emo_states[0]).min() > 1e-3
-    assert model.emo_vl.temperature.item() == pytest.approx(0.07)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_half_precision_stays_finite_and_near(build, make_batch, cls):
-    model = build(cls, "vit")
-    batch = make_batch(model.config)
-    inputs = pick(batch, "pixel_values", "landmarks")
-    if text_only(cls):
-        inputs["input_ids"] = batch["input_ids"]
-    if cls is MF2ForPreTraining:
-        inputs = batch
-    exact = model(**inputs)
-    half = model.to(torch.bfloat16)(**inputs)
-    for name, value in half.items():
-        if isinstance(value, torch.Tensor):
-            assert value.isfinite().all(), name
-            if not name.startswith(("itm", "loss")):  # another hardest negative may be chosen
-                error = (value.float() - exact[name]).abs().mean() / exact[name].abs().mean().clamp_min(1e-3)
-                assert error < 0.1, name
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-@pytest.mark.parametrize("through", ["argument", "config"])
-def test_a_tuple_on_request(build, make_batch, cls, through):
-    model = build(cls)
-    batch = make_batch(model.config)
-    inputs = pick(batch, *IMAGE)
-    if text_only(cls):
-        inputs["input_ids"] = batch["input_ids"]
-    usual = model(**inputs)
-    if through == "config":
-        model.config.return_dict = False
-        found = model(**inputs)
-    else:
-        found = model(**inputs, return_dict=False)
-    assert isinstance(found, tuple)
-    for a, b in zip(found, usual.to_tuple(), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    from conftest import shake, tiny_config
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    model = shake(MF2ForPreTraining(tiny_config("vit")))
-    model.save_pretrained(folder)
-    return folder, weights(model)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_every_class_loads_every_tensor_of_one_checkpoint(checkpoint, cls, make_batch):
-    folder, saved = checkpoint
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        model = cls.from_pretrained(folder)
-        for name, value in weights(model).items():
-            assert torch.equal(value, saved[name]), name
-        assert not model.training
-        assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "vision" in name)
-    batch = make_batch(model.config)
-    if cls is MF2ForPreTraining:
-        again = MF2ForPreTraining(model.config).eval()
-        again.load_state_dict(model.state_dict())
-        assert torch.equal(again(**batch).loss, model(**batch).loss)
-
-
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_saving_and_loading_changes_no_output(build, make_batch, tmp_path, tower):
-    model = build(MF2ForFaceAnalysis, tower)
-    if tower == "conv":  # running statistics are part of a tower
-        for module in model.mf2.vision.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
-    model.save_pretrained(tmp_path)
-    again = MF2ForFaceAnalysis.from_pretrained(tmp_path)
-    assert weights(again).keys() == weights(model).keys()
-    for name, value in weights(model).items():
-        assert torch.equal(weights(again)[name], value), name
-    batch = pick(make_batch(model.config), *IMAGE)
-    for name, value in model(**batch).items():
-        assert torch.equal(again(**batch)[name], value), name
-    half = MF2ForFaceAnalysis.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
-    eager = MF2ForFaceAnalysis.from_pretrained(tmp_path, attn_implementation="eager")
-    assert eager(**batch, output_attentions=True).au_cross_attentions is not None
-
-
-def test_heads_that_a_checkpoint_lacks_are_new_and_the_rest_is_loaded(build, tmp_path):
-    model = build(MF2Model)
-    model.save_pretrained(tmp_path)
-    again, info = MF2ForFaceAnalysis.from_pretrained(tmp_path, output_loading_info=True)
-    assert info["missing_keys"] and all(name.startswith("classifiers.") for name in info["missing_keys"])
-    for name, value in weights(model).items():
-        assert torch.equal(weights(again)[name], value), name
-    inputs = again.classifiers.au_weight[0].numel()
-    assert again.classifiers.au_weight.std().item() == pytest.approx(0.1 * inputs**-0.5, rel=0.3)
-    assert all(value.isfinite().all() for value in again.state_dict().values())
-
-
-def test_auto_classes_answer_with_ours(checkpoint):
-    folder, _ = checkpoint
-    for auto, cls in (
-        (AutoModel, MF2Model),
-        (AutoModelForPreTraining, MF2ForPreTraining),
-        (AutoModelForImageClassification, MF2ForImageClassification),
-    ):
-        assert type(auto.from_pretrained(folder)) is cls
-
-
-def test_a_label_set_unlike_the_checkpoints_is_an_error(checkpoint):
-    """Also one of the same length: what was learned for AU10 must not answer for AU14."""
-    folder, _ = checkpoint
-    saved = MF2Config.from_pretrained(folder)
-    turned = {"action_units": saved.action_units[::-1]}
-    for other in ({"label_set": "disfa"}, turned, {"config": MF2Config.from_pretrained(folder, **turned)}):
-        with pytest.raises(ValueError, match=r"action_units: got \[.*but the checkpoint .* has \["):
-            MF2ForFaceAnalysis.from_pretrained(folder, **other)
-    kept = MF2ForFaceAnalysis.from_pretrained(folder)
-    anew = MF2ForFaceAnalysis.from_pretrained(folder, ignore_mismatched_sizes=True, **turned)
-    assert torch.equal(anew.mf2.au_vl.queries, kept.mf2.au_vl.queries)
-    for name in ("mf2.au_embedding", "classifiers.au_weight"):
-        assert not torch.equal(anew.get_parameter(name), kept.get_parameter(name)), name
-
-
-HEADS = {"classifiers.au_weight", "classifiers.au_bias", "classifiers.au_from_face.weight", "au_embedding"}
-EMOTION = {"classifiers.emotion.weight", "classifiers.emotion.bias"}
-
-
-@pytest.mark.parametrize("cls", [MF2ForFaceAnalysis, ExpBlipForFaceAnalysis])
-@pytest.mark.parametrize(("field", "forgets", "keeps"), [("emotions", EMOTION, HEADS), ("action_units", HEADS, set())])
-def test_what_was_learned_for_labels_that_stay_is_kept(tmp_path, shaken, cls, field, forgets, keeps):
-    """An emotion of MF2 is read from the AUs by their place: with other AUs it is learned anew."""
-    config = tiny_config("vit") if cls is MF2ForFaceAnalysis else small_config("vit")
-    model = shaken(cls(config))
-    if cls is ExpBlipForFaceAnalysis:
-        units = {"classifiers.units.weight", "classifiers.units.bias"}
-        forgets, keeps = (EMOTION, units) if field == "emotions" else (units, EMOTION)
-    model.save_pretrained(tmp_path)
-    turned = {field: getattr(config, field)[::-1]}
-    anew = cls.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **turned)
-    moved = {name for name, value in weights(model).items() if not torch.equal(value, weights(anew)[name])}
-    assert forgets <= moved and not keeps & moved
-    assert moved <= EMOTION | HEADS | {"classifiers.au_from_face.bias"} | forgets
-
-
-def test_no_face_at_all_gives_no_answers(build, make_batch):
-    for cls in (MF2ForFaceAnalysis, MF2ForPreTraining):
-        for tower in ("conv", "vit"):
-            model = build(cls, tower).eval()
-            batch = {name: tensor[:0] for name, tensor in pick(make_batch(model.config), *IMAGE).items()}
-            output = model(**batch)
-            assert output.au_logits.shape[0] == output.emotion_logits.shape[0] == 0
-
-
-def test_labels_that_cannot_be_are_errors(build, make_batch):
-    model = build(MF2ForFaceAnalysis)
-    images = pick(make_batch(model.config), *IMAGE)
-    count = len(images["pixel_values"])
-    for labels, said in (
-        ({"emotion_labels": torch.full((count,), -100)}, "emotion_labels: got -100, expected -1"),
-        ({"emotion_labels": torch.full((count,), 9)}, "emotion_labels: got 9, expected -1"),
-        ({"au_labels": torch.full((count, 3), 2)}, "au_labels: got 2, expected -1"),
-        ({"au_labels": torch.zeros((count, 5), dtype=torch.long)}, "au_labels: got shape"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            model(**images, **labels)
-
-
-def test_a_classifier_takes_its_labels_from_a_batch_of_ours(build, make_batch):
-    batch = make_batch(build(MF2Model).config)
-    for target, name in (("emotion", "emotion_labels"), ("action_units", "au_labels")):
-        model = build(MF2ForImageClassification, classification_target=target).eval()
-        loss = model(**pick(batch, *IMAGE), labels=batch[name]).loss
-        assert torch.equal(model(**batch).loss, loss)
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
-def test_a_damaged_checkpoint_names_its_file(checkpoint, tmp_path, damage):
-    folder, _ = checkpoint
-    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
-    content = (folder / "model.safetensors").read_bytes()
-    if damage != "missing":
-        (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
-    with pytest.raises(Exception, match=r"model\.safetensors"):
-        MF2Model.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_a_fresh_model_is_finite_and_its_seed_decides_it(make_config, cls):
-    states = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        states.append(cls(make_config("vit", initializer_range=0.02)).state_dict())
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]), name
-        assert value.isfinite().all() and value.abs().max() < 3, name
-
-
-def test_words_of_the_embeddings_are_written_with(build):
-    for cls in CLASSES:
-        model = build(cls)
-        base = model if cls is MF2Model else model.mf2
-        assert model.get_input_embeddings() is base.emo_vl.qformer.word_embeddings
-    assert build(MF2Model, use_emo_branch=False).get_input_embeddings().weight.shape == (40, 32)
-
-
-def test_a_misspelt_input_is_an_error_and_not_taken_for_a_missing_one(build, make_batch):
-    model = build(MF2ForFaceAnalysis)
-    batch = make_batch(model.config)
-    with pytest.raises(TypeError, match="unknown input 'landmark'; did you mean 'landmarks'"):
-        model(batch["pixel_values"], landmark=batch["landmarks"])
-    model(**batch)  # texts are no business of this model, and do no harm
-
-
-def test_reentrant_checkpointing_becomes_the_other_with_a_warning(build, make_batch):
-    model = build(MF2ForPreTraining).train()
-    with pytest.warns(UserWarning, match="use_reentrant"):
-        model.activation_checkpointing_enable({"use_reentrant": True})
-    batch = make_batch(model.config)
-    torch.manual_seed(1)  # wrong pairs are drawn
-    model(**batch).loss.backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.gradient_checkpointing_disable()
-    model.zero_grad()
-    torch.manual_seed(1)
-    model(**batch).loss.backward()
-    for name, gradient in found.items():
-        assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5), name
-
-
-INPUTS = {
-    MF2Model: ("pixel_values", "landmarks"),
-    MF2ForFaceAnalysis: ("pixel_values", "landmarks"),
-    MF2ForImageClassification: ("pixel_values", "landmarks"),
-    MF2ForPreTraining: (
-        "pixel_values",
-        "landmarks",
-        "input_ids",
-        "attention_mask",
-        "au_input_ids",
-        "au_attention_mask",
-    ),
-    MF2ForZeroShotImageClassification: ("input_ids", "pixel_values", "attention_mask"),
-    MF2ForCaptioning: ("input_ids", "pixel_values", "attention_mask"),
-}
-
-
-@pytest.mark.parametrize("cls", INPUTS)
-def test_every_class_tells_its_hidden_states_and_attentions(build, make_batch, cls):
-    model = build(cls).eval()
-    model.set_attn_implementation("eager")
-    batch = {name: value for name, value in make_batch(model.config).items() if name in INPUTS[cls]}
-    plain = model(**batch)
-    told = model(**batch, output_hidden_states=True, output_attentions=True)
-    names = [name for name in told if "hidden_states" in name or "attentions" in name]
-    assert names and not any("hidden_states" in name or "attentions" in name for name in plain)
-    assert all(isinstance(state, torch.Tensor) for name in names for state in told[name])
-    assert torch.allclose(next(iter(plain.values())), next(iter(told.values())), atol=1e-5)
-
-
-@pytest.mark.parametrize("cls", INPUTS)
-def test_hidden_states_and_attentions_of_every_class_keep_a_gradient(build, make_batch, cls):
-    model = build(cls).eval()
-    model.set_attn_implementation("eager")
-    batch = {name: value for name, value in make_batch(model.config).items() if name in INPUTS[cls]}
-    told = model(**batch, output_hidden_states=True, output_attentions=True)
-    names = filter(is_told, told)
-    states = {f"{name}[{place}]": state for name in names for place, state in enumerate(told[name])}
-    for state in states.values():
-        state.retain_grad()
-    sum((value**3).sum() for name, value in told.items() if not is_told(name) and value.requires_grad).backward()
-    assert [name for name, state in states.items() if state.grad is None or not state.grad.any()] == []
-
-
-def is_told(name):
-    return "hidden_states" in name or "attentions" in name
-
-
-@pytest.mark.parametrize("cls", INPUTS)
-def test_every_class_is_exported_saved_and_loaded(build, make_batch, cls, tmp_path):
-    model = build(cls).eval()
-    batch = {name: value for name, value in make_batch(model.config).items() if name in INPUTS[cls]}
-    if cls is MF2ForPreTraining:  # which captions are negatives depends on their content
-        batch = {name: value for name, value in batch.items() if name in IMAGE}
-    rows = {name: {0: torch.export.Dim.AUTO} for name in batch} if "input_ids" not in batch else None
-    program = torch.export.export(model, (), batch, dynamic_shapes=rows, strict=False)
-    torch.export.save(program, tmp_path / "model.pt2")
-    again = torch.export.load(tmp_path / "model.pt2").module()
-    expected, found = model(**batch), again(**batch)
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.allclose(found[name], value, atol=1e-5), name
-    if rows:
-        fewer = {name: value[:3] for name, value in batch.items()}
-        assert torch.allclose(next(iter(again(**fewer).values())), next(iter(model(**fewer).values())), atol=1e-5)
-
-
-def test_a_share_of_the_label_losses_is_that_of_the_aus_alone() -> None:
+def test_a_share_of_the_label_losses_is_that_of_the_aus_alone():
     """In training alone, and exactly the mean that the config names."""
     losses = {}
     for share in (0.0, 0.25, 1.0):
@@ -620,3 +166,180 @@ def test_a_share_of_the_label_losses_is_that_of_the_aus_alone() -> None:
         torch.testing.assert_close(mixed, 0.75 * full + 0.25 * alone)
         assert (full - alone).abs() > 1e-3
         torch.testing.assert_close(losses[1.0][False][name], losses[0.0][False][name])
+
+
+@pytest.mark.parametrize("units", [["AU6"], ["AU1", "AU6", "AU25"]])
+def test_attentions_are_returned_whatever_their_implementation_and_have_an_axis_of_aus(units):
+    model = build(MF2ForFaceAnalysis, action_units=units)
+    batch, count, asked = inputs_of(model), len(units), {"output_attentions": True, "output_hidden_states": True}
+    assert model.config._attn_implementation == "sdpa"
+    usual, read = model(**batch), model(**batch, **asked)
+    assert usual.emo_cross_attentions is usual.emo_hidden_states is usual.attentions is usual.hidden_states is None
+    model.set_attn_implementation("eager")
+    assert all(map(torch.equal, read.au_cross_attentions, model(**batch, **asked).au_cross_attentions))
+    torch.testing.assert_close(read.emo_states, usual.emo_states, **CLOSE)
+    assert [tuple(w.shape) for w in read.attentions] == [(4, 4, 3, 3)] * 3
+    assert [tuple(w.shape) for w in read.emo_cross_attentions] == [(4, 4, 3, 16)] * 2
+    assert [tuple(w.shape) for w in read.au_cross_attentions] == [(4, count, 4, 2, 8)] * 2
+    for weights in (*read.emo_cross_attentions, *read.au_cross_attentions):
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert read.hidden_states is read.emo_hidden_states
+    assert [tuple(state.shape) for state in read.emo_hidden_states] == [(4, 3, 32)] * 4
+    assert [tuple(state.shape) for state in read.au_hidden_states] == [(4, count, 2, 32)] * 4
+    assert torch.equal(read.au_hidden_states[-1], read.au_states)
+    alone = build(MF2Model, action_units=units, use_emo_branch=False)(**batch, **asked)
+    assert alone.hidden_states is alone.au_hidden_states
+    assert [tuple(w.shape) for w in alone.attentions] == [(4, count, 4, 2, 2)] * 3
+
+
+@pytest.mark.parametrize("cls", INPUTS)
+def test_hidden_states_and_attentions_of_every_class_keep_a_gradient(cls):
+    def on_request(name):
+        return "hidden_states" in name or "attentions" in name
+
+    model = build(cls)
+    model.set_attn_implementation("eager")
+    batch = inputs_of(model)
+    plain, told = model(**batch), model(**batch, output_hidden_states=True, output_attentions=True)
+    assert torch.allclose(next(iter(plain.values())), next(iter(told.values())), atol=1e-5)
+    assert any(map(on_request, told)) and not any(map(on_request, plain))
+    states = {f"{name}[{i}]": state for name in filter(on_request, told) for i, state in enumerate(told[name])}
+    for state in states.values():
+        state.retain_grad()
+    sum((value**3).sum() for name, value in told.items() if not on_request(name) and value.requires_grad).backward()
+    assert [name for name, state in states.items() if state.grad is None or not state.grad.any()] == []
+
+
+def test_features_share_a_space_of_unit_vectors():
+    model = build(MF2Model)
+    batch = tiny_batch(model.config)
+    shapes = {"emo": ((4, 3, 8), (4, 8)), "au": ((4, 3, 2, 8), (4, 3, 8))}
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    for branch, prefix in (("emo", ""), ("au", "au_")):
+        ids, mask = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
+        image = model.get_image_features(**pick(batch, *IMAGE), branch=branch, **asked)
+        text = model.get_text_features(ids, mask, branch=branch, **asked)
+        assert (tuple(image.pooler_output.shape), tuple(text.pooler_output.shape)) == shapes[branch]
+        for features in (image, text):
+            norm = features.pooler_output.norm(dim=-1)
+            torch.testing.assert_close(norm, torch.ones_like(norm))
+            states = features.last_hidden_state.flatten(0, -3)
+            assert torch.equal(states, features.hidden_states[-1].flatten(0, -3)) and len(features.attentions) == 3
+        assert torch.equal(model.branch(branch).heads.image_features(image.last_hidden_state), image.pooler_output)
+        pad = torch.nn.functional.pad
+        padded = model.get_text_features(pad(ids, (0, 3), value=7), pad(mask, (0, 3)), branch=branch)
+        torch.testing.assert_close(padded.pooler_output, text.pooler_output, **CLOSE)
+        given = {"landmarks": batch["landmarks"], "image_tokens": model.vision(batch["pixel_values"])}
+        assert torch.equal(model.get_image_features(**given, branch=branch).pooler_output, image.pooler_output)
+    ids = batch["input_ids"][:, :3]
+    masked = model.get_text_features(ids, torch.ones(4, 3), return_dict=False)
+    assert torch.equal(model.get_text_features(ids).pooler_output, masked[1])
+
+
+def test_what_a_model_cannot_take_is_named():
+    model, one_branch = build(MF2ForFaceAnalysis), build(MF2Model, use_au_branch=False)
+    batch = tiny_batch(model.config)
+    model(**batch)  # texts are no business of this model, and do no harm
+    for said, wrong in {
+        "emotion_labels: got -100": {"emotion_labels": torch.full((4,), -100)},
+        "emotion_labels: got 9": {"emotion_labels": torch.full((4,), 9)},
+        "au_labels: got 2": {"au_labels": torch.full((4, 3), 2)},
+        "au_labels: got shape": {"au_labels": torch.zeros((4, 5), dtype=torch.long)},
+        "'landmark'; did you mean 'landmarks'": {"landmark": batch["landmarks"]},
+    }.items():
+        with pytest.raises((ValueError, TypeError), match=said):
+            model(batch["pixel_values"], **wrong)
+    with pytest.raises(ValueError, match=r"branch: got 'au', expected one of \['emo'\]"):
+        one_branch.get_image_features(**pick(batch, *IMAGE), branch="au")
+    with pytest.raises(ValueError, match="branch: got 'emotion', expected one of"):
+        one_branch.get_text_features(torch.ones(1, 3, dtype=torch.long), branch="emotion")
+    with pytest.raises(ValueError, match="use_emo_branch: got False"):
+        build(MF2ForZeroShotImageClassification, use_emo_branch=False)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_fresh_model_is_finite_its_seed_decides_it_and_its_queries_differ(cls):
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        model = cls(tiny_config("vit", initializer_range=0.02)).eval()
+        states.append(state_of(model))
+    assert_same(*states)
+    assert all(value.isfinite().all() and value.abs().max() < 3 for value in states[0].values())
+    base = getattr(model, "mf2", model)
+    assert model.get_input_embeddings() is base.emo_vl.qformer.word_embeddings
+    for branch in (base.emo_vl, base.au_vl):
+        assert torch.pdist(branch.queries[0]).min() > 0.05
+        assert branch.queries.std().item() == pytest.approx(0.02, rel=0.3)
+    assert torch.pdist(base.branch_queries("au").flatten(1)).min() > 0.05
+    assert torch.pdist(base(**pick(tiny_batch(model.config), *IMAGE)).emo_states[0]).min() > 1e-3
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_tuple_on_request_and_half_precision_that_stays_near(cls):
+    model = build(cls, "vit")
+    batch = inputs_of(model)
+    usual, by_argument = model(**batch), model(**batch, return_dict=False)
+    model.config.return_dict = False
+    for found in (by_argument, model(**batch)):
+        assert isinstance(found, tuple)
+        assert all(torch.equal(one, other) for one, other in zip(found, usual.to_tuple(), strict=True))
+    if cls is MF2ForFaceAnalysis:
+        loss, emotion_logits, au_logits, *_ = model(**batch, **pick(tiny_batch(model.config), *LABELS))
+        assert loss.ndim == 0 and emotion_logits.shape == au_logits.shape == (4, 3)
+    for name, value in model.to(torch.bfloat16)(**batch, return_dict=True).items():
+        assert value.isfinite().all(), name
+        if not name.startswith(("itm", "loss")):  # another hardest negative may be chosen
+            error = (value.float() - usual[name]).abs().mean() / usual[name].abs().mean().clamp_min(1e-3)
+            assert error < 0.1, name
+
+
+@pytest.mark.parametrize("cls", INPUTS)
+def test_every_class_is_exported_saved_and_loaded(cls, tmp_path):
+    model = build(cls, qformer={"num_hidden_layers": 2})
+    batch = inputs_of(model)
+    if cls is MF2ForPreTraining:  # which captions are negatives depends on their content
+        batch = pick(batch, *IMAGE)
+    rows = {name: {0: torch.export.Dim.AUTO} for name in batch} if "input_ids" not in batch else None
+    torch.export.save(torch.export.export(model, (), batch, dynamic_shapes=rows, strict=False), tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    for given in (batch, rows_of(batch, slice(3))) if rows else (batch,):
+        expected, found = model(**given), again(**given)
+        for name, value in expected.items():
+            assert not isinstance(value, torch.Tensor) or torch.allclose(found[name], value, atol=1e-5), name
+
+
+def classifiers(config):
+    module = MF2Classifiers(config)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    width, units = config.emo_config.hidden_size, len(config.action_units)
+    emo = torch.randn(2, config.emo_config.num_query_tokens, width)
+    return module, emo, torch.randn(2, units, config.au_config.num_query_tokens, width)
+
+
+def test_logits_are_those_of_a_loop():
+    module, emo, au = classifiers(tiny_config())
+    emotion_logits, au_logits = module(emo, au)
+    face, units = module.norm_emo(emo).flatten(1), module.norm_au(au)
+    for row in range(2):
+        for unit in range(3):
+            own = sum(units[row, unit, query] @ module.au_weight[unit, query] for query in range(2))
+            whole = module.au_from_face.weight[unit] @ face[row] + module.au_from_face.bias[unit]
+            torch.testing.assert_close(au_logits[row, unit], own + module.au_bias[unit] + whole, rtol=1e-4, atol=1e-4)
+        seen = torch.cat([face[row], *[units[row, unit].mean(0) for unit in range(3)]])
+        expected = module.emotion.weight @ seen + module.emotion.bias
+        torch.testing.assert_close(emotion_logits[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_face_the_aus_answer_alone():
+    """What the AUs alone say depends on nothing that Emo-VL saw, and on all that AU-VL did."""
+    module, emo, au = classifiers(MF2Config.from_size("tiny"))
+    alone = module(None, au)
+    for found, whole, other in zip(alone, module(emo, au), module(None, au + torch.randn_like(au)), strict=True):
+        assert found.shape == whole.shape and not torch.allclose(found, whole) and not torch.allclose(found, other)
+    with torch.no_grad():
+        for layer in (module.emotion, module.au_from_face):
+            layer.weight[:, : module.emo_width] = 0
+    for found, whole in zip(alone, module(emo, au), strict=True):
+        torch.testing.assert_close(found, whole)

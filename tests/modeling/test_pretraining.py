@@ -1,14 +1,23 @@
+"""Pre-training: every loss against loops over rows and pairs, what is unknown or missing, and what learns."""
+
 import math
 from collections import Counter
 
 import pytest
 import torch
+from conftest import IMAGE, LABELS, assert_close, gradients, pick, rows_of, shake, tiny_batch, tiny_config
 
 from configuration_mf2.configuration_mf2 import LOSSES
 from modeling_mf2 import MF2ForCaptioning, MF2ForPreTraining
+from modeling_mf2.losses import (
+    au_loss,
+    caption_keys,
+    emotion_loss,
+    hard_negatives,
+    itc_loss,
+)
 
 
-LABELS = ("au_labels", "emotion_labels")
 CAPTIONS = {
     "emo": ("input_ids", "attention_mask"),
     "key_au": ("key_au_input_ids", "key_au_attention_mask"),
@@ -16,85 +25,46 @@ CAPTIONS = {
 }
 
 
-@pytest.fixture
-def build(make_config, shaken):
-    def build(tower="conv", **fields):
-        torch.manual_seed(0)
-        return shaken(MF2ForPreTraining(make_config(tower, **fields))).eval()
-
-    return build
-
-
-def rows_of(batch, rows):
-    return {name: value[rows] for name, value in batch.items()}
+def build(tower="conv", **fields):
+    torch.manual_seed(0)
+    return shake(MF2ForPreTraining(tiny_config(tower, **fields))).eval()
 
 
 def parts(output):
     return {name: output[name] for name in LOSSES if getattr(output, name) is not None}
 
 
-def assert_equal_parts(found, expected, tolerance=2e-5):
-    assert parts(found).keys() == parts(expected).keys()
-    for name, value in parts(expected).items():
-        assert found[name].item() == pytest.approx(value.item(), abs=tolerance), name
-
-
-@pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_every_loss_stands_in_the_output(build, make_batch, tower):
-    model = build(tower)
-    read = model(**make_batch(model.config))
-    assert tuple(parts(read)) == LOSSES
-    assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in parts(read).values())
-    torch.testing.assert_close(read.loss, sum(parts(read).values()))
-    assert read.emotion_logits.shape == (4, 3) and read.au_logits.shape == (4, 3)
-
-
 @pytest.mark.parametrize(
     ("left_out", "missing"),
     [
+        ((), set()),
         (CAPTIONS["emo"], {"itc_emo", "itm_emo", "itg_emo"}),
         (CAPTIONS["key_au"], {"itg_key_au"}),
         (CAPTIONS["au"], {"itc_au", "itm_au", "itg_au"}),
         (("au_labels",), {"au"}),
         (("emotion_labels",), {"emotion"}),
         ((*CAPTIONS["emo"], *CAPTIONS["key_au"], *CAPTIONS["au"], *LABELS), set(LOSSES)),
-    ],
-    ids=lambda value: "+".join(value) if isinstance(value, tuple) else None,
-)
-def test_a_loss_is_none_where_its_input_is_missing(build, make_batch, left_out, missing):
-    model = build()
-    batch = make_batch(model.config)
-    everything = model(**batch)
-    read = model(**{name: value for name, value in batch.items() if name not in left_out})
-    assert set(parts(read)) == set(LOSSES) - missing
-    assert (read.loss is None) == (missing == set(LOSSES))
-    compared = ("itc", "itm") if set(left_out) & set(LABELS) else ()  # labels say which captions mean the same
-    for name, value in parts(read).items():
-        assert name.startswith(compared) or torch.equal(value, everything[name]), name
-
-
-@pytest.mark.parametrize(
-    ("fields", "missing"),
-    [
         ({"use_au_branch": False}, {"itc_au", "itm_au", "itg_au"}),
         ({"use_emo_branch": False}, {"itc_emo", "itm_emo", "itg_emo", "itg_key_au"}),
         ({"emotions": []}, {"emotion"}),
         ({"action_units": [], "use_au_branch": False}, {"itc_au", "itm_au", "itg_au", "au"}),
     ],
-    ids=lambda value: str(value if isinstance(value, dict) else sorted(value)),
+    ids=lambda value: "+".join(sorted(value)),
 )
-def test_a_loss_is_none_where_its_branch_or_label_is_missing(build, make_batch, fields, missing):
-    model = build(**fields)
-    read = model(**make_batch(model.config))
-    assert set(parts(read)) == set(LOSSES) - missing and read.loss.isfinite()
+def test_a_loss_is_none_where_its_input_branch_or_label_is_missing(left_out, missing):
+    model = build(**(left_out if isinstance(left_out, dict) else {}))
+    batch = tiny_batch(model.config)
+    everything, read = model(**batch), model(**{name: batch[name] for name in batch if name not in left_out})
+    assert set(parts(read)) == set(LOSSES) - missing
+    assert (read.loss is None) == (missing == set(LOSSES))
+    assert read.loss is None or torch.allclose(read.loss, sum(parts(read).values()))
+    compared = ("itc", "itm") if set(left_out) & set(LABELS) else ()  # labels say which captions mean the same
+    for name, value in parts(read).items():
+        assert value.isfinite() and (name.startswith(compared) or torch.equal(value, everything[name])), name
 
 
-def test_a_mask_of_ones_is_the_default(build, make_batch):
-    model = build()
-    batch = make_batch(model.config)
-    for _, mask in CAPTIONS.values():
-        batch[mask] = torch.ones_like(batch[mask])
-    assert_equal_parts(model(**{name: value for name, value in batch.items() if "mask" not in name}), model(**batch), 0)
+def mean(values):
+    return sum(values) / len(values) if values else 0.0
 
 
 def align_by_loop(model, name, batch):
@@ -137,24 +107,17 @@ def align_by_loop(model, name, batch):
             itm.append(match_loss(i, max(others, key=lambda j: pairs[i, j]), 0))
         started = texts[i].clone()
         started[0] = 5
-        one_pass = branch.qformer(
-            queries=queries(i), image=image[i : i + 1], input_ids=started[None], mode="causal"
-        ).text_states
-        losses = torch.nn.functional.cross_entropy(
-            branch.language_logits(one_pass)[0, :-1], started[1:], reduction="none"
-        )
-        itg += losses.tolist()
-    return {
-        kind: sum(values) / len(values) if values else 0.0
-        for kind, values in ((f"itc_{name}", itc), (f"itm_{name}", itm), (f"itg_{name}", itg))
-    }
+        one_pass = branch.qformer(queries=queries(i), image=image[i : i + 1], input_ids=started[None], mode="causal")
+        logits = branch.language_logits(one_pass.text_states)[0, :-1]
+        itg += torch.nn.functional.cross_entropy(logits, started[1:], reduction="none").tolist()
+    return {f"itc_{name}": mean(itc), f"itm_{name}": mean(itm), f"itg_{name}": mean(itg)}
 
 
 @pytest.mark.parametrize("name", ["emo", "au"])
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_alignment_against_a_loop_over_pairs(build, make_batch, name, rows):
+def test_alignment_against_a_loop_over_pairs(name, rows):
     model = build()
-    batch = make_batch(model.config, rows)
+    batch = tiny_batch(model.config, rows)
     ids, mask = CAPTIONS[name]
     if rows > 1:  # equal captions, one of them padded otherwise
         batch[ids][-1], batch[mask][-1] = batch[ids][0], batch[mask][0]
@@ -167,43 +130,37 @@ def test_alignment_against_a_loop_over_pairs(build, make_batch, name, rows):
         assert found[loss].item() == pytest.approx(value, abs=1e-4), loss
 
 
-def test_a_row_without_captions_and_labels_counts_nothing(build, make_batch):
+def test_a_row_without_captions_and_labels_counts_nothing():
     model = build()
-    batch = make_batch(model.config)
+    batch = tiny_batch(model.config)
     without = rows_of(batch, [0, 1, 3])
     for _, mask in CAPTIONS.values():
         batch[mask][2] = 0
     for name in LABELS:
         batch[name][2] = -1
-    assert_equal_parts(model(**batch), model(**without))
-    model(**batch).loss.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    model(**without).loss.backward()
-    for name, expected in gradients.items():
-        torch.testing.assert_close(model.get_parameter(name).grad, expected, rtol=1e-3, atol=1e-5, msg=name)
+    found, expected = model(**batch), model(**without)
+    assert_close(parts(found), parts(expected), rtol=0, atol=2e-5)
+    assert_close(gradients(model, found.loss), gradients(model, expected.loss))
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_nothing_known_is_zero_and_not_nan(build, make_batch, training):
+def test_nothing_known_is_zero_and_not_nan(training):
     model = build().train(training)
-    batch = make_batch(model.config)
+    batch = tiny_batch(model.config)
     for _, mask in CAPTIONS.values():
         batch[mask].zero_()
     for name in LABELS:
         batch[name].fill_(-1)
     read = model(**batch)
     assert tuple(parts(read)) == LOSSES and all(loss.item() == 0 for loss in parts(read).values())
-    read.loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is None or not parameter.grad.any(), name
+    assert not any(gradient.any() for gradient in gradients(model, read.loss).values())
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("tower", ["conv", "vit"])
-def test_every_trainable_parameter_and_no_frozen_one_gets_a_gradient(build, make_batch, tower, frozen):
+def test_every_trainable_parameter_and_no_frozen_one_gets_a_gradient(tower, frozen):
     model = build(tower, vision={"frozen": frozen}).train(frozen)
-    model(**make_batch(model.config)).loss.backward()
+    model(**tiny_batch(model.config)).loss.backward()
     for name, parameter in model.named_parameters():
         if frozen and ".vision." in name:
             assert parameter.grad is None, name
@@ -211,23 +168,25 @@ def test_every_trainable_parameter_and_no_frozen_one_gets_a_gradient(build, make
             assert parameter.grad.isfinite().all() and (frozen or parameter.grad.any() or "k_proj.bias" in name), name
 
 
-def test_checkpointing_changes_no_gradient(build, make_batch):
-    gradients = []
+@pytest.mark.parametrize("options", [None, {"use_reentrant": True}])
+def test_checkpointing_changes_no_gradient(options):
+    found = []
     for checkpointing in (False, True):
         model = build(vision={"frozen": False}).train()
-        if checkpointing:
+        if checkpointing and options:
+            with pytest.warns(UserWarning, match="use_reentrant"):
+                model.activation_checkpointing_enable(options)
+        elif checkpointing:
             model.activation_checkpointing_enable()
-        torch.manual_seed(1)
-        model(**make_batch(model.config)).loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+        torch.manual_seed(1)  # wrong pairs are drawn
+        found.append(gradients(model, model(**tiny_batch(model.config)).loss))
+    assert_close(*found)
 
 
-def test_evaluation_is_deterministic_and_training_draws_its_negatives(build, make_batch):
+def test_evaluation_is_deterministic_and_training_draws_its_negatives():
     model = build()
     model.mf2.au_vl.temperature.data.fill_(1.0)
-    batch = make_batch(model.config)
+    batch = tiny_batch(model.config)
     losses = {True: set(), False: set()}
     for training in (True, False):
         model.train(training)
@@ -237,21 +196,21 @@ def test_evaluation_is_deterministic_and_training_draws_its_negatives(build, mak
     assert len(losses[False]) == 1 and len(losses[True]) > 1
 
 
-def test_each_branch_reads_its_image_once(build, make_batch):
+def test_each_branch_reads_its_image_once():
     """Tower once; a Q-Former four times: images, texts, pairs, writing; and once for key-AU captions."""
     model = build()
     calls = []
     modules = {"vision": model.mf2.vision, "emo": model.mf2.emo_vl.qformer, "au": model.mf2.au_vl.qformer}
     for name, module in modules.items():
         module.register_forward_hook(lambda *_, name=name: calls.append(name))
-    model(**make_batch(model.config))
+    model(**tiny_batch(model.config))
     assert Counter(calls) == {"vision": 1, "emo": 5, "au": 4}
 
 
-def test_a_share_of_the_pairs_is_drawn_while_training_and_all_are_taken_in_evaluation(build, make_batch):
+def test_a_share_of_the_pairs_is_drawn_while_training_and_all_are_taken_in_evaluation():
     model, whole = build(au_pair_share=0.5, emo_pair_share=0.25), build()
-    batch = make_batch(model.config)
-    assert_equal_parts(model(**batch), whole(**batch), 0)
+    batch = tiny_batch(model.config)
+    assert_close(parts(model(**batch)), parts(whole(**batch)), rtol=0, atol=0)
     rows = []
     model.mf2.au_vl.qformer.register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
     losses = {model.train()(**batch).itg_au.item() for _ in range(3)}
@@ -261,17 +220,17 @@ def test_a_share_of_the_pairs_is_drawn_while_training_and_all_are_taken_in_evalu
         assert value.isfinite(), name
 
 
-def test_sentences_of_other_action_units_are_an_error(build, make_batch):
+def test_sentences_of_other_action_units_are_an_error():
     model = build()
-    batch = make_batch(model.config)
+    batch = tiny_batch(model.config)
     batch["au_input_ids"] = batch["au_input_ids"][:, :2]
     with pytest.raises(ValueError, match=r"au_input_ids: got \(4, 2, 5\), expected \(batch, AU, length\) .*\(4, 3\)"):
         model(**batch)
 
 
-def test_four_samples_are_learned(make_config, make_batch):
-    model = MF2ForPreTraining(make_config(initializer_range=0.02, vision={"frozen": False})).train()
-    batch = make_batch(model.config)
+def test_four_samples_are_learned():
+    model = MF2ForPreTraining(tiny_config(initializer_range=0.02, vision={"frozen": False})).train()
+    batch = tiny_batch(model.config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first = None
     for _ in range(60):
@@ -287,9 +246,9 @@ def test_four_samples_are_learned(make_config, make_batch):
     assert last["itc_emo"] < 0.8 * first["itc_emo"] and last["itc_au"] < 0.9 * first["itc_au"]
 
 
-def test_a_key_au_caption_is_asked_for_by_its_prompt_which_is_not_learned(build, make_batch):
+def test_a_key_au_caption_is_asked_for_by_its_prompt_which_is_not_learned():
     model = build(key_au_prompt_length=2)
-    batch = make_batch(model.config)
+    batch = tiny_batch(model.config)
     part = model(**batch).itg_key_au
     writer = MF2ForCaptioning(model.config).eval()
     writer.mf2 = model.mf2
@@ -297,6 +256,80 @@ def test_a_key_au_caption_is_asked_for_by_its_prompt_which_is_not_learned(build,
     ids[:, 0] = model.config.emo_config.bos_token_id
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, 1:3] = -100
-    images = {name: batch[name] for name in ("pixel_values", "landmarks")}
-    expected = writer(ids, attention_mask=mask, labels=labels, **images).loss
+    expected = writer(ids, attention_mask=mask, labels=labels, **pick(batch, *IMAGE)).loss
     torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-6)
+
+
+# Parts of the losses
+
+
+TEMPERATURE = torch.tensor([0.07], dtype=torch.float64)
+
+
+def softmax_loss(logits, target):
+    """Cross-entropy of one row of numbers."""
+    top = max(logits)
+    return top + math.log(sum(math.exp(value - top) for value in logits)) - logits[target]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("share", ["all", "some", "none"])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 3.0]])
+def test_au_loss_against_a_loop(rows, share, weights):
+    logits = (4 * torch.randn(rows, 3, dtype=torch.float64)).requires_grad_()
+    labels = torch.randint(0, 2, (rows, 3))
+    if share == "some":
+        labels[::2, 1] = -1
+        labels[-1, 0] = -1
+    if share == "none":
+        labels[:] = -1
+    loss = au_loss(logits, labels, weights)
+    expected = []
+    for row in range(rows):
+        for unit in range(3):
+            if labels[row, unit] != -1:
+                probability = 1 / (1 + math.exp(-logits[row, unit].item()))
+                right = probability if labels[row, unit] == 1 else 1 - probability
+                expected.append(-math.log(right) * (weights[unit] if weights else 1))
+    assert loss.item() == pytest.approx(mean(expected), abs=1e-6)
+    loss.backward()
+    assert logits.grad.isfinite().all() and not logits.grad[labels == -1].any()
+    assert torch.equal(au_loss(logits, labels.float(), weights), loss)
+    assert (loss.item() == 0) == (share == "none")
+
+
+@pytest.mark.parametrize("labels", [[2], [-1], [0, 3], [-1, 1], [0, -1, 2, 2, -1], [-1] * 5])
+def test_emotion_loss_against_a_loop(labels):
+    logits = torch.randn(len(labels), 4, dtype=torch.float64, requires_grad=True)
+    loss = emotion_loss(logits, torch.tensor(labels))
+    expected = [softmax_loss(row, label) for row, label in zip(logits.tolist(), labels, strict=True) if label != -1]
+    assert loss.item() == pytest.approx(mean(expected), abs=1e-6)
+    loss.backward()
+    assert logits.grad.isfinite().all() and not logits.grad[torch.tensor(labels) == -1].any()
+
+
+def test_many_rows_in_half_precision():
+    similarity = torch.zeros(1001, 1001, dtype=torch.bfloat16)
+    negatives = ~torch.eye(1001, dtype=torch.bool)
+    loss = itc_loss(similarity, similarity, TEMPERATURE.bfloat16(), negatives, torch.ones(1001, dtype=torch.bool))
+    assert loss.item() == pytest.approx(math.log(1001), rel=0.01)
+
+
+def test_caption_keys_are_equal_exactly_for_equal_captions():
+    captions = {(2, 7, 3), (2, 7, 7, 3), (2, 3), (7, 2, 3), (2, 7, 3, 0), (0, 2, 7, 3), (0,), (0, 0), (2, 3, 7)}
+    captions |= {tuple(torch.randint(0, 30523, (length,)).tolist()) for length in range(3, 60) for _ in range(20)}
+    seen = []
+    for width, filling in ((64, 0), (61, 0), (64, 99)):
+        mask = torch.arange(width) < torch.tensor([len(caption) for caption in captions])[:, None]
+        ids = torch.tensor([[*caption, *[filling] * (width - len(caption))] for caption in captions])
+        seen.append(caption_keys(ids, mask))
+        assert len(set(seen[-1].tolist())) == len(captions) and torch.equal(seen[0], seen[-1])
+    assert caption_keys(torch.full((1, 5), 9), torch.zeros(1, 5, dtype=torch.long)).item() == 0
+
+
+def test_harder_negatives_are_drawn_more_often():
+    similarity = torch.tensor([[0.9, 0.1, 0.1 + 0.07 * math.log(3), 0.8]]).expand(4000, -1)
+    negatives = torch.tensor([[False, True, True, False]]).expand(4000, -1)
+    chosen, _ = hard_negatives(similarity, negatives, TEMPERATURE.float(), sample=True)
+    assert set(chosen.tolist()) == {1, 2}
+    assert (chosen == 2).float().mean().item() == pytest.approx(0.75, abs=0.03)

@@ -1,3 +1,5 @@
+"""Regions of action units: against loops, turned, scaled and mirrored with the face, and their gradients."""
+
 import math
 
 import numpy as np
@@ -57,65 +59,39 @@ def bilinear_by_loop(grid, x, y):
     return (1 - b) * upper + b * lower
 
 
-@pytest.mark.parametrize(("grid", "window"), [(1, 1.0), (2, 0.7), (3, 1.0), (4, 1.5)])
-def test_points_against_a_loop(grid, window):
-    regions, landmarks = build(grid=grid, window=window), faces(2, dtype=torch.float64)
-    centres = region_centres(landmarks, *rule_tables(regions, torch.float64))
-    points = region_points(landmarks, centres, grid, window)
-    assert centres.shape == (2, len(UNITS), 2, 2) and points.shape == (2, len(UNITS), 2 * grid * grid, 2)
-    for row in range(2):
-        expected = points_by_loop(landmarks[row].numpy(), UNITS, grid, window)
-        np.testing.assert_allclose(points[row].numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(
-            points[row].view(len(UNITS), 2, grid * grid, 2).mean(2).numpy(), centres[row].numpy(), atol=1e-9
-        )
-
-
-def test_sampling_against_a_loop_and_against_torch():
+def test_sampling_against_torch():
     tokens = torch.randn(2, 4, 5, 3, dtype=torch.float64)
     points = torch.rand(2, 200, 2, dtype=torch.float64) * 9 - 2  # inside and far outside
-    read = sample_grid(tokens, points)
-    for row in range(2):
-        expected = [bilinear_by_loop(tokens[row].numpy(), *point) for point in points[row].tolist()]
-        np.testing.assert_allclose(read[row].numpy(), np.array(expected), atol=1e-12)
-    theirs = torch.nn.functional.grid_sample(
-        tokens.permute(0, 3, 1, 2),
-        (2 * points / torch.tensor([5.0, 4.0]) - 1)[:, :, None],
-        padding_mode="border",
-        align_corners=False,
-    )
-    assert torch.allclose(read, theirs[..., 0].transpose(1, 2), atol=1e-9)
+    maps, places = tokens.permute(0, 3, 1, 2), (2 * points / torch.tensor([5.0, 4.0]) - 1)[:, :, None]
+    theirs = torch.nn.functional.grid_sample(maps, places, padding_mode="border", align_corners=False)
+    assert torch.allclose(sample_grid(tokens, points), theirs[..., 0].transpose(1, 2), atol=1e-9)
 
 
-def test_module_against_a_loop():
-    regions = build(units=["AU1", "AU7", "AU25"], grid=2)
+@pytest.mark.parametrize(("grid", "window"), [(1, 1.0), (2, 0.7), (3, 1.0), (4, 1.5)])
+def test_regions_against_a_loop(grid, window):
+    regions = build(grid=grid, window=window)
     torch.nn.init.normal_(regions.positions)
     tokens, landmarks = torch.randn(2, 16, 6), faces(2)
     read = regions(tokens, landmarks)
-    assert read.shape == (2, 3, 8, 6)
+    assert read.shape == (2, len(UNITS), 2 * grid * grid, 6)
     for row in range(2):
-        grid = tokens[row].view(4, 4, 6).double().numpy()
-        points = points_by_loop(landmarks[row].double().numpy() / 16, ["AU1", "AU7", "AU25"], 2, 1.0)
-        for unit in range(3):
-            for place in range(8):
-                expected = bilinear_by_loop(grid, *points[unit, place]) + regions.positions[place].detach().numpy()
-                np.testing.assert_allclose(read[row, unit, place].detach().numpy(), expected, atol=1e-5)
+        cells = tokens[row].view(4, 4, 6).double().numpy()
+        points = points_by_loop(landmarks[row].double().numpy() / 16, UNITS, grid, window)
+        expected = [[bilinear_by_loop(cells, *point) for point in unit] for unit in points]
+        expected += regions.positions.detach().numpy()
+        np.testing.assert_allclose(read[row].detach().numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("given", [True, False])
 def test_mirrored_face_gives_mirrored_regions(given):
-    regions, count = build(size=128, grid=3), 9
-    tokens = torch.randn(2, 8, 8, 6)
-    landmarks = faces(2, 128.0) if given else None
-    mirrored_landmarks = None
-    if given:
-        mirrored_landmarks = landmarks[:, list(LANDMARK_MIRROR)] * torch.tensor([-1.0, 1.0]) + torch.tensor([128.0, 0])
-    read = regions(tokens.flatten(1, 2), landmarks)
-    mirrored = regions(tokens.flip(2).flatten(1, 2), mirrored_landmarks)
+    regions, tokens, landmarks = build(size=128, grid=3), torch.randn(2, 8, 8, 6), faces(2, 128.0)
+    other = landmarks[:, list(LANDMARK_MIRROR)] * torch.tensor([-1.0, 1.0]) + torch.tensor([128.0, 0])
+    read = regions(tokens.flatten(1, 2), landmarks if given else None)
+    mirrored = regions(tokens.flip(2).flatten(1, 2), other if given else None)
     mirrored = mirrored.view(2, len(UNITS), 2, 3, 3, 6).flip(4)  # each square of points, left to right
     for index, name in enumerate(UNITS):
         back = mirrored[:, index] if REGION_RULES[name].is_midline else mirrored[:, index].flip(1)
-        assert torch.allclose(back.reshape(2, 2 * count, 6), read[:, index], atol=1e-5), name
+        assert torch.allclose(back.reshape(2, 18, 6), read[:, index], atol=1e-5), name
 
 
 def test_points_turn_scale_and_move_with_the_face():
@@ -125,18 +101,11 @@ def test_points_turn_scale_and_move_with_the_face():
     def points(face):
         return region_points(face, region_centres(face, *tables), 3, 1.0)
 
-    angle, scale, shift = 0.7, 1.9, torch.tensor([5.0, -3.0], dtype=torch.float64)
-    turn = scale * torch.tensor(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
-    )
+    cos, sin, shift = math.cos(0.7), math.sin(0.7), torch.tensor([5.0, -3.0], dtype=torch.float64)
+    turn = 1.9 * torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
     assert torch.allclose(points(landmarks @ turn.T + shift), points(landmarks) @ turn.T + shift, atol=1e-9)
-
-
-def test_axes_are_upright_unit_vectors():
     right, down, unit = face_axes(torch.tensor(CANONICAL_FACE)[None])
-    assert torch.allclose(right, torch.tensor([[1.0, 0.0]]), atol=1e-6)
-    assert torch.allclose(down, torch.tensor([[0.0, 1.0]]), atol=1e-6)
-    assert unit.item() == pytest.approx(0.16)
+    assert torch.allclose(torch.cat([right, down]), torch.eye(2), atol=1e-6) and unit.item() == pytest.approx(0.16)
 
 
 def test_gradients_reach_tokens_and_landmarks():
@@ -174,15 +143,12 @@ def test_half_precision_moves_no_centre():
     assert (half.float() - exact).abs().max() < 0.05  # half a pixel off would cost ten times that
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 2), (2, 68, 3), (1, 68, 2), (68, 2)])
-def test_landmarks_of_another_shape_are_an_error(shape):
-    with pytest.raises(ValueError, match=r"landmarks: got .*expected \(2, 68, 2\)"):
-        build()(torch.randn(2, 16, 6), torch.zeros(shape))
-
-
-def test_landmarks_outside_the_image_read_its_border():
-    regions, tokens = build(), torch.randn(1, 16, 6)
-    far = regions(tokens, faces(1) + 1000)
+def test_landmarks_of_another_shape_are_an_error_and_those_outside_read_the_border():
+    regions, tokens = build(), torch.randn(2, 16, 6)
+    for shape in ((2, 5, 2), (2, 68, 3), (1, 68, 2), (68, 2)):
+        with pytest.raises(ValueError, match=r"landmarks: got .*expected \(2, 68, 2\)"):
+            regions(tokens, torch.zeros(shape))
+    far = regions(tokens, faces(2) + 1000)
     assert torch.allclose(far, tokens[:, None, -1:].expand_as(far), atol=1e-6)
 
 

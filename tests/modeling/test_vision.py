@@ -1,22 +1,24 @@
+"""Vision towers of MF² and backbones of the compared systems: places, freezing, and backbones that do not fit."""
+
 import math
 
 import pytest
 import torch
+from compared_systems import SMALL, SMALL_SWIN
+from conftest import assert_same, shake, state_of, tiny_config
 
-from configuration_mf2.configuration_mf2 import MF2VisionConfig
+from configuration_mf2.baselines import HSEmotionConfig, VLFAUConfig
+from modeling_mf2 import HSEmotionForFaceAnalysis, MF2Model
+from modeling_mf2.baselines.base import FeatureMaps, load_backbone_weights
 from modeling_mf2.vision import MF2VisionTower
 
 
-@pytest.fixture
-def tower(make_config, shaken):
-    def build(kind="conv", **vision):
-        return shaken(MF2VisionTower(make_config(kind, vision=vision).vision_config))
-
-    return build
+def tower(kind="conv", **vision):
+    return shake(MF2VisionTower(tiny_config(kind, vision=vision).vision_config))
 
 
 @pytest.mark.parametrize(("kind", "length"), [("conv", 16), ("vit", 17)])
-def test_tokens_stand_row_by_row_on_the_grid(tower, kind, length):
+def test_tokens_stand_row_by_row_on_the_grid(kind, length):
     model = tower(kind).eval()
     images = torch.randn(2, 3, 64, 64)
     tokens = model(images)
@@ -24,22 +26,8 @@ def test_tokens_stand_row_by_row_on_the_grid(tower, kind, length):
     assert torch.allclose(model(images[1:]), tokens[1:], atol=1e-5)
 
 
-def test_convolutional_tower_keeps_places():
-    """Without its attention blocks, what changes in one corner reaches that corner's token, and not the far one's."""
-    config = MF2VisionConfig(
-        backbone="conv", backbone_kwargs={"num_blocks": 0}, image_size=128, hidden_size=16, num_prefix_tokens=0
-    )
-    model = MF2VisionTower(config)
-    image = torch.randn(1, 3, 128, 128)
-    changed = image.clone()
-    changed[..., :8, -8:] += 1  # top right
-    difference = (model(changed) - model(image)).abs().sum(-1).view(8, 8)
-    assert difference[0, 7] > 0
-    assert difference[7].sum() == 0 and difference[:, 0].sum() == 0
-
-
 @pytest.mark.parametrize(("kind", "sides"), [("conv", [16, 8, 8, 4, 4, 4]), ("vit", [None] * 3)])
-def test_what_adapters_may_read_ends_with_the_tokens(tower, kind, sides):
+def test_what_adapters_may_read_ends_with_the_tokens(kind, sides):
     """Maps of the convolutions come first; what is seen in a corner stands in that corner of each."""
     model = tower(kind).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -57,30 +45,17 @@ def test_what_adapters_may_read_ends_with_the_tokens(tower, kind, sides):
 
 
 @pytest.mark.parametrize("kind", ["conv", "vit"])
-def test_frozen_tower_never_learns(tower, kind):
+def test_frozen_tower_never_learns(kind):
     model = tower(kind)
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     model.train()
     assert not any(module.training for module in model.modules())
     images = torch.randn(2, 3, 64, 64, requires_grad=True)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    tokens = model(images)
+    before, tokens = state_of(model), model(images)
     assert not tokens.requires_grad and tokens.grad_fn is None
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name  # running statistics too
+    assert_same(model.state_dict(), before)  # running statistics too
     parent = torch.nn.ModuleList([model]).train()
     assert not model.training and parent.training
-
-
-@pytest.mark.parametrize("kind", ["conv", "vit"])
-def test_thawed_tower_learns(tower, kind):
-    model = tower(kind, frozen=False).train()
-    assert all(module.training for module in model.modules())
-    model(torch.randn(2, 3, 64, 64)).pow(3).sum().backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    assert not without
-    with torch.no_grad():
-        assert not model(torch.randn(2, 3, 64, 64)).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -96,33 +71,72 @@ def test_thawed_tower_learns(tower, kind):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_a_backbone_unlike_its_configuration_is_an_error(tower, kind, vision, said):
+def test_a_backbone_unlike_its_configuration_is_an_error(kind, vision, said):
     with pytest.raises(ValueError, match=said):
         tower(kind, **vision)
 
 
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 32, 64), (1, 3, 224, 224)])
-def test_an_image_of_another_shape_is_an_error(tower, shape):
-    with pytest.raises(ValueError, match=r"pixel_values: got .*expected \(batch, 3, 64, 64\).*processor"):
-        tower()(torch.zeros(shape))
+def test_an_image_of_another_shape_is_an_error_and_its_dtype_is_the_towers():
+    for shape in ((3, 64, 64), (1, 1, 64, 64), (1, 3, 32, 64), (1, 3, 224, 224)):
+        with pytest.raises(ValueError, match=r"pixel_values: got .*expected \(batch, 3, 64, 64\).*processor"):
+            tower()(torch.zeros(shape))
+    assert tower("vit").to(torch.bfloat16)(torch.randn(1, 3, 64, 64)).dtype == torch.bfloat16
 
 
-def test_images_follow_the_towers_dtype(tower):
-    model = tower("vit").to(torch.bfloat16)
-    assert model(torch.randn(1, 3, 64, 64)).dtype == torch.bfloat16
+# Backbones of the compared systems
 
 
-@pytest.mark.parametrize("kind", ["conv", "vit"])
-def test_a_seed_gives_one_tower_and_a_fresh_one_is_initialised_once(tower, kind, make_config):
-    config = make_config(kind, initializer_range=50.0).vision_config
-    torch.manual_seed(3)
-    first = MF2VisionTower(config).state_dict()
-    torch.manual_seed(3)
-    second = MF2VisionTower(config).state_dict()
-    for name, value in first.items():
-        assert torch.equal(value, second[name])
-        assert value.isfinite().all()
-    if kind == "conv":  # attention blocks start as the identity
-        assert not first["backbone.blocks.0.attention_out.weight"].any()
-        assert not first["backbone.blocks.0.mlp_out.weight"].any()
-        assert first["backbone.positions"].std() == pytest.approx(0.02, rel=0.3)
+def hsemotion():
+    return HSEmotionForFaceAnalysis(HSEmotionConfig(**SMALL)).eval()
+
+
+SMALL_VIT = {"embed_dim": 16, "depth": 4, "num_heads": 2}
+KINDS = {
+    "conv": ({}, (32, 16, 8, 4)),
+    "swin": (SMALL_SWIN, (16, 8, 4, 2)),
+    "cnn": ({"backbone": "mobilenetv3_small_050", "backbone_kwargs": {}}, (16, 8, 4, 2)),
+    "vit": ({"backbone": "vit_tiny_patch16_224", "backbone_kwargs": SMALL_VIT}, (4, 4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stages_and_tokens_have_the_channels_that_they_say(kind):
+    fields, sizes = KINDS[kind]
+    maps = FeatureMaps(VLFAUConfig(**{**SMALL, **fields})).eval()
+    images = torch.randn(2, 3, 64, 64)
+    stages, tokens = maps.stages(images), maps.tokens(images)
+    expected = [(2, count, size, size) for count, size in zip(maps.channels, sizes, strict=True)]
+    assert [tuple(stage.shape) for stage in stages] == expected
+    assert tokens.shape == (2, sizes[-1] ** 2, maps.width)
+    if kind in ("conv", "swin"):
+        assert torch.allclose(stages[-1].flatten(2).transpose(1, 2), tokens, atol=1e-5)
+
+
+def test_a_frozen_backbone_never_learns():
+    maps = shake(FeatureMaps(VLFAUConfig(**SMALL, frozen=True))).train()
+    before, stages = state_of(maps), maps.stages(torch.randn(2, 3, 64, 64, requires_grad=True))
+    assert not any(stage.requires_grad for stage in stages) and not any(p.requires_grad for p in maps.parameters())
+    assert_same(maps.state_dict(), before)
+
+
+def test_a_compared_system_starts_from_mf2s_own_tower_if_it_fits(tmp_path):
+    mf2, model = shake(MF2Model(tiny_config(vision={"hidden_size": 16}))).eval(), hsemotion()
+    mf2.save_pretrained(tmp_path / "fits")
+    assert load_backbone_weights(model, tmp_path / "fits") == []
+    images, before = torch.randn(2, 3, 64, 64), state_of(model)
+    assert torch.equal(model.vision.tokens(images), mf2.vision(images))
+    MF2Model(tiny_config()).save_pretrained(tmp_path / "wider")
+    with pytest.raises(ValueError, match=r"does not fit backbone 'conv'.*of other shapes"):
+        load_backbone_weights(model, tmp_path / "wider")
+    assert_same(model.state_dict(), before)
+
+
+def test_what_is_no_backbone_or_no_image_is_refused():
+    vit = {"backbone": "vit_tiny_patch16_224", "backbone_kwargs": {"deep": 1}}
+    for said, fields in {
+        "backbone: got 'swin_bas', expected 'conv' or a name of timm": {"backbone": "swin_bas", "backbone_kwargs": {}},
+        "backbone_kwargs: 'vit_tiny_patch16_224' does not take them": vit,
+        r"pixel_values: got \(2, 3, 32, 32\), expected \(batch, 3, 64, 64\)": {},
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            FeatureMaps(VLFAUConfig(**{**SMALL, **fields})).tokens(torch.randn(2, 3, 32, 32))

@@ -1,8 +1,8 @@
 """Augmentation is a pure function of seed and index, and moves landmarks with pixels."""
 
+import cv2
 import numpy as np
 import pytest
-import torch
 
 from configuration_mf2.facs import LANDMARK_MIRROR
 from processing_mf2 import geometry as alignment_mf2
@@ -31,9 +31,9 @@ def test_draws_stay_in_their_ranges_and_reach_them():
 
 def test_nothing_drawn_changes_nothing():
     draw = MF2Augmentation(**STILL).draw(0, 0)
-    crop = torch.rand(3, 20, 30) * 255
+    crop = np.random.default_rng(0).random((3, 20, 30), np.float32) * 255
     assert np.allclose(draw.matrix(20, 30), np.eye(3))
-    assert torch.allclose(draw.recolour(crop.clone()), crop, atol=1e-3)
+    assert np.allclose(draw.recolour(crop.copy()), crop, atol=1e-3)
 
 
 def test_flip_is_its_own_inverse():
@@ -52,25 +52,25 @@ def test_flip_is_its_own_inverse():
 
 
 def test_colours_and_cutout():
-    crop = torch.full((3, 60, 60), 100.0)
+    crop = np.full((3, 60, 60), 100, np.float32)
     bright = MF2Augmentation(**{**STILL, "brightness": 0.5}).draw(0, 0)
-    assert torch.allclose(bright.recolour(crop.clone()), crop * bright.brightness, atol=1e-3)
+    assert np.allclose(bright.recolour(crop.copy()), crop * bright.brightness, atol=1e-3)
     grey = MF2Augmentation(**{**STILL, "saturation": 1.0})
-    colours = torch.rand(3, 60, 60) * 200
+    colours = np.random.default_rng(0).random((3, 60, 60), np.float32) * 200
     draws = [grey.draw(0, index) for index in range(50)]
     weakest = min(draws, key=lambda draw: draw.saturation)
-    assert weakest.recolour(colours.clone()).std(0).mean() < colours.std(0).mean() * 0.2
-    hidden = MF2Augmentation(**{**STILL, "cutout": 1.0, "cutout_size": 0.3}).draw(0, 2).recolour(crop.clone())
-    share = (hidden == BACKGROUND).float().mean()
-    assert 0 < share <= 0.09 and torch.equal(hidden != 100.0, hidden == BACKGROUND)
-    recoloured = MF2Augmentation().draw(5, 5).recolour(torch.rand(3, 40, 40) * 255)
+    assert weakest.recolour(colours.copy()).std(0).mean() < colours.std(0).mean() * 0.2
+    hidden = MF2Augmentation(**{**STILL, "cutout": 1.0, "cutout_size": 0.3}).draw(0, 2).recolour(crop.copy())
+    share = (hidden == BACKGROUND).mean()
+    assert 0 < share <= 0.09 and np.array_equal(hidden != 100.0, hidden == BACKGROUND)
+    recoloured = MF2Augmentation().draw(5, 5).recolour(np.random.default_rng(1).random((3, 40, 40), np.float32) * 255)
     assert recoloured.min() >= 0 and recoloured.max() <= 255
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.9, 1.3])
 def test_bytes_are_those_of_float_but_for_rounding(scale, monkeypatch):
-    coarse = torch.rand(1, 3, 60, 60, generator=torch.Generator().manual_seed(0)) * 255
-    image = torch.nn.functional.interpolate(coarse, (280, 270), mode="bilinear")[0].round().to(torch.uint8)
+    coarse = np.random.default_rng(0).random((60, 60, 3), np.float32) * 255
+    image = cv2.resize(coarse, (270, 280)).round().astype(np.uint8).transpose(2, 0, 1)
     middle = np.array([[scale, 0, 112 - scale * 135], [0, scale, 112 - scale * 140], [0, 0, 1]])
     for index in range(8):
         draw = MF2Augmentation(cutout=0.5).draw(0, index)
@@ -79,11 +79,11 @@ def test_bytes_are_those_of_float_but_for_rounding(scale, monkeypatch):
             without.setattr(alignment_mf2, "cv2", None)
             exact = warp(image, matrix, 224, 224)
         samples = warp_bytes(image, matrix, 224, 224)
-        apart = np.abs(samples.transpose(2, 0, 1) - exact.numpy())
+        apart = np.abs(samples.transpose(2, 0, 1) - exact)
         # Along the border a sample of a pixel's quarter may count as beyond it. OpenCV 4: steps of 1/32 pixel.
         assert np.quantile(apart, 0.99) <= 1.02 and apart.mean() < 0.4
-        plain = torch.from_numpy(samples).permute(2, 0, 1).float()
-        colours = draw.recolour_bytes(samples).transpose(2, 0, 1) - draw.recolour(plain).numpy()
+        plain = samples.transpose(2, 0, 1).astype(np.float32)
+        colours = draw.recolour_bytes(samples).transpose(2, 0, 1) - draw.recolour(plain)
         assert np.abs(colours).max() <= 0.75  # rounding, and OpenCV's factors in steps of a thousandth
 
 

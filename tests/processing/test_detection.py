@@ -88,6 +88,13 @@ def test_a_face_that_fills_the_frame_is_found_by_the_short_range(networks: list[
     np.testing.assert_allclose(face.landmarks[36], [60, 90], atol=1)
 
 
+@pytest.mark.parametrize("place", [(1300, 300), (40, 1550), (820, 790)])
+def test_a_face_far_away_is_found_in_a_part_of_the_image(networks: list[str], place: tuple[float, float]) -> None:
+    [[face]] = MediaPipeDetector().detect([picture(1600, 1600, (*place, 16, 0.2))])
+    np.testing.assert_allclose(face.landmarks[[36, 45]].mean(0), place, atol=1)
+    assert 4 < len(networks) < 40
+
+
 def test_an_image_without_a_face_has_none_and_the_others_keep_theirs(networks: list[str]) -> None:
     empty = torch.full((3, 50, 70), 100, dtype=torch.uint8)
     faces = MediaPipeDetector().detect([empty, picture(100, 100, (50, 50, 20, 0.0)), torch.zeros(3, 1, 1)])

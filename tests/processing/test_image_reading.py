@@ -54,7 +54,7 @@ def test_every_mode_of_pil(mode, picture):
     grey = mode in ("L", "LA", "1", "I", "F")
     expected = np.array(Image.fromarray(picture).convert("L").convert("RGB")) if grey else picture
     tolerance = {"P": 40, "PA": 40, "1": 256, "HSV": 9, "LAB": 30, "YCbCr": 4}.get(mode, 1)
-    assert np.abs(read.permute(1, 2, 0).numpy().astype(float) - expected).max() <= tolerance
+    assert np.abs(read.transpose(1, 2, 0).astype(float) - expected).max() <= tolerance
 
 
 def test_transparency_shows_mid_grey(picture):
@@ -65,14 +65,14 @@ def test_transparency_shows_mid_grey(picture):
     see_through.info["transparency"] = see_through.getpixel((0, 0))
     for image in (Image.fromarray(rgba), rgba, torch.tensor(rgba).permute(2, 0, 1), rgba / 255):
         read = read_image(image)
-        grey = BACKGROUND if read.is_floating_point() else 128
+        grey = 128 if read.dtype == np.uint8 else BACKGROUND
         assert (read[:, :, :16] == grey).all()
-        assert np.allclose(read[:, :, 16:].permute(1, 2, 0).numpy(), picture[:, 16:], atol=1e-3)
+        assert np.allclose(read[:, :, 16:].transpose(1, 2, 0), picture[:, 16:], atol=1e-3)
     assert (read_image(see_through)[:, 0, 0] == 128).all()
 
 
 def test_arrays_of_every_kind(picture):
-    expected = torch.tensor(picture).permute(2, 0, 1).float()
+    expected = picture.transpose(2, 0, 1)
     chw = np.ascontiguousarray(picture.transpose(2, 0, 1))
     frozen = picture.copy()
     frozen.flags.writeable = False
@@ -82,11 +82,11 @@ def test_arrays_of_every_kind(picture):
         *(picture.astype(np.uint16) * 257, (picture.astype(">u2") * 257).astype(">u2"), picture.astype(np.int32) * 257),
     ]
     for image in same:
-        assert torch.allclose(read_image(image).float(), expected, atol=1e-4)
-    assert read_image(picture).dtype == torch.uint8
+        assert np.allclose(read_image(image), expected, atol=1e-4)
+    assert read_image(picture).dtype == np.uint8
     for grey in (picture[..., 0], picture[..., :1], torch.tensor(chw[:1]), picture[..., 0] / 255):
-        assert torch.allclose(read_image(grey).float(), expected[:1].expand(3, -1, -1), atol=1e-4)
-    assert (read_image(picture[..., 0] > 100).unique() == torch.tensor([0, 255])).all()
+        assert np.allclose(read_image(grey), expected[:1], atol=1e-4) and len(read_image(grey)) == 3
+    assert set(np.unique(read_image(picture[..., 0] > 100))) == {0, 255}
 
 
 def test_files_bytes_and_paths(picture, tmp_path):
@@ -94,11 +94,11 @@ def test_files_bytes_and_paths(picture, tmp_path):
     image = Image.fromarray(picture)
     image.save(file)
     for source in (file, str(file), file.read_bytes(), Image.open(file)):
-        assert np.array_equal(read_image(source).permute(1, 2, 0).numpy(), picture)
+        assert np.array_equal(read_image(source).transpose(1, 2, 0), picture)
     deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
     assert deep.mode == "I;16"
     read = read_image(_encoded(deep))
-    assert np.allclose(read[0].numpy(), picture[..., 0], atol=1e-4)
+    assert np.allclose(read[0], picture[..., 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -110,8 +110,8 @@ def test_every_orientation_is_what_pil_makes_of_it(orientation, dtype):
     content = _encoded(Image.fromarray(pixels), exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     read = read_image(content)
-    read = read[0] * 257 if dtype == np.uint16 else read.permute(1, 2, 0)
-    assert np.allclose(read.numpy(), expected, atol=1e-3)
+    read = read[0] * 257 if dtype == np.uint16 else read.transpose(1, 2, 0)
+    assert np.allclose(read, expected, atol=1e-3)
 
 
 def test_strips_join_without_a_seam(monkeypatch):
@@ -120,7 +120,7 @@ def test_strips_join_without_a_seam(monkeypatch):
     alpha = rgba[..., 3:] / 255
     expected = rgba[..., :3] * alpha + BACKGROUND * (1 - alpha)
     for image in (Image.fromarray(rgba), rgba, rgba / 255):
-        assert np.abs(read_image(image).permute(1, 2, 0).numpy() - expected).max() <= 0.5001
+        assert np.abs(read_image(image).transpose(1, 2, 0) - expected).max() <= 0.5001
 
 
 def test_only_named_formats_are_opened(tmp_path):
@@ -141,7 +141,7 @@ def test_base64_text_is_an_image(picture):
     text = base64.b64encode(content).decode()
     lines = "\n".join(text[at : at + 76] for at in range(0, len(text), 76))
     for image in (text, f"data:image/png;base64,{text}", lines):
-        assert torch.equal(read_image(image), read_image(content))
+        assert np.array_equal(read_image(image), read_image(content))
     with pytest.raises(ValueError, match="neither a file nor base64"):
         read_image("x" * 101)
     with pytest.raises(FileNotFoundError, match="there is no file"):
@@ -272,7 +272,7 @@ def test_an_undecoded_row_of_datasets_is_an_image(picture, tmp_path):
     file = tmp_path / "face.png"
     Image.fromarray(picture).save(file)
     for row in ({"bytes": file.read_bytes(), "path": None}, {"bytes": None, "path": str(file)}, {"path": file}):
-        assert np.array_equal(read_image(row).permute(1, 2, 0).numpy(), picture)
+        assert np.array_equal(read_image(row).transpose(1, 2, 0), picture)
     assert len(flatten_images([{"path": file}] * 2)) == 2
 
 
@@ -289,7 +289,7 @@ def test_address_is_fetched_when_allowed(picture, monkeypatch):
     content = _encoded(Image.fromarray(picture))
     monkeypatch.setattr("processing_mf2.image_io.download", lambda url, name, timeout: content)
     read = read_image("https://example.invalid/face.png", allow_url=True)
-    assert np.array_equal(read.permute(1, 2, 0).numpy(), picture)
+    assert np.array_equal(read.transpose(1, 2, 0), picture)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -302,5 +302,5 @@ def test_a_jpeg_is_read_as_pil_reads_it(mode, how, orientation):
     image = Image.fromarray(pixels).resize((87, 61), Image.Resampling.BICUBIC).convert(mode)
     image.save(file := io.BytesIO(), "jpeg", exif=exif, **how)
     expected = np.array(ImageOps.exif_transpose(Image.open(file)).convert("RGB")).astype(int)
-    read = read_image(file.getvalue()).permute(1, 2, 0).numpy()
+    read = read_image(file.getvalue()).transpose(1, 2, 0)
     assert read.shape == expected.shape and np.abs(read - expected).max() <= 2  # 0 with the same build of libjpeg

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from processing_mf2.geometry import canonical_landmarks
 from processing_mf2.image_processing_mf2 import MF2ImageProcessor
 from processing_mf2.landmarks import (
+    TEMPLATES,
     DetectedFace,
     FaceAlignmentDetector,
     _load_network,
@@ -67,6 +69,30 @@ def test_exchanged_sides_or_axes_are_named_however_the_face_is_turned(degrees):
     for points in (MIRRORED, FACE[:, ::-1], FACE * (1, -1)):
         with pytest.raises(ValueError, match=r"landmarks\[1\]: .*left and right, or x and y, .* exchanged"):
             check_orientation(points @ turn.T, "landmarks[1]")
+
+
+def test_templates_are_where_their_makers_put_a_face():
+    eyes_nose_mouth = [range(36, 42), range(42, 48), [30], [48], [54]]
+    five = np.array([template_landmarks(112, 112, "insightface112")[list(part)].mean(0) for part in eyes_nose_mouth])
+    theirs = [(38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2)]
+    assert np.abs(five - theirs).max() < 2  # of 112 pixels: a similarity fits a mean face, not each point
+    ffhq = template_landmarks(1024, 1024, "ffhq")
+    eyes = np.array([ffhq[36:42].mean(0), ffhq[42:48].mean(0)])
+    mouth = ffhq[[48, 54]].mean(0)
+    down = mouth - eyes.mean(0)
+    assert max(4 * (eyes[1] - eyes[0])[0], 3.6 * down[1]) == pytest.approx(1024)
+    assert np.allclose(eyes.mean(0) + 0.1 * down, 512)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_crops_of_each_template_are_brought_to_one_alignment(template):
+    batch = MF2ImageProcessor(size={"height": 96, "width": 96})(
+        np.zeros((112, 112, 3), np.uint8), landmark_source=template, return_landmark_source=True, return_faces=True
+    )
+    assert np.allclose(batch["landmarks"][0], canonical_landmarks(96, 96), atol=1e-3)
+    assert batch["landmark_source"] == [template]
+    assert batch["faces"][0]["box"] == {"xmin": 0, "ymin": 0, "xmax": 112, "ymax": 112}
+    assert np.allclose(batch["faces"][0]["landmarks"], template_landmarks(112, 112, template))
 
 
 def _face(side: float) -> DetectedFace:

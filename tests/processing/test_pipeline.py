@@ -107,8 +107,8 @@ def test_zero_shot_compares_the_nearest_query_with_each_sentence(model, processo
     sentences = ["The face shows happiness.", "The face shows tired."]
     answers = {answer["label"]: answer for answer in choose(face, candidate_labels=["Happiness", "tired"])}
     with torch.no_grad():
-        text = model.mf2.get_text_features(**processor(text=sentences))
-        seen = model.mf2.get_image_features(**inputs)
+        text = model.mf2.get_text_features(**processor(text=sentences)).pooler_output
+        seen = model.mf2.get_image_features(**inputs).pooler_output
         near = (seen[0] @ text.T).amax(0) / model.mf2.emo_vl.temperature
     assert [answers[label]["score"] for label in ("Happiness", "tired")] == pytest.approx(near.softmax(-1).tolist())
     assert [answers[label]["sentence"] for label in ("Happiness", "tired")] == sentences
@@ -116,12 +116,12 @@ def test_zero_shot_compares_the_nearest_query_with_each_sentence(model, processo
     several = choose([face, face], candidate_labels=["AU25", "AU1"], batch_size=2)
     assert several[0] == several[1]
     with torch.no_grad():
-        seen = model.mf2.get_image_features(**inputs, branch="au")
+        seen = model.mf2.get_image_features(**inputs, branch="au").pooler_output
     for answer in several[0]:
         place = model.config.action_units.index(answer["action_unit"])
         with torch.no_grad():
             text = processor(text=[answer["sentence"], answer["sentence_at_rest"]])
-            pair = model.mf2.get_text_features(**text, branch="au")
+            pair = model.mf2.get_text_features(**text, branch="au").pooler_output
             near = (seen[0, place] @ pair.T).amax(0) / model.mf2.au_vl.temperature
         assert answer["score"] == pytest.approx(near.softmax(-1)[0].item(), abs=1e-6)
     alone = choose(face, candidate_labels=["AU25"])[0]["score"]

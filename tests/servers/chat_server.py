@@ -38,7 +38,7 @@ class LoopbackChat:
             **{"status": None, "hang": 2.0},
             **settings,
         }
-        self.asked = self.wasted = self.most_at_once = 0
+        self.asked = self.most_at_once = 0
         self.paid: collections.Counter[str] = collections.Counter()
         self.under_way: set[int] = set()
         self.arrived: list[str] = []
@@ -158,13 +158,10 @@ class LoopbackChat:
             content = "I am sorry, here are your captions: {" + content[5:40]
         data = json.dumps(self.completion(body, content)).encode()
         if fault == "garbage_body":
-            self.wasted += 1
             return web.Response(body=b"<html>502 Bad Gateway</html>", content_type="text/html")
         response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(data))})
         if fault is None:
             self.paid[name] += 1
-        elif fault == "garbage_content":
-            self.wasted += 1
         await response.prepare(request)
         if fault == "half":
             await response.write(data[: len(data) // 2])
@@ -237,7 +234,7 @@ class LoopbackChat:
     def counts(self) -> dict:
         paid = {"paid": sum(self.paid.values()), "most_paid": max(self.paid.values(), default=0)}
         paid |= {"rows": len(self.paid), "most_at_once": self.most_at_once}
-        return {"asked": self.asked, "wasted": self.wasted, **paid}
+        return {"asked": self.asked, **paid}
 
     def keys(self) -> dict:
         """arrived: the keys of all requests, in their order. working: how many are under way."""

@@ -1,5 +1,6 @@
 """Images of a corpus to rows of MFA: aligned crops, landmarks, captions by rule, and hashes that find copies."""
 
+import contextlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,6 @@ from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
-import torch
 
 from configuration_mf2.facs import UNKNOWN_LABEL
 from mf2face.data.build.landmark_cache import CachedFace, LandmarkCache
@@ -17,7 +17,7 @@ from mf2face.data.corpora.frames import Frames
 from processing_mf2.captions import RuleCaptioner
 from processing_mf2.geometry import alignment_matrix, resize_matrix, transform_points, warp
 from processing_mf2.image_io import read_image
-from processing_mf2.landmarks import check_landmarks, check_orientation, template_landmarks
+from processing_mf2.landmarks import TEMPLATES, check_landmarks, check_orientation, template_landmarks
 
 
 HASH_BYTES = 32
@@ -33,14 +33,14 @@ _CHUNK = 32
 class BuildOptions:
     """How images become rows.
 
-    landmarks: from a detector, from the corpus, or the template, for pictures that are aligned already and stay as they
-    are. margin: what is kept around the aligned crop, as a share of its side, so that augmentation can turn and shift
-    it. on_no_face: `template` takes the picture as aligned. min_confidence: mean of a detector's landmarks; less counts
-    as no face. near: what happens to images that all but repeat one in a split that is held further out: they are kept
-    and listed, dropped, or an error; `tell` is `keep`, and keeps people or videos that stand in two splits as well.
+    landmarks: a detector's, the corpus's, or of pictures that are aligned already and stay as they are a template's;
+    `template` is the corpus's own (else MF²'s). margin: kept around the aligned crop for augmentation, as a share of
+    its side. on_no_face: `template` takes the picture as aligned. min_confidence: mean of a detector's landmarks; less
+    counts as no face. near: images that all but repeat one in a split held further out are kept and listed, dropped,
+    or an error; `tell` is `keep`, and keeps people or videos that stand in two splits as well.
     """
 
-    landmarks: Literal["detector", "corpus", "template"] = "detector"
+    landmarks: Literal["detector", "corpus", "template", "insightface112", "ffhq"] = "detector"
     crop_size: int = 224
     margin: float = 0.125
     quality: int = 95
@@ -127,7 +127,7 @@ class RowMaker:
                 faces[place] = face
         return list(self.pool.map(self._crop, rows.tolist(), images, faces))
 
-    def _read(self, row: int) -> torch.Tensor | Problem:
+    def _read(self, row: int) -> np.ndarray | Problem:
         name = self.frames.image(row)
         try:
             return read_image(self.frames.root / name, name=name)
@@ -135,7 +135,7 @@ class RowMaker:
             # The list of problems is published with the data set: no path of this machine.
             return Problem(name, "unreadable", str(error).replace(f"{self.frames.root}/", ""))
 
-    def _crop(self, row: int, pixels: torch.Tensor | Problem, face: CachedFace | None) -> Crop | Problem:
+    def _crop(self, row: int, pixels: np.ndarray | Problem, face: CachedFace | None) -> Crop | Problem:
         if isinstance(pixels, Problem):
             return pixels
         options, frames, name = self.options, self.frames, self.frames.image(row)
@@ -146,7 +146,7 @@ class RowMaker:
         elif options.landmarks == "corpus" and frames.landmarks is not None:
             if not np.isnan(frames.landmarks[row]).any():
                 points, source = frames.landmarks[row], "given"
-        if points is None and options.landmarks != "template" and options.on_no_face != "template":
+        if points is None and options.landmarks not in TEMPLATES and options.on_no_face != "template":
             return Problem(name, "no face", f"no landmarks from the {options.landmarks}")
         if points is None:
             return self._aligned_already(row, pixels)
@@ -157,26 +157,29 @@ class RowMaker:
             return Problem(name, "landmarks" if source == "given" else "no face", str(error))
         border = round(options.crop_size * options.margin)
         side = options.crop_size + 2 * border
-        matrix = np.array([[1, 0, border], [0, 1, border], [0, 0, 1]]) @ alignment_matrix(
-            points, *[options.crop_size] * 2
-        )
+        shift = np.array([[1, 0, border], [0, 1, border], [0, 0, 1]])
+        matrix = shift @ alignment_matrix(points, options.crop_size, options.crop_size)
         return self._encoded(warp(pixels, matrix, side, side), transform_points(matrix, points), source)
 
-    def _aligned_already(self, row: int, pixels: torch.Tensor) -> Crop:
+    def _aligned_already(self, row: int, pixels: np.ndarray) -> Crop:
         """Keeps the compressed pixels of a picture that is small enough and upright, without its file's metadata."""
         height, width = pixels.shape[1:]
+        template = self.options.landmarks
+        if template not in TEMPLATES or template == "template":
+            template = self.frames.template
         if max(height, width) <= 2 * self.options.crop_size:
             plain = without_metadata((self.frames.root / self.frames.image(row)).read_bytes())
-            if plain is not None and _shows(plain, pixels):
-                whole = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()
-                return Crop(plain, template_landmarks(height, width), "template", image_hash(whole))
+            with contextlib.suppress(ValueError):
+                if plain is not None and np.array_equal(read_image(plain), pixels):
+                    whole = pixels.round().astype(np.uint8).transpose(1, 2, 0)
+                    return Crop(plain, template_landmarks(height, width, template), template, image_hash(whole))
         scale = self.options.crop_size / max(height, width)
         size = (max(1, round(height * scale)), max(1, round(width * scale))) if scale < 1 else (height, width)
         crop = warp(pixels, resize_matrix(height, width, *size), *size)
-        return self._encoded(crop, template_landmarks(*size), "template")
+        return self._encoded(crop, template_landmarks(*size, template), template)
 
-    def _encoded(self, crop: torch.Tensor, points: np.ndarray, source: str) -> Crop:
-        pixels = crop.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    def _encoded(self, crop: np.ndarray, points: np.ndarray, source: str) -> Crop:
+        pixels = np.ascontiguousarray(crop.round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
         _, encoded = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, self.options.quality])
         border = (pixels.shape[0] - self.options.crop_size) // 2
         inner = pixels[border : pixels.shape[0] - border, border : pixels.shape[1] - border] if border > 0 else pixels
@@ -209,13 +212,6 @@ class RowMaker:
             "corpus": frames.corpus,
             "licence": frames.licence,
         }
-
-
-def _shows(content: bytes, pixels: torch.Tensor) -> bool:
-    try:
-        return torch.equal(read_image(content), pixels)
-    except ValueError:
-        return False
 
 
 def image_hash(pixels: np.ndarray) -> np.ndarray:

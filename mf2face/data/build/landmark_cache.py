@@ -6,17 +6,16 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from mf2face.data.corpora.label_files import CorpusError, check_folder
-from mf2face.files import whole_file
+from mf2face.files import write_whole
 from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, check_landmarks
 
 
@@ -42,9 +41,8 @@ class CachedFace:
 class LandmarkCache:
     """The largest face of each image below `root`; each batch is on the disk before the next begins.
 
-    detector: its `detect` takes images and gives a list of `DetectedFace` each; `FaceAlignmentDetector` unless given.
-    An image is detected again if it changed (its size or its date), if the detector's name or settings differ, or if
-    the entry's checksum is wrong. file: where the cache is kept, `mf2_landmarks.sqlite` in `root` unless given.
+    detector: `FaceAlignmentDetector` unless given. file: `mf2_landmarks.sqlite` in `root` unless given. An image is
+    detected again if its size or date changed, if the detector's name or settings differ, or if the entry is damaged.
     """
 
     def __init__(
@@ -59,8 +57,7 @@ class LandmarkCache:
         self.root = check_folder(Path(root), "the images", "Name the folder that the images lie in")
         self.detector = FaceAlignmentDetector(max_batch_size=batch_size, **settings) if detector is None else detector
         identity = {"detector": type(self.detector).__name__, "settings": settings}
-        self.name = json.dumps(identity, sort_keys=True, default=str)
-        self.batch_size = batch_size
+        self.name, self.batch_size = json.dumps(identity, sort_keys=True, default=str), batch_size
         self.file = self.root / CACHE_NAME if file is None else Path(file)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +87,7 @@ class LandmarkCache:
     def __exit__(self, *raised: object) -> None:
         self.store.close()
 
-    def faces(self, images: Sequence[str], pixels: Sequence[torch.Tensor]) -> list[CachedFace | None]:
+    def faces(self, images: Sequence[str], pixels: Sequence[np.ndarray]) -> list[CachedFace | None]:
         """The largest face of each image (a path below `root`), None if there is none."""
         stamps = [self._stamp(image) for image in images]
         known = [self._known(image, stamp) for image, stamp in zip(images, stamps, strict=True)]
@@ -165,7 +162,7 @@ def _as_face(points: bytes, confidence: bytes, box: bytes, score: float) -> Cach
     return CachedFace(numbers[0].reshape(68, 2), *numbers[1:], float(score))
 
 
-def _largest(faces: Sequence[DetectedFace], image: torch.Tensor) -> CachedFace | None:
+def _largest(faces: Sequence[DetectedFace], image: np.ndarray) -> CachedFace | None:
     if not faces:
         return None
     face = max(faces, key=lambda one: one.area)
@@ -177,33 +174,26 @@ def _largest(faces: Sequence[DetectedFace], image: torch.Tensor) -> CachedFace |
     return CachedFace(*numbers, float(face.score))
 
 
-def video_frames(video: Path) -> Iterator[tuple[int, np.ndarray]]:
-    """Number, from 1, and BGR pixels of every frame."""
+def cut_video(video: str | Path, folder: str | Path, quality: int = 95) -> int:
+    """Writes `00001.jpg` and so on, as the readers of corpora expect them, and keeps those that are there; how many."""
+    video, folder, number = Path(video), Path(folder), 0
     if not video.is_file():
         raise CorpusError(video, "nothing there", "a video", "Name a file that OpenCV can read")
-    reader, number = cv2.VideoCapture(str(video)), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    reader = cv2.VideoCapture(str(video))
     try:
         while (frame := reader.read())[0]:
             number += 1
-            yield number, frame[1]
+            target = folder / f"{number:05d}.jpg"
+            if not target.exists():
+                _, encoded = cv2.imencode(".jpg", frame[1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+                write_whole(target, encoded.tobytes())
     finally:
         reader.release()
     if not number:
         advice = "It may be damaged, or OpenCV lacks its codec: convert it to mp4"
         raise CorpusError(video, "no frame", "a video", advice)
-
-
-def cut_video(video: str | Path, folder: str | Path, quality: int = 95) -> int:
-    """Writes `00001.jpg` and so on, as the readers of corpora expect them, and keeps those that are there; how many."""
-    folder, number = Path(folder), 0
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, pixels in video_frames(Path(video)):
-        target = folder / f"{number:05d}.jpg"
-        if not target.exists():
-            _, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-            with whole_file(target, shared=True) as part:
-                part.write_bytes(encoded.tobytes())
     return number
 
 
-__all__ = ["CachedFace", "LandmarkCache", "cut_video", "video_frames"]
+__all__ = ["CachedFace", "LandmarkCache", "cut_video"]

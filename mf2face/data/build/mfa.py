@@ -1,11 +1,12 @@
-"""Builds a data set of MFA from a corpus: in shards, from which an interrupted build goes on, whole or absent."""
+"""Builds a data set of MFA from a corpus: in shards, from which an interrupted build goes on, whole or absent; its
+card and report: counts, what was left out and why, leaks."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from configuration_mf2.facs import UNKNOWN_LABEL
 from configuration_mf2.json_files import read_json
-from mf2face.data.build.card import write_card
 from mf2face.data.build.crops import HASH_BYTES, BuildOptions, Problem, RowMaker, near_pairs
 from mf2face.data.build.landmark_cache import LandmarkCache
 from mf2face.data.corpora.frames import Frames
@@ -83,14 +84,21 @@ def build_mfa(
             "Split by people, or choose near='tell' to keep the corpus's own split as it is",
         )
     plan, work = _plan(frames, split, options), out.parent / f".{out.name}.building"
+    exists = FileExistsError(f"out: {out} is there already; name another folder, or remove it")
     if out.exists() and not work.exists():
-        raise _exists_already(out)
+        raise exists
     busy = RuntimeError(f"out: another process builds {out} at this moment; wait for it, or end it")
     try:
         work.mkdir(parents=True, exist_ok=True)
         with locked(work / "lock", busy):
             if out.exists():
-                return _finished_before(out, work, plan)
+                if (work / "result").exists():  # an unfinished build, and something else in the place of its result
+                    raise exists
+                same = planned_before(work) == plan["plan"]
+                remove_work(work)  # which a kill left
+                if same:
+                    return read_json(out / "build.json")
+                raise exists
             resume_plan(work, plan)
             shards = shards_of(frames, split, options)
             _write_shards(work, shards, RowMaker(frames, split, options, cache))
@@ -102,21 +110,6 @@ def build_mfa(
             raise disk_full(work, "Finished shards are kept: make room and start again") from error
         raise
     return report
-
-
-def _exists_already(out: Path) -> FileExistsError:
-    return FileExistsError(f"out: {out} is there already; name another folder, or remove it")
-
-
-def _finished_before(out: Path, work: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The report of a build that a kill ended after `out` was there and before `work` was removed."""
-    if (work / "result").exists():  # an unfinished build, and something else in the place of its result
-        raise _exists_already(out)
-    same = planned_before(work) == plan["plan"]
-    remove_work(work)
-    if not same:
-        raise _exists_already(out)
-    return read_json(out / "build.json")
 
 
 def _check_names(frames: Frames) -> None:
@@ -147,7 +140,7 @@ def _plan(frames: Frames, split: Sequence[str], options: BuildOptions) -> dict[s
     for columns in (frames.video, frames.frame, frames.au_labels, frames.emotion, frames.landmarks):
         digest.update(b"" if columns is None else np.ascontiguousarray(columns).tobytes())
     digest.update("\n".join(video.image(0) for video in frames.videos).encode() + " ".join(split).encode())
-    return {"plan": digest.hexdigest(), "options": dataclasses.asdict(options)}
+    return {"plan": digest.hexdigest(), "options": asdict(options)}
 
 
 def planned_before(work: Path) -> str | None:
@@ -170,10 +163,8 @@ def resume_plan(work: Path, plan: dict[str, Any]) -> None:
     elif before != plan["plan"]:
         options = read_json(work / "plan.json").get("options", {})
         changed = [f"{k}: {v!r}" for k, v in options.items() if v != plan["options"].get(k)]
-        raise ValueError(
-            f"out: {work} holds an unfinished build of other options or labels ({', '.join(changed) or 'other rows'}). "
-            "Start with those to go on with it, or remove that folder to begin anew"
-        )
+        other = f"an unfinished build of other options or labels ({', '.join(changed) or 'other rows'})"
+        raise ValueError(f"out: {work} holds {other}. Start with those to go on with it, or remove that folder")
     (work / "result" / "data").mkdir(parents=True, exist_ok=True)
     (work / "notes").mkdir(exist_ok=True)
 
@@ -198,7 +189,7 @@ def write_notes(work: Path, shard: Shard, notes: Notes) -> None:
     content = {
         "rows": notes.rows.tolist(),
         "hashes": np.ascontiguousarray(notes.hashes).tobytes().hex(),
-        "problems": [dataclasses.asdict(problem) for problem in notes.problems],
+        "problems": [asdict(problem) for problem in notes.problems],
     }
     write_whole(work / "notes" / f"{shard.file}.json", json.dumps(content))
 
@@ -227,7 +218,7 @@ def _write_shards(work: Path, shards: Sequence[Shard], maker: RowMaker) -> None:
             rows, hashes, kept, problems = maker.make(shard.rows, bar)
             if not rows:
                 first, expected = problems[0], f"some good image among {len(shard.rows)}"
-                advice = "Name the right folder; or is the first of them damaged? A shard needs at least one image"
+                advice = "Name the right folder: a shard needs at least one image"
                 raise CorpusError(frames.root / first.image, first.reason, expected, advice)
             table = Dataset.from_list(rows, features=features).data.table
             write_table(work / "result" / "data" / shard.file, table, features)
@@ -256,11 +247,9 @@ def _finish(
     if refused := _refused(problems, options):
         write_whole(work / "left_out.txt", listed)
         first, remedies = refused[0], [_REMEDIES[kind] for kind in sorted({problem.kind for problem in refused})]
-        raise CorpusError(
-            *(frames.root / first.image, f"{len(refused)} images that cannot be used ({first.reason})", "good ones"),
-            f"{work / 'left_out.txt'} lists them all. Either {'; and '.join(remedies)}, and start again: finished "
-            "shards are kept",
-        )
+        got = f"{len(refused)} images that cannot be used ({first.reason})"
+        advice = f"{work / 'left_out.txt'} lists them all. Either {'; and '.join(remedies)}, and start again"
+        raise CorpusError(frames.root / first.image, got, "good ones", f"{advice}: finished shards are kept")
     near = _near_images(work, shards, notes, frames, options)
     rows: dict[str, list[int]] = {name: [] for name in SPLITS}
     for shard in shards:
@@ -269,7 +258,7 @@ def _finish(
         remove_leftovers(folder)
     leaks = {"near_identical": near, "in_two_splits": in_two_splits}
     kinds = [problem.kind for problem in problems]
-    report = write_card(result, frames, rows, dataclasses.asdict(options), leaks, kinds)
+    report = write_card(result, frames, rows, asdict(options), leaks, kinds)
     if problems:
         write_whole(result / "left_out.txt", listed)
     infos = {"default": {"description": describe_labels(Dataset.from_dict({}), frames.label_set).info.description}}
@@ -296,10 +285,8 @@ def _near_images(
         for pair in sorted(double.items())
     ]
     if options.near == "raise" and sentences:
-        raise ValueError(
-            f"near: {len(sentences)} images are all but identical to one in another split: {'; '.join(sentences[:3])}. "
-            "Leave them out with near='drop' (--near drop), or keep them with 'keep'; finished shards are kept"
-        )
+        first = f"{len(sentences)} images are all but identical to one in another split: {'; '.join(sentences[:3])}"
+        raise ValueError(f"near: {first}. Choose near='drop' (--near drop) or 'keep'; finished shards are kept")
     if options.near == "drop":
         before = work / "near.json"  # what an interrupted end of the build has left out already
         sentences = list(dict.fromkeys([*(read_json(before) if before.exists() else []), *sentences]))
@@ -317,4 +304,108 @@ def _drop_rows(work: Path, shard: Shard, notes: Notes, places: np.ndarray, frame
     write_notes(work, shard, Notes(notes.rows[kept], notes.hashes[kept], notes.problems))
 
 
-__all__ = ["BuildOptions", "Shard", "build_mfa", "shards_of"]
+# Count of the reader, or kind of a problem -> why those images are not in the data set.
+_REASONS: Mapping[str, str] = {
+    "lines_without_a_label": "lines say nothing of their image",
+    "images_missing": "are not on the disk",
+    "pictures_without_a_face": "show no face, as the corpus says",
+    "without_any_labels": "have no label",
+    "without_au_labels": "have no AU label (--require au)",
+    "without_emotion_labels": "have no emotion label (--require emotion)",
+    "without_both_labels": "lack AU or emotion labels (--require both)",
+    "left_out_by_sampling": "are not the n-th of their video (--every)",
+    "left_out_by_balancing": "are more than emotions alike allow (--balance)",
+    "unreadable": "cannot be read (--skip_unreadable)",
+    "no face": "have no face (--on_no_face skip)",
+    "landmarks": "have wrong landmarks",
+    "near_identical": "all but repeat an image of another split (--near keep keeps them)",
+}
+
+
+def split_counts(frames: Frames, rows: Mapping[str, Sequence[int]]) -> dict[str, dict[str, int]]:
+    """Split -> images, videos, people, and images of each emotion and of each active AU that are labelled at all."""
+    counts, is_known = {}, (frames.au_labels != UNKNOWN_LABEL).any(0)
+    emotions = frames.label_set.emotions if (frames.emotion != UNKNOWN_LABEL).any() else ()
+    for name in SPLITS:
+        chosen = np.asarray(rows[name], int)
+        if not len(chosen):
+            continue
+        videos = np.unique(frames.video[chosen])
+        people = {frames.videos[place].subject for place in videos}
+        counts[name] = {"images": len(chosen), "videos": len(videos), "people or videos": len(people)}
+        counts[name] |= {e: int((frames.emotion[chosen] == code).sum()) for code, e in enumerate(emotions)}
+        active, units = (frames.au_labels[chosen] == 1).sum(0), frames.label_set.action_units
+        counts[name] |= {f"{units[k]} active": int(active[k]) for k in np.flatnonzero(is_known)}
+    return counts
+
+
+def summary(report: Mapping[str, Any], out: str | Path) -> str:
+    """What was built, for the end of a command: a line a split, and what was left out and why."""
+    counts = {name: [f"{value:,} {what}" for what, value in some.items()] for name, some in report["counts"].items()}
+    lines = [f"{name}: {', '.join(some)}" for name, some in counts.items()]
+    built, why = sum(counts["images"] for counts in report["counts"].values()), report["left_out_because"]
+    lines.append(f"{built:,} images are in {out}; see {out}/README.md")
+    lines.append(f"{sum(why.values()):,} images were left out" + (f": {_reasons(why)}" if why else ""))
+    if (near := report["near_identical"]) and report["options"]["near"] in ("keep", "tell"):
+        lines.append(f"{len(near):,} images all but repeat one of another split and were kept (--near drop)")
+    return "\n".join(lines)
+
+
+def write_card(
+    folder: Path,
+    frames: Frames,
+    rows: Mapping[str, Sequence[int]],
+    options: Mapping[str, Any],
+    leaks: Mapping[str, Sequence[str]],
+    problems: Sequence[str],
+) -> dict[str, Any]:
+    """Writes `README.md` and `build.json`, whose content is returned. problems: the kind of each image left out."""
+    dropped = len(leaks["near_identical"]) if options["near"] == "drop" else 0
+    left_out = {**frames.counts, **Counter(problems), "near_identical": dropped}
+    report = {
+        "corpus": frames.corpus,
+        "licence": frames.licence,
+        "protocol": frames.protocol,
+        "counts": split_counts(frames, rows),
+        "read": dict(frames.counts),
+        "missing_images": list(frames.missing),
+        "left_out": len(problems),
+        "left_out_because": {text: left_out[name] for name, text in _REASONS.items() if left_out.get(name)},
+        **{name: list(leaks[name]) for name in ("near_identical", "in_two_splits")},
+        "options": dict(options),
+    }
+    write_whole(folder / "build.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / "README.md", _card(report))
+    return report
+
+
+def _card(report: Mapping[str, Any]) -> str:
+    counts: Mapping[str, Mapping[str, int]] = report["counts"]
+    files = "".join(f"  - split: {name}\n    path: data/{name}-*.parquet\n" for name in counts)
+    names = next(iter(counts.values()))
+    rows = "".join(f"\n| {name} | {' | '.join(f'{part[name]:,}' for part in counts.values())} |" for name in names)
+    near, shared = report["near_identical"], report["in_two_splits"]
+    dropped = report["options"]["near"] == "drop"
+    near = f"{len(near)}, {'left out of the split named first' if dropped else 'kept'}" if near else "none"
+    lines = [
+        f"---\nlicense: other\nlicense_name: {report['corpus']}\nconfigs:\n- config_name: default\n"
+        f"  data_files:\n{files}---",
+        f"# MFA from {report['corpus']}",
+        f"**Licence.** {report['licence']}. Faces are personal data: the corpus's terms are this folder's too.",
+        f"**Protocol.** {report['protocol']}",
+        f"| | {' | '.join(counts)} |\n|---|{'---|' * len(counts)}{rows}",
+        "**Read.** " + "; ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in report["read"].items()) + ".",
+        "**Left out.** " + (_reasons(report["left_out_because"]) or "Nothing") + ".",
+        f"**Leak check.** People or videos in two splits: {len(shared)}. Images all but identical across splits: "
+        f"{near}.",
+        "**Options.** " + ", ".join(f"`{name}={value}`" for name, value in report["options"].items()),
+        "Landmarks are pixels of the stored image; `landmark_source` says where they come from. -1 is unknown.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _reasons(why: Mapping[str, int]) -> str:
+    return "; ".join(f"{count:,} {reason}" for reason, count in why.items())
+
+
+__all__ = ["BuildOptions", "build_mfa", "summary"]

@@ -9,7 +9,7 @@ import numpy as np
 from configuration_mf2.facs import UNKNOWN_LABEL
 from mf2face.data.corpora.frames import Frames, Required, every_and_changes, keep_labelled
 from mf2face.data.corpora.label_files import CorpusError
-from mf2face.data.schema import SPLIT_SIZES, SPLITS
+from mf2face.data.schema import SPLIT_SIZES, positive_shares
 
 
 # A wrong number of videos weighs more than any wrong number of images, as long as neither is hopeless.
@@ -51,9 +51,14 @@ def split_units(
     videos: how many each split gets exactly, if units of one video allow it. Places the largest units first where the
     most is lacking, then moves and exchanges units as long as that brings the splits nearer to their shares.
     """
-    shares = {name: share for name, share in shares.items() if share}
-    _check_shares(shares, units, videos)
-    wanted = np.array([shares[name] for name in shares], float)
+    shares = positive_shares(shares)
+    if len(units.names) < len(shares):
+        expected = f"at most one for each of {len(units.names)} people"
+        raise ValueError(f"split_sizes: got {len(shares)} splits, expected {expected}")
+    if videos is not None and (set(videos) != set(shares) or sum(videos.values()) != units.videos.sum()):
+        expected = f"a number for each of {', '.join(shares)}, {units.videos.sum()} in all"
+        raise ValueError(f"videos: got {dict(videos)}, expected {expected}")
+    wanted = np.array(list(shares.values()), float)
     wanted /= wanted.sum()
     in_videos = wanted if videos is None else np.array([videos[name] for name in shares]) / units.videos.sum()
     totals = np.maximum(units.images.sum(0), 1)
@@ -103,20 +108,9 @@ def _improve(split: np.ndarray, load: np.ndarray, held: np.ndarray, aim: np.ndar
     return split
 
 
-def _check_shares(shares: Mapping[str, float], units: Units, videos: Mapping[str, int] | None) -> None:
-    if not shares or set(shares) - set(SPLITS) or not all(0 < share < float("inf") for share in shares.values()):
-        raise ValueError(f"split_sizes: got {dict(shares)}, expected shares above 0 of some of {SPLITS}")
-    if len(units.names) < len(shares):
-        expected = f"at most one for each of {len(units.names)} people"
-        raise ValueError(f"split_sizes: got {len(shares)} splits, expected {expected}")
-    if videos is not None and (set(videos) != set(shares) or sum(videos.values()) != units.videos.sum()):
-        expected = f"a number for each of {', '.join(shares)}, {units.videos.sum()} in all"
-        raise ValueError(f"videos: got {dict(videos)}, expected {expected}")
-
-
 def official_splits(frames: Frames, fold: int | None = None, seed: int = 0) -> list[str]:
-    """Each row's split as the corpus has it. Of folds, `fold` is the test split; thresholds are tuned on a tenth of the
-    other people: there must be somebody who is neither trained nor tested on."""
+    """Each row's split as the corpus has it. Of folds, `fold` is the test split, and a tenth of the other people the
+    validation split."""
     official = np.array([video.official for video in frames.videos], object)[frames.video]
     if (without := np.flatnonzero(official == "")).size:
         name = frames.videos[frames.video[without[0]]].name
@@ -186,10 +180,10 @@ def plan_mfa(
 ) -> tuple[Frames, list[str]]:
     """The rows of a corpus that are used, and each row's split: all images that have a label, unless asked otherwise.
 
-    require: which labels an image must have. every: above 1,
-    every n-th frame and the changes of labels alone. balance: as many images of each emotion in each split, as of its
-    rarest or as many as `per_emotion` says. sizes, videos: shares of the splits, and how many videos. official: the
-    corpus's own split, or of its folds `fold` as test; None: where you wrote the split beside pictures of your own.
+    require: which labels an image must have. every: above 1, every n-th frame and the changes of labels alone. balance:
+    as many images of each emotion in each split, as of its rarest or as many as `per_emotion` says. sizes, videos:
+    shares of the splits, and how many videos. official: the corpus's own split, or of its folds `fold` as test; None:
+    if your own pictures have one.
     """
     frames = keep_labelled(frames, require)
     if every != 1:
@@ -200,7 +194,7 @@ def plan_mfa(
         split = official_splits(frames, fold, seed=seed)
     else:
         units = units_of(frames)
-        names = [name for name, share in sizes.items() if share]
+        names = list(positive_shares(sizes))
         split = [names[side] for side in split_units(units, sizes, videos, seed)[units.of_row]]
     if not (balance or per_emotion):
         return frames, split

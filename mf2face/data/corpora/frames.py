@@ -1,5 +1,6 @@
 """The labels of a whole corpus as columns, a few bytes a frame: what every reader gives and the builder takes."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -27,9 +28,9 @@ ListFolder = Callable[[Path], Sequence[str]]
 class Video:
     """Frames of one video, or a single picture.
 
-    subject: the person; where the corpus does not say, what must stay together all the same: the video, or the picture.
-    folder: of the frames, below the corpus; of a picture its whole path. digits: of a frame's file name, at least; None
-    for a single picture. official: the split or fold that the corpus itself puts it into.
+    subject: the person; where the corpus names none, the video or the picture. folder: of the frames, below the corpus;
+    of a picture its whole path. digits: of a frame's file name, at least; None for a single picture. official: the
+    corpus's own split or fold.
     """
 
     name: str
@@ -48,8 +49,9 @@ class Frames:
     """Rows are sorted by video and frame. -1 is unknown, for each AU by itself.
 
     video: (rows,) places in `videos`. au_labels: (rows, AUs) int8. landmarks: (rows, 68, 2) float32 in pixels of the
-    image, NaN where the corpus has none. counts: what was read and left out. missing: the first of the listed images
-    that are not on the disk. split_is_given: the owner of the pictures wrote a split.
+    image, NaN where the corpus has none. template: the alignment of the images (`processing_mf2.landmarks.TEMPLATES`),
+    if they are aligned crops. counts: what was read and left out. missing: the first of the listed images that are not
+    on the disk. split_is_given: the owner of the pictures wrote a split.
     """
 
     corpus: str
@@ -67,6 +69,7 @@ class Frames:
     missing: Sequence[str] = ()
     protocol: str = ""
     split_is_given: bool = False
+    template: str = "template"
 
     def __len__(self) -> int:
         return len(self.video)
@@ -100,8 +103,7 @@ def keep_labelled(frames: Frames, required: Required = "both") -> Frames:
         emotions, units = (frames.has_labels(kind).sum() for kind in ("emotion", "au"))
         raise CorpusError(
             *(frames.root, f"no image of {len(frames)} with the labels asked for", f"some (require={required!r})"),
-            f"It holds emotions of {emotions}, action units of {units}. Choose --require any, au or emotion, and a "
-            "label set that the corpus labels",
+            f"It holds emotions of {emotions}, action units of {units}. Choose --require, or another label set",
         )
     return frames.select(kept, **{f"without_{required}_labels": int((~kept).sum())})
 
@@ -129,15 +131,11 @@ def frames_on_disk(folder: Path, list_folder: ListFolder = os.listdir) -> tuple[
     except OSError as error:
         advice = "A link may lead back to itself, or rights may be missing"
         raise CorpusError(folder, error.strerror, "a folder of frames", advice) from error
-    matches: list[re.Match] = []
-    if (alike := _numbered_alike(names)) is not None:
-        numbers, digits, ending = alike
-    else:
-        matches = [match for name in names if (match := _FRAME.fullmatch(name))]
-        if not matches:
-            return np.zeros(0, np.int32), 1, ".jpg"
-        digits, ending = min(len(match[1]) for match in matches), matches[0][2]
-        numbers = np.array([int(match[1]) for match in matches], np.int32)
+    matches = [match for name in names if (match := _FRAME.fullmatch(name))]
+    if not matches:
+        return np.zeros(0, np.int32), 1, ".jpg"
+    digits, ending = min(len(match[1]) for match in matches), matches[0][2]
+    numbers = np.array([int(match[1]) for match in matches], np.int32)
     numbers.sort()
     twice = numbers[1:][np.diff(numbers) == 0]
     if len(twice):
@@ -150,21 +148,6 @@ def frames_on_disk(folder: Path, list_folder: ListFolder = os.listdir) -> tuple[
     return numbers, digits, ending
 
 
-def _numbered_alike(names: Sequence[str]) -> tuple[np.ndarray, int, str] | None:
-    """Most corpora: all names as long as the first, and alike but for the digits. Read without a step for each."""
-    if not names or (first := _FRAME.fullmatch(names[0])) is None:
-        return None
-    digits, ending = len(first[1]), first[2]
-    joined = "".join(names)
-    size = digits + len(ending)
-    if digits > 9 or len(joined) != size * len(names) or not joined.isascii():
-        return None
-    table = np.frombuffer(joined.encode(), np.uint8).reshape(-1, size)
-    values = table[:, :digits].astype(np.int32) - ord("0")
-    alike = (table[:, digits:] == table[0, digits:]).all() and ((values >= 0) & (values <= 9)).all()
-    return (values @ 10 ** np.arange(digits - 1, -1, -1, dtype=np.int32), digits, ending) if alike else None
-
-
 def stills(
     names: Sequence[str], root: Path, list_folder: ListFolder, *, subjects: Sequence[str] = (), official: Sequence = ()
 ) -> tuple[list[Video], np.ndarray]:
@@ -174,17 +157,16 @@ def stills(
     for place, name in enumerate(names):
         folder, _, file = name.rpartition("/")
         if folder not in listed:
-            try:
+            listed[folder] = frozenset()
+            with contextlib.suppress(OSError):
                 entries = list_folder(root / folder)
                 listed[folder] = entries if isinstance(entries, frozenset) else frozenset(entries)
-            except OSError:
-                listed[folder] = frozenset()
         there[place] = file in listed[folder]
         stem = name.rpartition(".")[0] or name
         subject = subjects[place] if len(subjects) else ""
         videos.append(Video(stem, subject or stem, name, official=official[place] if len(official) else ""))
-    if len({video.name for video in videos}) < len(videos):
-        name = next(name for name, count in Counter(video.name for video in videos).items() if count > 1)
+    ((name, count),) = Counter(video.name for video in videos).most_common(1) or (("", 0),)
+    if count > 1:
         raise CorpusError(root, f"images that differ in their ending alone: {name}.*", "one of them", "Rename one")
     return videos, there
 
@@ -206,8 +188,8 @@ def emotion_codes(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
 
 @dataclass
 class Corpus:
-    """A reader of one corpus; its fields are its options. Each reader's docstring states its files and protocol: it is
-    printed, and copied into cards.
+    """A reader of one corpus; its fields are its options, its docstring (printed, and copied into cards) its files and
+    protocol.
 
     label_set: the AUs and emotions wanted, by name; the corpus's own unless given. list_folder: `os.listdir`, or a list
     of what is on another disk.
@@ -221,6 +203,7 @@ class Corpus:
     name: ClassVar[str]
     licence: ClassVar[str]
     advice: ClassVar[str]
+    template: ClassVar[str] = "template"
 
     def __post_init__(self) -> None:
         self.root = check_folder(Path(self.root), f"the {self.name} corpus", self.advice)
@@ -236,7 +219,8 @@ class Corpus:
         if lines and not len(columns[0]):
             expected = f"images such as {missing[0] if missing else '...'}"
             raise CorpusError(self.root, f"none of {lines:,} listed images on the disk", expected, self.advice)
-        more |= {"missing": list(missing[:_LISTED_MISSING]), "protocol": " ".join((self.__doc__ or "").split())}
+        more |= {"template": self.template, "missing": list(missing[:_LISTED_MISSING])}
+        more["protocol"] = " ".join((self.__doc__ or "").split())
         return Frames(self.name, self.licence, self.root, self.label_set, videos, *columns, **more)
 
 

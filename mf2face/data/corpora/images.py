@@ -15,6 +15,7 @@ from mf2face.data.corpora.label_files import (
     Listing,
     check_folder,
     check_header,
+    check_width,
     csv_rows,
     read_text,
 )
@@ -47,8 +48,8 @@ class ImageCorpus(Corpus):
             np.full(count, UNKNOWN_LABEL, np.int8) if emotion is None else emotion,
         )
         missing = [names[place] for place in np.flatnonzero(~there)]
-        more |= {"landmarks": None if landmarks is None else landmarks[there]}
-        more |= {"counts": {"label_lines": count, "images_missing": len(missing), **(counts or {})}}
+        more["landmarks"] = None if landmarks is None else landmarks[there]
+        more["counts"] = {"label_lines": count, "images_missing": len(missing), **(counts or {})}
         return self.as_frames(videos, *(c[there] for c in columns), lines=count, missing=missing, **more)
 
     def pairs(self, file: Path, expected: str) -> Iterator[tuple[int, str, str]]:
@@ -132,9 +133,7 @@ class EmotioNet(ImageCorpus):
             raise CorpusError(file, got, expected, self.advice, line=1)
         names, labels, listing = [], [], Listing(file)
         for line, fields in rows:
-            if len(fields) != len(header):
-                expected = f"{len(header)} fields, as in the header"
-                raise CorpusError(file, f"{len(fields)} fields", expected, self.advice, line=line)
+            check_width(file, fields, header, self.advice, line)
             address = fields[0].strip().strip("'\"").rstrip("/").rpartition("/")[2]
             names.append(f"images/{listing.path(address, line, 'URL')}")
             labels.append([self._code(fields[place], file, line, name) for place, name in columns.items()])
@@ -190,9 +189,7 @@ class AffectNet(ImageCorpus):
                 if line == 1 and "/" not in fields[0]:
                     check_header(file, fields, self.columns, self.advice)
                     continue
-                if len(fields) != len(self.columns):
-                    expected = f"{len(self.columns)}: {', '.join(self.columns)}"
-                    raise CorpusError(file, f"{len(fields)} fields", expected, self.advice, line=line)
+                check_width(file, fields, self.columns, self.advice, line)
                 name = f"{self.images}/{listing.path(fields[0], line, self.columns[0])}"
                 yield name, _expression(fields[6], file, line), split, _landmarks(fields[5].split(";"), file, line)
 

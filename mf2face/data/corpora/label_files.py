@@ -44,7 +44,7 @@ def check_folder(folder: Path, what: str, advice: str) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """A whole file, of which every byte is UTF-8; a byte order mark and Windows line ends are understood."""
+    """A whole file of UTF-8; a byte order mark and Windows line ends are understood."""
     try:
         content = path.read_bytes()
     except (OSError, RuntimeError) as error:
@@ -86,10 +86,8 @@ def integer_table(
     # Ranges of whole numbers alone occur, apart from single codes that stand for "unknown".
     if allowed is not None and (wrong := ~np.isin(table, list(allowed))).any():
         line, column = np.argwhere(wrong)[0]
-        expected = f"one of {', '.join(map(str, sorted(allowed)))}"
-        raise CorpusError(
-            path, table[line, column], expected, advice, line=first_line + int(line), field=columns[column]
-        )
+        expected, where = f"one of {', '.join(map(str, sorted(allowed)))}", {"line": first_line + int(line)}
+        raise CorpusError(path, table[line, column], expected, advice, **where, field=columns[column])
     return table
 
 
@@ -122,16 +120,28 @@ def near_names(name: str, known: Collection[str]) -> str:
     return f"Did you mean {near[0]!r}? " if near else ""
 
 
-def csv_rows(path: Path, text: str, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
+def csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of every line that is not empty."""
     reader = csv.reader(io.StringIO(text), skipinitialspace=True, strict=True)
     try:
         for fields in reader:
             if fields:
-                yield first_line - 1 + reader.line_num, fields
+                yield reader.line_num, fields
     except csv.Error as error:
         advice = "Close the quotation mark, or write the file anew"
         raise CorpusError(path, str(error), "fields between commas", advice, line=reader.line_num) from error
+
+
+def check_width(path: Path, fields: Sequence[str], names: Sequence[str], advice: str, line: int) -> None:
+    if len(fields) != len(names):
+        raise CorpusError(path, f"{len(fields)} fields", f"{len(names)}: {', '.join(names)[:200]}", advice, line=line)
+
+
+def label_files(folder: Path, what: str, pattern: str, such_as: str, advice: str) -> list[Path]:
+    """The files or folders of a pattern in a folder, at least one."""
+    if not (paths := sorted(check_folder(folder, what, advice).glob(pattern))):
+        raise CorpusError(folder, "no labels", f"names such as {such_as}", advice)
+    return paths
 
 
 class Listing:

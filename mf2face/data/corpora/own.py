@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from configuration_mf2.facs import ACTION_UNITS, UNKNOWN_LABEL
 from mf2face.data.corpora.frames import Frames
 from mf2face.data.corpora.images import ImageCorpus
-from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, near_names, read_text
+from mf2face.data.corpora.label_files import CorpusError, Listing, check_width, csv_rows, near_names, read_text
 from mf2face.data.schema import SPLITS
 from processing_mf2.image_io import IMAGE_ENDINGS
 
@@ -86,18 +87,15 @@ class OwnTable(_Own):
             got = " and ".join(path.name for path in files) or "neither"
             raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
         file, listing = files[0], Listing(files[0])
-        columns: dict[str, list] = {name: [] for name in ("image", "emotion", "split", "subject", "landmarks", "units")}
+        columns: dict[str, list] = defaultdict(list)
         for line, row in self._jsonl(file) if file.suffix == ".jsonl" else self._csv(file):
-            values = {
-                "image": listing.path(str(row.get("image") or ""), line),
-                "emotion": self.emotion_code(_text(row.get("emotion")), file, line),
-                "split": _split(row, file, line),
-                "subject": _text(row.get("subject")) or _text(row.get("video")),
-                "landmarks": _points(row.get("landmarks"), file, line),
-                "units": [_au_code(row.get(unit), unit, file, line) for unit in self.label_set.action_units],
-            }
-            for column, value in values.items():
-                columns[column].append(value)
+            columns["image"].append(listing.path(str(row.get("image") or ""), line))
+            columns["emotion"].append(self.emotion_code(_text(row.get("emotion")), file, line))
+            columns["split"].append(_split(row, file, line))
+            columns["subject"].append(_text(row.get("subject")) or _text(row.get("video")))
+            columns["landmarks"].append(_points(row.get("landmarks"), file, line))
+            units = [_au_code(row.get(unit), unit, file, line) for unit in self.label_set.action_units]
+            columns["units"].append(units)
         if not columns["image"]:
             raise CorpusError(file, "no row", "a line a picture", self.advice)
         points = np.stack(columns["landmarks"])
@@ -128,11 +126,7 @@ class OwnTable(_Own):
         names = [name.strip() for name in header]
         self._check_columns(names, file, 1)
         for line, fields in rows:
-            if len(fields) != len(names):
-                got, expected = f"{len(fields)} fields", f"{len(names)}: {', '.join(names)}"
-                raise CorpusError(
-                    file, got, expected, "Put a field that holds a comma between quotation marks", line=line
-                )
+            check_width(file, fields, names, "Put a field that holds a comma between quotation marks", line)
             yield line, dict(zip(names, fields, strict=True))
 
     def _jsonl(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -150,7 +144,7 @@ class OwnTable(_Own):
 
 
 def _text(value: Any) -> str:
-    """A field's text: jsonl may number people from 0, and blanks around a name make nobody else of them."""
+    """A field's text without blanks around it; jsonl may number people from 0."""
     return "" if value is None else str(value).strip()
 
 
@@ -162,7 +156,7 @@ def _au_code(value: Any, name: str, file: Path, line: int) -> int:
 
 
 def _split(row: Mapping[str, Any], file: Path, line: int) -> str:
-    text = str(row.get("split") or "").strip().lower()
+    text = _text(row.get("split")).lower()
     if text and text not in _SPLIT_NAMES:
         expected = f"one of {', '.join(SPLITS)}"
         raise CorpusError(file, repr(text[:40]), expected, "A blank one is train", line=line, field="split")

@@ -8,7 +8,15 @@ import numpy as np
 
 from configuration_mf2.facs import UNKNOWN_LABEL
 from mf2face.data.corpora.frames import Corpus, Frames, Video, columns_by_name, emotion_codes, frames_on_disk
-from mf2face.data.corpora.label_files import CorpusError, check_folder, check_header, csv_rows, integer_table, read_text
+from mf2face.data.corpora.label_files import (
+    CorpusError,
+    check_folder,
+    check_header,
+    csv_rows,
+    integer_table,
+    label_files,
+    read_text,
+)
 from mf2face.data.schema import as_label_set
 
 
@@ -38,17 +46,13 @@ def check_order(file: Path, frames: np.ndarray, first_line: int) -> None:
 
 @dataclass
 class VideoCorpus(Corpus):
-    """A corpus of videos.
-
-    images: the folder of frames. extra_frames: how many images beyond the labelled ones (or lines in one of two label
-    files beyond the other's) are accepted in a video.
-    """
+    """images: the folder of frames. extra_frames: how many images beyond the labelled ones (or lines of one label file
+    beyond the other's) a video may have."""
 
     images: str = ""
     extra_frames: int = 0
 
     def labelled(self) -> Iterator[Labelled]:
-        """Every labelled video."""
         raise NotImplementedError
 
     def read(self) -> Frames:
@@ -60,10 +64,8 @@ class VideoCorpus(Corpus):
             known = (labelled.au_labels != UNKNOWN_LABEL).any(1) | (labelled.emotion != UNKNOWN_LABEL)
             video, there = self._on_disk(labelled)
             absent, kept = known & ~there, known & there
-            counts["videos"] += 1
-            counts["label_lines"] += len(labelled.frames)
-            counts["lines_without_a_label"] += int((~known).sum())
-            counts["images_missing"] += int(absent.sum())
+            of_video = (1, len(labelled.frames), int((~known).sum()), int(absent.sum()))
+            counts = {name: count + more for (name, count), more in zip(counts.items(), of_video, strict=True)}
             missing += [video.image(int(number)) for number in labelled.frames[absent][:20]]
             number = np.full(len(known), len(videos), np.int32)
             columns = [number, labelled.frames.astype(np.int32), labelled.au_labels, labelled.emotion]
@@ -83,8 +85,8 @@ class VideoCorpus(Corpus):
             raise CorpusError(
                 *(labelled.file, f"labels up to frame {last}"),
                 f"one for each image in {folder}, which has frames up to {beyond[-1]}",
-                "Labels and images are of different versions, or belong to different videos. If the first ones fit, "
-                f"extra_frames={len(beyond)} leaves out the images beyond",
+                f"Labels and images are of different versions or videos; extra_frames={len(beyond)} leaves out the "
+                "images beyond",
             )
         there = np.isin(labelled.frames, numbers, assume_unique=True)
         video = Video(labelled.name, labelled.subject, labelled.folder, digits, ending, labelled.official)
@@ -96,12 +98,13 @@ class AffWild2(VideoCorpus):
     """Aff-Wild2 as ABAW gives it out since 2022: `AU_Detection_Challenge` and `EXPR_Classification_Challenge` (or
     `EXPR_Recognition_Challenge`), each with `Train_Set` and `Validation_Set`, a text file a video; line 0 is the
     header, line i the labels of `cropped_aligned/<video>/<i:05d>.jpg`. -1 is unknown, of each AU by itself; a video
-    that one of the two tracks does not label is unknown there. A line may have no image: a face was not found. People
+    that one of the two tracks does not label is unknown there. A line may have no image: no face was detected. People
     are not named: `_left` and `_right` are two people of one video and stay together, as do all frames of a video."""
 
     name = "aff_wild2"
     licence = "Aff-Wild2: academic research only, by agreement with its authors; not to be passed on"
     images: str = "cropped_aligned"
+    template = "insightface112"
     advice = "Unpack ABAW's annotations and `cropped_aligned` into one folder and name that folder"
     _TRACKS = {
         "AU": ("AU_Detection_Challenge",),
@@ -193,11 +196,9 @@ class DISFA(VideoCorpus):
         super().__post_init__()
 
     def labelled(self) -> Iterator[Labelled]:
-        folder = check_folder(self.root / "ActionUnit_Labels", "a folder of label files a subject", self.advice)
+        folder = self.root / "ActionUnit_Labels"
+        subjects = label_files(folder, "a folder of label files a subject", "SN*/", "SN001 to SN032", self.advice)
         check_folder(self.root / self.images, "the frames, a folder a subject", self.advice)
-        subjects = sorted(path for path in folder.iterdir() if path.is_dir() and path.name.startswith("SN"))
-        if not subjects:
-            raise CorpusError(folder, "no folder named SN...", "SN001 to SN032", self.advice)
         fold_of = {f"SN{number:03d}": f"fold {k}" for k, fold in enumerate(self.folds, 1) for number in fold}
         for subject in subjects:
             frames, intensities = self._subject(subject)
@@ -287,11 +288,9 @@ class BP4D(OccurrenceCorpus):
     )
 
     def labelled(self) -> Iterator[Labelled]:
-        folder = check_folder(self.root / "AUCoding" / "AU_OCC", "a csv file a subject and task", self.advice)
+        folder, pattern = self.root / "AUCoding" / "AU_OCC", "[FM][0-9][0-9][0-9]_T[0-9]*.csv"
+        files = label_files(folder, "a csv file a subject and task", pattern, "F001_T1.csv", self.advice)
         check_folder(self.root / self.images, "the images, a folder a subject and one a task", self.advice)
-        files = sorted(folder.glob("[FM][0-9][0-9][0-9]_T[0-9]*.csv"))
-        if not files:
-            raise CorpusError(folder, "no label file", "files such as F001_T1.csv", self.advice)
         fold_of = {name: f"fold {number}" for number, fold in enumerate(self.folds, 1) for name in fold.split()}
         for file in files:
             subject, task = file.stem.split("_")
@@ -313,15 +312,13 @@ class GFT(OccurrenceCorpus):
     test_subjects: Collection[str] = ()
 
     def labelled(self) -> Iterator[Labelled]:
-        folder = check_folder(self.root / "labels", "a csv file a subject", self.advice)
+        folder, pattern = self.root / "labels", "[0-9][0-9][0-9][A-C].csv"
+        paths = label_files(folder, "a csv file a subject", pattern, "001A.csv", self.advice)
+        files = {file.stem: file for file in paths}
         check_folder(self.root / self.images, "the frames, a folder a subject", self.advice)
-        files = {file.stem: file for file in sorted(folder.glob("[0-9][0-9][0-9][A-C].csv"))}
-        if not files:
-            raise CorpusError(folder, "no label file", "files such as 001A.csv", self.advice)
         if unknown := sorted(set(self.test_subjects) - set(files)):
-            raise ValueError(
-                f"test_subjects: got {unknown}, expected subjects that have labels, such as {next(iter(files))}"
-            )
+            expected = f"subjects that have labels, such as {paths[0].stem}"
+            raise ValueError(f"test_subjects: got {unknown}, expected {expected}")
         for name, file in files.items():
             official = "" if not self.test_subjects else "test" if name in self.test_subjects else "train"
             yield self.read_file(file, name, f"{self.images}/{name}", official)

@@ -47,7 +47,7 @@ class Explainer:
         self.kinds = [kind for kind, able in writes.items() if able and sentences and hasattr(inner, "captioner")]
 
     @torch.no_grad()
-    def explain(self, name: str, pixels: torch.Tensor, face: Face, face_id: int = 0) -> Explanation:
+    def explain(self, name: str, pixels: np.ndarray, face: Face, face_id: int = 0) -> Explanation:
         pipeline, size = self.model.pipeline, self.model.pipeline.model.config.vision_config.image_size
         given = face.landmarks if face.given else None
         ready = pipeline.preprocess({"image": pixels, "landmarks": given}, landmark_source="template")
@@ -66,7 +66,7 @@ class Explainer:
         if self.occlusion:
             checked = occlusion_check(pipeline.model, inputs["pixel_values"][0], inputs["landmarks"][0])
         matrix = _crop_matrix(pipeline.processor.image_processor, pixels, given, size)
-        crop = warp(pixels, matrix, size, size).clamp(0, 255).round().to(torch.uint8)
+        crop = warp(pixels, matrix, size, size).round()
         units = pipeline.model.config.action_units
         grids = {} if maps.units is None else dict(zip(units, maps.units[0].cpu().numpy(), strict=True))
         grids |= {} if maps.face is None else {EMOTION: maps.face[0].cpu().numpy()}
@@ -79,7 +79,7 @@ class Explainer:
         )
 
 
-def _crop_matrix(processor: Any, pixels: torch.Tensor, given: np.ndarray | None, size: int) -> np.ndarray:
+def _crop_matrix(processor: Any, pixels: np.ndarray, given: np.ndarray | None, size: int) -> np.ndarray:
     if given is not None and processor.do_align:
         return alignment_matrix(np.asarray(given, np.float64), size, size)
     return resize_matrix(*pixels.shape[1:], size, size)
@@ -94,9 +94,8 @@ def _tidy(written: Any) -> Any:
     return re.sub(r"(^|[.!?] )([a-z])", lambda start: start[1] + start[2].upper(), text)
 
 
-def _rgb(pixels: torch.Tensor) -> np.ndarray:
-    pixels = pixels.clamp(0, 255).to(torch.uint8).cpu()
-    return np.ascontiguousarray(pixels.expand(3, -1, -1).permute(1, 2, 0).numpy())
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def explain(

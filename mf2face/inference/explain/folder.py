@@ -11,7 +11,6 @@ from typing import Any
 from mf2face.files import private
 from mf2face.inference.analyze import Analysis
 from mf2face.inference.explain.contact_sheet import save_contact_html, save_contact_sheet
-from mf2face.inference.explain.explainer import Explainer
 from mf2face.inference.explain.picture_rows import PictureRows, read_picture_rows
 from mf2face.inference.explain.timeline import save_timeline, save_timeline_html
 from mf2face.inference.faces import Face
@@ -27,6 +26,10 @@ class WhyFolder:
     """Takes the faces of a run one by one (`analysis.on_face`), and at its end the rows (`finish`)."""
 
     def __init__(self, folder: str | os.PathLike, analysis: Analysis, *, occlusion: bool = False) -> None:
+        try:
+            from mf2face.inference.explain.explainer import Explainer  # pictures of rows do not need torch
+        except ImportError as error:
+            raise ImportError(f"why: needs torch and the full package ({error}): pip install -e .") from error
         self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
         self.rows = PictureRows.of_columns(analysis.columns.names, analysis.about)
         self.folder, self.names = Path(folder), _Names(analysis.inputs)

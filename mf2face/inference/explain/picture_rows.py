@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
@@ -213,7 +212,7 @@ def thumbnails(rows: Sequence[Mapping[str, Any]], side: int = 200) -> Iterator[n
         yield None if pixels is None else _thumbnail(pixels, row, side)
 
 
-def _thumbnail(pixels: torch.Tensor, row: Mapping[str, Any], side: int) -> np.ndarray:
+def _thumbnail(pixels: np.ndarray, row: Mapping[str, Any], side: int) -> np.ndarray:
     height, width = pixels.shape[1:]
     left, top, right, bottom = box_of(row) if has_face(row) else (0, 0, width, height)
     whole = fills((left, top, right, bottom), height, width)
@@ -221,7 +220,7 @@ def _thumbnail(pixels: torch.Tensor, row: Mapping[str, Any], side: int) -> np.nd
     centre = np.array([(left + right) / 2, (top + bottom) / 2 - (0 if whole or not has_face(row) else 0.06 * reach)])
     low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
     inside = pixels[:, max(low[1], 0) : max(high[1], 1), max(low[0], 0) : max(high[0], 1)]
-    image = np.ascontiguousarray(inside.to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).numpy())
+    image = np.ascontiguousarray(inside.astype(np.uint8).transpose(1, 2, 0))
     # Beyond the image's border there is grey; it is added to what is small already.
     scale = side / np.maximum(high - low, 1)
     start = np.round(np.maximum(-low, 0) * scale).astype(int)

@@ -1,7 +1,8 @@
-"""The demo's modules, two adapters that answer differently, and pictures as a browser sends them."""
+"""Examples as modules; for the demo, two adapters that answer differently, and pictures as a browser sends them."""
 
 import base64
 import importlib
+import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -16,15 +17,23 @@ from mf2face.inference.model import EMBEDDED
 from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis
 
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DEMO = EXAMPLES / "demo"
 
 
 def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(DEMO))
+    """`examples/<name>.py`, as a script that is run finds its neighbours."""
+    path = EXAMPLES / f"{name}.py"
+    sys.path.insert(0, str(path.parent))
     try:
-        return importlib.import_module(name)
+        if path.parent == DEMO:  # its modules import one another
+            return importlib.import_module(path.stem)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
     finally:
-        sys.path.remove(str(DEMO))
+        sys.path.remove(str(path.parent))
 
 
 def write_adapters(folder: Path) -> Path:

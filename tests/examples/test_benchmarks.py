@@ -1,0 +1,252 @@
+"""Every benchmark runs; what it measured is not judged here, how its figures follow from each other is."""
+
+import csv
+import json
+import resource
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import datasets
+import numpy as np
+import pytest
+from example_scripts import load
+
+
+BENCHMARKS = {
+    "synthetic": ("--quick", "images_per_cpu_s_112", "knn_f1", "landmark_jitter_f1", "au_ceiling"),
+    "params": ("--size tiny", "emo_vl_trainable", "au_vl_trainable", "both_trainable"),
+    "qformer": ("--small --rounds 1", "forward_32", "train_32", "forward_384", "train_384"),
+    "vl_fau": ("--small --rounds 1", "branch_speedup", "branch_speedup_maps"),
+    "pretraining": (
+        *("--batch_size 2 --rounds 1 --no_memory", "step_ratio", "step_s", "reference_step_s", "default_step_s"),
+    ),
+    "pipeline": (
+        "--images 4 --batch_size 2 --rounds 1 --load_size tiny",
+        *("pipeline_over_bare", "cold_load_ratio"),
+    ),
+    "data": ("--quick --only labels", "label_lines", "label_lines_per_s"),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_writes_the_figures_that_it_returns(name: str, tmp_path: Path) -> None:
+    """Scripts that compare two sides stop where their results differ."""
+    options, *wanted = BENCHMARKS[name]
+    figures = load(f"benchmark/{name}").main([*options.split(), "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert all(figures[figure] > 0 for figure in wanted)
+    assert figures.get("output_difference", 0) < 1e-5
+
+
+@pytest.mark.slow
+def test_pretraining_measures_the_memory_of_a_process_of_its_own() -> None:
+    pretraining = load("benchmark/pretraining")
+    batch = pretraining.real_batch("tiny", 2)
+    held = bytearray(2 * 2**30)  # what this process holds, or held, is not counted
+    held[::4096] = b"1" * len(held[::4096])
+    assert 100 < pretraining.peak_memory("tiny", "ours", batch) < 1800
+
+
+def test_gpu_measures_rates_and_extrapolates_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = "--device cpu --size tiny --batch_size 3 --rounds 1 --steps 1".split()
+    gpu = load("benchmark/gpu")
+    figures = gpu.main([*small, "--stored_tokens", "--json", str(tmp_path / "figures.json")])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    for suffix in ("", "_stored_tokens"):
+        rate, inference = figures[f"train_images_per_s{suffix}"], figures[f"inference_images_per_s{suffix}"]
+        assert figures[f"epoch_minutes{suffix}"] == pytest.approx(31_320 / rate / 60)
+        assert figures[f"inference_seconds{suffix}"] == pytest.approx(3_376 / inference)
+        assert figures[f"train_peak_memory_gb{suffix}"] > 0 and figures[f"inference_peak_memory_gb{suffix}"] > 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "CPU" in printed[0] and all(str(paper) not in line for line in printed[:-1] for paper in ("62.3", "5.1 min"))
+    assert gpu.main([*small, "--mixed", "--checkpointing"])["gradient_checkpointing"] == 1
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main([])
+    assert stopped.value.code == 2 and "finds no GPU" in capsys.readouterr().err
+
+
+def test_finetuning_measures_the_cost_of_every_method(tmp_path: Path) -> None:
+    finetuning = load("benchmark/finetuning")
+    table, small = tmp_path / "table.md", "--batch_size 1 --epoch_batch 4 --rounds 1 --images 8 --no_memory".split()
+    figures = finetuning.main([*small, "--json", str(tmp_path / "figures.json"), "--markdown", str(table)])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    for method in finetuning.METHODS:
+        epoch = 8 * figures[f"{method}_image_s"] + 2 * figures[f"{method}_update_s"]
+        assert figures[f"{method}_epoch_s"] == pytest.approx(epoch)
+        building = figures.get(f"{method}_store_once_s", 0) + 8 * figures.get(f"{method}_store_image_s", 0)
+        assert figures[f"{method}_first_epoch_s"] == pytest.approx(epoch + building)
+        assert (building > 0) == finetuning.METHODS[method].stored
+    assert figures["epoch_ratio_lora_over_dfn"] == figures["lora_epoch_s"] / figures["dfn_epoch_s"] > 1
+    assert figures["full_trainable"] > figures["dfn_trainable"] == figures["dfn_no_store_trainable"]
+    assert figures["inference_ratio"] == figures["dfn_inference_ratio"] > 0
+    assert not any(name.endswith("_mb") for name in figures), "of a process that held other things"
+    ours, _, papers = table.read_text().partition("The paper's own figures")
+    assert "52.88" in papers and "52.88" not in ours and f"{figures['dfn_trainable']:,}" in ours
+
+
+SCORES_OF = {"evaluate": (0.2, 0.3), "linear_probe": (0.5, 0.4), "dfn": (0.62, 0.55), "full": (0.7, 0.6)}
+
+
+def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finetuning, runs = load("benchmark/finetuning"), []
+
+    def recorder(command: list[str]) -> None:
+        given = dict(zip(command[::2], command[1::2], strict=True))
+        units, emotion = SCORES_OF[given["--task"]]
+        shift = 0.01 * int(given["--seed"]) * (given["--task"] == "dfn")
+        scores = {"au_f1_tuned_macro": units + shift, "au_f1_macro": units - 0.1, "emotion_top1": emotion}
+        (Path(given["--output_dir"]) / "metrics.json").write_text(json.dumps(scores))
+        runs.append(given)
+
+    monkeypatch.setattr("train.main", recorder)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    command = "--no_cost --accuracy --labelled 32 16 --held_out 16 32 --style grain --model paint".split()
+    command += "--methods_trained full linear_probe dfn --learning_rates full=1e-4".split()
+    command += ["--output_dir", str(tmp_path / "runs"), "--markdown", str(tmp_path / "table.md")]
+    figures = finetuning.main(command)
+    assert len(runs) == 2 * (1 + 3 * 3) and {run["--model_name_or_path"] for run in runs} == {"paint"}
+    assert {run["--task"] for run in runs if "--learning_rate" in run} == {"full"}
+    trained = {(run["--dataset"][-3:], run["--num_train_epochs"]) for run in runs if run["--task"] != "evaluate"}
+    assert trained == {("-32", "10"), ("-16", "30")}
+    for suffix in ("", "_16"):
+        expected = {"dfn_minus_probe_au": 0.13, "dfn_minus_probe_au_sd": 0.01, "untouched_au": 0.2}
+        expected |= {"gap_closed_au": 0.13 / 0.2, "gap_closed_au_sd": 0.01 / 0.2, "gap_closed_au_at_half": 0.6}
+        for name, value in {**expected, "gap_closed_emotion": 0.75}.items():
+            assert figures[f"{name}{suffix}"] == pytest.approx(value), name
+    assert "| the checkpoint, untouched | 0.200 ± 0.000 |" in (tmp_path / "table.md").read_text()
+    more, fewer = (datasets.load_from_disk(path) for path in sorted({run["--dataset"] for run in runs}, reverse=True))
+    assert {name: len(part) for name, part in more.items()} == {"train": 32, "validation": 16, "test": 32}
+    assert fewer["train"]["subject"][:] == more["train"]["subject"][:16]
+    assert fewer["test"]["subject"][:] == more["test"]["subject"][:]
+    people = [set(part["subject"][:]) for part in more.values()]
+    assert len(set.union(*people)) == sum(map(len, people)) == 5
+    assert finetuning.main(command) == figures and len(runs) == 20
+    with pytest.raises(ValueError, match=r"full-32-0: was run with .* 1e-4`, expected .* 1e-3`; give another"):
+        finetuning.main([*command, "--learning_rates", "full=1e-3"])
+    with pytest.raises(ValueError, match=r"labelled: got 20, expected a multiple of 16"):
+        finetuning.main([*command, "--labelled", "20", "16"])
+    scores = {**SCORES_OF, "full": (0.5, 0.6)}  # no gap to close
+    names = ("au_f1_tuned_macro", "au_f1_macro", "emotion_top1")
+    runs = {name: [dict(zip(names, (units, units, emotion), strict=True))] for name, (units, emotion) in scores.items()}
+    figures = finetuning.worth(runs)
+    assert "gap_closed_au" not in figures and figures["gap_closed_emotion"] == pytest.approx(0.75)
+
+
+@pytest.mark.slow
+def test_finetuning_trains_scores_and_measures_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    load("quickstart").main(["--random", "--save", str(tmp_path / "base")])
+    command = f"--accuracy --model {tmp_path}/base --output_dir {tmp_path}/runs --rounds 1 --methods full dfn".split()
+    command += "--methods_trained full linear_probe dfn --seeds 0 --labelled 32 --epochs 1 --held_out 32 32".split()
+    figures = load("benchmark/finetuning").main([*command, "--use_cpu", "True", "--disable_tqdm", "True"])
+    assert 1 < figures["dfn_memory_mb"] < figures["full_memory_mb"] < 500
+    assert {"dfn_minus_probe_au", "dfn_minus_probe_emotion", "untouched_au"} <= set(figures)
+
+
+@pytest.mark.slow
+def test_data_measures_the_loader_and_the_memory_of_a_build() -> None:
+    figures = load("benchmark/data").main(["--quick", "--only", "loader", "memory"])
+    assert {"loader_ratio", "loader_with_texts_ratio", "build_memory_ratio"} <= set(figures)
+    assert all(value > 0 for value in figures.values())
+
+
+# The inference benchmark
+
+
+@pytest.fixture(scope="module")
+def inference() -> ModuleType:
+    return load("benchmark/inference")
+
+
+def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
+    inference: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in (1, 2):
+        for seed in (0, 1):
+            tested = tmp_path / "runs" / f"{count}-{seed}" / "tested"
+            tested.mkdir(parents=True)
+            scores = {"au_f1_tuned_macro": 0.1 * count + 0.02 * seed, "au_roc_auc_macro": 0.9, "emotion_top1": 0.5}
+            for place in (tested, tested.parent):
+                (place / "metrics.json").write_text(json.dumps(scores if place == tested else {}))
+    (tmp_path / "runs" / "faces-1600").mkdir()
+    command = "--size tiny --only vit curve --rounds 1 --batch_size 1 --vit_images 2 --queries 1 2 --accuracy".split()
+    files = [tmp_path / "runs", "--picture", tmp_path / "curve.png", "--json", tmp_path / "figures.json"]
+    figures = inference.main([*command, *map(str, files)])
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
+    assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
+    assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
+
+
+def test_what_a_command_holds_is_not_what_this_process_holds(inference: ModuleType) -> None:
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    spent = inference.spent_by([sys.executable, "-S", "-c", "held = bytes(range(256)) * 200_000"])
+    assert 50 < spent["peak_mb"] < 100 < mine
+    with pytest.raises(RuntimeError, match="ended with 3"):
+        inference.spent_by([sys.executable, "-S", "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.slow
+def test_inference_measures_the_command_its_memory_and_the_engines(inference: ModuleType) -> None:
+    pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
+    command = "--size tiny --only folder engines f1 memory --images 8 --rounds 1 --f1_faces 64 --video_minutes 0.2"
+    figures = inference.main(command.split())
+    wanted = ("folder_over_bare", "onnx_over_eager", "int8_over_eager", "memory_folder_ratio", "memory_video_ratio")
+    assert all(figures[name] > 0 for name in wanted) and abs(figures["int8_f1_loss"]) < 0.05
+
+
+# The benchmark on photographs
+
+
+def photographs() -> ModuleType:
+    return load("benchmark/photographs")
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.csv"
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "emotion", "subject", "AU12"])
+        for number in range(120):
+            emotion = ("Happiness", "Neutral", "Fear")[min(2, number // 55)]
+            writer.writerow([f"images/{number}.jpg", emotion, f"p{number % 40}", "1" if number < 55 else "0"])
+    return path
+
+
+def test_the_two_parts_share_no_person(labels: Path) -> None:
+    parts = [photographs().read_labels(labels, labels.parent, part) for part in ("choose", "report")]
+    people = [{row["subject"] for row in part.values()} for part in parts]
+    assert not people[0] & people[1] and all(len(one) > 5 for one in people)
+    assert sum(map(len, parts)) == len(photographs().read_labels(labels, labels.parent, None)) == 120
+    labels.write_text("image,mood\na.jpg,good\n")
+    with pytest.raises(SystemExit, match=r"labels\.csv.*emotion"):
+        photographs().read_labels(labels, labels.parent, None)
+
+
+def test_scores_follow_from_the_largest_face_of_each_photograph(labels: Path) -> None:
+    known = photographs().read_labels(labels, labels.parent, None)
+    rows = []
+    for number, (name, row) in enumerate(known.items()):
+        happy = row["emotion"] == "Happiness"
+        answer = {"Happiness": 0.9 * happy, "Neutral": 0.5, "Fear": 0.0}
+        units = {"AU12": 0.8 if happy else 0.1, "AU06": 0.5}
+        rows.append({"input": name, "face_id": 0, **units, **answer})
+        rows.append({"input": name, "face_id": 1, "AU12": 1 - units["AU12"], "AU06": number, **answer})
+    figures = photographs().scores(rows, known)
+    assert figures["au12_happiness_auc"] == figures["au12_auc"] == 1 and figures["au6_happiness_auc"] == 0.5
+    assert figures["emotion_macro_recall"] == 1 and figures["emotion_chance"] == 0.5  # fear has too few photographs
+    assert figures["au12_happiness_auc_low"] == 1 and "au1_fear_auc" not in figures
+    assert photographs().scores([{**row, "face_id": float("nan")} for row in rows], known) == {}
+
+
+def test_an_interval_is_over_people(labels: Path) -> None:
+    values = np.repeat(np.random.default_rng(0).normal(size=20), 50)
+    low, high = photographs().interval(lambda chosen: values[chosen].mean(), np.repeat(np.arange(20), 50))
+    assert low < values.mean() < high and high - low > 0.5 * values.std()
