@@ -53,7 +53,7 @@ def parse(argv: list[str] | None) -> Namespace:
     # Not train.py's own: the released tower, from which all start, was trained on those people.
     parser.add_argument("--people_seed", type=int, default=5, help="synthetic only: other people are drawn")
     parser.add_argument("--test_images", type=int, help="synthetic only: further faces to score on; 0: test split")
-    parser.add_argument("--style", default="paint", help="synthetic only: sketch, paint or grain")
+    parser.add_argument("--style", default="paint", help="synthetic only: as train.py")
     parser.add_argument("--label_set", default="mfa", help="the one that the data set was built with")
     parser.add_argument("--model_size", default="tiny", choices=("tiny", "base"))
     parser.add_argument("--epochs", type=int, help="of each system; of two stages, half each")

@@ -56,10 +56,10 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset: str = _option("synthetic", "synthetic (drawn faces), or MFA's folder or name on the Hub")
+    dataset: str = _option("synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub")
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
-    style: str = _option("paint", "synthetic: sketch, paint or grain")
+    style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
     landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")

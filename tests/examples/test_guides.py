@@ -200,6 +200,11 @@ def test_every_guide_is_short_and_has_a_page_and_its_command(tmp_path: Path) -> 
     assert "synthetic_styles.png" in sheets and len(sheets) == 5
 
 
+def test_the_gallery_of_rendered_people_writes_sheets_and_a_film(tmp_path: Path) -> None:
+    written = load("rendered_gallery").main(["--out", str(tmp_path), "--size", "32", "--subjects", "1"])
+    assert len(written) == 5 and all(path.stat().st_size > 2000 for path in written)
+
+
 def test_pages_include_sections_that_the_readme_has() -> None:
     for page in DOCS.glob("*.md"):
         for file, options in re.findall(r"```\{include\} \.\./(\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):

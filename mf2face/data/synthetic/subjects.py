@@ -9,10 +9,15 @@ from functools import lru_cache
 import numpy as np
 
 from configuration_mf2.facs import EMOTIONS, UNKNOWN_LABEL, LabelSet
-from mf2face.data.synthetic.drawing import STYLES, Colour, Identity, Scene, mix
+from mf2face.data.synthetic.actions import RENDERED_AUS
+from mf2face.data.synthetic.drawing import STYLES as DRAWN_STYLES
+from mf2face.data.synthetic.drawing import Colour, Identity, Scene, mix
 from mf2face.data.synthetic.geometry import DRAWABLE_AUS, SHAPE_MODES
+from mf2face.data.synthetic.people import Person, draw_person
+from mf2face.data.synthetic.places import RENDERED_STYLES, Shot, draw_shot
 
 
+STYLES = (*DRAWN_STYLES, *RENDERED_STYLES)
 FRAMES_PER_VIDEO, VIDEOS_PER_SUBJECT = 8, 2
 FRAMES_PER_SUBJECT = FRAMES_PER_VIDEO * VIDEOS_PER_SUBJECT
 ACTIVE_FROM = 2.0
@@ -32,16 +37,35 @@ _PROTOTYPES: dict[str, tuple[int, ...]] = {
     "Surprise": (  86, 90,  4,  3,  3,  2,  4, 10,  3,  3,  3,  2,  2, 82, 86),
     "Other": (      6, 54,  8, 36, 52,  4, 12, 44, 70,  8, 22, 52, 44, 16, 50),
 }  # fmt: skip
+# What rendered faces show beside: percent with each emotion; 3 where nothing is said.
+_MORE_PROTOTYPES: dict[str, dict[str, int]] = {
+    "AU5": {"Fear": 62, "Surprise": 58, "Anger": 34, "Other": 8},
+    "AU16": {"Disgust": 24, "Anger": 10, "Fear": 8},
+    "AU18": {"Other": 12, "Neutral": 4},
+    "AU20": {"Fear": 52, "Other": 6},
+    "AU22": {"Anger": 8, "Other": 6},
+    "AU27": {"Surprise": 22, "Fear": 8, "Other": 6},
+    "AU43": {"Neutral": 7, "Happiness": 6, "Sadness": 7, "Disgust": 7, "Other": 7},
+}
 # Muscles that cannot pull at once: of two drawn together, the second is dropped with this probability.
 _RIVALS = (
-    *(
-        ("AU24", "AU25", 1.0),
-        ("AU24", "AU26", 0.8),
-        ("AU12", "AU15", 0.8),
-        ("AU12", "AU23", 0.6),
-        ("AU14", "AU15", 0.5),
-    ),
+    ("AU24", "AU25", 1.0),
+    ("AU24", "AU26", 0.8),
+    ("AU12", "AU15", 0.8),
+    ("AU12", "AU23", 0.6),
+    ("AU14", "AU15", 0.5),
 )
+_RENDERED_RIVALS = (
+    *_RIVALS,
+    *(("AU43", other, 1.0) for other in ("AU5", "AU7")),
+    *(("AU27", other, 1.0) for other in ("AU26", "AU24", "AU23", "AU17", "AU18", "AU22")),
+    *(("AU22", other, 1.0) for other in ("AU24", "AU23", "AU18", "AU12", "AU20")),
+    *(("AU18", other, 1.0) for other in ("AU24", "AU12", "AU20", "AU16", "AU25")),
+    *(("AU16", other, 1.0) for other in ("AU24", "AU17")),
+    ("AU24", "AU10", 0.8),
+)
+# Lips that part of necessity, whether or not anything else parts them.
+_PARTS_LIPS = {"AU26": 0.9, "AU27": 1.0, "AU16": 0.7, "AU22": 0.7, "AU10": 0.45}
 
 _SKINS: dict[str, Colour] = {"light": (232, 190, 166), "medium": (192, 142, 108), "dark": (116, 80, 60)}
 _HAIRS: tuple[Colour, ...] = ((30, 24, 22), (62, 44, 34), (112, 78, 48), (170, 132, 84), (140, 70, 40))
@@ -62,7 +86,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One image's truth, and what the annotators wrote; arrays follow DRAWABLE_AUS, emotions index EMOTIONS."""
+    """One image's truth, and what the annotators wrote; arrays follow `shown_aus`, emotions index EMOTIONS."""
 
     true_intensities: np.ndarray
     true_emotion: int
@@ -76,7 +100,16 @@ def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
 
 
-_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER = range(7)
+_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS = range(9)
+
+
+def is_rendered(style: str) -> bool:
+    return style in RENDERED_STYLES
+
+
+def shown_aus(style: str) -> tuple[str, ...]:
+    """The action units that a style can show."""
+    return RENDERED_AUS if is_rendered(style) else DRAWABLE_AUS
 
 
 def _pick(rng: np.random.Generator, options: tuple):
@@ -88,8 +121,10 @@ def _some_colour(rng: np.random.Generator, low: int, high: int) -> Colour:
 
 
 @lru_cache(maxsize=64)
-def subject(seed: int, style: str, index: int) -> Subject:
+def subject(seed: int, style: str, index: int) -> Subject | Person:
     rng = keyed_rng(seed, style, _SUBJECT, index)
+    if is_rendered(style):
+        return draw_person(rng)
     tone = _pick(rng, tuple(_SKINS))
     age = float(rng.random())
     skin = tuple((np.array(_SKINS[tone]) + rng.integers(-13, 14) + rng.integers(-5, 6, 3)).tolist())
@@ -113,21 +148,38 @@ def subject(seed: int, style: str, index: int) -> Subject:
     return Subject(identity, tone, age >= 0.5)
 
 
+def _odds(style: str, emotion: str) -> np.ndarray:
+    """How often each AU comes with an emotion."""
+    drawn = dict(zip(DRAWABLE_AUS, _PROTOTYPES[emotion], strict=True))
+    return (
+        np.array([drawn.get(name, _MORE_PROTOTYPES.get(name, {}).get(emotion, 3)) for name in shown_aus(style)]) / 100
+    )
+
+
 @lru_cache(maxsize=64)
 def _keyframes(seed: int, style: str, video: int) -> tuple[float, list[int], np.ndarray]:
     """When a video's three expressions peak, their emotions and the AU intensities (3, AUs)."""
-    rng = keyed_rng(seed, style, _EXPRESSION, video)
+    rng, names = keyed_rng(seed, style, _EXPRESSION, video), shown_aus(style)
     emotions = rng.integers(len(EMOTIONS), size=3).tolist()
-    intensities = np.zeros((3, len(DRAWABLE_AUS)))
+    intensities = np.zeros((3, len(names)))
     for row, emotion in zip(intensities, emotions, strict=True):
-        odds = np.array(_PROTOTYPES[EMOTIONS[emotion]]) / 100
+        odds = _odds(style, EMOTIONS[emotion])
         is_active = rng.random(len(odds)) < odds
-        for first, second, drop in _RIVALS:
-            first, second = DRAWABLE_AUS.index(first), DRAWABLE_AUS.index(second)
+        for first, second, drop in _RENDERED_RIVALS if is_rendered(style) else _RIVALS:
+            first, second = names.index(first), names.index(second)
             is_active[second] &= not (is_active[first] and rng.random() < drop)
         faint = np.where(rng.random(len(odds)) < 0.35, 1.5 * rng.random(len(odds)), 0.0)
         row[:] = np.where(is_active, ACTIVE_FROM + 3.0 * rng.random(len(odds)), faint)
+        if is_rendered(style):
+            _follow_lips(row, names)
     return float(rng.random()), emotions, intensities
+
+
+def _follow_lips(row: np.ndarray, names: tuple[str, ...]) -> None:
+    parted, pressed = names.index("AU25"), names.index("AU24")
+    row[parted] = max(row[parted], *(row[names.index(name)] * share for name, share in _PARTS_LIPS.items()))
+    if row[parted] >= ACTIVE_FROM:
+        row[pressed] = min(row[pressed], 1.0)
 
 
 def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
@@ -146,7 +198,7 @@ def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
 def annotate(seed: int, style: str, index: int) -> Annotation:
     true_intensities, true_emotion = expression(seed, style, index)
     rng = keyed_rng(seed, style, _ANNOTATOR, index)
-    flips, unknown, borderline = rng.random((3, len(DRAWABLE_AUS)))
+    flips, unknown, borderline = rng.random((3, len(shown_aus(style))))
     is_active = true_intensities >= ACTIVE_FROM
     wrong = np.where(is_active, np.floor(borderline * 20) / 10, ACTIVE_FROM + np.floor(borderline * 10) / 10)
     intensities = np.where(flips < AU_FLIPS, wrong, true_intensities)
@@ -195,6 +247,49 @@ def _shot(seed: int, style: str, video: int) -> dict:
     }
 
 
+def sides(seed: int, style: str, index: int) -> np.ndarray:
+    """(RENDERED_AUS, 2): true intensities of the person's left and right side; the stronger one is the AU's."""
+    intensities, video = expression(seed, style, index)[0], index // FRAMES_PER_VIDEO
+    rng = keyed_rng(seed, style, _SIDES, video)
+    count = len(intensities)
+    weaker = np.clip(1 - np.abs(rng.normal(0, 0.08, count)), 0.6, 1)
+    one_sided = rng.random(count) < 0.07
+    weaker = np.where(one_sided, 0.45 * rng.random(count), weaker)
+    is_left = rng.random(count) < 0.5
+    return intensities[:, None] * np.where(np.stack([is_left, ~is_left], 1), 1.0, weaker[:, None])
+
+
+def gaze(seed: int, style: str, index: int) -> tuple[float, float]:
+    """Radians to the person's left, and up: at the camera, aside, or wandering."""
+    rng = keyed_rng(seed, style, _SIDES, -1 - index // FRAMES_PER_VIDEO & (2**32 - 1))
+    base = np.clip(rng.normal(0, (0.15, 0.08)), (-0.45, -0.25), (0.45, 0.22))
+    frame = keyed_rng(seed, style, _FRAME, index).normal(0, 0.02, 2)
+    return float(base[0] + frame[0]), float(base[1] + frame[1])
+
+
+def habits(seed: int, style: str, index: int) -> np.random.Generator:
+    """For what a face does that means nothing; the same through a video."""
+    return keyed_rng(seed, style, _HABITS, index // FRAMES_PER_VIDEO)
+
+
+@lru_cache(maxsize=64)
+def _rendered_shot(seed: int, style: str, video: int) -> dict:
+    return draw_shot(style, keyed_rng(seed, style, _SCENE, video))
+
+
+def shot(seed: int, style: str, index: int) -> Shot:
+    """Light, camera and place of a rendered frame."""
+    video, frame = divmod(index, FRAMES_PER_VIDEO)
+    drawn, rng = _rendered_shot(seed, style, video), keyed_rng(seed, style, _FRAME, index)
+    share = frame / (FRAMES_PER_VIDEO - 1)
+    shake = rng.normal(0, 1, 6) * (0.015, 0.012, 0.01, 0.008, 0.004, 0.004)
+    yaw, pitch, roll = (drawn["pose"][0] * (1 - share) + drawn["pose"][1] * share + shake[:3]).tolist()
+    shift_x, shift_y = (np.array(drawn["frame"]["shift"]) + shake[4:]).tolist()
+    scale = drawn["frame"]["scale"] + float(shake[3])
+    place = {"yaw": yaw, "pitch": pitch, "roll": roll, "scale": scale, "shift": (shift_x, shift_y)}
+    return Shot(**place, **drawn["place"], noise_seed=int(rng.integers(2**63)))
+
+
 def scene(seed: int, style: str, index: int) -> Scene:
     video, frame = divmod(index, FRAMES_PER_VIDEO)
     shot = _shot(seed, style, video)
@@ -232,12 +327,14 @@ def writer_rng(seed: int, style: str, index: int) -> np.random.Generator:
     return keyed_rng(seed, style, _WRITER, index)
 
 
-def check_drawable(label_set: LabelSet) -> list[int]:
-    """Positions of the label set's AUs among DRAWABLE_AUS; its emotions must be the eight that are drawn, or none."""
-    if missing := [name for name in label_set.action_units if name not in DRAWABLE_AUS]:
+def check_drawable(label_set: LabelSet, style: str = "paint") -> list[int]:
+    """Positions of the label set's AUs among those of a style; its emotions must be the eight shown, or none."""
+    names = shown_aus(style)
+    if missing := [name for name in label_set.action_units if name not in names]:
         raise ValueError(
-            f"label_set: {missing} cannot be drawn, expected AUs among {list(DRAWABLE_AUS)}. Choose a set without them"
+            f"label_set: {missing} cannot be drawn, expected AUs among {list(names)} of the style {style!r}. "
+            "Choose a set without them, or another style"
         )
     if label_set.emotions not in ((), EMOTIONS):
         raise ValueError(f"label_set: got emotions {label_set.emotions}, expected none or {EMOTIONS}, the ones drawn")
-    return [DRAWABLE_AUS.index(name) for name in label_set.action_units]
+    return [names.index(name) for name in label_set.action_units]

@@ -1,0 +1,80 @@
+"""Contact sheets of people rendered in 3D, as JPEG files, and a film of ten seconds.
+
+python examples/rendered_gallery.py [--out outputs/gallery] [--size 96] [--subjects 5]
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+from synthetic_gallery import titled, write_sheet
+
+from mf2face.command_line import positive, run_as_command
+from mf2face.data.synthetic.actions import RENDERED_AUS
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.data.synthetic.places import RENDERED_STYLES, Shot
+from mf2face.data.synthetic.rendering import Sitter, render_face
+from mf2face.data.synthetic.subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, subject
+
+
+PEAKS = (  # surprise, joy, anger, disgust
+    {"AU1": 0.9, "AU2": 0.9, "AU5": 0.7, "AU25": 0.6, "AU26": 0.8},
+    {"AU6": 0.9, "AU12": 1.0, "AU25": 0.7},
+    {"AU4": 1.0, "AU7": 0.7, "AU23": 0.8},
+    {"AU9": 0.9, "AU10": 0.7, "AU4": 0.3},
+)
+
+
+def at(sitter: Sitter, shown: dict | np.ndarray, size: int, **shot: float) -> np.ndarray:
+    return render_face(sitter, shown, Shot(**shot), size)[0]
+
+
+def one_sided(name: str, side: int) -> np.ndarray:
+    sides = np.zeros((len(RENDERED_AUS), 2), np.float32)
+    sides[RENDERED_AUS.index(name), side] = 1
+    return sides
+
+
+def film(path: Path, sitter: Sitter, size: int) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 15, (size, size))
+    for number in range(150):
+        index, within = divmod(number / 150 * len(PEAKS), 1)
+        level, turn = float(np.sin(np.pi * within) ** 0.7), 2 * np.pi * number / 150
+        shown = {name: level * strength for name, strength in PEAKS[int(index)].items()}
+        writer.write(at(sitter, shown, size, yaw=0.22 * np.sin(turn), pitch=0.05 * np.sin(2 * turn))[..., ::-1].copy())
+    writer.release()
+    return path
+
+
+def main(argv: list[str] | None = None) -> list[Path]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/gallery"))
+    parser.add_argument("--size", type=positive, default=96, help="pixels a face")
+    parser.add_argument("--subjects", type=positive, default=5)
+    given = parser.parse_args(argv)
+    people = [Sitter(subject(0, "studio", number), given.size) for number in range(given.subjects)]
+    sheets = {
+        f"action_units_{word}": [
+            [titled(at(one, {}, given.size), "rest")]
+            + [titled(at(one, {name: level}, given.size), name) for name in RENDERED_AUS]
+            for one in people
+        ]
+        for word, level in (("full", 1.0), ("threshold", ACTIVE_FROM / 5))
+    }
+    pairs = [(name, side) for name in ("AU2", "AU6", "AU10", "AU12", "AU14", "AU15", "AU43") for side in (0, 1)]
+    sheets["left_right"] = [
+        [titled(at(one, one_sided(*pair), given.size), f"{pair[0]} {'LR'[pair[1]]}") for pair in pairs]
+        for one in people
+    ]
+    numbers = [FRAMES_PER_SUBJECT * number + number % FRAMES_PER_SUBJECT for number in range(20)]
+    faces = [[draw_example(i, style=style, size=given.size)[0] for i in numbers] for style in RENDERED_STYLES]
+    sheets["random"] = [half for row in faces for half in (row[:10], row[10:])]
+    written = [write_sheet(given.out / f"rendered_{name}.jpg", rows) for name, rows in sheets.items()]
+    written.append(film(given.out / "rendered_film.mp4", people[0], max(given.size, 192) // 2 * 2))
+    print("\n".join(map(str, written)))
+    return written
+
+
+if __name__ == "__main__":
+    run_as_command(main)
