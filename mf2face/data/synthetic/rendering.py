@@ -1,7 +1,7 @@
 """Renders a person: shapes, projection, shadows, shading, then the camera. A pure function of its arguments.
 
-Float arithmetic in a fixed order: the same bytes on all x86-64 machines that were tried; another architecture, or
-another version of OpenCV, may differ by a grey level here and there.
+The same machine gives the same bytes. Another processor, or another version of numba or OpenCV, may round sums otherwise,
+which moves a grey level here and there, and on an edge a pixel.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mf2face.data.synthetic import raster
 from mf2face.data.synthetic.actions import RENDERED_AUS, add_gaze, add_habits, fold_weights, shape_weights
 from mf2face.data.synthetic.anatomy import CHART, anatomy
 from mf2face.data.synthetic.bank import PARTS
 from mf2face.data.synthetic.people import Person
 from mf2face.data.synthetic.places import Shot, finish
+from mf2face.data.synthetic.raster import LASHES, SKIN, add_folds, moved_points, rasterize, shade, vertex_normals
 from mf2face.data.synthetic.skin import paint_skin
 from mf2face.data.synthetic.worn import Mesh, glasses, hair, headwear, mask, strands_of
 
@@ -85,7 +85,7 @@ class Sitter:
 
     def with_mask(self, points: np.ndarray) -> list[Mesh]:
         normals = np.empty_like(points)
-        raster.vertex_normals(points, anatomy().bank.triangles, normals)
+        vertex_normals(points, anatomy().bank.triangles, normals)
         tint = np.float32((0.45, 0.62, 0.72)) if self.person.seed % 3 else np.float32(self.person.fabric)
         return [*self.worn, mask(points, normals, tint)]
 
@@ -113,7 +113,7 @@ def joined(meshes: list[Mesh]) -> Joined:
         materials,
         np.concatenate([mesh.attributes for mesh in meshes]).astype(np.float32),
         np.concatenate([np.broadcast_to(mesh.colour, (count, 3)) for mesh, count in every]).astype(np.float32),
-        np.flatnonzero((materials == raster.SKIN) | (materials > raster.LASHES)),
+        np.flatnonzero((materials == SKIN) | (materials > LASHES)),
     )
 
 
@@ -156,7 +156,7 @@ def _shaped(sitter: Sitter, sides: np.ndarray, gaze: tuple[float, float], rng: n
         weights[names[f"eye{'Blink' if droop > 0 else 'Wide'}{side}"]] += abs(droop)
     chosen = np.flatnonzero(np.abs(weights) > 1e-4)
     points = np.empty_like(sitter.points)
-    raster.moved_points(sitter.points, offsets[chosen], weights[chosen].astype(np.float32), points)
+    moved_points(sitter.points, offsets[chosen], weights[chosen].astype(np.float32), points)
     # At rest the bank's teeth stand in the lips.
     points[body.upper_teeth] += np.float32((0, -0.02, -0.07))
     points[body.lower_teeth] += np.float32((0, -0.05, -0.09))
@@ -194,7 +194,7 @@ def _light(points: np.ndarray, mesh: Joined, sitter: Sitter, shot: Shot) -> tupl
     shadow = np.empty((_SHADOW_SIDE, _SHADOW_SIDE), np.float32)
     faces, weights = np.empty(shadow.shape, np.int32), np.empty((*shadow.shape, 2), np.float32)
     flat = np.ascontiguousarray(seen[:, :2] * np.float32(scale) + np.float32(centre))
-    raster.rasterize(
+    rasterize(
         *(flat, np.ascontiguousarray(seen[:, 2]), mesh.triangles[mesh.casts], mesh.materials[mesh.casts]),
         *(mesh.attributes, sitter.strands, sitter.ends, False, shadow, faces, weights),
     )
@@ -244,14 +244,14 @@ def render_face(
 
     depth, faces = np.empty((side, side), np.float32), np.empty((side, side), np.int32)
     weights = np.zeros((side, side, 2), np.float32)
-    raster.rasterize(
+    rasterize(
         *(project(points), np.ascontiguousarray(points[:, 2]), mesh.triangles, mesh.materials, mesh.attributes),
         *(sitter.strands, sitter.ends, True, depth, faces, weights),
     )
     normals = np.empty_like(points)
-    raster.vertex_normals(points, mesh.triangles, normals)
+    vertex_normals(points, mesh.triangles, normals)
     seen, linear = faces >= 0, np.zeros((side, side, 3), np.float32)
-    raster.shade(
+    shade(
         (mesh.triangles, mesh.materials, points, normals, mesh.attributes, mesh.colours),
         (faces, weights, _occlusion(depth, seen)),
         (sitter.texture, _folded(sitter, sides)),
@@ -275,7 +275,7 @@ def _folded(sitter: Sitter, sides: np.ndarray) -> np.ndarray:
     relief = np.empty_like(sitter.relief)
     folds = fold_weights(sides) * np.float32(sitter.person.wrinkles)
     chosen = np.flatnonzero(folds > 0.02).astype(np.int32)
-    raster.add_folds(sitter.relief, sitter.folds, chosen, folds[chosen].astype(np.float32), relief)
+    add_folds(sitter.relief, sitter.folds, chosen, folds[chosen].astype(np.float32), relief)
     return relief
 
 
