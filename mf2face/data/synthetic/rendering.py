@@ -1,7 +1,7 @@
 """Renders a person: shapes, projection, shadows, shading, then the camera. A pure function of its arguments.
 
-The same machine gives the same bytes. Another processor, or another version of numba or OpenCV, may round sums otherwise,
-which moves a grey level here and there, and on an edge a pixel.
+The same machine gives the same bytes. Another processor, or another version of numba or OpenCV, may round sums
+otherwise, which moves a grey level here and there, and on an edge a pixel.
 """
 
 from collections.abc import Mapping
