@@ -250,3 +250,15 @@ def test_an_interval_is_over_people(labels: Path) -> None:
     values = np.repeat(np.random.default_rng(0).normal(size=20), 50)
     low, high = photographs().interval(lambda chosen: values[chosen].mean(), np.repeat(np.arange(20), 50))
     assert low < values.mean() < high and high - low > 0.5 * values.std()
+
+
+def test_transfer_trains_on_renders_alone_and_scores_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer = load("benchmark/transfer")
+    monkeypatch.setattr(transfer, "LEAST", 2)
+    crops, units, emotions = transfer.render(["studio", "webcam"], 48, 0)
+    assert crops.shape == (48, transfer.SIDE, transfer.SIDE) and 0 < units.mean() < 0.6
+    names = transfer.units_of(["studio", "webcam"])
+    net = transfer.train((crops, units, emotions), 0.03, 0)
+    assert 0.5e6 < sum(weight.numel() for weight in net.parameters()) < 1.1e6
+    figures = transfer.measure(net, names, crops, [transfer.EMOTIONS[emotion] for emotion in emotions])
+    assert 0 <= figures["transfer_macro_recall"] <= 1 and all(0 <= value <= 1 for value in figures.values())

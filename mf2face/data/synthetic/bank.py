@@ -23,7 +23,6 @@ from safetensors.numpy import load_file, save
 
 from configuration_mf2.facs import LANDMARK_MIRROR
 from configuration_mf2.json_files import read_json
-from mf2face.command_line import run_as_command
 from mf2face.files import write_whole
 
 
@@ -424,7 +423,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    run_as_command(main)
+    main()
 
 
 __all__ = ["BANK_VERSION", "FACTS", "PARTS", "Bank", "bake", "load_bank"]

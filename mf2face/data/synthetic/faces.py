@@ -14,7 +14,6 @@ from datasets import Array2D, Array3D, Dataset, Features, Image, IterableDataset
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.data.cache import load_or_build
 from mf2face.data.schema import SPLIT_SIZES, as_label_set, describe_labels, mfa_features, split_counts
-from mf2face.data.synthetic import subjects
 from mf2face.data.synthetic.bank import load_bank
 from mf2face.data.synthetic.drawing import draw_face
 from mf2face.data.synthetic.geometry import DRAWABLE_AUS, Fold, place_face
@@ -29,8 +28,12 @@ from mf2face.data.synthetic.subjects import (
     check_drawable,
     detected,
     expression,
+    gaze,
+    habits,
     is_rendered,
     scene,
+    shot,
+    sides,
     subject,
     writer_rng,
 )
@@ -77,11 +80,11 @@ def render_example(
     """RGB pixels, exact landmarks and, if asked for, the truth of a rendered image."""
     return render_face(
         _sitter(seed, style, index // FRAMES_PER_SUBJECT, size),
-        (subjects.sides(seed, style, index) / 5).astype(np.float32),
-        subjects.shot(seed, style, index),
+        (sides(seed, style, index) / 5).astype(np.float32),
+        shot(seed, style, index),
         size,
-        gaze=subjects.gaze(seed, style, index),
-        habits=subjects.habits(seed, style, index),
+        gaze=gaze(seed, style, index),
+        habits=habits(seed, style, index),
         with_truth=with_truth,
     )
 

@@ -1,6 +1,6 @@
 """Compiled kernels of the renderer: normals, a z-buffer with holes in hair and lashes, a shadow map, shading.
 
-Plain single-threaded loops without `fastmath`: the same input gives the same image on processors of one architecture.
+Plain single-threaded loops without `fastmath`: sums keep their order.
 """
 
 import math

@@ -1,21 +1,22 @@
 """Renders a person: shapes, projection, shadows, shading, then the camera. A pure function of its arguments.
 
-Float arithmetic in a fixed order: the same bytes on all x86-64 machines that were tried; another architecture, or
-another version of OpenCV, may differ by a grey level here and there.
+The same machine gives the same bytes. Another processor, or another version of numba or OpenCV, may round sums
+otherwise, which moves a grey level here and there, and on an edge a pixel.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from mf2face.data.synthetic import raster
 from mf2face.data.synthetic.actions import RENDERED_AUS, add_gaze, add_habits, fold_weights, shape_weights
 from mf2face.data.synthetic.anatomy import CHART, anatomy
 from mf2face.data.synthetic.bank import PARTS
 from mf2face.data.synthetic.people import Person
 from mf2face.data.synthetic.places import Shot, finish
+from mf2face.data.synthetic.raster import LASHES, SKIN, add_folds, moved_points, rasterize, shade, vertex_normals
 from mf2face.data.synthetic.skin import paint_skin
 from mf2face.data.synthetic.worn import Mesh, glasses, hair, headwear, mask, strands_of
 
@@ -62,15 +63,58 @@ class Sitter:
         self.texture, self.relief = np.ascontiguousarray(texture), np.ascontiguousarray(relief)
         self.folds = _folds(self.relief.shape)
         self.strands, self.ends = strands_of(person)
-        self.worn = (
-            hair(person, self.points, self.ends[0]) + headwear(person, self.points) + glasses(person, self.points)
-        )
+        worn = hair(person, self.points, self.ends[0]) + headwear(person, self.points) + glasses(person, self.points)
+        self.worn = [self._body(), *worn]
+        self.mesh = joined(self.worn)
         landmarks = _landmarks(self.points)
         eyes, mouth = landmarks[[36, 39, 42, 45]].mean(0), landmarks[[48, 54]].mean(0)
         across = np.linalg.norm(landmarks[45] - landmarks[36])
         # The width of an aligned crop of this face, in decimetres.
         self.crop = float(0.5 * (across / 0.47 + np.linalg.norm(eyes - mouth) / 0.337))
         self.middle = ((eyes + mouth) / 2 - (0, 0, 0.35)).astype(np.float32)
+
+    def _body(self) -> Mesh:
+        bank, person = anatomy().bank, self.person
+        attributes = anatomy().attributes.copy()
+        attributes[np.unique(bank.triangles[bank.parts == PARTS.index("lashes")]), 2] = person.lashes
+        colours = np.zeros((len(bank.triangles), 3), np.float32)
+        own = {"skin": person.clothes, "eye": person.iris, "teeth": person.teeth, "lashes": (0.02, 0.02, 0.02)}
+        for part, colour in own.items():
+            colours[bank.parts == PARTS.index(part)] = colour
+        return Mesh(self.points, bank.triangles, attributes, bank.parts, colours)
+
+    def with_mask(self, points: np.ndarray) -> list[Mesh]:
+        normals = np.empty_like(points)
+        vertex_normals(points, anatomy().bank.triangles, normals)
+        tint = np.float32((0.45, 0.62, 0.72)) if self.person.seed % 3 else np.float32(self.person.fabric)
+        return [*self.worn, mask(points, normals, tint)]
+
+
+class Joined(NamedTuple):
+    """Several meshes as one; `points` begin with those of the body, which each frame puts in anew."""
+
+    points: np.ndarray
+    triangles: np.ndarray
+    materials: np.ndarray
+    attributes: np.ndarray
+    colours: np.ndarray
+    casts: np.ndarray
+    """The triangles that cast shadows: those in the mouth and of the eyes need not."""
+
+
+def joined(meshes: list[Mesh]) -> Joined:
+    starts = np.cumsum([0, *(len(mesh.points) for mesh in meshes[:-1])])
+    counts = [len(mesh.triangles) for mesh in meshes]
+    every = list(zip(meshes, counts, strict=True))
+    materials = np.concatenate([np.broadcast_to(mesh.material, count) for mesh, count in every]).astype(np.int32)
+    return Joined(
+        np.concatenate([mesh.points for mesh in meshes]).astype(np.float32),
+        np.concatenate([mesh.triangles + start for mesh, start in zip(meshes, starts, strict=True)]).astype(np.int32),
+        materials,
+        np.concatenate([mesh.attributes for mesh in meshes]).astype(np.float32),
+        np.concatenate([np.broadcast_to(mesh.colour, (count, 3)) for mesh, count in every]).astype(np.float32),
+        np.flatnonzero((materials == SKIN) | (materials > LASHES)),
+    )
 
 
 _FOLDS: dict[tuple[int, ...], np.ndarray] = {}
@@ -112,53 +156,14 @@ def _shaped(sitter: Sitter, sides: np.ndarray, gaze: tuple[float, float], rng: n
         weights[names[f"eye{'Blink' if droop > 0 else 'Wide'}{side}"]] += abs(droop)
     chosen = np.flatnonzero(np.abs(weights) > 1e-4)
     points = np.empty_like(sitter.points)
-    raster.moved_points(sitter.points, offsets[chosen], weights[chosen].astype(np.float32), points)
+    moved_points(sitter.points, offsets[chosen], weights[chosen].astype(np.float32), points)
     # At rest the bank's teeth stand in the lips.
     points[body.upper_teeth] += np.float32((0, -0.02, -0.07))
-    points[body.lower_teeth] += np.float32((0, 0.0, -0.08))
+    points[body.lower_teeth] += np.float32((0, -0.05, -0.09))
     lips = _landmarks(points)
     if (lips[[61, 62, 63], 1] - lips[[67, 66, 65], 1]).max() < 0.045:  # closed lips hide what lies behind them
         points[body.behind_lips] -= np.float32((0, 0, 0.6))
     return points
-
-
-def _scene(
-    sitter: Sitter, points: np.ndarray, shot: Shot
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Points, triangles, materials, attributes and colours of everything."""
-    body, person = anatomy(), sitter.person
-    bank = body.bank
-    meshes = list(sitter.worn)
-    if shot.is_masked:
-        normals = np.empty_like(points)
-        raster.vertex_normals(points, bank.triangles, normals)
-        tint = np.float32((0.45, 0.62, 0.72)) if person.seed % 3 else np.float32(person.fabric)
-        meshes.append(mask(points, normals, tint))
-    attributes = body.attributes
-    if person.lashes != 1:
-        lashes = np.unique(bank.triangles[bank.parts == PARTS.index("lashes")])
-        attributes = attributes.copy()
-        attributes[lashes, 2] = person.lashes
-    colours = np.zeros((len(bank.triangles), 3), np.float32)
-    for part, colour in (
-        ("skin", person.clothes),
-        ("eye", person.iris),
-        ("teeth", person.teeth),
-        ("lashes", (0.02,) * 3),
-    ):
-        colours[bank.parts == PARTS.index(part)] = colour
-    everything = [Mesh(points, bank.triangles, attributes, 0, colours), *meshes]
-    starts = np.cumsum([0, *(len(mesh.points) for mesh in everything)])
-    triangles = [mesh.triangles + start for mesh, start in zip(everything, starts, strict=False)]
-    materials = [bank.parts, *(np.full(len(mesh.triangles), mesh.material) for mesh in meshes)]
-    shades = [colours, *(np.broadcast_to(mesh.colour, (len(mesh.triangles), 3)) for mesh in meshes)]
-    return (
-        np.concatenate([mesh.points for mesh in everything]),
-        np.concatenate(triangles).astype(np.int32),
-        np.concatenate(materials).astype(np.int32),
-        np.concatenate([mesh.attributes for mesh in everything]),
-        np.concatenate(shades).astype(np.float32),
-    )
 
 
 def _occlusion(depth: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -176,10 +181,8 @@ def _occlusion(depth: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.clip(1 - dark, 0.12, 1).astype(np.float32)
 
 
-def _light(
-    points: np.ndarray, triangles: np.ndarray, materials: np.ndarray, attributes: np.ndarray, sitter: Sitter, shot: Shot
-):
-    """Light directions, and the shadow map of the first light with its axes and numbers."""
+def _light(points: np.ndarray, mesh: Joined, sitter: Sitter, shot: Shot) -> tuple[np.ndarray, ...]:
+    """Light directions, colours, ambient; axes, map and numbers of the first light's shadow."""
     lights = np.array(shot.lights, np.float32)
     lights /= np.linalg.norm(lights, axis=1, keepdims=True)
     first = lights[0]
@@ -191,12 +194,23 @@ def _light(
     shadow = np.empty((_SHADOW_SIDE, _SHADOW_SIDE), np.float32)
     faces, weights = np.empty(shadow.shape, np.int32), np.empty((*shadow.shape, 2), np.float32)
     flat = np.ascontiguousarray(seen[:, :2] * np.float32(scale) + np.float32(centre))
-    raster.rasterize(
-        *(flat, np.ascontiguousarray(seen[:, 2]), triangles, materials, attributes, sitter.strands, sitter.ends),
-        *(False, shadow, faces, weights),
+    rasterize(
+        *(flat, np.ascontiguousarray(seen[:, 2]), mesh.triangles[mesh.casts], mesh.materials[mesh.casts]),
+        *(mesh.attributes, sitter.strands, sitter.ends, False, shadow, faces, weights),
     )
-    numbers = np.array((scale, centre, 0.045, shot.shadow_blur), np.float32)
-    return lights, axes, shadow, numbers
+    numbers = np.array((scale, centre, 0.045, max(shot.shadow_blur, 1.2)), np.float32)
+    colours, ambient = np.array(shot.light_colours, np.float32), np.array(shot.ambient, np.float32)
+    return lights, colours, ambient, axes, shadow, numbers
+
+
+def _placed(points: np.ndarray, sitter: Sitter, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
+    """Points in the camera's axes, and the head's rotation; the shoulders follow the head by a third."""
+    head = rotation(shot.yaw, shot.pitch, shot.roll)
+    trunk = rotation(shot.yaw * 0.35, shot.pitch * 0.2, shot.roll * 0.35)
+    follows = np.clip((points[:, 1:2] + np.float32(1.95)) * np.float32(2), 0, 1)
+    points = points - sitter.middle
+    placed = points @ head.T * follows + points @ trunk.T * (1 - follows)
+    return np.ascontiguousarray(placed, dtype=np.float32), head
 
 
 def render_face(
@@ -214,19 +228,11 @@ def render_face(
     action_units: strengths from 0 to 1 by name, or an array (RENDERED_AUS, 2) of the person's left and right side.
     gaze: radians to the person's left, and up. habits: what the face does that means nothing.
     """
-    sides = _sides(action_units, sitter.person)
-    body, person = anatomy(), sitter.person
+    sides, person = _sides(action_units), sitter.person
     habits = habits if habits is not None else np.random.Generator(np.random.PCG64(0))
     shaped = _shaped(sitter, sides, gaze, habits)
-    points, triangles, materials, attributes, colours = _scene(sitter, shaped, shot)
-    # The shoulders follow the head by a third.
-    head, trunk = (
-        rotation(shot.yaw, shot.pitch, shot.roll),
-        rotation(shot.yaw * 0.35, shot.pitch * 0.2, shot.roll * 0.35),
-    )
-    points -= sitter.middle
-    follows = np.clip((points[:, 1:2] + sitter.middle[1] + 1.75) * np.float32(1 / 0.7), 0, 1)
-    placed = np.ascontiguousarray(points @ head.T * follows + points @ trunk.T * (1 - follows), dtype=np.float32)
+    mesh = joined(sitter.with_mask(shaped)) if shot.is_masked else sitter.mesh
+    points, head = _placed(np.concatenate([shaped, mesh.points[len(shaped) :]]), sitter, shot)
 
     side = round(size * (2.0 if size <= 160 else 1.5))
     focal = shot.scale * side / sitter.crop * shot.distance
@@ -238,45 +244,42 @@ def render_face(
 
     depth, faces = np.empty((side, side), np.float32), np.empty((side, side), np.int32)
     weights = np.zeros((side, side, 2), np.float32)
-    raster.rasterize(
-        *(project(placed), np.ascontiguousarray(placed[:, 2]), triangles, materials, attributes),
+    rasterize(
+        *(project(points), np.ascontiguousarray(points[:, 2]), mesh.triangles, mesh.materials, mesh.attributes),
         *(sitter.strands, sitter.ends, True, depth, faces, weights),
     )
-    normals = np.empty_like(placed)
-    raster.vertex_normals(placed, triangles, normals)
-    lights, axes, shadow, numbers = _light(placed, triangles, materials, attributes, sitter, shot)
-    relief = np.empty_like(sitter.relief)
-    folds = fold_weights(sides) * np.float32(person.wrinkles)
-    chosen = np.flatnonzero(folds > 0.02).astype(np.int32)
-    raster.add_folds(sitter.relief, sitter.folds, chosen, folds[chosen].astype(np.float32), relief)
-    seen = faces >= 0
-    eyes = np.stack([placed[vertices].mean(0) for vertices in body.eye_vertices]).astype(np.float32)
-    linear = np.zeros((side, side, 3), np.float32)
-    raster.shade(
-        (triangles, materials, placed, normals, attributes, colours),
+    normals = np.empty_like(points)
+    vertex_normals(points, mesh.triangles, normals)
+    seen, linear = faces >= 0, np.zeros((side, side, 3), np.float32)
+    shade(
+        (mesh.triangles, mesh.materials, points, normals, mesh.attributes, mesh.colours),
         (faces, weights, _occlusion(depth, seen)),
-        (sitter.texture, relief),
-        sitter.strands,
-        head,
-        (lights, np.array(shot.light_colours, np.float32), np.array(shot.ambient, np.float32), axes, shadow, numbers),
-        eyes,
-        _gaze_axes(gaze, head),
-        _face_numbers(person, relief),
-        linear,
+        (sitter.texture, _folded(sitter, sides)),
+        *(sitter.strands, head, _light(points, mesh, sitter, shot)),
+        np.stack([points[vertices].mean(0) for vertices in anatomy().eye_vertices]).astype(np.float32),
+        *(_gaze_axes(gaze, head), _face_numbers(person, sitter.relief), linear),
     )
     landmarks_at = (_landmarks(shaped) - sitter.middle) @ head.T
     landmarks = (project(landmarks_at) + np.float32(0.5)) * np.float32(size / side)
     pixels = finish(_developed(linear, seen, person, shot, size), shot)
     truth = None
     if with_truth:
-        truth = _truth(
-            faces, depth, normals, triangles, materials, weights, landmarks_at, landmarks, sitter, shot, size
-        )
-        truth = Truth(*truth, _seen_gaze(gaze, head), _degrees(shot), np.round(sides * 5, 2))
+        buffers = faces, depth, normals, weights
+        seen_truth = _truth(buffers, mesh, (landmarks_at, landmarks), person, shot, size)
+        truth = Truth(*seen_truth, _seen_gaze(gaze, head), _degrees(shot), np.round(sides * 5, 2))
     return pixels, landmarks.astype(np.float32), truth
 
 
-def _sides(action_units: Mapping[str, float] | np.ndarray, person: Person) -> np.ndarray:
+def _folded(sitter: Sitter, sides: np.ndarray) -> np.ndarray:
+    """The skin's relief with the expression's folds."""
+    relief = np.empty_like(sitter.relief)
+    folds = fold_weights(sides) * np.float32(sitter.person.wrinkles)
+    chosen = np.flatnonzero(folds > 0.02).astype(np.int32)
+    add_folds(sitter.relief, sitter.folds, chosen, folds[chosen].astype(np.float32), relief)
+    return relief
+
+
+def _sides(action_units: Mapping[str, float] | np.ndarray) -> np.ndarray:
     if not isinstance(action_units, np.ndarray):
         if unknown := [name for name in action_units if name not in RENDERED_AUS]:
             raise ValueError(f"action_units: got {unknown}, expected AUs that can be rendered: {list(RENDERED_AUS)}")
@@ -335,23 +338,25 @@ def _developed(linear: np.ndarray, seen: np.ndarray, person: Person, shot: Shot,
     return image
 
 
-def _truth(faces, depth, normals, triangles, materials, weights, landmarks_at, landmarks, sitter, shot, size):
-    """Parts, depth, normals and visibility."""
+def _truth(
+    buffers: tuple, mesh: Joined, points: tuple[np.ndarray, np.ndarray], person: Person, shot: Shot, size: int
+) -> tuple[np.ndarray, ...]:
+    """Parts, depth, normals and visibility. points: landmarks in the camera's axes, and in pixels."""
+    (faces, depth, normals, weights), (landmarks_at, landmarks) = buffers, points
     side = len(faces)
     rows = np.minimum(((np.arange(size) + 0.5) * side / size).astype(int), side - 1)
     at = np.ix_(rows, rows)
     faces, deep = faces[at], np.where(faces[at] >= 0, depth[at], np.nan)
     of_material = np.array([1, 4, 3, 4, 4, 3, 5, 6, 6])
-    parts = np.where(faces >= 0, of_material[materials[faces]], 0)
+    parts = np.where(faces >= 0, of_material[mesh.materials[faces]], 0)
     share = np.concatenate([weights[at], 1 - weights[at].sum(-1, keepdims=True)], -1)[..., None]
-    corners = triangles[faces]
+    corners = mesh.triangles[faces]
     lips = np.zeros(len(normals), np.float32)
     lips[: len(anatomy().bank.lips)] = anatomy().bank.lips
     parts[(parts == 1) & ((lips[corners] * share[..., 0]).sum(-1) > 0.4)] = 2
-    collar = sitter.person.collar
-    chart = np.zeros(len(normals), np.float32)
-    chart[: len(anatomy().attributes)] = anatomy().attributes[:, 1]
-    parts[(parts == 1) & ((chart[corners] * share[..., 0]).sum(-1) > collar)] = 7
+    across, down = (mesh.attributes[:, k][corners] * share[..., 0] for k in (0, 1))
+    is_cloth = down.sum(-1) > person.collar + person.neckline * np.abs(across.sum(-1) - 0.5)
+    parts[(parts == 1) & is_cloth] = 7
     if shot.occluder is not None:
         cover = np.zeros((size, size), np.uint8)
         cv2.fillPoly(cover, [np.round(shot.occluder * size * 16).astype(np.int32)], 1, cv2.LINE_8, 4)

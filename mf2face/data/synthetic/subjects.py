@@ -100,7 +100,7 @@ def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
 
 
-_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS = range(9)
+_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE = range(10)
 
 
 def is_rendered(style: str) -> bool:
@@ -261,7 +261,7 @@ def sides(seed: int, style: str, index: int) -> np.ndarray:
 
 def gaze(seed: int, style: str, index: int) -> tuple[float, float]:
     """Radians to the person's left, and up: at the camera, aside, or wandering."""
-    rng = keyed_rng(seed, style, _SIDES, -1 - index // FRAMES_PER_VIDEO & (2**32 - 1))
+    rng = keyed_rng(seed, style, _GAZE, index // FRAMES_PER_VIDEO)
     base = np.clip(rng.normal(0, (0.15, 0.08)), (-0.45, -0.25), (0.45, 0.22))
     frame = keyed_rng(seed, style, _FRAME, index).normal(0, 0.02, 2)
     return float(base[0] + frame[0]), float(base[1] + frame[1])

@@ -27,7 +27,8 @@ class Mesh:
     points: np.ndarray
     triangles: np.ndarray
     attributes: np.ndarray
-    material: int
+    material: int | np.ndarray
+    """One of all triangles, or one each; as the colour."""
     colour: np.ndarray
 
 
