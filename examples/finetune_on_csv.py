@@ -52,7 +52,6 @@ def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> l
     scores = train.main(["--task", "dfn", "--dataset", str(data), "--output_dir", str(adapter), *options])
     scores_shown = {name: f"{scores[name]:.3f}" for name in ("au_f1_macro", "emotion_top1") if name in scores}
     print(f"on people that training did not see: {scores_shown}; everything else is in {adapter}/metrics.txt")
-
     analyse = face_pipeline("face-analysis", adapter)  # an adapter's folder names its base model
     images = sorted(str(file) for file in pictures.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))[:3]
     source = "template" if landmarks == "template" else "face_alignment" if missing_networks() else "mediapipe"

@@ -14,7 +14,7 @@ from pathlib import Path
 from mf2face.captions.batch import write_by_batch
 from mf2face.captions.prices import Price
 from mf2face.captions.run import ChatWriter
-from mf2face.captions.styles import STYLES, caption_rows, join_captions, save_captions, write_by_rule
+from mf2face.captions.styles import STYLES, CaptionRows, join_captions, save_captions, write_by_rule
 from mf2face.command_line import run_as_command
 from mf2face.data.cache import load_folder, save_whole
 from mf2face.data.schema import described_labels
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> Path | None:
     synthetic = arguments.dataset == "synthetic"
     dataset = MFASynthetic(64, size=64) if synthetic else load_folder(arguments.dataset)
     labels = described_labels(dataset) or "mfa"
-    rows = caption_rows(dataset, images=arguments.send_images)
+    rows = CaptionRows(dataset, images=arguments.send_images)
     if arguments.writer == "rule":
         captions = list(write_by_rule(rows, arguments.style, labels, seed=arguments.seed))
     else:

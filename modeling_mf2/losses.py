@@ -37,14 +37,14 @@ class FaceAnalysisOutput(ModelOutput):
 
 @dataclass
 class Captions:
-    """A branch's captions. keys: equal where captions say or mean the same. rows: those that ITM and ITG take. learned:
-    the tokens of `rows` that ITG learns to write."""
+    """A branch's captions. keys: equal where captions say or mean the same. rows: those that ITM and ITG take, drawn
+    when features are compared. learned: the tokens of `rows` that ITG learns to write."""
 
     input_ids: torch.Tensor
     mask: torch.Tensor
     keys: torch.Tensor
-    rows: torch.Tensor
-    learned: torch.Tensor
+    rows: torch.Tensor | None = None
+    learned: torch.Tensor | None = None
 
     @property
     def valid(self) -> torch.Tensor:
@@ -93,7 +93,11 @@ class Step:
     ) -> dict[str, Comparison] | None:
         """Compares the features of each branch; None ends the forward pass. images: as the branches read them."""
         comparisons = {}
-        for name, own in features.items():
+        for name in captions:
+            model.draw_pairs(name, captions[name])
+            if name not in features:
+                continue
+            own = features[name]
             texts = pad_as_others(own.captions.input_ids, own.captions.mask)
             start, texts = gather_offset(own.text.shape[0]), tuple(map(gather, texts))
             everyone = map(gather, (own.image, own.text, own.captions.keys, own.captions.valid))

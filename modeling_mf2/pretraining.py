@@ -205,21 +205,19 @@ class MF2ForPreTraining(MF2PreTrainedModel):
                 raise ValueError(f"{field}: got {len(ids)} captions, expected {images}, one for each image")
             mask = torch.ones_like(ids) if mask is None else mask
             ids, mask = ids.flatten(0, -2), mask.flatten(0, -2)
-            keys = self._said(name, caption_keys(ids, mask), au_labels, emotion_labels)
-            rows = self._pair_rows(name, mask)
-            learned = mask[rows]
-            if name == "key_au":  # its prompt is given
-                learned[:, 1 : 1 + self.config.key_au_prompt_length] = 0
-            captions[name] = Captions(ids, mask, keys, rows, learned)
+            captions[name] = Captions(ids, mask, self._said(name, caption_keys(ids, mask), au_labels, emotion_labels))
         return captions
 
-    def _pair_rows(self, name: str, texts: torch.Tensor) -> torch.Tensor:
-        """The pairs that ITM and ITG take: in training a random share of them."""
-        count, device = len(texts), texts.device  # the model's own device is not known where it is offloaded
+    def draw_pairs(self, name: str, captions: Captions) -> None:
+        """Draws the pairs that ITM and ITG take: in training a random share of them."""
+        count, device = len(captions.mask), captions.mask.device  # of an offloaded model the device is not known
         share = self.config.au_pair_share if name == "au" else self.config.emo_pair_share
-        if share == 1 or not self.training:
-            return torch.arange(count, device=device)
-        return torch.randperm(count, device=device)[: max(1, round(share * count))]
+        rows = torch.arange(count, device=device)
+        if share != 1 and self.training:
+            rows = torch.randperm(count, device=device)[: max(1, round(share * count))]
+        captions.rows, captions.learned = rows, captions.mask[rows]
+        if name == "key_au":  # its prompt is given
+            captions.learned[:, 1 : 1 + self.config.key_au_prompt_length] = 0
 
     def _said(
         self, name: str, text_keys: torch.Tensor, au_labels: torch.Tensor | None, emotion_labels: torch.Tensor | None

@@ -43,7 +43,7 @@ def vision_store(folder: Path) -> None:
     from configuration_mf2 import MF2Config
     from mf2face.data.examples import MF2Examples
     from mf2face.data.synthetic.faces import MFASynthetic
-    from mf2face.training.stores import load_or_store_vision
+    from mf2face.training.stores import load_or_store
     from modeling_mf2.vision import MF2VisionTower
     from processing_mf2 import MF2Processor
 
@@ -51,7 +51,7 @@ def vision_store(folder: Path) -> None:
     config = MF2Config.from_size("tiny")
     rows = MFASynthetic(8, size=64, cache_dir=folder / "in")
     examples = MF2Examples(rows, MF2Processor.for_model(config), texts=False)
-    load_or_store_vision(MF2VisionTower(config.vision_config), examples, folder / "out", batch_size=2)
+    load_or_store(MF2VisionTower(config.vision_config), [examples], folder / "out", batch_size=2)
 
 
 def dataset_cache(folder: Path) -> None:

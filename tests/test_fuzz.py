@@ -1,10 +1,9 @@
 """Damaged inputs through the doors that people use: a right answer or a refusal that names what is wrong, in bounded
-time and memory. `python tests/test_fuzz.py [--kind NAME] [--seed N] [--case TEXT]` prints the same table.
+time and memory. FUZZ_SEED draws others; FUZZ_CASE runs only those whose label contains it.
 
 Each kind runs in its own process, so that a hang or a crash costs one input, and its memory can be measured.
 """
 
-import argparse
 import gc
 import math
 import multiprocessing
@@ -12,7 +11,6 @@ import os
 import random
 import resource
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -24,14 +22,15 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz_inputs import Case
-from fuzz_kinds import KINDS, Answer
+from fuzz_inputs import Answer, Case
+from fuzz_media import MEDIA
+from fuzz_stored import STORED
 
 
-MOST_SECONDS, MOST_MEGABYTES, LEAST_INPUTS = 30, 600, 1500
+KINDS = MEDIA | STORED
+MOST_SECONDS, MOST_MEGABYTES, LEAST_INPUTS = 30, 600, 35
 ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "mf2face")
-PRELOAD = ["mf2face.inference.analyze", "mf2face.data.build.mfa", "mf2face.training.stores", "fuzz_kinds"]
-VERDICTS = ("accepted", "refused", "silent", "unnamed", "hang")
+PRELOAD = ["mf2face.inference.analyze", "mf2face.data.build.mfa", "mf2face.training.stores", "fuzz_stored"]
 
 
 def is_finite(value: Any) -> bool:
@@ -196,48 +195,12 @@ def fuzz(name: str, seed: int, only: str = "") -> Iterator[Result]:
             worker.join(10)
 
 
-def table(results: list[Result]) -> str:
-    heads = ("inputs", *VERDICTS, "over 600 MB", "peak MB", "slowest s", "sum s")
-    lines = [f"{'kind':<22}" + "".join(f"{head:>12}" for head in heads)]
-    for name in [*dict.fromkeys(result.kind for result in results), "all"]:
-        group = [result for result in results if name in ("all", result.kind)]
-        count = Counter(result.verdict for result in group)
-        megabytes, seconds = [result.megabytes for result in group], [result.seconds for result in group]
-        numbers = [len(group), *(count[verdict] for verdict in VERDICTS), sum(m > MOST_MEGABYTES for m in megabytes)]
-        numbers += [round(max(megabytes)), round(max(seconds), 1), round(sum(seconds))]
-        lines.append(f"{name:<22}" + "".join(f"{number:>12}" for number in numbers))
-    return "\n".join(lines)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_damaged_inputs_are_refused_by_name_or_answered_rightly(capfd: pytest.CaptureFixture[str]) -> None:
-    results = [result for name in KINDS for result in fuzz(name, seed=1)]
-    with capfd.disabled():
-        print(f"\n{table(results)}", file=sys.stderr)
-    assert len(results) >= LEAST_INPUTS
-    bad = [str(result) for result in results if result.is_bad]
-    assert not bad, "\n".join(bad)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, action="append")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--case", default="", help="only cases whose label contains this")
-    parser.add_argument("--all", action="store_true", help="a line for each input, not only for what went wrong")
-    options = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")
-    results = []
-    for name in options.kind or KINDS:
-        for result in fuzz(name, options.seed, options.case):
-            results.append(result)
-            if result.is_bad or options.all:
-                print(result, flush=True)
-        if results:
-            print(table(results), flush=True)
-    return any(result.is_bad for result in results)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_inputs_are_refused_by_name_or_answered_rightly(kind: str) -> None:
+    results = list(fuzz(kind, int(os.environ.get("FUZZ_SEED", "1")), os.environ.get("FUZZ_CASE", "")))
+    verdicts = Counter(result.verdict for result in results)
+    print(f"{len(results)} inputs, {dict(verdicts)}, at most {max(result.megabytes for result in results):.0f} MB")
+    assert len(results) >= LEAST_INPUTS or "FUZZ_CASE" in os.environ
+    assert [str(result) for result in results if result.is_bad] == []

@@ -44,7 +44,7 @@ def write_by_batch(
     """As `ChatWriter.write`, by batch jobs; corrections, and what failed or expired, go into further jobs.
 
     wait: else it returns once jobs are under way (`report.open_batches`), and a later call collects them. rows: read
-    several times, so a list or `caption_rows(dataset)`. limits: fields of `BatchLimits`.
+    several times, so a list or `CaptionRows(dataset)`. limits: fields of `BatchLimits`.
     """
     if iter(rows) is rows:
         raise TypeError("rows: got an iterator, expected something that can be read again, such as a list")

@@ -112,10 +112,8 @@ class CaptionRun(Run):
         super().__init__(writer, client, book, rows)
         self.todo = self.unwritten(self.report)
         self.budget = Budget(writer.budget, book.spent + book.unsure)
-        self.slots = asyncio.Semaphore(writer.concurrency)
         self.stopped: BaseException | None = None
         self.not_before, self.failures_in_a_row = 0.0, 0
-        self.counting: set[asyncio.Task] = set()
 
     async def go(self) -> CaptionReport:
         async with self.client:
@@ -124,10 +122,7 @@ class CaptionRun(Run):
                 # One row alone: a wrong key, an unknown model or an old server shows once, not `concurrency` times.
                 await self._finish([asyncio.create_task(self._work(at_most=1))])
                 if self.stopped is None:
-                    # Some more than requests under way: they get ready, and wait for the disk, while others are sent.
-                    workers = self.writer.concurrency + max(2, self.writer.concurrency // 2)
-                    await self._finish([asyncio.create_task(self._work()) for _ in range(workers)])
-                await asyncio.gather(*self.counting)
+                    await self._finish([asyncio.create_task(self._work()) for _ in range(self.writer.concurrency)])
                 self.bar.update(self.report.kept + self.report.unlabelled)
         if self.stopped is not None:
             self.stopped.report = self.report
@@ -160,7 +155,7 @@ class CaptionRun(Run):
         captions, problems = self.judge(row, answers)
         if captions is not None:  # both answers of a batch are here already
             self.book.add_captions(None, key, captions, 0.0, **writer.identity)
-            return self._count_later(captions)
+            return await self._show(captions)
         try:
             messages, image_tokens = await asyncio.to_thread(writer.messages, row)
         except (ValueError, TypeError, OSError) as error:  # an image that cannot be read
@@ -171,7 +166,7 @@ class CaptionRun(Run):
                 captions, problems = await self._ask(row, key, question, image_tokens, answers)
                 if captions is not None:
                     self.failures_in_a_row = 0
-                    return self._count_later(captions)
+                    return await self._show(captions)
             except TryAgainError as failure:
                 crowded, attempts = crowded + failure.crowded, attempts + (not failure.crowded)
                 if attempts >= writer.max_attempts or crowded >= _CROWDED_LIMIT:
@@ -184,8 +179,7 @@ class CaptionRun(Run):
     async def _ask(
         self, row: CaptionRow, key: str, question: list[dict], image_tokens: int, answers: list[str]
     ) -> tuple[Captions | None, dict[str, str]]:
-        """One request. Its line is on the disk before it is sent, and its answer's line in the file before another
-        request takes its slot."""
+        """One request; its line is on the disk before it is sent."""
         at_most = self.writer.most_usd(question, image_tokens)
         if (held := await self.budget.hold(at_most)) is None:
             raise BudgetSpentError(
@@ -193,20 +187,16 @@ class CaptionRun(Run):
             )
         number, usd = None, 0.0
         try:
+            await self._sleep_until(lambda: self.not_before)
             if self.stopped is not None:
                 return None, {}
             number = self.book.open_request(held)
             await self.book.flushed()
-            async with self.slots:
-                await self._sleep_until(lambda: self.not_before)
-                if self.stopped is not None:
-                    self.book.close_request(number)
-                    return None, {}
-                self.report.requests += 1
-                asked = self.writer.style.asked_of(row)
-                content, usage = await self.client.ask(question, asked, f"{key}-{len(answers)}")
-                usd = self.bill(usage, at_most)
-                return self._keep(row, key, number, content, usd, answers)
+            self.report.requests += 1
+            asked = self.writer.style.asked_of(row)
+            content, usage = await self.client.ask(question, asked, f"{key}-{len(answers)}")
+            usd = self.bill(usage, at_most)
+            return self._keep(row, key, number, content, usd, answers)
         except (TryAgainError, RowRefusedError, CaptionError) as failure:
             if getattr(failure, "lost", False):  # it stays open in the journal
                 usd = held
@@ -232,23 +222,12 @@ class CaptionRun(Run):
             self.book.add_captions(number, key, captions, usd, **self.writer.identity)
         return captions, problems
 
-    def _count_later(self, captions: Captions) -> None:
-        """The next row need not wait until this one is on the disk; the end of the run does."""
-
-        async def count() -> None:
-            try:
-                await self.book.flushed()
-            except CaptionError as error:
-                self.stopped = self.stopped or error
-                return
-            self.count(captions)
-            if self.report.usd is not None:
-                self.bar.set_postfix_str(f"${self.budget.spent:,.3f}", refresh=False)
-            self.bar.update()
-
-        task = asyncio.create_task(count())
-        self.counting.add(task)
-        task.add_done_callback(self.counting.discard)
+    async def _show(self, captions: Captions) -> None:
+        await self.book.flushed()
+        self.count(captions)
+        if self.report.usd is not None:
+            self.bar.set_postfix_str(f"${self.budget.spent:,.3f}", refresh=False)
+        self.bar.update()
 
     def _give_up(self, row: CaptionRow, reason: str) -> None:
         self.report.failed[row.id] = reason
@@ -265,7 +244,7 @@ class CaptionRun(Run):
                 wait = f"it asks to wait {failure.wait:,.0f} s ({failure.reason})"
                 raise ServerRefusesError(f"server: {wait}. {KEPT} then")
             delay = failure.wait + self.writer.backoff * random.random()
-            if failure.crowded:  # the limit is the account's, not the row's: nobody asks until then
+            if failure.crowded:  # the limit is the account's, not the row's: all wait
                 self.not_before = max(self.not_before, time.monotonic() + failure.wait)
         until = time.monotonic() + delay
         await self._sleep_until(lambda: until)

@@ -128,12 +128,17 @@ def write_by_rule(
 
 
 @dataclass
-class _DatasetRows:
-    """Reads a data set's rows as often as it is asked to."""
+class CaptionRows:
+    """The rows of MFA as a writer takes them, read as often as it asks. ids: in place of `row_id`. images: for a writer
+    with `send_images`."""
 
     dataset: Dataset
-    ids: Sequence[str] | None
-    images: bool
+    ids: Sequence[str] | None = None
+    images: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ids is not None and len(self.ids) != len(self.dataset):
+            raise ValueError(f"ids: got {len(self.ids)}, expected {len(self.dataset)}, one for each row")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -154,13 +159,6 @@ def row_id(row: Mapping) -> str:
     return "/".join(str(row[name]) for name in _ID_COLUMNS)
 
 
-def caption_rows(dataset: Dataset, ids: Sequence[str] | None = None, *, images: bool = False) -> Iterable[CaptionRow]:
-    """The rows of MFA as a writer takes them. images: for a writer with `send_images`. ids: in place of `row_id`."""
-    if ids is not None and len(ids) != len(dataset):
-        raise ValueError(f"ids: got {len(ids)}, expected {len(dataset)}, one for each row")
-    return _DatasetRows(dataset, ids, images)
-
-
 def join_captions(
     dataset: Dataset,
     captions: Iterable[Captions | None],
@@ -175,7 +173,7 @@ def join_captions(
     like it, so MFA's three fill the schema's. keep_missing: a row without captions keeps what it has; else an error.
     """
     by_id = {one.id: one for one in captions if one is not None}
-    names = [row.id for row in caption_rows(dataset, ids)]
+    names = [row.id for row in CaptionRows(dataset, ids)]
     if (missing := [name for name in names if name not in by_id]) and not keep_missing:
         got = f"{len(missing)} of {len(names)} rows have none, among them {missing[0]}"
         raise ValueError(f"captions: {got}; write them first, or pass keep_missing=True")
@@ -222,7 +220,7 @@ def with_rule_captions(rows: Dataset, captions: Sequence[str], label_set: str | 
     if not missing:
         return rows
     ids = [str(number) for number in range(len(rows))]
-    written = write_by_rule(caption_rows(rows, ids), style_of(missing), label_set, seed=seed)
+    written = write_by_rule(CaptionRows(rows, ids), style_of(missing), label_set, seed=seed)
     return join_captions(rows, written, ids, columns={name: name for name in missing})
 
 
@@ -240,7 +238,7 @@ def check_captions(rows: Dataset, captions: Sequence[str], system: str) -> None:
 
 
 __all__ = [
-    *("CAPTIONS", "PROCESSOR_INPUTS", "STYLES", "CaptionRow", "CaptionStyle", "Captions"),
-    *("caption_rows", "check_captions", "join_captions", "numbered", "row_id"),
+    *("CAPTIONS", "PROCESSOR_INPUTS", "STYLES", "CaptionRow", "CaptionRows", "CaptionStyle", "Captions"),
+    *("check_captions", "join_captions", "numbered", "row_id"),
     *("save_captions", "style_of", "with_rule_captions", "write_by_rule"),
 ]

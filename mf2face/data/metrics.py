@@ -103,11 +103,7 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike) -> flo
 
 
 def action_unit_scores(
-    probabilities: ArrayLike,
-    labels: ArrayLike,
-    action_units: Sequence[str],
-    *,
-    thresholds: ArrayLike | None = None,
+    probabilities: ArrayLike, labels: ArrayLike, action_units: Sequence[str], *, thresholds: ArrayLike | None = None
 ) -> dict[str, float | list[str]]:
     """Scores at threshold 0.5 and, given `thresholds` tuned elsewhere, at these (`..._tuned`). `au_roc_auc/...` stands
     only for AUs of which both classes occur."""

@@ -165,23 +165,16 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
 
 
 def _task_of(given: MF2Arguments) -> Task:
-    if (given.model, given.task) not in TASKS:
-        raise ValueError(
-            f"task: got {given.task!r} with --model {given.model}, expected one of {', '.join(tasks_of(given.model))}"
-        )
-    task = TASKS[given.model, given.task]
-    defaults = MF2Arguments()
+    asked, known = f"--model {given.model} --task {given.task}", tasks_of(given.model)
+    if given.task not in known:
+        raise ValueError(f"task: got {given.task!r} with --model {given.model}, expected one of {', '.join(known)}")
+    task, defaults = TASKS[given.model, given.task], MF2Arguments()
     for name in task.unused:
         value, default = getattr(given, name), getattr(defaults, name)
         if value not in (default, "none") and (value or default):
-            raise ValueError(
-                f"{name}: got {value!r}, which --model {given.model} --task {given.task} does not use; expected "
-                f"{default!r}"
-            )
+            raise ValueError(f"{name}: got {value!r}, which {asked} does not use; expected {default!r}")
     if task.needs and given.model_name_or_path is None and not (task.adapts_released and given.model_size == "tiny"):
-        raise ValueError(
-            f"model_name_or_path: got none with --model {given.model} --task {given.task}, expected {task.needs}"
-        )
+        raise ValueError(f"model_name_or_path: got none with {asked}, expected {task.needs}")
     return task
 
 
@@ -214,11 +207,9 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if ours.dataset != "synthetic" and not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        raise ValueError(
-            f"dataset: there is no folder {ours.dataset}; expected synthetic, a folder that examples/build_dataset.py "
-            "wrote, or a name on the Hub"
-        )
+    if not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
+        built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+        raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
 
 
 def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
@@ -246,15 +237,10 @@ def read_options(
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or name not in known or name in read:
-            raise ValueError(
-                f"{argument}: got {option!r}, expected NAME=VALUE, each name once, of {config_class.__name__}: "
-                f"{', '.join(sorted(known))}"
-            )
+            expected = f"NAME=VALUE, each name once, of {config_class.__name__}: {', '.join(sorted(known))}"
+            raise ValueError(f"{argument}: got {option!r}, expected {expected}")
         try:
             read[name] = json.loads(_WORDS.get(value, value))
         except ValueError:
             read[name] = value
     return read
-
-
-__all__ = ["MF2Arguments", "Settings", "parse_arguments", "read_options"]

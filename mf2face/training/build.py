@@ -21,7 +21,7 @@ from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
 from mf2face.training.arguments import MF2Arguments, Settings, read_options
 from mf2face.training.finetuning import MF2Views
-from mf2face.training.stores import load_or_store_vision
+from mf2face.training.stores import load_or_store
 from mf2face.training.tasks import SYSTEMS, TASKS
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
@@ -58,16 +58,13 @@ def with_sources(settings: Settings) -> Settings:
     if not settings.trains:
         task = TASKS[ours.model, trained_task(checkpoint, ours.model)]
         if task.measures is None:
-            raise ValueError(
-                f"model_name_or_path: {checkpoint} is {SYSTEMS[ours.model].title}'s stage 1, which answers nothing; "
-                "expected what --task caption, linear_probe or full made of it"
-            )
+            stage = f"{checkpoint} is {SYSTEMS[ours.model].title}'s stage 1, which answers nothing"
+            raise ValueError(f"model_name_or_path: {stage}; expected what --task caption, linear_probe or full made")
     elif ours.align:
         learner = TASKS[ours.model, "pretrain"]
         task = replace(task, builds=learner.builds, learns=learner.learns)
-    return replace(
-        settings, task=task, arguments=replace(ours, model_name_or_path=checkpoint, vision_name_or_path=tower)
-    )
+    ours = replace(ours, model_name_or_path=checkpoint, vision_name_or_path=tower)
+    return replace(settings, task=task, arguments=ours)
 
 
 def trained_task(checkpoint: str, model: str) -> str:
@@ -101,7 +98,10 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
     config = _new_config(settings, model_class.config_class, own)
     compared = isinstance(config, ComparedConfig)
     if compared and config.au_class_weights is None and config.action_units and train_rows is not None:
-        config.au_class_weights = _class_weights(train_rows)
+        if isinstance(train_rows, Dataset) and "au_labels" in train_rows.column_names:
+            config.au_class_weights = occurrence_weights(torch.tensor(train_rows["au_labels"][:]))
+        else:
+            logger.warning("au_class_weights: no labels to count before training begins; every AU counts 1")
     processor = MF2Processor.for_model(config)
     model = model_class(config)
     tower, blip2 = ours.vision_name_or_path, ours.qformer_name_or_path
@@ -133,17 +133,8 @@ def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: d
 
 def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source: object) -> None:
     if caption_set not in (None, getattr(config, "caption_set", None)):
-        raise ValueError(
-            f"caption_set: got {caption_set!r}, but {source} was trained with {config.caption_set!r}; name that, or "
-            "train a stage 1 of the other captions"
-        )
-
-
-def _class_weights(rows: Dataset) -> list[float] | None:
-    if not isinstance(rows, Dataset) or "au_labels" not in rows.column_names:
-        logger.warning("au_class_weights: no labels to count before training begins; every AU counts 1")
-        return None
-    return occurrence_weights(torch.tensor(rows["au_labels"][:]))
+        trained = f"{source} was trained with {config.caption_set!r}"
+        raise ValueError(f"caption_set: got {caption_set!r}, but {trained}; name that, or train another stage 1")
 
 
 def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: bool = False) -> None:
@@ -179,10 +170,8 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
             check_leaks(rows)
     splits = {name: part for name, part in splits.items() if len(part)}
     if "train" not in splits or len(splits) < 2:
-        raise ValueError(
-            f"dataset: {arguments.dataset} has rows in the splits {sorted(splits)}, expected train, and validation or "
-            "test, by a column `split` or by files of these names"
-        )
+        expected = "train, and validation or test, by a column `split` or by files of these names"
+        raise ValueError(f"dataset: {arguments.dataset} has rows in the splits {sorted(splits)}, expected {expected}")
     splits.setdefault("validation", splits.get("test"))
     splits.setdefault("test", splits["validation"])
     return splits
@@ -219,9 +208,7 @@ def build_examples(
     ours, task, training = settings.arguments, settings.task, settings.training
     tower = parts.model.base_model.vision if ours.store_vision else None
     if tower is not None and not tower.config.frozen:
-        raise ValueError(
-            "store_vision: got True with a vision tower that is trained, expected False: its output changes"
-        )
+        raise ValueError("store_vision: got True with a tower that is trained, expected False: its output changes")
     texts: bool | tuple[str, ...] = columns
     if ours.model not in SYSTEMS:
         texts = ours.use_captions and "captions" in task.learns
@@ -244,7 +231,7 @@ def build_examples(
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
             root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
-            made.stored = load_or_store_vision(tower, plain, root, ours.store_dtype, ours.rebuild_store)
+            made.stored = load_or_store(tower, [plain], root, ours.store_dtype, ours.rebuild_store)
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}
@@ -252,6 +239,3 @@ def build_examples(
             made = MF2Views([made, *views], training.seed)
         examples[name] = made
     return examples
-
-
-__all__ = ["RELEASED", "Parts", "build_examples", "build_model", "load_splits", "save_parts", "with_sources"]

@@ -91,32 +91,35 @@ def _overall(figures: Figures) -> list[str]:
     return [value if bounds == MISSING else f"{value} ({bounds})" for value, bounds in cells]
 
 
+_OVERALL = (*UNIT_TWO.values(), *EMOTION_FOUR.values())
+
+
+def _below(figures: Figures, kind: str) -> dict[str, float]:
+    """The figures `<kind>/<name>`, by name."""
+    return {key.removeprefix(f"{kind}/"): value for key, value in figures.items() if key.startswith(f"{kind}/")}
+
+
 def summary_table(figures: Figures) -> str:
-    base = {key.removeprefix("base/"): value for key, value in figures.items() if key.startswith("base/")}
-    lines = {"**this checkpoint**": figures, "the base without it": base, "always yes": always_yes(figures)}
-    lines["always the commonest emotion"] = always_the_commonest(figures)
-    rows = [[label, *_overall(scores)] for label, scores in lines.items()]
-    return table(["", *UNIT_TWO.values(), *EMOTION_FOUR.values()], rows)
+    lines = {"**this checkpoint**": figures, "the base without it": _below(figures, "base")}
+    lines |= {"always yes": always_yes(figures), "always the commonest emotion": always_the_commonest(figures)}
+    return table(["", *_OVERALL], [[label, *_overall(scores)] for label, scores in lines.items()])
 
 
 def group_table(figures: Figures) -> str:
     """From keys `group/<group>/<score>`, `n` being its images."""
-    groups: dict[str, dict[str, float]] = {}
-    for key, value in figures.items():
-        if key.startswith("group/") and key.count("/") >= 2:
-            _, group, score = key.split("/", 2)
-            groups.setdefault(group, {})[score] = value
+    grouped = _below(figures, "group")
+    groups = {group: _below(grouped, group) for group in dict.fromkeys(key.partition("/")[0] for key in grouped)}
     rows = [[group, count(scores, "n"), *_overall(scores)] for group, scores in groups.items()]
-    return table(["group", "n", *UNIT_TWO.values(), *EMOTION_FOUR.values()], rows)
+    return table(["group", "n", *_OVERALL], rows)
 
 
 def baseline_table(figures: Figures) -> str:
     """From keys `baseline/<name>`, the names being those of `BASELINES`."""
-    kinds = {"au_f1_": ("AU F1, macro", "au_f1_macro"), "emotion_top1_": ("emotion top-1", "emotion_top1")}
     rows = []
     for name, words in BASELINES.items():
-        score, own = next(kind for start, kind in kinds.items() if name.startswith(start))
         if f"baseline/{name}" in figures and name != "au_f1_all_active":  # the summary's "always yes"
+            units = name.startswith("au_f1_")
+            score, own = ("AU F1, macro", "au_f1_macro") if units else ("emotion top-1", "emotion_top1")
             rows.append([words, score, number(figures, f"baseline/{name}"), number(figures, own)])
     return table(["compared with", "score", "value", "this checkpoint"], rows)
 
@@ -125,31 +128,33 @@ Column = tuple[str, Callable[[Figures, str], str], str]
 """Its head, how a cell is written, and the kind of figure."""
 
 
+def _with_interval(name: str, kind: str) -> list[Column]:
+    return [(name, number, kind), ("95 % interval", interval, kind)]
+
+
 def _table_of(figures: Figures, head: str, keys: Mapping[str, str], columns: Sequence[Column]) -> str:
     """keys: a row's name -> what follows the kind in the keys of its figures."""
     rows = [[name, *(write(figures, kind + key) for _, write, kind in columns)] for name, key in keys.items()]
     return table([head, *(name for name, _, _ in columns)], rows)
 
 
+def _units(figures: Figures) -> dict[str, str]:
+    return {name: f"/{name}" for name in names_of(figures, "au_n")} | {"macro": "_macro"}
+
+
 def unit_table(figures: Figures) -> str:
     columns: list[Column] = [("n", count, "au_n"), ("prevalence", number, "au_prevalence")]
     columns.append(("always yes", number, "chance_au_f1"))
-    for name, kind in (("F1 at 0.5", "au_f1"), ("F1 at tuned threshold", "au_f1_tuned")):
-        columns += [(name, number, kind), ("95 % interval", interval, kind)]
+    columns += _with_interval("F1 at 0.5", "au_f1") + _with_interval("F1 at tuned threshold", "au_f1_tuned")
     figures = {**figures, **{f"chance_{key}": value for key, value in always_yes(figures).items()}}
-    keys = _units(figures)
-    nouns = {name: f"{name} {ACTION_UNITS[name].noun}" if name in ACTION_UNITS else name for name in keys}
-    return _table_of(figures, "AU", {nouns[name]: key for name, key in keys.items()}, columns)
-
-
-def _units(figures: Figures) -> dict[str, str]:
-    return {name: f"/{name}" for name in names_of(figures, "au_n")} | {"macro": "_macro"}
+    nouns = {name: f"{name} {ACTION_UNITS[name].noun}" for name in ACTION_UNITS}
+    return _table_of(figures, "AU", {nouns.get(name, name): key for name, key in _units(figures).items()}, columns)
 
 
 def emotion_table(figures: Figures) -> str:
     columns: list[Column] = [("n", count, "emotion_n")]
     for name, kind in (("recall", "recall"), ("F1", "f1"), ("one-vs-rest accuracy", "ovr_accuracy")):
-        columns += [(name, number, f"emotion_{kind}"), ("95 % interval", interval, f"emotion_{kind}")]
+        columns += _with_interval(name, f"emotion_{kind}")
     return _table_of(figures, "emotion", {name: f"/{name}" for name in names_of(figures, "emotion_n")}, columns)
 
 
@@ -162,9 +167,7 @@ def calibration_table(figures: Figures) -> str:
 
 
 def language_table(figures: Figures) -> str:
-    rows = [
-        [f"`{name}`", number(figures, name), interval(figures, name), words] for name, words in LANGUAGE_FIGURES.items()
-    ]
+    rows = [[f"`{name}`", number(figures, name), interval(figures, name), w] for name, w in LANGUAGE_FIGURES.items()]
     return table(["figure", "value", "95 % interval", "what it is"], [row for row in rows if row[1] != MISSING])
 
 
@@ -184,13 +187,9 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
     """
     ours, training = settings.arguments, settings.training
     drawn = ours.dataset == "synthetic"
-    sources = {
-        "model": ours.model_name_or_path,
-        "vision tower": ours.vision_name_or_path,
-        "text": ours.text_name_or_path,
-        "language model": ours.language_model_name_or_path,
-        "Q-Former": ours.qformer_name_or_path,
-    }
+    parts = {"model": "model", "vision tower": "vision", "text": "text", "language model": "language_model"}
+    parts |= {"Q-Former": "qformer"}
+    sources = {part: getattr(ours, f"{option}_name_or_path") for part, option in parts.items()}
     sources = {part: name for part, name in sources.items() if name not in (None, "", "none")}
     return {
         "kind": settings.task.saves,
@@ -206,17 +205,13 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
         "energy_kwh": None,
         "processes": training.world_size,
         "hardware": _hardware(training),
-        "versions": {
-            "mf2": VERSION,
-            "python": platform.python_version(),
-            **{name: version(name) for name in _LIBRARIES},
-        },
+        "versions": {"mf2": VERSION, "python": platform.python_version(), **{lib: version(lib) for lib in _LIBRARIES}},
     }
 
 
 def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, Any]:
     ours, training, task = settings.arguments, settings.training, settings.task
-    compared, steps = task.saves == "compared", training.max_steps
+    compared, steps, warmup = task.saves == "compared", training.max_steps, training.warmup_steps
     learns_captions = ours.align or (ours.use_captions and "captions" in task.learns)
     shown = {
         "system": SYSTEMS[ours.model].title if compared else None,
@@ -237,10 +232,7 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
         "steps": steps if steps > 0 else None,
         "learning rate": training.learning_rate,
         "schedule": str(getattr(training.lr_scheduler_type, "value", training.lr_scheduler_type)),
-        # transformers reads what is less than 1 as a share.
-        "warm-up steps": f"{training.warmup_steps:.0%} of all"
-        if 0 < training.warmup_steps < 1
-        else training.warmup_steps,
+        "warm-up steps": f"{warmup:.0%} of all" if 0 < warmup < 1 else warmup,  # as transformers reads it
         "weight decay": training.weight_decay,
         "batch size": training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
         "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32",
@@ -371,17 +363,11 @@ def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
     for (key, words), metric_type in zip(EMOTION_FOUR.items(), types, strict=True):
         scores[key] = (metric_type, words if words.startswith("emotion") else f"emotion {words}")
     scores |= {f"emotion_f1/{name}": ("f1", f"{name} F1") for name in names_of(figures, "emotion_n")}
-    return [
-        EvalResult(
-            **dataset,
-            metric_type=metric_type,
-            metric_name=words,
-            metric_value=round(figures[key], 4),
-            metric_args=_metric_args(key, figures),
-        )
-        for key, (metric_type, words) in scores.items()
-        if key in figures
-    ]
+    results = []
+    for key in (key for key in scores if key in figures):
+        result = {"metric_type": scores[key][0], "metric_name": scores[key][1], "metric_value": round(figures[key], 4)}
+        results.append(EvalResult(**dataset, **result, metric_args=_metric_args(key, figures)))
+    return results
 
 
 def _metric_args(key: str, figures: Figures) -> dict[str, Any] | None:
@@ -436,9 +422,8 @@ def _count_parameters(folder: Path) -> int:
 
 
 def _render(fields: Mapping[str, Any], metadata: ModelCardData) -> str:
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **blocks)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(metadata=metadata.to_yaml(), **fields)
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -473,6 +458,3 @@ def check_base(base: str | None) -> None:
             f"push_to_hub: the adapter's base is {base}, a local folder, which others cannot load; push the base "
             "first, and give its name on the Hub as --model_name_or_path"
         )
-
-
-__all__ = ["card_data", "check_base", "eval_results", "publish", "run_facts", "write_card"]

@@ -12,7 +12,8 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from configuration_mf2.json_files import read_json
 from mf2face.files import disk_full, is_disk_full, locked, remove_leftovers, write_whole
@@ -53,11 +54,9 @@ def check_same_run(folder: Path, begun: Mapping[str, Any]) -> None:
         before = read_json(path)
         changed = [name for name in begun if name in before and before[name] != begun[name]]
         if changed:
-            differences = ", ".join(f"{name} {before[name]!r}, now {begun[name]!r}" for name in changed)
-            raise ValueError(
-                f"output_dir: {folder} holds the checkpoints of another run ({differences}); give another folder, or "
-                "remove this one to start anew"
-            )
+            changes = ", ".join(f"{name} {before[name]!r}, now {begun[name]!r}" for name in changed)
+            advice = "give another folder, or remove this one to start anew"
+            raise ValueError(f"output_dir: {folder} holds the checkpoints of another run ({changes}); {advice}")
     PartialState().wait_for_everyone()
     if PartialState().is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +84,18 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    folders = Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    return [folder for folder in folders if folder.name.rpartition("-")[2].isdigit()]
+
+
 def whole_checkpoints(output_dir: str | Path) -> Iterator[Path]:
     """Newest first; damaged ones are logged and skipped."""
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: -int(path.name.split("-")[-1])):
+    for folder in sorted(_checkpoints(output_dir), key=_step, reverse=True):
         reason = damage(folder)
         if reason is None:
             yield folder
@@ -98,14 +105,11 @@ def whole_checkpoints(output_dir: str | Path) -> Iterator[Path]:
 
 def last_good_checkpoint(output_dir: str | Path) -> str | None:
     """The newest whole checkpoint; the first process decides for all."""
-    newest = from_first_process(
-        str(next(whole_checkpoints(output_dir), "")) if PartialState().is_main_process else None
-    )
+    newest = str(next(whole_checkpoints(output_dir), "")) if PartialState().is_main_process else None
+    newest = from_first_process(newest)
     if newest and not Path(newest).is_dir():
-        raise FileNotFoundError(
-            f"{newest}: the first process continues from this checkpoint, which is not visible here; --output_dir has "
-            "to be on a file system that all machines share"
-        )
+        advice = "--output_dir has to be on a file system that all machines share"
+        raise FileNotFoundError(f"{newest}: the first process continues from it, and it is not visible here; {advice}")
     return newest or None
 
 
@@ -132,17 +136,49 @@ def disk_may_be_full(written: Callable[[], Path]) -> Iterator[None]:
         folder = written()
         if not is_disk_full(error, folder.parent) or (folder.is_dir() and damage(folder) is None):
             raise
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder, ignore_errors=True)
-        others = list(whole_checkpoints(folder.parent))
-        if others:
-            size = sum(read_json(others[0] / _COMPLETE).values())
-        further = f"continues from {others[0].name}" if others else "starts anew, as there is no whole checkpoint yet"
+        further = "starts anew, as there is no whole checkpoint yet"
+        if other := next(whole_checkpoints(folder.parent), None):
+            size = sum(read_json(other / _COMPLETE).values())
+            further = f"continues from {other.name}"
         advice = (
             f"{folder.name} was not saved: free some space, or save less with --save_total_limit or --save_only_model; "
             f"the same command then {further}"
         )
         raise disk_full(folder.parent, advice, size) from error
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+class SealedCheckpoints(TrainerCallback):
+    """Seals each checkpoint after all of its files, then removes the ones beyond the limit."""
+
+    write_beside: Callable[[Path], None] | None = None
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        for folder in _checkpoints(args.output_dir):
+            if _step(folder) > state.global_step:
+                unseal(folder)  # this run writes it again
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        folder = checkpoint_folder(args, state)
+        if self.write_beside is not None and state.is_world_process_zero:
+            self.write_beside(folder)
+        seal(folder)
+        if args.should_save:
+            rotate_checkpoints(args.output_dir, self.limit, state.best_model_checkpoint, use_mtime=True)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Seals what --enable_jit_checkpoint saved at a SIGTERM, without `on_save`."""
+        folder = checkpoint_folder(args, state)
+        if from_first_process(args.enable_jit_checkpoint and folder.is_dir() and damage(folder) is not None):
+            self.on_save(args, state)
 
 
 _LOCK = ".in_use.lock"
@@ -155,16 +191,12 @@ def sole_user(training: TrainingArguments) -> Iterator[None]:
     with ExitStack() as stack:
         if training.process_index == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            refused = BlockingIOError(
-                f"output_dir: {path.parent} is in use by {_owner(path)}. Wait for it, stop it, or choose another "
-                "--output_dir"
-            )
+            advice = "Wait for it, stop it, or choose another --output_dir"
             try:
-                stack.enter_context(locked(path, refused))
+                stack.enter_context(locked(path, BlockingIOError()))
                 path.write_text(json.dumps({"host": socket.gethostname(), "process": os.getpid()}), encoding="utf-8")
-                refused = None
             except BlockingIOError:
-                pass
+                refused = BlockingIOError(f"output_dir: {path.parent} is in use by {_owner(path)}. {advice}")
         if refused := from_first_process(refused):
             raise refused
         yield
@@ -176,16 +208,3 @@ def _owner(path: Path) -> str:
         return f"process {owner['process']} on {owner['host']}"
     except (OSError, ValueError, KeyError):
         return "another job"
-
-
-__all__ = [
-    "check_same_run",
-    "damage",
-    "disk_may_be_full",
-    "from_first_process",
-    "last_good_checkpoint",
-    "seal",
-    "sole_user",
-    "stopped_early",
-    "unseal",
-]

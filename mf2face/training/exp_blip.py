@@ -61,40 +61,40 @@ def build_classifier_of(settings: Settings, train_rows: Dataset | None) -> Parts
         return build_from_config(settings, train_rows)
     ours = settings.arguments
     fields = read_options("model_options", ours.model_options, ExpBlipConfig)
-    saved, _ = PreTrainedConfig.get_config_dict(ours.model_name_or_path)
-    if not _has_heads(saved):  # it has learned nothing for a label
-        fields = {"label_set": ours.label_set, **fields}
-    probe = settings.task.trains == "heads"
-    return build_classifier(ours.model_name_or_path, features=ours.features, linear_probe=probe, **fields)
-
-
-def _has_heads(saved: Mapping[str, Any]) -> bool:
-    return "ExpBlipForFaceAnalysis" in (saved.get("architectures") or [])
+    how = {"features": ours.features, "label_set": ours.label_set, "linear_probe": settings.task.trains == "heads"}
+    return build_classifier(ours.model_name_or_path, **how | fields)
 
 
 def build_classifier(
-    source: str | Path, *, features: str = "qformer", linear_probe: bool = True, **fields: Any
+    source: str | Path,
+    *,
+    features: str = "qformer",
+    label_set: str | None = None,
+    linear_probe: bool = True,
+    **fields: Any,
 ) -> Parts:
     """The classifier on what stage 1 or stage 2 has learned, with new heads; or a trained classifier again.
 
-    features: of the image encoder (`vision`) or of the Q-Former. linear_probe: without, all of it is fine-tuned.
-    fields: more of `ExpBlipConfig`, such as `label_set` or `query_pooling`. The paper's rows are of stage 2.
+    features: of the image encoder (`vision`) or of the Q-Former. label_set: of new heads, by default the checkpoint's.
+    linear_probe: without, all of it is fine-tuned. fields: more of `ExpBlipConfig`, such as `query_pooling`. The
+    paper's rows are of stage 2.
     """
     own = {"features": features, "frozen_features": linear_probe, **fields}
     own["vision_config"] = {**fields.get("vision_config", {}), "frozen": linear_probe}
     saved, _ = PreTrainedConfig.get_config_dict(str(source))
+    if "ExpBlipForFaceAnalysis" not in (saved.get("architectures") or []):
+        own = own if label_set is None else {"label_set": label_set, **own}
+        logger.info("the heads for %s are new, and the features those of %s", features, source)
     if saved.get("model_type") == ExpBlipConfig.model_type:
         model = ExpBlipForFaceAnalysis.from_pretrained(source, **own)
     elif saved.get("model_type") in _CAPTIONERS and saved.get("exp_blip"):
         model = ExpBlipForFaceAnalysis(ExpBlipConfig.from_dict(saved["exp_blip"], **own))
         load_from_captioner(model, read_weights(source), str(source))
     else:
+        kind = f"is a checkpoint of {saved.get('model_type')!r}"
         raise ValueError(
-            f"{source}: is a checkpoint of {saved.get('model_type')!r}, expected one of Exp-BLIP: stage 1 or a "
-            "classifier ('exp_blip'), or a captioner made of one"
+            f"{source}: {kind}, expected one of Exp-BLIP: stage 1, a classifier, or a captioner made of one"
         )
-    if not _has_heads(saved):
-        logger.info("the heads for %s are new, and the features those of %s", features, source)
     processor = MF2Processor.from_pretrained(source)
     processor.action_units, processor.emotions = list(model.config.action_units), list(model.config.emotions)
     processor.au_thresholds = model.config.au_thresholds
@@ -125,10 +125,8 @@ def load_language_model(source: str | Path) -> tuple[OPTForCausalLM, PreTrainedT
     try:
         model = OPTForCausalLM.from_pretrained(source, use_safetensors=True)
     except OSError as error:
-        raise ValueError(
-            f"language_model: {source} has no model.safetensors ({error}); pickled weights are not read: convert them "
-            "once with safetensors, and name that folder"
-        ) from error
+        advice = "pickled weights are not read: convert them once with safetensors, and name that folder"
+        raise ValueError(f"language_model: {source} has no model.safetensors ({error}); {advice}") from error
     return model, AutoTokenizer.from_pretrained(source)
 
 
@@ -146,13 +144,8 @@ def build_captioner(
         words, tokenizer = load_language_model(language_model)
         *_, end = tokenizer("\n", add_special_tokens=False)["input_ids"]  # where BLIP-2's OPT stops
         length = 200
-    captioner = to_blip2(
-        model,
-        words,
-        **{"start_token_id": tokenizer.bos_token_id, "end_token_id": end, "pad_token_id": tokenizer.pad_token_id},
-        image_token_id=len(tokenizer),
-        max_new_tokens=length,
-    )
+    tokens = {"start_token_id": tokenizer.bos_token_id, "end_token_id": end, "pad_token_id": tokenizer.pad_token_id}
+    captioner = to_blip2(model, words, **tokens, image_token_id=len(tokenizer), max_new_tokens=length)
     captioner.config.fresh_language_model = language_model is None
     return Parts(captioner, processor, tokenizer)
 
@@ -161,9 +154,7 @@ def load_captioner(folder: str | Path) -> Parts:
     saved, _ = PreTrainedConfig.get_config_dict(str(folder))
     kind = saved.get("model_type")
     if kind not in _CAPTIONERS or not saved.get("exp_blip"):
-        raise ValueError(
-            f"{folder}: is a checkpoint of {kind!r}, expected a captioner of Exp-BLIP, as --task caption saves it"
-        )
+        raise ValueError(f"{folder}: is a checkpoint of {kind!r}, expected a captioner, as --task caption saves it")
     processor = MF2Processor.from_pretrained(folder)
     fresh = saved.get("fresh_language_model", True)  # it uses the processor's tokens
     tokenizer = processor.tokenizer if fresh else AutoTokenizer.from_pretrained(folder, subfolder=LANGUAGE_TOKENIZER)
@@ -216,28 +207,19 @@ class CaptionedFaces(torch.utils.data.Dataset):
 
     def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
         rows = [self.rows[index] for index in indexes]
-        return [
-            {"pixel_values": example["pixel_values"], "caption": self.captions[row]}
-            for row, example in zip(rows, self.examples.__getitems__(rows), strict=True)
-        ]
+        faces = zip(rows, self.examples.__getitems__(rows), strict=True)
+        return [{"pixel_values": face["pixel_values"], "caption": self.captions[row]} for row, face in faces]
 
 
 class CaptionTrainer(MF2Trainer):
     """The loss is a mean over tokens, which transformers itself accumulates exactly over micro-batches."""
-
-    def _with_share(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple:
         return Trainer.prediction_step(self, model, inputs, prediction_loss_only=True)
 
 
 def caption_trainer(
-    parts: Parts,
-    training: TrainingArguments,
-    faces: CaptionedFaces,
-    validation: CaptionedFaces | None = None,
-    callbacks: Sequence[Any] = (),
+    parts: Parts, training: TrainingArguments, faces: CaptionedFaces, validation: CaptionedFaces | None = None
 ) -> CaptionTrainer:
     """Trains Q-Former, projection and tower, and the language model if it began untrained."""
     captioner, _, tokenizer = parts
@@ -247,14 +229,8 @@ def caption_trainer(
     def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         return _images(rows) | caption_inputs(captioner, tokenizer, [row["caption"] for row in rows])
 
-    trainer = CaptionTrainer(
-        model=captioner,
-        args=training,
-        train_dataset=faces,
-        eval_dataset=validation,
-        data_collator=collate,
-        callbacks=list(callbacks),
-    )
+    data = {"train_dataset": faces, "eval_dataset": validation, "data_collator": collate}
+    trainer = CaptionTrainer(model=captioner, args=training, **data)
     trainer.layer_decay = LAYER_DECAY
     return trainer
 
@@ -284,13 +260,3 @@ def measure_captions(settings: Settings, parts: Parts, examples: MF2Examples, co
     labels = [rows[name][:] if name in rows.column_names else None for name in ("au_labels", "emotion")]
     names = LabelSet(tuple(config.action_units), tuple(config.emotions))
     return caption_scores(written, own) | fact_scores(written, *labels, names)
-
-
-__all__ = [
-    "CaptionedFaces",
-    "build_captioner",
-    "build_classifier",
-    "caption_trainer",
-    "load_captioner",
-    "write_captions",
-]

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets.fingerprint import generate_fingerprint
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from configuration_mf2.facs import UNKNOWN_LABEL
-from mf2face.data.examples import MF2Collator, MF2Examples
+from mf2face.data.examples import MF2Examples
 from mf2face.training.arguments import read_options
-from mf2face.training.stores import StoredExamples, frozen_states
+from mf2face.training.stores import StoredExamples, load_or_store
 from modeling_mf2.dfn.config import DFNConfig
 
 
 _HEADS = ["classifiers"]
-_INPUTS = ("pixel_values", "image_tokens", "landmarks")
 _ATTENTION = r".*_vl\.qformer\.layers\.\d+\.(?:attention|cross_attention)\."
 _FEED_FORWARD = r".*_vl\.qformer\.layers\.\d+\.query_feed_forward\.down_proj"
 _FACE_TOKENS = 49
@@ -27,29 +25,13 @@ _FACE_TOKENS = 49
 # DFN was chosen on validation images by examples/benchmark/finetuning.py's data: the vision tower's states are worth
 # more than the queries', and the places within a region or a face more than their mean. LoRA and IA3 are set as their
 # papers set them for attention layers.
+_DFN = {"pathways": ["visual", "vision"], "layers": 7, "pooling": {"visual": "mean", "vision": "all"}}
+_LORA = {"r": 16, "lora_alpha": 32, "target_modules": f"{_ATTENTION}(?:q_proj|v_proj)", "modules_to_save": _HEADS}
+_IA3 = {"target_modules": f"(?:{_ATTENTION}(?:k_proj|v_proj)|{_FEED_FORWARD})", "feedforward_modules": _FEED_FORWARD}
 METHODS: Mapping[str, tuple[type[PeftConfig], Mapping[str, Any]]] = {
-    "dfn": (
-        DFNConfig,
-        {
-            "pathways": ["visual", "vision"],
-            "layers": 7,
-            "pooling": {"visual": "mean", "vision": "all"},
-            "readout": "mix",
-            "dropout": 0.1,
-        },
-    ),
-    "lora": (
-        LoraConfig,
-        {"r": 16, "lora_alpha": 32, "target_modules": _ATTENTION + r"(?:q_proj|v_proj)", "modules_to_save": _HEADS},
-    ),
-    "ia3": (
-        IA3Config,
-        {
-            "target_modules": f"(?:{_ATTENTION}(?:k_proj|v_proj)|{_FEED_FORWARD})",
-            "feedforward_modules": _FEED_FORWARD,
-            "modules_to_save": _HEADS,
-        },
-    ),
+    "dfn": (DFNConfig, {**_DFN, "readout": "mix", "dropout": 0.1}),
+    "lora": (LoraConfig, _LORA),
+    "ia3": (IA3Config, {**_IA3, "modules_to_save": _HEADS}),
 }
 _SET_BY_PEFT = ("peft_type", "task_type", "inference_mode", "auto_mapping", "base_model_name_or_path", "revision")
 _SET_BY_PEFT += ("peft_version", "base")
@@ -94,19 +76,6 @@ def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-class _Images:
-    """What the frozen part reads of examples."""
-
-    def __init__(self, examples: MF2Examples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in self.examples[index].items() if name in _INPUTS}
-
-
 class MF2Views(torch.utils.data.Dataset):
     """Several fixed forms of each image, of which every epoch draws one anew; they do not depend on the run's seed, so
     that they can be stored."""
@@ -130,13 +99,7 @@ class MF2Views(torch.utils.data.Dataset):
 
     def __getitems__(self, indexes: Sequence[int]) -> list[dict[str, Any]]:
         drawn = [np.random.default_rng((self.seed, self.epoch, int(i))).integers(len(self.views)) for i in indexes]
-        batch: list[Any] = [None] * len(indexes)
-        for number in set(drawn):
-            places = [place for place, view in enumerate(drawn) if view == number]
-            examples = self.views[number].__getitems__([indexes[place] for place in places])
-            for place, example in zip(places, examples, strict=True):
-                batch[place] = example
-        return batch
+        return [self.views[view][index] for view, index in zip(drawn, indexes, strict=True)]
 
 
 def with_states(
@@ -144,33 +107,15 @@ def with_states(
 ) -> StoredExamples:
     """The examples as stored states and labels; a store of them that is missing under `root` is built."""
     views = examples.views if isinstance(examples, MF2Views) else [examples]
-    first = views[0]
-    processor = first.processor.image_processor.to_dict()
-    data = f"{generate_fingerprint(first.dataset)} landmarks={first.read.landmarks}"
-    data += "".join(f" view={view.read.seed} {view.read.augment}" for view in views[1:])
-    collate = MF2Collator(first.processor.tokenizer.pad_token_id)
-    images, *more = (_Images(view) for view in views)
-    store = frozen_states(
-        model,
-        images,
-        root,
-        named=True,
-        data=data,
-        processor=processor,
-        more_views=more,
-        dtype=dtype,
-        rebuild=rebuild,
-        collate=collate,
-    )
-    return StoredExamples(store, _labels(first))
+    return StoredExamples(load_or_store(model, views, root, dtype, rebuild), _labels(views[0]))
 
 
 def _labels(examples: MF2Examples) -> dict[str, torch.Tensor]:
     rows, processor = examples.dataset, examples.processor
-    names = {"au_labels": ("au_labels", processor.action_units), "emotion_labels": ("emotion", processor.emotions)}
-    shapes = {"au_labels": (len(rows), len(processor.action_units)), "emotion_labels": (len(rows),)}
+    units = len(processor.action_units)
+    names = {"au_labels": ("au_labels", units, (units,)), "emotion_labels": ("emotion", len(processor.emotions), ())}
     labels = {"index": torch.arange(len(rows))}
-    for name, (column, classes) in names.items():
+    for name, (column, classes, shape) in names.items():
         known = column in examples.labels and classes
-        labels[name] = torch.tensor(rows[column][:]).long() if known else torch.full(shapes[name], UNKNOWN_LABEL)
+        labels[name] = torch.tensor(rows[column][:]).long() if known else torch.full((len(rows), *shape), UNKNOWN_LABEL)
     return labels

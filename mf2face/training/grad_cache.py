@@ -68,6 +68,8 @@ class MicroBatch(Step):
         images: Mapping[str, torch.Tensor],
         image_tokens: torch.Tensor,
     ) -> dict[str, Comparison] | None:
+        for name, own in captions.items():
+            model.draw_pairs(name, own)
         if self.first_pass:
             self.features, self.sample = dict(features), model.training
             self.counts |= {f"itc_{name}": own.captions.valid.sum() for name, own in features.items()}
@@ -176,12 +178,6 @@ def _compare(name: str, micro: Sequence[MicroBatch]) -> None:
 
 
 def _gather_texts(captions: Sequence[Captions]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(own.input_ids.shape[1] for own in captions)
-    missing = [(0, longest - own.input_ids.shape[1]) for own in captions]
-    ids = torch.cat([nn.functional.pad(own.input_ids, pad) for own, pad in zip(captions, missing, strict=True)])
-    mask = torch.cat([nn.functional.pad(own.mask, pad) for own, pad in zip(captions, missing, strict=True)])
-    ids, mask = pad_as_others(ids, mask)
+    columns = [[row for own in captions for row in rows(own)] for rows in (lambda c: c.input_ids, lambda c: c.mask)]
+    ids, mask = pad_as_others(*(nn.utils.rnn.pad_sequence(column, batch_first=True) for column in columns))
     return gather(ids), gather(mask)
-
-
-__all__ = ["MicroBatch", "micro_batches"]

@@ -64,21 +64,20 @@ Batch = dict[str, torch.Tensor]
 
 @torch.no_grad()
 def language_scores(
-    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, validation: MF2Examples | None = None
+    model: MF2ForPreTraining, processor: MF2Processor, examples: MF2Examples, validation: MF2Examples
 ) -> dict[str, float]:
-    """`FIGURES` of the branches and labels that there are; with `validation`, also at thresholds tuned on it."""
+    """`FIGURES` of the branches and labels that there are, thresholds tuned on `validation`."""
     training = model.training
     model.eval()
-    test = list(_encoded(model, processor, examples))
-    tuning = list(_encoded(model, processor, validation)) if validation is not None else None
+    test, tuning = (list(_encoded(model, processor, rows)) for rows in (examples, validation))
     scores: dict[str, float] = {}
     if model.config.use_au_branch and "au_labels" in examples.labels:
         scores |= _action_units(model, processor, test)
-        scores |= _matching("au", *(part and _matched_units(model, processor, part) for part in (test, tuning)))
+        scores |= _matching("au", *(_matched_units(model, processor, part) for part in (test, tuning)))
     if model.config.use_emo_branch and model.config.emotions and "emotion" in examples.labels:
         scores |= _emotions(model, processor, test)
         if "input_ids" in test[0]:
-            scores |= _matching("emo", *(part and _matched_captions(model, part) for part in (test, tuning)))
+            scores |= _matching("emo", *(_matched_captions(model, part) for part in (test, tuning)))
     model.train(training)
     return {name: value for name, value in scores.items() if np.isfinite(value)}  # else a label or a state is missing
 
@@ -114,12 +113,16 @@ def _match(
     return branch.heads.itm(states).mean(dim=1).float().softmax(dim=-1)[:, 1]
 
 
-def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
-    names = list(model.config.action_units)
-    prompts = _state_sentences(model, processor)
-    prompt_features = [model.mf2.get_text_features(*text, branch="au").pooler_output for text in prompts]
+def _captioner(model: MF2ForPreTraining) -> MF2ForCaptioning:
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
+    return captioner
+
+
+def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequence[Batch]) -> dict[str, float]:
+    names, captioner = list(model.config.action_units), _captioner(model)
+    prompts = _state_sentences(model, processor)
+    prompt_features = [model.mf2.get_text_features(*text, branch="au").pooler_output for text in prompts]
     labels, similarities, written, faces, sentences = [], [], [], [], []
     for batch in batches:
         image = {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
@@ -159,9 +162,7 @@ def _emotions(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequen
     names = list(model.config.emotions)
     prompts = processor(text=list(emotion_prompts(names).values())).to(model.device)
     prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo").pooler_output
-    captioner = MF2ForCaptioning(model.config).eval()
-    captioner.mf2 = model.mf2
-    faces, captions, named = [], [], []
+    captioner, faces, captions, named = _captioner(model), [], [], []
     for batch in batches:
         image = model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo")
         faces.append(image.pooler_output)
@@ -214,13 +215,10 @@ def _by_state(truth: torch.Tensor, pairs: torch.Tensor) -> Matches:
 def _matched_captions(model: MF2ForPreTraining, batches: Sequence[Batch]) -> Matches:
     """Faces with their own captions, and with those of random faces of another emotion."""
     tokens = torch.cat([batch["image_tokens"] for batch in batches])
-    longest = max(batch["input_ids"].shape[1] for batch in batches)
-
-    def joined(name: str) -> torch.Tensor:
-        pads = [torch.nn.functional.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in batches]
-        return torch.cat(pads)
-
-    ids, mask = joined("input_ids"), joined("attention_mask")
+    ids, mask = (
+        torch.nn.utils.rnn.pad_sequence([row for batch in batches for row in batch[name]], batch_first=True)
+        for name in ("input_ids", "attention_mask")
+    )
     emotions = torch.cat([batch["emotion_labels"] for batch in batches])
     others = torch.from_numpy(np.random.default_rng(0).permutation(len(ids))).to(ids.device)
     known = mask.any(dim=1) & (emotions != UNKNOWN_LABEL)
@@ -247,10 +245,7 @@ def _matching(name: str, matches: Matches, tuning: Matches | None) -> dict[str, 
 
 def matching_accuracy(matches: Matches, threshold: float) -> float:
     """Share of pairs on the right side of the threshold; kinds count alike, and in each the two sides."""
-    shares = [
-        torch.stack([(own > threshold).double().mean(), (other <= threshold).double().mean()]).mean()
-        for own, other in matches
-    ]
+    shares = [side.double().mean() for own, other in matches for side in (own > threshold, other <= threshold)]
     return float(torch.stack(shares).mean()) if shares else float("nan")
 
 
@@ -269,6 +264,3 @@ def _retrieval(name: str, similarity: torch.Tensor, kinds: torch.Tensor) -> dict
     hits = (kinds[similarity.argmax(dim=1)] == kinds).double().mean()
     chance = ((kinds[:, None] == kinds[None, :]).double().sum(dim=1) - 1).mean() / (len(kinds) - 1)
     return {name: float(hits)} | ({f"{name}_over_chance": float(hits / chance)} if chance > 0 else {})
-
-
-__all__ = ["FIGURES", "LANGUAGE_FIGURES", "language_scores", "matching_accuracy", "word_scores"]

@@ -25,7 +25,7 @@ from mf2face.training.build import (
     with_sources,
 )
 from mf2face.training.cards import check_base, publish, run_facts, write_card
-from mf2face.training.checkpoints import check_same_run, sole_user, stopped_early
+from mf2face.training.checkpoints import check_same_run, last_good_checkpoint, sole_user, stopped_early
 from mf2face.training.evaluation import (
     EMOTION_FOUR,
     UNIT_TWO,
@@ -47,7 +47,6 @@ from mf2face.training.trainer import (
     MF2Trainer,
     images_seen,
     inference_seconds,
-    last_good_checkpoint,
     loss_names,
 )
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
@@ -119,10 +118,7 @@ def _trainer(
         return caption_trainer(parts, training, faces["train"], faces["validation"]), examples
     examples = build_examples(settings, parts, splits, columns)
     if ours.align and not examples["train"].captions:
-        raise ValueError(
-            f"align: the data set {ours.dataset} has no captions, or --use_captions is False; expected captions, which "
-            "the alignment losses are about"
-        )
+        raise ValueError(f"align: the data set {ours.dataset} has no captions to align with, or --use_captions False")
     model = parts.model
     if task.trains in ("adapter", "heads"):
         model = adapt(model, ours.task, ours.adapter_options)
@@ -226,6 +222,3 @@ def _write(
     print("\n".join(["", *(f"{name:<40} {scores[name]:6.3f}  {named[name]}" for name in named if name in scores)]))
     if settings.push_to_hub:
         print(f"\npublished: {publish(folder, settings.training, settings.hub_token)}")
-
-
-__all__ = ["run"]

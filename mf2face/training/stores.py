@@ -4,27 +4,25 @@ A store is a folder of safetensors shards and `store.json`: identity, checksums.
 """
 
 import hashlib
-import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets.fingerprint import generate_fingerprint
-from filelock import FileLock, Timeout
 from peft.utils import AuxiliaryTrainingWrapper
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 
 from configuration_mf2.json_files import read_json
-from mf2face.data.examples import MF2Collator, MF2Examples
-from mf2face.files import check_room, checksum, is_disk_full, write_whole
+from mf2face.data.examples import MF2Examples
+from mf2face.files import check_room, checksum, is_disk_full, locked, write_whole
 from modeling_mf2.dfn.layer import DFNLayer
 from modeling_mf2.dfn.states import compute_states, ports_of, towers_of
 from modeling_mf2.vision import MF2VisionTower
@@ -33,6 +31,7 @@ from modeling_mf2.vision import MF2VisionTower
 MANIFEST, SHARED, _PLAN = "store.json", "shared.safetensors", "identity.json"
 _REBUILD = "build the store anew (rebuild=True; train.py: --rebuild_store True)"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_INPUTS = ("pixel_values", "image_tokens", "landmarks")  # what the frozen part reads of an example
 _EXACT = ("landmarks",)  # stored as they are, whatever the dtype
 _FORMAT = 4
 _IRRELEVANT_FIELDS = {
@@ -50,51 +49,54 @@ class StateStore:
     """A complete store, memory-mapped. Row `view * images + index` is that view of that image."""
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any] | None = None) -> None:
-        self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder / MANIFEST)
+        self.folder, self._verified = Path(folder), set()
+        try:
+            self.manifest = read_json(self.folder / MANIFEST)
+        except (OSError, ValueError) as error:
+            raise self._damaged(MANIFEST, f"no store of frozen outputs, or a damaged one ({error})") from error
         saved = self._field(self.manifest, "identity", dict)
-        if identity is not None:
-            self._check(identity)
+        stale = {name: value for name, value in (identity or {}).items() if saved.get(name) != value}
+        if stale:
+            changes = "; ".join(f"{name}: stored {saved.get(name)}, now {value}" for name, value in stale.items())
+            raise StaleStoreError(f"{self.folder}: another {changes}. Give another folder, or {_REBUILD}")
         self.images, self.views = (self._field(saved, f"identity.{name}", int) for name in ("images", "views"))
         self.shard_rows = self._field(self.manifest, "shard_rows", int)
         self.checksums = self._field(self.manifest, "checksums", dict)
-        self._verified: set[str] = set()
         self._verify(SHARED)
-        self.shared = load_shard(self.folder / SHARED)
+        self.shared = self._load(SHARED)
         count = -(-self.images * self.views // self.shard_rows)
-        self.shards = [load_shard(self.folder / shard_name(number)) for number in range(count)]
+        self.shards = [self._load(shard_name(number)) for number in range(count)]
+
+    def _damaged(self, name: str, reason: str) -> OSError:
+        return OSError(f"{self.folder / name}: {reason}; {_REBUILD}")
 
     def _field(self, fields: Any, name: str, kind: type) -> Any:
         value = fields.get(name.rpartition(".")[2]) if isinstance(fields, dict) else None
         if type(value) is not kind or (kind is int and not 0 < value < 2**63):
             expected = {dict: "an object", int: "a whole number from 1 to 2**63 - 1"}[kind]
-            raise OSError(f"{self.folder / MANIFEST}: {name}: got {value!r}, expected {expected}; {_REBUILD}")
+            raise self._damaged(MANIFEST, f"{name}: got {value!r}, expected {expected}")
         return value
 
+    def _load(self, name: str) -> dict[str, torch.Tensor]:
+        try:
+            return load_file(self.folder / name)
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(name, f"missing, damaged or cut short ({error})") from error
+
     def _verify(self, name: str) -> None:
+        """Compares a file with its checksum before its first use."""
         if name in self._verified:
             return
-        expected = self.checksums.get(name)
         try:
-            got = checksum(self.folder / name)
+            got, expected = checksum(self.folder / name), self.checksums.get(name)
         except OSError as error:
-            raise OSError(f"{self.folder / name}: missing or unreadable ({error}); {_REBUILD}") from error
+            raise self._damaged(name, f"missing or unreadable ({error})") from error
         if got != expected:
-            raise OSError(f"{self.folder / name}: checksum: got {got}, expected {expected}; {_REBUILD}")
+            raise self._damaged(name, f"checksum: got {got}, expected {expected}")
         self._verified.add(name)
 
     def __len__(self) -> int:
         return self.images
-
-    def _check(self, identity: Mapping[str, Any]) -> None:
-        saved = self.manifest["identity"]
-        differences = [
-            f"{name}: stored {saved.get(name)}, now {v}" for name, v in identity.items() if saved.get(name) != v
-        ]
-        if differences:
-            raise StaleStoreError(
-                f"{self.folder}: another {'; '.join(differences)}. Give another folder, or {_REBUILD}"
-            )
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: tensor[0] for name, tensor in self.batch([index]).items()}
@@ -108,9 +110,7 @@ class StateStore:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.images * self.views:
             raise IndexError(f"rows: got {rows.tolist()}, expected 0 to {self.images * self.views - 1}")
         numbers = rows // self.shard_rows
-        states = {
-            name: torch.empty(len(rows), *tensor.shape[1:], dtype=dtype) for name, tensor in self.shards[0].items()
-        }
+        states = {name: torch.empty(len(rows), *t.shape[1:], dtype=dtype) for name, t in self.shards[0].items()}
         for number in numbers.unique().tolist():
             here = (numbers == number).nonzero()[:, 0]
             inside = rows[here] - number * self.shard_rows
@@ -122,13 +122,13 @@ class StateStore:
 
 class StoredExamples(Dataset):
     """Stored rows with their labels, for a DataLoader or Trainer with `collate_fn=collate_stored`. Of several views one
-    is drawn each time, while `draw_views`."""
+    is drawn each time."""
 
-    def __init__(self, store: StateStore, labels: Mapping[str, torch.Tensor], draw_views: bool = True) -> None:
+    def __init__(self, store: StateStore, labels: Mapping[str, torch.Tensor]) -> None:
         wrong = {name: len(tensor) for name, tensor in labels.items() if len(tensor) != len(store)}
         if wrong:
             raise ValueError(f"labels: got {wrong} rows, expected {len(store)}, one for each stored image")
-        self.store, self.labels, self.draw_views = store, dict(labels), draw_views
+        self.store, self.labels = store, dict(labels)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -138,9 +138,7 @@ class StoredExamples(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         indices = torch.as_tensor(indices)
-        views = torch.zeros_like(indices)
-        if self.draw_views and self.store.views > 1:
-            views = torch.randint(self.store.views, indices.shape)
+        views = torch.randint(self.store.views, indices.shape) if self.store.views > 1 else torch.zeros_like(indices)
         labels = {name: tensor[indices] for name, tensor in self.labels.items()}
         return {**labels, "states": self.store.batch(views * len(self.store) + indices)}
 
@@ -153,24 +151,18 @@ def shard_name(number: int) -> str:
     return f"states-{number:05d}.safetensors"
 
 
-def read_manifest(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except (OSError, ValueError) as error:
-        raise OSError(f"{path}: no store of frozen outputs, or a damaged one ({error}); {_REBUILD}") from error
-
-
-def load_shard(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"{path}: missing, damaged or cut short ({error}); {_REBUILD}") from error
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def backbone_fingerprint(model: nn.Module) -> str:
     """Digest of the weights that the output depends on: not of adapters, and not of the heads trained beside them."""
-    own = tuple(f"{name}." for name, module in model.named_modules() if _is_adapter(module))
+    adapters = (DFNLayer, AuxiliaryTrainingWrapper)
+    own = tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, adapters) or getattr(module, "is_dfn_port", False)
+    )
     heads = {*getattr(model, "adapter_heads", {}).get("all", [])}
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -180,18 +172,6 @@ def backbone_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def _config_fingerprint(model: nn.Module) -> str:
-    """Digest of what the weights do not tell, such as the number of attention heads."""
-    config = getattr(model, "config", None)
-    fields = config.to_dict() if hasattr(config, "to_dict") else {}
-    fields = {name: value for name, value in fields.items() if name not in _IRRELEVANT_FIELDS}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _is_adapter(module: nn.Module) -> bool:
-    return isinstance(module, DFNLayer | AuxiliaryTrainingWrapper) or getattr(module, "is_dfn_port", False)
 
 
 def store_identity(model: nn.Module, count: int, views: int, data: str, processor: Any, dtype: str) -> dict[str, Any]:
@@ -204,11 +184,11 @@ def store_identity(model: nn.Module, count: int, views: int, data: str, processo
             branch: {name: {"layers": t.layers, "pooling": t.pooling} for name, t in towers_of(port).items()}
             for branch, port in ports_of(model).items()
         }
-    described = json.dumps(processor, sort_keys=True, default=str)
+    fields = model.config.to_dict()  # what the weights do not tell, such as the number of attention heads
+    config = _digest({name: value for name, value in fields.items() if name not in _IRRELEVANT_FIELDS})
     return {
-        **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "config": _config_fingerprint(model)},
-        **{"read": read, "dtype": dtype},
-        **{"processor": hashlib.sha256(described.encode()).hexdigest()[:32], "data": data},
+        **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "config": config},
+        **{"read": read, "dtype": dtype, "processor": _digest(processor), "data": data},
         **{"images": count, "views": views},
     }
 
@@ -234,14 +214,13 @@ def frozen_states(
     shard_rows: int = 256,
     rebuild: bool = False,
     named: bool = False,
-    collate: Callable[[list], Mapping[str, torch.Tensor]] = default_collate,
 ) -> StateStore:
     """The store of these examples in `folder`, opened, or built where there is none.
 
-    model: a vision tower, or a model whose ports an adapter reads. examples: what it takes, such as pixel_values and
-        landmarks. more_views: the same images, augmented otherwise. data: changes when the examples do, such as a
-        dataset's fingerprint. processor: what prepared them, as JSON can hold it.
-    named: `folder` holds several stores, each named by its identity. Of several processes one builds, the others wait.
+    model: a vision tower, or a model whose ports an adapter reads. more_views: the same images, augmented otherwise.
+    data: changes when the examples do, such as a dataset's fingerprint. processor: what prepared them, as JSON can hold
+    it. named: `folder` holds several stores, each named by its identity. Of several processes one builds, the others
+    wait.
     """
     views = [examples, *more_views]
     if any(len(view) != len(examples) for view in views) or not len(examples):
@@ -251,15 +230,15 @@ def frozen_states(
     identity = store_identity(model, len(examples), len(views), data, processor, dtype)
     folder = Path(folder)
     if named:
-        remove_leftovers(folder)
-        folder /= hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        _remove_old_builds(folder)
+        folder /= _digest(identity)[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (folder.with_name(f"{folder.name}.{ending}") for ending in ("partial", "old"))
-    with FileLock(_lock_file(folder)):
+    with locked(_lock_file(folder)):
         if folder.exists() and not (folder / MANIFEST).is_file():
             raise FileExistsError(f"{folder}: is there and is no store; give another folder, or remove it")
         if rebuild or not folder.exists():
-            _build(partial, model, views, identity, batch_size, shard_rows, collate)
+            _build(partial, model, views, identity, batch_size, shard_rows)
             shutil.rmtree(old, ignore_errors=True)
             if folder.exists():
                 folder.rename(old)
@@ -268,52 +247,40 @@ def frozen_states(
     return StateStore(folder, identity)
 
 
-def load_or_store_vision(
-    tower: MF2VisionTower,
-    examples: MF2Examples,
+def load_or_store(
+    model: nn.Module,
+    views: Sequence[MF2Examples],
     root: str | Path,
     dtype: str = "float16",
     rebuild: bool = False,
     batch_size: int = 64,
 ) -> StateStore:
-    """The frozen tower's tokens of these rows, and their landmarks."""
-    return frozen_states(
-        tower,
-        examples,
-        root,
-        data=generate_fingerprint(examples.dataset),
-        processor=examples.processor.image_processor.to_dict(),
-        dtype=dtype,
-        batch_size=batch_size,
-        rebuild=rebuild,
-        named=True,
-        collate=MF2Collator(examples.processor.tokenizer.pad_token_id),
-    )
+    """The store of these rows below `root`. views: the rows as they are, then augmented in fixed ways."""
+    first, *others = views
+    data = f"{generate_fingerprint(first.dataset)} landmarks={first.read.landmarks}"
+    data += "".join(f" view={view.read.seed} {view.read.augment}" for view in others)
+    source = {"data": data, "processor": first.processor.image_processor.to_dict(), "more_views": others}
+    how = {"dtype": dtype, "rebuild": rebuild, "batch_size": batch_size}
+    return frozen_states(model, first, root, named=True, **source, **how)
 
 
 def _lock_file(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.lock"
 
 
-def remove_leftovers(root: Path) -> None:
+def _remove_old_builds(root: Path) -> None:
     """Removes builds that were killed more than a day ago; a younger one may be continued."""
     for partial in root.glob("*.partial"):
         try:
-            with FileLock(_lock_file(partial.with_suffix("")), timeout=0):
+            with locked(_lock_file(partial.with_suffix("")), BlockingIOError()):
                 if time.time() - partial.stat().st_mtime > _DAY:
                     shutil.rmtree(partial, ignore_errors=True)
-        except (OSError, Timeout):
+        except OSError:
             pass
 
 
 def _build(
-    partial: Path,
-    model: nn.Module,
-    views: list,
-    identity: dict[str, Any],
-    batch_size: int,
-    shard_rows: int,
-    collate: Callable,
+    partial: Path, model: nn.Module, views: list, identity: dict[str, Any], batch_size: int, shard_rows: int
 ) -> None:
     plan = {"identity": identity, "shard_rows": shard_rows, "batch_size": batch_size}
     if partial.exists() and _read_plan(partial) != plan:
@@ -330,9 +297,8 @@ def _build(
             if not (partial / shard_name(number)).is_file() or not (partial / SHARED).is_file():
                 parts = []
                 for first in range(start, stop, batch_size):
-                    inputs = collate(_fetch(views, range(first, min(first + batch_size, stop))))
-                    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-                    parts.append(_packed(compute(model, inputs), dtype))
+                    inputs = _fetch(views, range(first, min(first + batch_size, stop)))
+                    parts.append(_packed(compute(model, {n: t.to(device) for n, t in inputs.items()}), dtype))
                 _write_shard(partial, number, parts, (total - start) / (stop - start))
             progress.update(stop - start)
         progress.close()
@@ -351,19 +317,13 @@ def _read_plan(partial: Path) -> Any:
         return None
 
 
-def _fetch(views: list, rows: Sequence[int]) -> list[Mapping[str, Any]]:
-    examples = []
-    for view, group in itertools.groupby((divmod(row, len(views[0])) for row in rows), key=lambda place: place[0]):
-        indexes = [index for _, index in group]
-        at_once = getattr(views[view], "__getitems__", None)
-        examples += at_once(indexes) if at_once else [views[view][index] for index in indexes]
-    return examples
+def _fetch(views: list, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    examples = [views[row // len(views[0])][row % len(views[0])] for row in rows]
+    return default_collate([{name: example[name] for name in _INPUTS if name in example} for example in examples])
 
 
 def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    packed = {
-        name: (tensor if name in _EXACT else tensor.to(dtype)).cpu().contiguous() for name, tensor in states.items()
-    }
+    packed = {name: (t if name in _EXACT else t.to(dtype)).cpu().contiguous() for name, t in states.items()}
     for name, tensor in packed.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(
@@ -379,14 +339,3 @@ def _write_shard(partial: Path, number: int, parts: list[dict[str, torch.Tensor]
     check_room(partial, needed, "Give a folder on another disk, dtype='float16', fewer views, or go without a store")
     write_whole(partial / SHARED, save({name: tensor for name, tensor in parts[0].items() if "." in name}))
     write_whole(partial / shard_name(number), save(own))
-
-
-__all__ = [
-    "StaleStoreError",
-    "StateStore",
-    "StoredExamples",
-    "collate_stored",
-    "frozen_states",
-    "load_or_store_vision",
-    "store_identity",
-]

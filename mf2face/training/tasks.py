@@ -241,6 +241,3 @@ MODELS = tuple(dict.fromkeys(model for model, _ in TASKS))
 def tasks_of(model: str) -> tuple[str, ...]:
     """The tasks of a model, its default first."""
     return tuple(task for name, task in TASKS if name == model)
-
-
-__all__ = ["LAYER_DECAY", "MODELS", "SYSTEMS", "TASKS", "System", "Task", "tasks_of"]

@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from configuration_mf2.configuration_mf2 import MF2Config
 from modeling_mf2.loading import check_unused
-from modeling_mf2.losses import au_loss, emotion_loss, row_weight
+from modeling_mf2.losses import classification_losses, row_weight
 from modeling_mf2.modeling_mf2 import MF2PreTrainedModel
 from modeling_mf2.vision import MF2VisionTower
 
@@ -17,6 +17,7 @@ from modeling_mf2.vision import MF2VisionTower
 # Normalised pixels: smaller variation within a patch is noise, and not to be magnified.
 _FLAT = 0.1
 _MOST_HIDDEN = 0.6
+_WEIGHTS = {"au": 2.0, "emotion": 0.5, "landmark": 2.0, "pixel": 1.0}
 
 
 def patches_of(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -34,7 +35,7 @@ def hide_patches(images: torch.Tensor, size: int) -> torch.Tensor:
 
 @dataclass
 class MF2TowerOutput(ModelOutput):
-    """loss: 2 AU + 0.5 emotion + 2 landmarks, of those that are given; with neither AU nor emotion, the image too."""
+    """loss: the sum of what is given, weighted by `_WEIGHTS`; with neither AU nor emotion labels, the image too."""
 
     loss: torch.Tensor | None = None
     au: torch.Tensor | None = None
@@ -94,24 +95,16 @@ class MF2ForTowerTraining(MF2PreTrainedModel):
             emotion_logits=self.emotion(face) if self.emotion is not None else None,
             landmark_points=self.landmarks(face).view(-1, 68, 2),
         )
-        weighted, weight = [], row_weight(len(tokens))
-        if au_labels is not None and output.au_logits is not None:
-            output.au = au_loss(output.au_logits, au_labels, self.config.au_class_weights)
-            weighted.append(2.0 * output.au)
-        if emotion_labels is not None and output.emotion_logits is not None:
-            output.emotion = emotion_loss(output.emotion_logits, emotion_labels)
-            weighted.append(0.5 * output.emotion)
+        labels = (output.emotion_logits, emotion_labels, output.au_logits, au_labels)
+        parts, weight = classification_losses(self.config, *labels), row_weight(len(tokens))
         if landmarks is not None:
             places = 2 * landmarks.float() / vision.image_size - 1  # the crop spans -1 to 1
-            output.landmark = weight * nn.functional.mse_loss(output.landmark_points.float(), places)
-            weighted.append(2.0 * output.landmark)
+            parts["landmark"] = weight * nn.functional.mse_loss(output.landmark_points.float(), places)
         if unlabelled:
             whole = patches_of(pixel_values.float(), vision.patch_size)
             whole = (whole - whole.mean(-1, keepdim=True)) / (whole.std(-1, keepdim=True) + _FLAT)
-            output.pixel = weight * nn.functional.mse_loss(self.pixels(tokens).float(), whole)
-            weighted.append(output.pixel)
-        output.loss = sum(weighted) if weighted else None
+            parts["pixel"] = weight * nn.functional.mse_loss(self.pixels(tokens).float(), whole)
+        for name, part in parts.items():
+            output[name] = part
+        output.loss = sum(_WEIGHTS[name] * part for name, part in parts.items()) if parts else None
         return output
-
-
-__all__ = ["MF2ForTowerTraining"]

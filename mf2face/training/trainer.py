@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,55 +17,34 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from configuration_mf2.configuration_mf2 import LOSSES, TOWER_LOSSES
 from configuration_mf2.facs import UNKNOWN_LABEL
 from configuration_mf2.json_files import read_json
 from mf2face.data.examples import LABELS, MF2Collator, MF2Examples
 from mf2face.data.streaming import MF2StreamedExamples
-from mf2face.training.checkpoints import (
-    damage,
-    disk_may_be_full,
-    from_first_process,
-    last_good_checkpoint,
-    seal,
-    unseal,
-)
+from mf2face.training.checkpoints import SealedCheckpoints, checkpoint_folder, disk_may_be_full
 from mf2face.training.grad_cache import MicroBatch, micro_batches
+from mf2face.training.tasks import LAYER_DECAY
 from modeling_mf2.weights import vision_name
 from processing_mf2.processing_mf2 import MF2Processor
-
-
-LAYER_DECAY = 0.95  # Exp-BLIP's, the supplement's Table 12
-
-
-def _layer_numbers(names: Sequence[str]) -> tuple[dict[str, int], int]:
-    """Layers of a tower's parameters by timm's names (0: where the image enters), and the last, behind all blocks."""
-    convolutions = [int(match[1]) // 3 + 1 for name in names if (match := re.match(r"convolutions\.(\d+)\.", name))]
-    blocks = [int(match[1]) + 1 for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
-    if not blocks:
-        raise ValueError("layer decay: the tower has no plain sequence of blocks, expected a ViT or 'conv', or decay 1")
-    first = max(convolutions, default=1)
-    last, numbers = first + max(blocks), {}
-    for name in names:
-        part, _, rest = name.partition(".")
-        if part == "convolutions":
-            numbers[name] = int(rest.split(".")[0]) // 3
-        elif part == "blocks":
-            numbers[name] = first + int(rest.split(".")[0])
-        else:
-            numbers[name] = last if part in ("norm", "fc_norm", "head") else first - 1
-    return numbers, last
 
 
 _IN_TOWER = re.compile(r"(?:^backbone|(?:^|\.)(?:vision\.backbone|vision_model\.backbone|vision_model))\.(.+)$")
 
 
-def _name_in_tower(name: str) -> str | None:
-    """timm's name; None outside a tower."""
-    match = _IN_TOWER.search(name)
-    return match and vision_name(match[1])
+def _layer_numbers(names: Sequence[str]) -> tuple[dict[str, int], int]:
+    """Layers of a tower's parameters by timm's names (0: where the image enters), and the last, behind all blocks."""
+    parts = {name: re.match(r"(convolutions|blocks)\.(\d+)\.", name) for name in names}
+    numbered = {name: (match[1], int(match[2])) for name, match in parts.items() if match}
+    blocks = [number for part, number in numbered.values() if part == "blocks"]
+    if not blocks:
+        raise ValueError("layer decay: the tower has no plain sequence of blocks, expected a ViT or 'conv', or decay 1")
+    first = max((number // 3 + 1 for part, number in numbered.values() if part == "convolutions"), default=1)
+    last = first + max(blocks) + 1
+    numbers = {name: last if name.startswith(("norm.", "fc_norm.", "head.")) else first - 1 for name in names}
+    numbers |= {name: n // 3 if part == "convolutions" else first + n for name, (part, n) in numbered.items()}
+    return numbers, last
 
 
 def layerwise_groups(
@@ -73,7 +52,8 @@ def layerwise_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups as in BEiT and BLIP-2: layer l of a tower of L layers learns at lr * decay ** (L - l), all else
     at lr. Layer 0 is where the image enters, L the final norm. Biases and norms have no weight decay."""
-    inside = {name: timm for name, _ in model.named_parameters() if (timm := _name_in_tower(name))}
+    matches = {name: _IN_TOWER.search(name) for name, _ in model.named_parameters()}
+    inside = {name: vision_name(match[1]) for name, match in matches.items() if match}
     numbers, last = _layer_numbers(list(inside.values())) if inside and decay != 1 else ({}, 0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -86,9 +66,7 @@ def layerwise_groups(
     return list(groups.values())
 
 
-def layerwise_optimizer(
-    model: nn.Module, training: TrainingArguments, decay: float = LAYER_DECAY
-) -> torch.optim.Optimizer:
+def layerwise_optimizer(model: nn.Module, training: TrainingArguments, decay: float) -> torch.optim.Optimizer:
     groups = layerwise_groups(model, training.learning_rate, decay, training.weight_decay)
     betas = (training.adam_beta1, training.adam_beta2)
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, eps=training.adam_epsilon)
@@ -105,7 +83,6 @@ class MF2Trainer(Trainer):
             training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
         self.layer_decay: float | None = None
-        self.write_beside_checkpoint: Callable[[Path], None] | None = None
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
         self._batches: list[dict[str, Any]] = []  # of one step, before they know each other
@@ -113,7 +90,8 @@ class MF2Trainer(Trainer):
         if isinstance(self.train_dataset, MF2StreamedExamples):
             self.add_callback(EpochOfStream())
         # Older checkpoints go when the new one is sealed, not before: the callback removes them, not the Trainer.
-        self.add_callback(SealedCheckpoints(self, self.args.save_total_limit))
+        self.sealed = SealedCheckpoints(self.args.save_total_limit)
+        self.add_callback(self.sealed)
         self.args.save_total_limit = None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -184,9 +162,7 @@ class MF2Trainer(Trainer):
         with nullcontext() if micro_batch is None else micro_batch.entered():
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if loss is None:
-            raise ValueError(
-                f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for at least one loss"
-            )
+            raise ValueError(f"loss: got none from a batch with {sorted(inputs)}, expected captions or labels for one")
         if model.training:
             names = loss_names(self.accelerator.unwrap_model(model))
             parts = {name: outputs[name].detach() for name in names if outputs.get(name) is not None}
@@ -201,17 +177,11 @@ class MF2Trainer(Trainer):
     def _explain(self, loss: torch.Tensor, parts: dict[str, torch.Tensor], inputs: dict[str, Any]) -> str:
         bad = {name: part.item() for name, part in parts.items() if not torch.isfinite(part)} or "none of the parts"
         rows = inputs["index"].tolist() if "index" in inputs else "?"
-        return (
-            f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} "
-            f"of the training data; not finite: {bad}. Lower the learning rate, or look at these rows"
-        )
+        where = f"loss is {loss.item()} at step {self.state.global_step}, rows {rows} of the training data"
+        return f"{where}; not finite: {bad}. Lower the learning rate, or look at these rows"
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
         """Answers from images alone: (emotion logits, AU logits) and their labels."""
         inputs = {name: inputs[name] for name in _EVALUATION_INPUTS if name in inputs}
@@ -227,11 +197,6 @@ class MF2Trainer(Trainer):
         loss = outputs.get("loss")
         return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the card that was written from the run's files."""
-        if not (Path(self.args.output_dir) / "README.md").exists():
-            super().create_model_card(*args, **kwargs)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._counts:
             names = sorted(self._counts)
@@ -245,41 +210,6 @@ class MF2Trainer(Trainer):
 def loss_names(model: nn.Module) -> tuple[str, ...]:
     """Fields of a model's output that are parts of its loss."""
     return getattr(model, "loss_names", (*LOSSES, *TOWER_LOSSES))
-
-
-def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-class SealedCheckpoints(TrainerCallback):
-    """Seals each checkpoint after all of its files, then removes the ones beyond the limit."""
-
-    def __init__(self, trainer: MF2Trainer, limit: int | None) -> None:
-        self.trainer, self.limit = trainer, limit
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for folder in Path(args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            step = folder.name.rpartition("-")[2]
-            if step.isdigit() and int(step) > state.global_step:
-                unseal(folder)  # this run writes it again
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        folder = checkpoint_folder(args, state)
-        if self.trainer.write_beside_checkpoint is not None and state.is_world_process_zero:
-            self.trainer.write_beside_checkpoint(folder)
-        seal(folder)
-        if args.should_save:
-            rotate_checkpoints(args.output_dir, self.limit, state.best_model_checkpoint, use_mtime=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Seals what --enable_jit_checkpoint saved at a SIGTERM, without `on_save`."""
-        folder = checkpoint_folder(args, state)
-        if from_first_process(args.enable_jit_checkpoint and folder.is_dir() and damage(folder) is not None):
-            self.on_save(args, state, control)
 
 
 class EpochOfStream(TrainerCallback):
@@ -322,7 +252,7 @@ class Cost:
         self._before = {"cpu_seconds": 0.0, "wall_seconds": 0.0, "training_cpu_seconds": 0.0}
 
     def begin_training(self, trainer: MF2Trainer, checkpoint: str | None) -> None:
-        trainer.write_beside_checkpoint = self._save
+        trainer.sealed.write_beside = self._save
         saved = None if checkpoint is None else Path(checkpoint) / _COST_FILE
         self._known = saved is None or saved.is_file()
         if saved is not None and self._known:
@@ -360,18 +290,3 @@ def inference_seconds(trainer: MF2Trainer, rows: Dataset, processor: MF2Processo
 
 def images_seen(training: TrainingArguments) -> int:
     return training.max_steps * training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-
-
-__all__ = [
-    "LAYER_DECAY",
-    "Cost",
-    "MF2Trainer",
-    "cpu_seconds",
-    "images_seen",
-    "inference_seconds",
-    "last_good_checkpoint",
-    "layerwise_groups",
-    "layerwise_optimizer",
-    "leaves_parameters_unused",
-    "loss_names",
-]

@@ -121,15 +121,6 @@ def test_mistakes_are_named_before_anything_is_asked(tmp_path, chat, monkeypatch
         list(ChatWriter(progress=False).read(ROWS, tmp_path / "j"))
 
 
-def test_killed_processes_neither_lose_nor_repay(tmp_path, monkeypatch):
-    """Few kills here; the benchmark does fifty. Before the last, no more than 200 answers can have come."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "benchmark"))
-    measure_kills = runpy.run_path(str(ROOT / "examples" / "benchmark" / "data.py"))["measure_kills"]
-    found = measure_kills(tmp_path, rows=320, kills=3, latency=0.1, longest=0.6)
-    assert found["kills_lost"] == found["kills_paid_twice"] == 0 and found["kills"] == 3
-    assert found["kills_in_flight"] > 0, "no kill met a request"
-
-
 def test_the_example_writes_by_rule_and_by_a_server(tmp_path, chat, monkeypatch, capsys):
     write = runpy.run_path(str(ROOT / "examples" / "write_captions.py"))["main"]
     monkeypatch.setenv("OPENAI_API_KEY", chat.key)

@@ -10,9 +10,9 @@ from mf2face.captions.styles import (
     PROCESSOR_INPUTS,
     STYLES,
     CaptionRow,
+    CaptionRows,
     Captions,
     CaptionStyle,
-    caption_rows,
     check_captions,
     join_captions,
     row_id,
@@ -118,7 +118,7 @@ def test_descriptions_of_aus_at_rest_are_the_captions_own_and_unknown_aus_have_n
 
 
 def test_captions_find_their_rows_by_id_and_pictures_stay_as_they_are(rows):
-    captions = list(write_by_rule(caption_rows(rows), seed=3))
+    captions = list(write_by_rule(CaptionRows(rows), seed=3))
     joined = join_captions(rows, reversed(captions))
     assert joined.column_names == rows.column_names and set(joined["caption_writer"]) == {"rule"}
     assert joined["au_caption"][:] == [one.texts["au_caption"] for one in captions] != rows["au_caption"][:]
@@ -131,7 +131,7 @@ def test_captions_find_their_rows_by_id_and_pictures_stay_as_they_are(rows):
 
 
 def test_other_styles_have_columns_of_their_own_or_fill_given_ones(rows):
-    captions = list(write_by_rule(caption_rows(rows), "exp_blip"))
+    captions = list(write_by_rule(CaptionRows(rows), "exp_blip"))
     wide = join_captions(rows, captions)
     assert wide["exp_blip_cat"][2] == captions[2].texts["exp_blip_cat"]
     assert wide["au_caption"][:] == rows["au_caption"][:]
@@ -140,10 +140,10 @@ def test_other_styles_have_columns_of_their_own_or_fill_given_ones(rows):
 
 
 def test_images_are_read_only_if_asked_and_not_decoded(rows):
-    assert all(row.image is None for row in caption_rows(rows))
-    assert all(row.image["bytes"] for row in caption_rows(rows, images=True))
-    named = list(caption_rows(rows, [f"mine-{n}" for n in range(12)]))
-    assert named[2].id == "mine-2" and len(caption_rows(rows)) == 12
+    assert all(row.image is None for row in CaptionRows(rows))
+    assert all(row.image["bytes"] for row in CaptionRows(rows, images=True))
+    named = list(CaptionRows(rows, [f"mine-{n}" for n in range(12)]))
+    assert named[2].id == "mine-2" and len(CaptionRows(rows)) == 12
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -162,10 +162,10 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 def test_mistakes(rows):
     with pytest.raises(ValueError, match="ids: got 2, expected 12"):
-        caption_rows(rows, ["a", "b"])
+        CaptionRows(rows, ["a", "b"])
     with pytest.raises(ValueError, match="the data set has no column corpus, video"):
         row_id({"frame": 1})
     with pytest.raises(ValueError, match=r"columns: got \['poem'\]"):
-        join_captions(rows, [Captions(row.id, {"a": "b"}, "m") for row in caption_rows(rows)], columns={"x": "poem"})
+        join_captions(rows, [Captions(row.id, {"a": "b"}, "m") for row in CaptionRows(rows)], columns={"x": "poem"})
     with pytest.raises(ValueError, match="style: got 'poem'"):
         CaptionStyle("poem")

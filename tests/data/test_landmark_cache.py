@@ -1,4 +1,4 @@
-"""Landmarks of folders and videos: in batches, once, whatever interrupts it; and the real face-alignment package."""
+"""Landmarks of folders and videos: in batches, once, whatever interrupts it."""
 
 import contextlib
 import os
@@ -6,8 +6,9 @@ import sqlite3
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from test_landmarks import SETTINGS, _spots, no_download, weights  # noqa: F401 (fixtures)
+from test_landmarks import no_download  # noqa: F401 (a fixture)
 
 from mf2face.data.build.crops import BuildOptions
 from mf2face.data.build.landmark_cache import CACHE_NAME, LandmarkCache, cut_video
@@ -130,19 +131,16 @@ def test_missing_weights_stop_a_build_and_say_what_to_fetch(folder, no_download,
     assert str(no_download / "hub" / "checkpoints") in str(caught.value)
 
 
-def test_the_real_package_builds_a_data_set(weights, tmp_path):  # noqa: F811
-    """On random weights in its own formats: a spot is a face, whose landmarks may be no face's."""
-    (tmp_path / "own" / "Anger").mkdir(parents=True)
-    for number, places in enumerate(([(40, 56)], [])):
-        cv2.imwrite(str(tmp_path / "own" / "Anger" / f"{number}.png"), _spots(*places, size=(96, 96))[..., ::-1])
-    frames = read_corpus("own", tmp_path / "own")
+def test_detected_faces_build_a_data_set(folder, tmp_path):
+    (folder / "labels.csv").write_text(
+        "\n".join(["image,emotion", *(f"{name},Fear" for name in ("b/1.png", "b/3.png"))])
+    )
     options = BuildOptions(crop_size=64, on_no_face="template", near="tell")
-    with LandmarkCache(tmp_path / "own", **SETTINGS, batch_size=4) as cache:
-        report = build_mfa(frames, ["train", "validation"], tmp_path / "mfa", options, cache)
-        found = look(cache)
-    assert found[0].landmarks.shape == (68, 2) and found[0].confidence.shape == (68,) and found[1] is None
-    assert np.allclose((found[0].box[:2] + found[0].box[2:]) / 2, (40, 56), atol=9)
-    assert report["counts"]["train"]["images"] == report["counts"]["validation"]["images"] == 1
+    with LandmarkCache(folder, Template()) as cache:
+        build_mfa(read_corpus("own", folder), ["train", "test"], tmp_path / "mfa", options, cache)
+    files = [next((tmp_path / "mfa" / "data").glob(f"{split}-*.parquet")) for split in ("train", "test")]
+    sources = [pq.read_table(file, columns=["landmark_source"]).to_pylist() for file in files]
+    assert sources == [[{"landmark_source": "detector"}], [{"landmark_source": "template"}]]
 
 
 def execute(file, query, *values):

@@ -176,6 +176,9 @@ def test_a_port_alone_changes_nothing_and_takes_stored_states_in_the_branchs_dty
     assert torch.equal(port.from_states({"last_emo": stored}), stored[:, 0].float())
     assert port.to(torch.bfloat16).from_states({"last_emo": stored}).dtype == torch.bfloat16
     layer = DFNLayer(make_port(), "default", DFNConfig(**VISUAL))
+    for merge in (layer.merge, layer.unmerge):
+        with pytest.raises(NotImplementedError, match="DFN cannot be merged"):
+            merge()
     short = {"last_emo": stored, "visual_emo.0": torch.randn(1, 4), "visual_emo": torch.randn(2, 1, 1, 4)}
     for reader, states, said in (
         (port, {"last_au": stored}, "expected 'last_emo'"),

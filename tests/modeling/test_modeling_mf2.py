@@ -230,7 +230,8 @@ def test_features_share_a_space_of_unit_vectors():
         padded = model.get_text_features(pad(ids, (0, 3), value=7), pad(mask, (0, 3)), branch=branch)
         torch.testing.assert_close(padded.pooler_output, text.pooler_output, **CLOSE)
         given = {"landmarks": batch["landmarks"], "image_tokens": model.vision(batch["pixel_values"])}
-        assert torch.equal(model.get_image_features(**given, branch=branch).pooler_output, image.pooler_output)
+        stored = model.get_image_features(**given, branch=branch, **asked)
+        assert torch.equal(stored.pooler_output, image.pooler_output)
     ids = batch["input_ids"][:, :3]
     masked = model.get_text_features(ids, torch.ones(4, 3), return_dict=False)
     assert torch.equal(model.get_text_features(ids).pooler_output, masked[1])

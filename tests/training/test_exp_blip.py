@@ -8,13 +8,12 @@ import torch
 from conftest import shake, tiny_config
 from exp_blip_models import TOKENS, small_config, small_opt
 from safetensors.torch import load_file
+from short_runs import history, short_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
-import train
 from configuration_mf2.facs import LABEL_SETS
-from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training import run as training_run
 from mf2face.training.arguments import parse_arguments
 from mf2face.training.build import Parts, build_model, save_parts, trained_task, with_sources
@@ -40,25 +39,15 @@ from processing_mf2.tokenizer import build_tokenizer
 
 VIT = {**{"backbone": "vit_tiny_patch16_224", "num_prefix_tokens": 1, "image_size": 112, "hidden_size": 32}}
 VIT["backbone_kwargs"] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
-SMALL = "--model exp_blip --num_images 64 --use_cpu True --disable_tqdm True --max_steps 2 --logging_steps 1".split()
-SMALL += "--per_device_train_batch_size 16 --eval_strategy steps --warmup_steps 0 --eval_steps 2".split()
-SMALL += "--save_strategy steps --save_steps 2".split()
 
 
-def run(folder: Path, task: str, *more: str) -> dict[str, float]:
-    return train.main(["--task", task, "--output_dir", str(folder), *SMALL, *more])
+def run(folder: Path, task: str, source: Path | None = None, **options: object) -> dict[str, float]:
+    options = {"num_images": 64, "max_steps": 2, "model_name_or_path": source, **options}
+    return short_run(folder, model="exp_blip", task=task, **options)
 
 
 def built(*options: str) -> Parts:
     return build_model(with_sources(parse_arguments(["--model", "exp_blip", "--task", "pretrain", *options])))
-
-
-def tower_options(name: str) -> list[str]:
-    return [
-        "--vision_name_or_path",
-        "none",
-        *(["--model_options", f"vision_config={json.dumps(VIT)}"] * (name == "vit")),
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +55,12 @@ def stage_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained folder for each tower, and one that train.py wrote."""
     folder = tmp_path_factory.mktemp("stage_one")
     torch.manual_seed(0)
-    for name in ("conv", "vit"):
-        parts = built("--caption_set", "au", *tower_options(name))
+    for name, vision in (("conv", {}), ("vit", VIT)):
+        options = ["--vision_name_or_path", "none", "--model_options", f"vision_config={json.dumps(vision)}"]
+        parts = built("--caption_set", "au", *options)
         shake(parts.model)
         save_parts(folder / name, parts)
-    run(folder / "trained", "pretrain", "--caption_set", "cat")
+    run(folder / "trained", "pretrain", caption_set="cat")
     return folder
 
 
@@ -91,20 +81,14 @@ def test_stage_one_learns_from_its_own_captions_alone(stage_one: Path, tmp_path:
     folder = stage_one / "trained"
     assert ExpBlipForPreTraining.from_pretrained(folder).config.caption_set == "cat"
     assert trained_task(str(folder), "exp_blip") == "pretrain"
-    (log,) = folder.glob("checkpoint-*/trainer_state.json")
-    logged = json.loads(log.read_text())["log_history"][0]
+    logged = history(folder)[0]
     assert {"itc_emo", "itm_emo", "itg_emo"} <= set(logged) and not {"au", "emotion", "itc_au"} & set(logged)
     card = (folder / "README.md").read_text()
     assert "Its stage 1" not in card and "stage 1" in card and "`cat`" in card and "synthetic" in card.lower()
-    for task, options, message in (
-        ("evaluate", (), "is Exp-BLIP's stage 1, which answers nothing"),
-        ("caption", ("--caption_set", "au"), r"caption_set: got 'au', but .* was trained with 'cat'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            run(tmp_path, task, "--model_name_or_path", str(folder), *options)
-    MFASynthetic(40, size=64).save_to_disk(tmp_path / "rows")
-    with pytest.raises(ValueError, match="no column exp_blip_exp, which Exp-BLIP learns from"):
-        run(tmp_path / "no", "pretrain", "--dataset", str(tmp_path / "rows"))
+    with pytest.raises(ValueError, match="is Exp-BLIP's stage 1, which answers nothing"):
+        run(tmp_path, "evaluate", folder)
+    with pytest.raises(ValueError, match=r"caption_set: got 'au', but .* was trained with 'cat'"):
+        run(tmp_path, "caption", folder, caption_set="au")
 
 
 def test_a_run_that_could_not_save_its_weights_does_not_look_finished(tmp_path: Path, monkeypatch) -> None:
@@ -122,28 +106,28 @@ def test_a_run_that_could_not_save_its_weights_does_not_look_finished(tmp_path: 
 
 def test_stage_two_writes_captions_that_are_kept_and_scored(stage_one: Path, tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu")
-    figures = run(tmp_path / "two", "caption", "--model_name_or_path", str(stage_one / "trained"))
+    figures = run(tmp_path / "two", "caption", stage_one / "trained")
     lines = [json.loads(line) for line in (tmp_path / "two" / WRITTEN).read_text().splitlines()]
     assert len(lines) == figures["test_images"] and all(line["of_the_labels"] for line in lines)
     assert set(CAPTION_FIGURES) <= set(figures) and figures["caption_pairs"] == len(lines)
     card = (tmp_path / "two" / "README.md").read_text()
     assert all(f"`{name}`" in card for name in CAPTION_FIGURES) and "load_captioner" in card
-    again = run(tmp_path / "again", "evaluate", "--model_name_or_path", str(tmp_path / "two"))
+    again = run(tmp_path / "again", "evaluate", tmp_path / "two")
     assert {name: again[name] for name in CAPTION_FIGURES} == {name: figures[name] for name in CAPTION_FIGURES}
-    probe = run(tmp_path / "probe", "linear_probe", "--model_name_or_path", str(tmp_path / "two"))
+    probe = run(tmp_path / "probe", "linear_probe", tmp_path / "two")
     assert 0 <= probe["emotion_top1"] <= 1
 
 
 @pytest.mark.parametrize(("task", "features"), [("linear_probe", "vision"), ("full", "qformer")])
 def test_features_are_classified(stage_one: Path, tmp_path: Path, task: str, features: str) -> None:
     source = stage_one / "trained"
-    figures = run(tmp_path / "out", task, "--model_name_or_path", str(source), "--features", features)
+    figures = run(tmp_path / "out", task, source, features=features)
     model = ExpBlipForFaceAnalysis.from_pretrained(tmp_path / "out")
     assert model.config.features == features and model.config.au_thresholds
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
     moved = {name.split(".")[1] for name in after if name in before and not torch.equal(before[name], after[name])}
     assert moved == (set() if task == "linear_probe" else {"vision", "emo_vl"})
-    again = run(tmp_path / "again", "evaluate", "--model_name_or_path", str(tmp_path / "out"))
+    again = run(tmp_path / "again", "evaluate", tmp_path / "out")
     assert again["au_f1_tuned_macro"] == figures["au_f1_tuned_macro"]
     reloaded, processor, _ = build_classifier(tmp_path / "out", features=features)
     assert torch.equal(reloaded.classifiers.units.weight, model.classifiers.units.weight)
@@ -305,25 +289,23 @@ def test_stage_two_learns_to_describe_what_it_sees(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tower", ["conv", "vit"])
 def test_a_pretrained_language_model_stays_as_it_is(tower: str, tmp_path: Path) -> None:
-    captioner = (parts := captioner_parts(tower, fresh=False)).model
-    before = {name: tensor.clone() for name, tensor in captioner.state_dict().items()}
+    parts = captioner_parts(tower, fresh=False)
+    before = {name: tensor.clone() for name, tensor in parts.model.state_dict().items()}
     caption_trainer(parts, arguments(tmp_path, max_steps=1, learning_rate=1e-2), faces()).train()
-    after = captioner.state_dict()
+    after = parts.model.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(after[name], before[name])}
     assert changed == {"query_tokens", "qformer", "language_projection", "vision_model"}
 
 
 def test_a_resumed_run_and_micro_batches_end_like_a_whole_run(tmp_path: Path) -> None:
     ends, losses = [], []
-    for name, stops in (("whole", [4]), ("pieces", [2, 4])):
+    for name, stops, micro in (("whole", [4], 1), ("pieces", [2, 4], 2)):
         for stop in stops:
-            size = {"per_device_train_batch_size": 8 if name == "whole" else 4}
-            size |= {"gradient_accumulation_steps": 1 if name == "whole" else 2}
-            settings = {"max_steps": stop, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+            settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant", "max_steps": stop}
+            settings |= {"per_device_train_batch_size": 8 // micro, "gradient_accumulation_steps": micro}
             torch.manual_seed(0)
             parts = captioner_parts("vit")
-            training = arguments(tmp_path / name, **settings, **size, learning_rate=1e-3)
-            trainer = caption_trainer(parts, training, faces())
+            trainer = caption_trainer(parts, arguments(tmp_path / name, **settings, learning_rate=1e-3), faces())
             trainer.train(resume_from_checkpoint=last_good_checkpoint(tmp_path / name))
             assert trainer.state.global_step == stop
         ends.append(parts.model.state_dict())

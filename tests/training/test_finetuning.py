@@ -9,6 +9,7 @@ import torch
 from datasets import DatasetDict
 from peft import PeftModel
 from safetensors.torch import load_file
+from short_runs import assert_same_weights, history, short_run
 
 import train
 from configuration_mf2 import MF2Config
@@ -40,34 +41,21 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 ALL = (*METHODS, "linear_probe")
 
 
-def command(base: Path, task: str, folder: Path, *more: str) -> list[str]:
-    fixed = ["--num_images", "96", "--use_cpu", "True", "--disable_tqdm", "True", "--max_steps", "3"]
-    fixed += ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "3", "--save_steps", "3"]
-    fixed += ["--per_device_train_batch_size", "16", "--warmup_steps", "0"]
-    return ["--task", task, "--model_name_or_path", str(base), "--output_dir", str(folder), *fixed, *more]
-
-
 @pytest.mark.parametrize("task", ALL)
 def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Path, task: str) -> None:
-    figures = train.main(command(base, task, tmp_path / "out", "--logging_steps", "1"))
-    (log,) = (tmp_path / "out").glob("checkpoint-*/trainer_state.json")
-    logged = [entry for entry in json.loads(log.read_text())["log_history"] if "loss" in entry]
-    assert logged and all(entry["au"] + entry["emotion"] == pytest.approx(entry["loss"], rel=1e-3) for entry in logged)
-    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert written["trainable_parameters"] == figures["trainable_parameters"]
+    trained = short_run(tmp_path / "out", task=task, model_name_or_path=base)["trainable_parameters"]
+    for entry in history(tmp_path / "out"):
+        assert entry["au"] + entry["emotion"] == pytest.approx(entry["loss"], rel=1e-3)
     whole = MF2ForFaceAnalysis.from_pretrained(base)
-    assert (
-        trainable_parameters(adapt(MF2ForFaceAnalysis.from_pretrained(base), task)) == figures["trainable_parameters"]
-    )
-    heads = sum(p.numel() for p in whole.classifiers.parameters())
-    everything = sum(p.numel() for p in whole.parameters())
+    assert trainable_parameters(adapt(MF2ForFaceAnalysis.from_pretrained(base), task)) == trained
+    heads, everything = (sum(p.numel() for p in part.parameters()) for part in (whole.classifiers, whole))
     if task == "linear_probe":
-        assert figures["trainable_parameters"] == heads
+        assert trained == heads
         tuned = MF2ForFaceAnalysis.from_pretrained(tmp_path / "out")
         moved = {n for n, p in tuned.state_dict().items() if not torch.equal(p, whole.state_dict()[n])}
         assert moved and all(name.startswith("classifiers.") for name in moved)
         return
-    assert heads < figures["trainable_parameters"] < everything / 5
+    assert heads < trained < everything / 5
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert any("classifiers" in name for name in saved)
     tuned = PeftModel.from_pretrained(MF2ForFaceAnalysis.from_pretrained(base), tmp_path / "out").eval()
@@ -80,25 +68,22 @@ def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("task", ["dfn", "linear_probe"])
 def test_stored_states_train_the_same_weights(base: Path, tmp_path: Path, task: str) -> None:
-    exact = ["--store_dtype", "float32", "--store_vision", "False"]
-    train.main(command(base, task, tmp_path / "stored", *exact))
+    options = {"task": task, "model_name_or_path": base, "store_dtype": "float32", "store_vision": False}
+    short_run(tmp_path / "stored", **options)
     assert list((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
-    train.main(command(base, task, tmp_path / "plain", *exact, "--no_store", "True"))
+    short_run(tmp_path / "plain", **options, no_store=True)
     name = "model.safetensors" if task == "linear_probe" else "adapter_model.safetensors"
-    stored, plain = (load_file(tmp_path / run / name) for run in ("stored", "plain"))
-    assert set(stored) == set(plain)
-    for key, tensor in plain.items():
-        torch.testing.assert_close(stored[key], tensor, atol=1e-5, rtol=1e-4)
+    assert_same_weights(tmp_path / "stored", tmp_path / "plain", name, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["dfn", "full"])
 def test_views_are_the_same_for_every_seed(base: Path, tmp_path: Path, task: str) -> None:
-    changed = ["--views", "3", "--seed", "1", "--num_images", "48"]
-    train.main(command(base, task, tmp_path / "first", *changed))
+    options = {"task": task, "model_name_or_path": base, "views": 3, "num_images": 48}
+    short_run(tmp_path / "first", **options, seed=1)
     stores = sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
     views = [json.loads(store.read_text())["identity"]["views"] for store in stores]
     assert sorted(views) == ([1, 1, 3] if task == "dfn" else [])
-    train.main(command(base, task, tmp_path / "second", *changed, "--seed", "2"))
+    short_run(tmp_path / "second", **options, seed=2)
     assert sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json")) == stores
 
 
@@ -122,35 +107,35 @@ def test_views_are_drawn_anew_in_each_epoch(base: Path) -> None:
 
 
 def test_alignment_trains_the_towers_of_both_modalities(base: Path, tmp_path: Path) -> None:
-    train.main(command(base, "dfn", tmp_path / "out", "--align", "True"))
+    options = {"task": "dfn", "model_name_or_path": base, "align": True}
+    short_run(tmp_path / "out", **options)
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     written = {name: tensor.abs().sum() for name, tensor in saved.items() if name.endswith("up.weight")}
     for pathway in ("visual_emo", "visual_au", "language_emo", "language_au"):
         assert any(pathway in name and moved > 0 for name, moved in written.items()), pathway
     assert not (tmp_path / "cache" / "mf2_states").exists()
     with pytest.raises(ValueError, match="align: the data set synthetic has no captions"):
-        train.main(command(base, "dfn", tmp_path / "none", "--align", "True", "--use_captions", "False"))
+        short_run(tmp_path / "none", **options, use_captions=False)
 
 
 def test_a_folder_with_checkpoints_of_other_settings_is_refused(base: Path, tmp_path: Path) -> None:
-    first = command(base, "dfn", tmp_path / "out", "--adapter_options", "bottleneck=8")
-    train.main(first)
-    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
-    for other in (["dfn", "--adapter_options", "bottleneck=8", "activation=tanh"], ["lora"]):
+    source = {"model_name_or_path": base, "num_images": 48}
+    short_run(tmp_path, **source, task="dfn", adapter_options=["bottleneck=8"])
+    before = (tmp_path / "adapter_model.safetensors").read_bytes()
+    for other in ({"task": "dfn", "adapter_options": ["bottleneck=8", "activation=tanh"]}, {"task": "lora"}):
         with pytest.raises(ValueError, match=r"output_dir: .* holds the checkpoints of another run .*now"):
-            train.main(command(base, other[0], tmp_path / "out", *other[1:]))
-    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+            short_run(tmp_path, **source, **other)
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_a_damaged_store_is_named_and_computed_anew_on_request(base: Path, tmp_path: Path) -> None:
-    stored = command(base, "linear_probe", tmp_path / "out", "--num_images", "48")
-    train.main(stored)
+    options = {"task": "linear_probe", "model_name_or_path": base, "num_images": 48}
+    short_run(tmp_path / "out", **options)
     for shard in (tmp_path / "cache" / "mf2_states").glob("*/states-*.safetensors"):
         shard.write_bytes(shard.read_bytes()[:100])
-    again = [*stored, "--output_dir", str(tmp_path / "again")]
     with pytest.raises(OSError, match=r"states-00000\.safetensors: missing, damaged or cut short .*--rebuild_store"):
-        train.main(again)
-    train.main([*again, "--rebuild_store", "True"])
+        short_run(tmp_path / "again", **options)
+    short_run(tmp_path / "again", **options, rebuild_store=True)
 
 
 def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_path: Path) -> None:
@@ -158,8 +143,8 @@ def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_
     parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
     for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
         DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)
-        more = ["--dataset", str(tmp_path / name), "--no_store", "True"]
-        train.main(command(base, "linear_probe", tmp_path / f"out_{name}", *more))
+        source = {"dataset": tmp_path / name, "model_name_or_path": base, "no_store": True}
+        short_run(tmp_path / f"out_{name}", **source, task="linear_probe")
         saved = MF2ForFaceAnalysis.from_pretrained(tmp_path / f"out_{name}").config
         assert (saved.au_thresholds is not None) is tuned
 
@@ -196,9 +181,8 @@ def test_dfn_also_adapts_a_model_of_one_branch(branch: str) -> None:
 
 
 def test_an_adapter_is_measured_again_with_its_own_thresholds(base: Path, tmp_path: Path) -> None:
-    first = train.main(command(base, "lora", tmp_path / "lora"))
-    again = [*command(tmp_path / "lora", "evaluate", tmp_path / "again")]
-    second = train.main(again)
+    first = short_run(tmp_path / "lora", task="lora", model_name_or_path=base)
+    second = short_run(tmp_path / "again", task="evaluate", model_name_or_path=tmp_path / "lora")
     names = [name for name in first if name.startswith(("au_f1", "au_threshold", "emotion_")) and "/" not in name]
     assert names and {name: second[name] for name in names} == pytest.approx({name: first[name] for name in names})
     thresholds = MF2Processor.from_pretrained(tmp_path / "lora").au_thresholds

@@ -84,16 +84,20 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert error <= TOLERANCE * max(value.abs().max().item(), 1e-3), (name, error)
 
 
+def check_equals_whole(model, batch: dict[str, torch.Tensor], parts: list[dict], **step_options) -> set[str]:
+    expected, grads = whole(model, batch)
+    model.zero_grad()
+    assert_equal(step(model, parts, **step_options), expected)
+    assert_equal(gradients(model), grads)
+    return set(expected)
+
+
 @pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [3, 3, 2], [7, 1]], ids=str)
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained tower"])
 def test_micro_batches_equal_one_batch(make_config, make_batch, shaken, sizes, frozen):
     model = build(make_config(vision={"frozen": frozen}, au_class_weights=[1.0, 2.0, 0.5]), shaken)
     batch = uneven_batch(make_batch, model.config)
-    expected, grads = whole(model, batch)
-    assert set(expected) == set(LOSSES)
-    model.zero_grad()
-    assert_equal(step(model, cut(batch, sizes)), expected)
-    assert_equal(gradients(model), grads)
+    assert check_equals_whole(model, batch, cut(batch, sizes)) == set(LOSSES)
 
 
 @pytest.mark.parametrize("fields", [{"use_au_branch": False}, {"use_emo_branch": False}, {"emotions": []}], ids=str)
@@ -101,29 +105,16 @@ def test_micro_batches_equal_one_batch(make_config, make_batch, shaken, sizes, f
 def test_with_less_model_or_less_data(make_config, make_batch, shaken, fields, missing):
     model = build(make_config(**fields), shaken)
     batch = uneven_batch(make_batch, model.config)
-    expected, grads = whole(model, {name: tensor for name, tensor in batch.items() if name not in missing})
-    model.zero_grad()
-    parts = cut(batch, [4, 4])
-    parts = [{name: tensor for name, tensor in part.items() if name not in missing} for part in parts]
-    assert_equal(step(model, parts), expected)
-    assert_equal(gradients(model), grads)
+    whole_batch, *parts = (
+        {name: tensor for name, tensor in part.items() if name not in missing} for part in (batch, *cut(batch, [4, 4]))
+    )
+    check_equals_whole(model, whole_batch, parts)
 
 
 def test_classification_alone(make_config, make_batch, shaken):
     model = shaken(MF2ForFaceAnalysis(make_config())).double().train()
     batch = uneven_batch(make_batch, model.config)
-    expected = model(**batch)
-    expected.loss.backward()
-    grads = gradients(model)
-    model.zero_grad()
-    losses = 0
-    for part in micro_batches(model, cut(batch, [6, 2]), compares_rows=False):
-        with part.entered():
-            loss = model(**part.inputs).loss / 2
-        loss.backward()
-        losses += loss.detach()
-    assert losses.item() == pytest.approx(expected.loss.item(), rel=1e-12)
-    assert_equal(gradients(model), grads)
+    assert check_equals_whole(model, batch, cut(batch, [6, 2]), first_pass=False) == {"au", "emotion"}
 
 
 def test_dropout_drops_the_same_in_both_passes(make_config, make_batch, shaken):

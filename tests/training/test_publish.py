@@ -1,7 +1,6 @@
 """Runs that end on the Hub: the real client, a real server of 127.0.0.1, and nothing there that should not be."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,21 +14,19 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load, save
-from test_hub import STRANGER, run
+from short_runs import command, environment, short_run
+from strangers import ALONE, run
+from transformers import AutoModel, AutoProcessor
 
 import train
 from mf2face.training.cards import check_base
-from modeling_mf2 import MF2ForPreTraining
+from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from processing_mf2 import MF2Processor
 
 
-SMALL = ["--push_to_hub", "True", "--num_images", "96", "--max_steps", "2", "--save_strategy", "steps"]
-SMALL += ["--save_steps", "1", "--eval_strategy", "no", "--load_best_model_at_end", "False", "--use_cpu", "True"]
-SMALL += ["--disable_tqdm", "True"]
-
 # Who has neither our packages nor the folders, but names: of the base, and of an adapter of it.
 VISITOR = (
-    STRANGER.split("import torch")[0]
+    ALONE
     + """
 import json, os
 import torch
@@ -76,22 +73,21 @@ def hub() -> Iterator[LoopbackHub]:
 def folder(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a model was trained and published as org/mine."""
     folder = tmp_path_factory.mktemp("publish")
-    more = ["--use_captions", "False", "--vision_name_or_path", "none", "--save_half", "True"]
-    publish(hub, folder, "mine", *more)
+    publish(hub, folder, "mine", use_captions=False, vision_name_or_path="none", save_half=True)
     return folder
 
 
-def publish(hub: LoopbackHub, folder: Path, name: str, *more: str) -> None:
-    command = ["--hub_model_id", f"org/{name}", "--output_dir", str(folder / name), *SMALL, *more]
-    done = subprocess.run(
-        [sys.executable, train.__file__, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "0", **hub.environment(folder / "home")},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+def run_script(hub: LoopbackHub, folder: Path, *arguments: str) -> str:
+    variables = environment(HF_HUB_OFFLINE="0", **hub.environment(folder / "home"))
+    done = subprocess.run([sys.executable, *arguments], env=variables, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "published: " in done.stdout
+    return done.stdout
+
+
+def publish(hub: LoopbackHub, folder: Path, name: str, **options: object) -> None:
+    options |= {"push_to_hub": True, "hub_model_id": f"org/{name}", "max_steps": 2, "save_steps": 1}
+    options |= {"eval_strategy": "no", "load_best_model_at_end": False}
+    assert "published: " in run_script(hub, folder, train.__file__, *command(folder / name, **options))
 
 
 def check_published(hub: LoopbackHub, folder: Path, name: str, *needed: str) -> dict[str, bytes]:
@@ -111,7 +107,7 @@ def test_a_run_publishes_its_result_once_and_nothing_else(hub: LoopbackHub, fold
 
 
 def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: LoopbackHub, folder: Path) -> None:
-    publish(hub, folder, "adapter", "--task", "dfn", "--model_name_or_path", "org/mine", "--learning_rate", "0.1")
+    publish(hub, folder, "adapter", task="dfn", model_name_or_path="org/mine", learning_rate=0.1)
     files = check_published(hub, folder, "adapter", "adapter_model.safetensors", "adapter_config.json", "run.json")
     assert "model.safetensors" not in files and len(files["adapter_model.safetensors"]) < 2_000_000
     data = ModelCard(files["README.md"].decode()).data
@@ -129,9 +125,9 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
     hub.fail("/org/half/resolve/.*/adapter_model.safetensors", 403)
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 150, 3), dtype=np.uint8)).save(folder / "face.png")
-    environment = {**hub.environment(folder / "visitor"), "OMP_NUM_THREADS": "1"}
+    variables = hub.environment(folder / "visitor")
     visit = (VISITOR, folder / "face.png", folder / "answers.pt")
-    said = json.loads(run(*visit, cwd=folder, **environment, HF_HUB_OFFLINE="0").splitlines()[-1])
+    said = json.loads(run(*visit, cwd=folder, **variables, HF_HUB_OFFLINE="0").splitlines()[-1])
     found = torch.load(folder / "answers.pt")
     assert said["org/hidden"][0] == "OSError" and "pass a token" in said["org/hidden"][1]
     assert said["org/half"][0] == "OSError"
@@ -139,14 +135,11 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
 
     processor = MF2Processor.from_pretrained(folder / "adapter")
     inputs = processor(images=Image.open(folder / "face.png"), return_tensors="pt")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     base = MF2ForPreTraining.from_pretrained(folder / "mine")
     with torch.no_grad():
         assert torch.equal(base(**inputs).au_logits, found["base"])
         adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
         assert torch.equal(adapted(**inputs).au_logits, found["pinned"])
-    torch.set_num_threads(threads)
     assert not torch.equal(found["pinned"], found["base"]) and not torch.equal(found["pinned"], found["newest"])
     assert said["thresholds"] == processor.au_thresholds
     units = said["found"]["action_units"]
@@ -155,7 +148,7 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
     assert [unit["probability"] for unit in units.values()] == pytest.approx(newest, abs=1e-5)
 
     asked = len(hub.log)
-    again = json.loads(run(*visit, cwd=folder, **environment, HF_HUB_OFFLINE="1").splitlines()[-1])
+    again = json.loads(run(*visit, cwd=folder, **variables).splitlines()[-1])
     assert len(hub.log) == asked, "offline, everything comes from the cache"
     offline = torch.load(folder / "answers.pt")
     assert again["found"] == said["found"] and all(torch.equal(offline[name], found[name]) for name in found)
@@ -164,4 +157,36 @@ def test_an_adapter_is_published_and_answers_by_name_without_our_packages(hub: L
 def test_an_adapter_of_a_folder_of_this_machine_is_not_published(tmp_path: Path) -> None:
     check_base("org/base")
     with pytest.raises(ValueError, match=r"push_to_hub: .*a local folder"):
-        train.main(["--task", "lora", "--num_images", "96", "--push_to_hub", "True", "--output_dir", str(tmp_path)])
+        short_run(tmp_path, task="lora", push_to_hub=True)
+
+
+# transformers' own Trainer with a model and processor of MF².
+STOCK = """
+import sys, torch
+from transformers import Trainer, TrainingArguments
+from configuration_mf2 import MF2Config
+from modeling_mf2 import MF2ForFaceAnalysis
+from processing_mf2 import MF2Processor
+config = MF2Config.from_size("tiny")
+size, units = config.vision_config.image_size, len(config.action_units)
+rows = [{"pixel_values": torch.randn(3, size, size), "landmarks": torch.rand(68, 2) * size,
+         "au_labels": torch.randint(0, 2, (units,)), "emotion_labels": torch.tensor(row)} for row in range(4)]
+training = TrainingArguments(
+    sys.argv[1], max_steps=2, per_device_train_batch_size=2, use_cpu=True, disable_tqdm=True, save_strategy="no",
+    label_names=["au_labels", "emotion_labels"], hub_model_id="org/stock", push_to_hub=True)
+model, processor = MF2ForFaceAnalysis(config), MF2Processor.for_model(config)
+trainer = Trainer(model=model, args=training, train_dataset=rows, processing_class=processor)
+trainer.train()
+trainer.push_to_hub()
+again = MF2ForFaceAnalysis.from_pretrained("org/stock").eval()
+batch = {name: rows[0][name][None] for name in ("pixel_values", "landmarks")}
+torch.testing.assert_close(again(**batch).au_logits, model.eval()(**batch).au_logits)
+"""
+
+
+def test_pushed_by_the_stock_trainer_it_loads_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
+    run_script(hub, tmp_path, "-c", STOCK, str(tmp_path / "run"))
+    assert {"config.json", "model.safetensors", "processor_config.json"} <= set(hub.repos["org/stock"][-1][1])
+    units = MF2ForFaceAnalysis.from_pretrained(tmp_path / "run").config.action_units
+    assert AutoModel.from_pretrained(tmp_path / "run").config.action_units == units
+    assert AutoProcessor.from_pretrained(tmp_path / "run").action_units == units

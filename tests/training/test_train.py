@@ -1,7 +1,6 @@
 """train.py: it learns, evaluates and saves, and a killed run ends like a whole one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import pytest
 import torch
 from datasets import DatasetDict
 from safetensors.torch import load_file
+from short_runs import DYING, assert_same_weights, environment, history, short_run
+from short_runs import command as short_command
 
 import train
 from mf2face.data.schema import SPLITS
@@ -23,49 +24,26 @@ from modeling_mf2.vision import MF2VisionTower
 from processing_mf2 import MF2Processor
 
 
-SMALL = "--num_images 160 --use_cpu True --disable_tqdm True --per_device_train_batch_size 16 --warmup_steps 2".split()
-
-# Runs the same command, and kills its own process without warning in the middle of a step.
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import train
-from mf2face.training.trainer import MF2Trainer
-step = MF2Trainer.training_step
-def dying(self, *args, **kwargs):
-    if self.state.global_step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, *args, **kwargs)
-MF2Trainer.training_step = dying
-train.main(sys.argv[3:])
-"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums over threads may differ in their last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+EPOCHS = {"num_images": 160, "warmup_steps": 2, "max_steps": None, "eval_strategy": None, "save_strategy": None}
 TOKEN = "hf_" + "ThisIsASecretOfTheUser"
 
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tower")
-    more = ["--num_train_epochs", "1", "--logging_steps", "1", "--hub_token", TOKEN]
-    train.main(["--task", "tower", "--output_dir", str(folder), *SMALL, *more])
+    short_run(folder, **EPOCHS, task="tower", num_train_epochs=1, hub_token=TOKEN)
     return folder
+
+
+def command(tower: Path, folder: Path, **options: object) -> list[str]:
+    return short_command(folder, **{**EPOCHS, "vision_name_or_path": tower, **options})
 
 
 def test_a_tower_is_trained_and_kept_and_the_token_is_in_no_file(tower: Path) -> None:
     kept = MF2VisionTower.from_pretrained(tower)
     assert kept(torch.zeros(1, 3, 112, 112)).shape == (1, 49, 128)
-    history = json.loads(max(tower.glob("checkpoint-*")).joinpath("trainer_state.json").read_text())["log_history"]
-    assert {"au", "emotion", "landmark"} <= set(history[0]) and "pixel" not in history[0]
+    first = history(tower)[0]
+    assert {"au", "emotion", "landmark"} <= set(first) and "pixel" not in first
     fresh = MF2VisionTower(kept.config)
     assert not torch.equal(kept.backbone.convolutions[0].weight, fresh.backbone.convolutions[0].weight)
     written = {str(path): path.read_bytes() for path in tower.rglob("*") if path.is_file()}
@@ -77,8 +55,7 @@ def test_a_tower_is_trained_and_kept_and_the_token_is_in_no_file(tower: Path) ->
 
 
 def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--vision_name_or_path", str(tower), *"--num_train_epochs 2 --logging_steps 2".split(), *SMALL]
-    figures = train.main([*command, "--output_dir", str(tmp_path)])
+    figures = train.main(command(tower, tmp_path, num_train_epochs=2, logging_steps=2))
     printed = capsys.readouterr().out
     assert "synthetic faces, " in printed and "AU12" in printed and "one-vs-rest" in printed
     written = json.loads((tmp_path / "metrics.json").read_text())
@@ -87,9 +64,10 @@ def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, caps
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in written.values())
     for name in ("metrics.png", "curves.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    history = json.loads(max(tmp_path.glob("checkpoint-*")).joinpath("trainer_state.json").read_text())["log_history"]
-    parts = [entry for entry in history if "itc_emo" in entry]
-    assert {"itm_emo", "itg_emo", "itg_key_au", "itc_au", "itm_au", "itg_au", "au", "emotion"} <= set(parts[0])
+    parts = history(tmp_path)
+    assert {"itm_emo", "itg_emo", "itg_key_au", "itc_emo", "itc_au", "itm_au", "itg_au", "au", "emotion"} <= set(
+        parts[0]
+    )
     assert parts[-1]["itg_emo"] < 0.9 * parts[0]["itg_emo"]
 
     model = MF2ForFaceAnalysis.from_pretrained(tmp_path)
@@ -97,76 +75,61 @@ def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, caps
     stored = load_file(tower / "model.safetensors")
     for name, tensor in model.mf2.vision.state_dict().items():
         assert torch.equal(tensor, stored[name]), f"the frozen tower's {name} has changed"
-    command = ["--task", "evaluate", "--model_name_or_path", str(tmp_path), *SMALL]
-    again = train.main([*command, "--output_dir", str(tmp_path / "again")])
-    assert again["au_f1_tuned_macro"] == figures["au_f1_tuned_macro"]
-    assert again["emotion_top1"] == figures["emotion_top1"]
+    again = short_run(tmp_path / "again", **EPOCHS, task="evaluate", model_name_or_path=tmp_path)
+    for name in ("au_f1_tuned_macro", "emotion_top1"):
+        assert again[name] == figures[name]
 
 
 def run_killed(step: int, arguments: list[str]) -> None:
-    command = [sys.executable, "-c", KILLED, str(Path(train.__file__).parent), str(step), *arguments]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    script = [sys.executable, "-c", f"{DYING}train.main(sys.argv[1:])", *arguments]
+    done = subprocess.run(script, env=environment(DIE_AT=str(step)), capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     tower: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    command = ["--vision_name_or_path", str(tower), "--num_train_epochs", "2", "--save_strategy", "steps", *SMALL]
-    command += ["--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3", "--augment", "True"]
-    train.main([*command, "--output_dir", str(tmp_path / "whole")])
-    interrupted = [*command, "--output_dir", str(tmp_path / "killed")]
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "augment": True, "logging_steps": 20}
+    options |= {"eval_strategy": "steps", "eval_steps": 3}
+    train.main(command(tower, tmp_path / "whole", **options))
+    interrupted = command(tower, tmp_path / "killed", **options)
     run_killed(11, interrupted)
     # The last checkpoint is cut short as well, as by a full disk: the one before it has to do.
-    last = max((tmp_path / "killed").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    cut = (last / "model.safetensors").read_bytes()[:1000]
-    (last / "model.safetensors").write_bytes(cut)
+    last = tmp_path / "killed" / "checkpoint-9"
+    (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:1000])
     begun = json.loads((last.with_name("checkpoint-6") / "cost.json").read_text())
     figures = train.main(interrupted)
     assert begun["cpu_seconds"] > 0 and figures["cpu_seconds"] > begun["cpu_seconds"]
     at_its_end = train.main(interrupted)  # only measured again
     assert at_its_end["epoch_cpu_seconds"] == pytest.approx(figures["epoch_cpu_seconds"], rel=0.2)
     assert f"{last.name} is passed over: model.safetensors has 1000 bytes" in caplog.text
-    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert set(whole) == set(resumed)
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_run_that_stopped_early_stops_there_however_often_it_is_killed(tower: Path, tmp_path: Path) -> None:
     """Nothing gets better: the first pass is the best one, and five more are waited for."""
-    command = [
-        "--task",
-        "full",
-        "--vision_name_or_path",
-        str(tower),
-        *"--num_train_epochs 12 --learning_rate 0".split(),
-    ]
-    command += [*SMALL, "--output_dir", str(tmp_path)]
-    run_killed(4 * 8 + 3, command)  # of 8 steps a pass, in the fifth
+    arguments = command(tower, tmp_path, task="full", num_train_epochs=12, learning_rate=0, logging_steps=20)
+    run_killed(4 * 8 + 3, arguments)  # of 8 steps a pass, in the fifth
     for _ in ("continued", "killed while it was measured"):
-        train.main(command)
+        train.main(arguments)
         kept = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
         assert kept[-1] == 6 * 8
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tower: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step \d+, rows \[\d+"):
-        more = "--num_train_epochs 3 --learning_rate 1e30 --max_grad_norm 0 --warmup_steps 0".split()
-        train.main(["--vision_name_or_path", str(tower), "--output_dir", str(tmp_path), *SMALL, *more])
+        short_run(tmp_path, vision_name_or_path=tower, max_steps=20, learning_rate=1e30, max_grad_norm=0)
 
 
 def test_stored_tokens_stand_in_for_images(tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    command = ["--vision_name_or_path", str(tower), "--max_steps", "2", "--eval_strategy", "no", *SMALL]
-    command += ["--save_strategy", "no", "--load_best_model_at_end", "False"]
-    plain = train.main([*command, "--output_dir", str(tmp_path / "plain")])
-    stored = train.main([*command, "--store_vision", "True", "--output_dir", str(tmp_path / "stored")])
+    options = {"vision_name_or_path": tower, "max_steps": 2, "num_images": 160}
+    top1 = [
+        short_run(tmp_path / str(stored), store_vision=stored, **options)["emotion_top1"] for stored in (False, True)
+    ]
     assert list((tmp_path / "cache" / "mf2_vision").glob("*/store.json"))
-    assert stored["emotion_top1"] == pytest.approx(plain["emotion_top1"], abs=0.1)
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("plain", "stored")]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(tensor, weights[1][name], atol=5e-3, rtol=0)
+    assert top1[0] == pytest.approx(top1[1], abs=0.1)
+    assert_same_weights(tmp_path / "False", tmp_path / "True", atol=5e-3)
 
 
 CAPTIONS = ["emotion_caption", "au_caption", "key_au_caption"]
@@ -188,9 +151,8 @@ def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
         parts = {name: part.remove_columns("emotion") for name, part in parts.items()}
         parts["train"] = parts["train"].select([0])
     DatasetDict(parts).save_to_disk(tmp_path / "rows")
-    command = ["--dataset", str(tmp_path / "rows"), "--vision_name_or_path", str(tower), "--output_dir", str(tmp_path)]
-    more = "--num_train_epochs 1 --store_vision False --per_device_train_batch_size 40".split()
-    train.main([*command, *SMALL, *more])
+    source = {"dataset": tmp_path / "rows", "vision_name_or_path": tower, "store_vision": False}
+    short_run(tmp_path, **source, max_steps=2, per_device_train_batch_size=40)
     messages = [record.getMessage() for record in caplog.records if "dataset has no" in record.getMessage()]
     assert len(messages) == 1 and (CAPTIONS[0] if lacking.startswith("captions") else "emotion") in messages[0]
     written = json.loads((tmp_path / "metrics.json").read_text())

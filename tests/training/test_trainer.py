@@ -1,17 +1,22 @@
-"""Beyond transformers' Trainer: checkpoints that outlive a full disk, micro-batches that know each other."""
+"""Beyond transformers' Trainer: layer decay, a full disk, micro-batches that know each other, streams, unused
+parameters."""
 
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from exp_blip_models import TOKENS, small_config, small_opt
 from transformers import TrainingArguments
 
 from configuration_mf2.configuration_mf2 import LOSSES
 from mf2face.data.streaming import MF2StreamedExamples
 from mf2face.training.checkpoints import damage, last_good_checkpoint
-from mf2face.training.trainer import MF2Trainer, leaves_parameters_unused
-from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
+from mf2face.training.trainer import MF2Trainer, layerwise_groups, layerwise_optimizer, leaves_parameters_unused
+from modeling_mf2 import ExpBlipForPreTraining, MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2 import losses as losses_mf2
+from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.losses import hard_negatives
 
 
@@ -72,12 +77,8 @@ def test_accumulated_steps_log_and_learn_what_large_batches_do(make_trainer, mon
     monkeypatch.setattr(losses_mf2, "hard_negatives", hardest)
     found = []
     for size, steps in ((8, 1), (3, 3)):
-        trainer = make_trainer(
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=steps,
-            train_sampling_strategy="sequential",
-            max_steps=3,
-        )
+        batches = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        trainer = make_trainer(**batches, train_sampling_strategy="sequential", max_steps=3)
         found.append((losses(trainer), trainer.model.state_dict()))
     for one, other in zip(found[0][0], found[1][0], strict=True):
         for name in ("loss", "grad_norm", *LOSSES):
@@ -124,7 +125,8 @@ def test_a_streamed_run_that_continues_draws_the_same_numbers(make_trainer, tmp_
         trainer = make_trainer(7, max_steps=6, save_strategy="steps", save_steps=4, gradient_accumulation_steps=steps)
         stream = MF2StreamedExamples.__new__(MF2StreamedExamples)
         stream.rows, stream.rank, stream.world_size = Reshuffled(trainer.train_dataset), 0, 1
-        stream.read = lambda row, index, epoch: trainer.train_dataset.rows.examples[row["number"]]
+        examples = trainer.train_dataset
+        stream.read = SimpleNamespace(many=lambda rows, indexes, epoch: [examples[row["number"]] for row in rows])
         trainer.train_dataset = stream
         return trainer
 
@@ -136,23 +138,97 @@ def test_a_streamed_run_that_continues_draws_the_same_numbers(make_trainer, tmp_
         assert torch.equal(tensor, continued.model.state_dict()[name]), name
 
 
-class Columns:
-    def __init__(self, *captions: str, labels: tuple[str, ...] = ("au_labels", "emotion")) -> None:
-        self.captions, self.labels = captions, labels
-
-
 def test_ddp_looks_for_unused_parameters_only_where_there_are_any(make_config, make_batch):
     """What the rule says is what a batch shows: a parameter that wants a gradient and gets none."""
-    captions = ("emotion_caption", "au_caption")
-    drop = {"emotion_caption": "input_ids", "au_caption": "au_input_ids", "emotion": "emotion_labels"}
+    inputs = {"emotion_caption": "input_ids", "au_caption": "au_input_ids", "emotion": "emotion_labels"}
     for kind in (MF2ForPreTraining, MF2ForFaceAnalysis):
-        for missing in (None, "emotion_caption", "au_caption", "emotion"):
+        for missing in (None, *inputs):
             model = kind(make_config())
             batch = make_batch(model.config)
-            if missing:
-                batch.pop(drop[missing])
+            batch.pop(inputs.get(missing), None)
             model(**batch).loss.backward()
             unused = any(p.requires_grad and p.grad is None for p in model.parameters())
-            labels = tuple(name for name in ("au_labels", "emotion") if name != missing)
-            columns = Columns(*(name for name in captions if name != missing), labels=labels)
+            columns = {"captions": {"emotion_caption", "au_caption"}, "labels": {"au_labels", "emotion"}}
+            columns = SimpleNamespace(**{name: names - {missing} for name, names in columns.items()})
             assert leaves_parameters_unused(model, columns) == unused, (kind, missing)
+
+
+def rates(model, **settings) -> dict[str, tuple[float, float]]:
+    """Parameter -> its rate and its weight decay; each stands in one group."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = layerwise_groups(model, **settings)
+    found = [(names[id(p)], (group["lr"], group["weight_decay"])) for group in groups for p in group["params"]]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def stage_one(tower: str, frozen: bool = False, **vision) -> ExpBlipForPreTraining:
+    return ExpBlipForPreTraining(small_config(tower, vision={"frozen": frozen, **vision}))
+
+
+def in_tower(found: dict[str, tuple[float, float]]) -> dict[str, float]:
+    return {name.removeprefix("mf2.vision.backbone."): lr for name, (lr, _) in found.items() if ".vision." in name}
+
+
+def test_layers_of_a_tower_learn_as_the_formula_has_it():
+    """Three blocks: the image enters at layer 0, block i is layer i + 1, the final norm layer 4, at the full rate."""
+    kwargs = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+    found = rates(stage_one("vit", backbone_kwargs=kwargs), lr=1.0, decay=0.5)
+    layers = {"cls_token": 0, "pos_embed": 0, "patch_embed": 0, "norm": 4}
+    for name, lr in in_tower(found).items():
+        part, _, rest = name.partition(".")
+        layer = int(rest.split(".")[0]) + 1 if part == "blocks" else layers[part]
+        assert lr == pytest.approx(0.5 ** (4 - layer)), name
+    assert len(in_tower(found)) == 4 + 3 * 12 + 2
+    assert {lr for name, (lr, _) in found.items() if ".vision." not in name} == {1.0}
+    # Seven convolutions and one block: layers 0 to 6, 7, and the final norm.
+    inside = in_tower(rates(stage_one("conv"), lr=1.0, decay=0.5))
+    for number in range(7):
+        for place in (3 * number, 3 * number + 1):  # a convolution and its norm
+            assert inside[f"convolutions.{place}.weight"] == pytest.approx(0.5 ** (8 - number))
+    assert inside["positions"] == pytest.approx(0.5**2) and inside["blocks.0.qkv.weight"] == 0.5
+    assert inside["norm.weight"] == 1.0
+
+
+@pytest.mark.parametrize("tower", ["conv", "vit", "eva"])
+def test_both_stages_of_exp_blip_have_the_same_rates(tower):
+    model = stage_one(tower)
+    captioner = to_blip2(model, small_opt(), **TOKENS)
+    captioner.language_model.requires_grad_(False)
+    ours, theirs = rates(model, lr=1e-5), rates(captioner, lr=1e-5)
+    assert not [name for name in theirs if name.startswith("language_model.")]
+    # Tensors that BLIP-2 keeps in one piece are decayed likewise: only weights are compared.
+    counted = [
+        Counter(rate for name, rate in found.items() if name.startswith(prefix) and rate[1])
+        for found, prefix in ((ours, "mf2.vision."), (theirs, "vision_model."))
+    ]
+    assert counted[0] == counted[1]
+
+
+def test_biases_and_norms_are_not_decayed_and_what_is_frozen_is_left_out():
+    model = stage_one("vit", frozen=True)
+    found = rates(model, lr=1.0, weight_decay=0.05)
+    assert not in_tower(found)
+    for name, (_, decay) in found.items():
+        kept = name.endswith("bias") or "norm" in name or name.endswith("temperature")
+        assert decay == (0.0 if kept else 0.05), name
+    model.mf2.vision.requires_grad_(True)
+    model.mf2.vision.backbone.patch_embed.requires_grad_(False)  # the others keep their layers
+    lower = in_tower(rates(model, lr=1.0, decay=0.5))
+    assert lower["cls_token"] == 0.25 and lower["norm.weight"] == 1
+
+
+def test_the_layerwise_optimizer_is_the_arguments_own(tmp_path):
+    model = stage_one("vit")
+    settings = {"learning_rate": 1e-3, "weight_decay": 0.1, "adam_beta2": 0.98, "adam_epsilon": 1e-6}
+    groups = layerwise_optimizer(model, TrainingArguments(str(tmp_path), use_cpu=True, **settings), 1.0).param_groups
+    assert {group["lr"] for group in groups} == {1e-3} and {group["weight_decay"] for group in groups} == {0.0, 0.1}
+    assert all(group["betas"] == (0.9, 0.98) and group["eps"] == 1e-6 for group in groups)
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+
+
+def test_layer_decay_needs_a_sequence_of_blocks():
+    bare = torch.nn.ModuleDict({"vision": torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2)})})
+    with pytest.raises(ValueError, match="layer decay: the tower has no"):
+        layerwise_groups(bare, 1.0)
+    assert layerwise_groups(bare, 1.0, decay=1.0)

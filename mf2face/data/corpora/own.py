@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,26 +39,24 @@ class _Own(ImageCorpus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given, self.emotion_map, self.counts = self.emotion_map or {}, {}, {}
+        self.mapped, self.counts = {}, Counter()
         known = {emotion.lower(): emotion for emotion in (*self.label_set.emotions, _UNKNOWN)}
-        for word, emotion in given.items():
-            if str(emotion).lower() not in known:
+        for word, emotion in (self.emotion_map or {}).items():
+            if (name := known.get(str(emotion).lower())) is None:
                 advice = f"{near_names(str(emotion), list(known.values()))}Write --map NAME=EMOTION"
                 raise ValueError(f"map: got {word}={emotion}, expected one of {', '.join(known.values())}. {advice}")
-            self.emotion_map[str(word).strip().lower()] = known[str(emotion).lower()]
+            self.mapped[str(word).strip().lower()] = name
+        self.codes = dict.fromkeys(("", "-1", _UNKNOWN), UNKNOWN_LABEL)
+        self.codes |= {name.lower(): code for code, name in enumerate(self.label_set.emotions)}
 
     def emotion_code(self, text: str, file: Path, line: int | None = None) -> int:
         word, names = text.strip().lower(), self.label_set.emotions
-        if word in ("", "-1"):
-            return UNKNOWN_LABEL
         meant = _SYNONYMS.get(word, word).lower()
-        if mapped := next((name for name in (word, meant) if name in self.emotion_map), None):
-            count = f"{mapped}_taken_as_{self.emotion_map[mapped]}"
-            self.counts[count] = self.counts.get(count, 0) + 1
-            meant = self.emotion_map[mapped].lower()
-        codes = {_UNKNOWN: UNKNOWN_LABEL} | {name.lower(): code for code, name in enumerate(names)}
-        if meant in codes:
-            return codes[meant]
+        if word and (mapped := next((name for name in (word, meant) if name in self.mapped), None)):
+            self.counts[f"{mapped}_taken_as_{self.mapped[mapped]}"] += 1
+            meant = self.mapped[mapped].lower()
+        if meant in self.codes:
+            return self.codes[meant]
         other = "Other" if "Other" in names else _UNKNOWN
         advice = f"Write one of these names, nothing if it is unknown, or map it: --map {text.strip()[:40]}={other}"
         expected = f"one of {', '.join(names)}" if names else "nothing: this label set has no emotions"

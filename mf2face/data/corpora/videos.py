@@ -118,25 +118,26 @@ class AffWild2(VideoCorpus):
             sought = " or ".join(name for names in self._TRACKS.values() for name in names)
             raise CorpusError(self.root, "none of its label folders", f"{sought}, with *.txt files", self.advice)
         check_folder(self.root / self.images, "the images, a folder a video", self.advice)
-        own = as_label_set(self.name)
-        codes = emotion_codes(own.emotions, self.label_set.emotions)
+        own, wanted = as_label_set(self.name), self.label_set
+        codes = emotion_codes(own.emotions, wanted.emotions)
         for name in sorted({*tracks["AU"], *tracks["EXPR"]}):
-            au_split, au_file = tracks["AU"].get(name, ("", None))
-            split, file = tracks["EXPR"].get(name, (au_split, None))
-            au_columns, emotion_column = own.action_units, ("expression",)
-            units = self._read(au_file, au_columns, au_columns, (-1, 0, 1)) if au_file else None
-            emotions = self._read(file, own.emotions, emotion_column, range(-1, 8))[:, 0] if file else None
-            lines = self._lines(au_file, file, units, emotions)
-            labels = np.full((lines, len(au_columns)), UNKNOWN_LABEL, np.int8)
-            coded = np.full(lines, UNKNOWN_LABEL, np.int8)
-            for target, values in ((labels, units), (coded, emotions)):
-                if values is not None:
-                    target[: len(values)] = values
+            (au_split, au_file), (split, file) = (files.get(name, ("", None)) for files in tracks.values())
+            units = self._read(au_file, own.action_units, own.action_units, (-1, 0, 1))
+            emotions = self._read(file, own.emotions, ("expression",), range(-1, 8))
+            lines = max(len(units), len(emotions))
+            if au_file and file and lines - min(len(units), len(emotions)) > self.extra_frames:
+                advice = "Fetch both tracks of the same year, or pass extra_frames to take the lines beyond as unknown"
+                expected = f"{len(emotions)}, as {file} has of the same video"
+                raise CorpusError(au_file, f"{len(units)} lines of labels", expected, advice)
+            units, emotions = (
+                np.pad(labels, ((0, lines - len(labels)), (0, 0)), constant_values=UNKNOWN_LABEL)
+                for labels in (units, emotions)
+            )
             yield Labelled(
                 *(name, name.removesuffix("_left").removesuffix("_right"), f"{self.images}/{name}", au_file or file),
                 np.arange(1, lines + 1),
-                columns_by_name(labels, au_columns, self.label_set.action_units, UNKNOWN_LABEL),
-                codes[coded],
+                columns_by_name(units, own.action_units, wanted.action_units, UNKNOWN_LABEL),
+                codes[emotions[:, 0]],
                 official=(au_split or split).split("_")[0].lower(),
             )
 
@@ -153,20 +154,14 @@ class AffWild2(VideoCorpus):
                         files[file.stem] = split, file
         return files
 
-    def _read(self, file: Path, header: Sequence[str], columns: Sequence[str], allowed: Collection[int]) -> np.ndarray:
+    def _read(
+        self, file: Path | None, header: Sequence[str], columns: Sequence[str], allowed: Collection[int]
+    ) -> np.ndarray:
+        if file is None:
+            return np.zeros((0, len(columns)), np.int8)
         first, _, rest = read_text(file).partition("\n")
         check_header(file, first.split(","), header, self._VERSION)
         return integer_table(file, rest, columns, allowed, self._VERSION, first_line=2).astype(np.int8)
-
-    def _lines(self, au_file: Path, file: Path, units: np.ndarray | None, emotions: np.ndarray | None) -> int:
-        counts = [len(values) for values in (units, emotions) if values is not None]
-        if max(counts) - min(counts) > self.extra_frames:
-            raise CorpusError(
-                *(au_file, f"{counts[0]} lines of labels"),
-                f"{counts[1]}, as {file} has of the same video",
-                "Fetch both tracks of the same year, or pass extra_frames to take the lines beyond as unknown",
-            )
-        return max(counts)
 
 
 @dataclass
@@ -182,11 +177,7 @@ class DISFA(VideoCorpus):
     images: str = "Images"
     advice = "Name the folder that holds ActionUnit_Labels and Images (a folder of frames a subject)"
     action_units = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))
-    folds = (
-        (2, 10, 1, 26, 27, 32, 30, 9, 16),
-        (13, 18, 11, 28, 12, 6, 31, 21, 24),
-        (3, 29, 23, 25, 8, 5, 7, 17, 4),
-    )
+    folds = ((2, 10, 1, 26, 27, 32, 30, 9, 16), (13, 18, 11, 28, 12, 6, 31, 21, 24), (3, 29, 23, 25, 8, 5, 7, 17, 4))
 
     threshold: int = 2
 
