@@ -243,14 +243,19 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(tmp_path):
         assert sum(chat.paid.values()) - paid == report.written and paid - report.kept <= 8, "beyond those under way"
 
 
-def test_requests_keep_to_the_concurrency_and_ctrl_c_keeps_what_is_under_way(tmp_path):
+def test_requests_keep_to_the_concurrency(tmp_path):
+    with LoopbackChat(0.02) as chat:
+        writer(chat, concurrency=5).write(rows(40), tmp_path / "j")
+        assert chat.most_at_once == 5
+
+
+def test_ctrl_c_keeps_what_is_under_way(tmp_path):
     with LoopbackChat(0.3) as chat:
         threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             writer(chat).write(rows(500), tmp_path / "j")
         with CaptionJournal(tmp_path / "j") as book:
             assert len(book) == sum(chat.paid.values()) == chat.asked < 500 and book.unsure == 0
-        assert chat.most_at_once == 8
 
 
 def test_a_server_that_names_no_tokens_is_taken_to_have_cost_the_most(tmp_path):
