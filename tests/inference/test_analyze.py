@@ -22,7 +22,7 @@ from mf2face.inference.analyze import BatchSize, analyze
 from mf2face.inference.annotate import AnnotatedVideo
 from mf2face.inference.cli import main
 from mf2face.inference.media import Frame
-from mf2face.inference.model import load_model
+from mf2face.inference.model import AnalysisModel, load_model
 from mf2face.inference.rows import Columns, OutputError, has_face, unit_column
 
 
@@ -190,26 +190,21 @@ def test_a_crowd_is_aligned_batch_by_batch_to_the_same_rows(tmp_path: Path, monk
 def test_decoded_frames_are_held_in_bounds_however_large_the_batch(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(analyze_mf2, "_MOST_BYTES", 3 * 96 * 64 * 3)
     sizes = []
-
-    class Seen(FakeDetector):
-        def detect(self, images: Sequence[np.ndarray]) -> list:
-            sizes.append(len(images))
-            return super().detect(images)
-
-    analyze(write_video(tmp_path / "v.avi", 10), detector=Seen([]), model=embedded(), batch_size=64)
+    detector = SimpleNamespace(detect=lambda images: sizes.append(len(images)) or [[] for _ in images])
+    analyze(write_video(tmp_path / "v.avi", 10), detector=detector, model=embedded(), batch_size=64)
     assert sizes == [3, 3, 3, 1]
 
 
-def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it() -> None:
-    for cost, expected in (
-        (lambda size: 1 / size + 0.01 * size, 8),
-        (lambda size: 1.0, 4),
-        (lambda size: 1 / size, 64),
-    ):
-        batch = BatchSize()
-        for _ in range(40):
-            batch.learn(batch.size, cost(batch.size) * batch.size)
-        assert batch.size == expected
+@pytest.mark.parametrize(("fixed", "falling", "expected"), [(0.01, 1, 8), (1, 0, 4), (0, 1, 64)])
+def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it(fixed: float, falling: float, expected: int) -> None:
+    batch = BatchSize()
+    for _ in range(40):
+        each = falling / batch.size + fixed * (batch.size if falling else 1)
+        batch.learn(batch.size, each * batch.size)
+    assert batch.size == expected
+
+
+def test_a_given_batch_size_is_kept_and_can_be_halved() -> None:
     fixed = BatchSize(5)
     fixed.learn(5, 1.0)
     assert fixed.size == 5 and fixed.shrink() and fixed.size == 2 and fixed.shrink() and not fixed.shrink()
@@ -217,21 +212,30 @@ def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it() -> None:
         BatchSize(0)
 
 
+def model_that(answers) -> AnalysisModel:
+    """The embedded model behind a function of its pipeline, the images and the settings of the call."""
+    real = embedded().pipeline
+
+    class Pipeline:
+        model, processor = real.model, real.processor
+
+        def __call__(self, images: list, **settings):
+            return answers(real, images, **settings)
+
+    return dataclasses.replace(embedded(), pipeline=Pipeline())
+
+
 def test_a_batch_too_large_for_the_device_is_halved(tmp_path: Path) -> None:
     tried = []
 
-    class Small:
-        model, processor = embedded().pipeline.model, embedded().pipeline.processor
+    def small(real, images: list, batch_size: int, **settings):
+        tried.append(batch_size)
+        if batch_size > 3:
+            raise torch.OutOfMemoryError("too large")
+        return real(images, batch_size=batch_size, **settings)
 
-        def __call__(self, images: list, batch_size: int, **settings):
-            tried.append(batch_size)
-            if batch_size > 3:
-                raise torch.OutOfMemoryError("too large")
-            return embedded().pipeline(images, batch_size=batch_size, **settings)
-
-    small = analyze_mf2.AnalysisModel(Small(), "m", None, None)
     write_faces(tmp_path, 4)
-    summary = analyze(tmp_path, model=small, aligned=True)
+    summary = analyze(tmp_path, model=model_that(small), aligned=True)
     assert tried == [4, 2] and summary.faces == 4 and summary.batch_size == 2
 
 
@@ -251,20 +255,16 @@ def test_an_answer_that_is_no_number_is_a_marked_row_and_never_neutral(tmp_path:
 
 def test_a_face_that_breaks_the_model_leaves_the_others_their_rows(tmp_path: Path) -> None:
     write_faces(tmp_path, 3)
-    real = embedded().pipeline
     bad = cv2.imread(str(tmp_path / "face-001.png"))[..., ::-1].transpose(2, 0, 1)
 
-    class Breaks:
-        model, processor = real.model, real.processor
+    def breaks(real, images: list, **settings):
+        if any(np.array_equal(image["image"], bad) for image in images):
+            raise IndexError("tile\nand more")
+        return real(images, **settings)
 
-        def __call__(self, images: list, **settings):
-            if any(np.array_equal(image["image"], bad) for image in images):
-                raise IndexError("tile\nand more")
-            return real(images, **settings)
-
-    summary = analyze(tmp_path, aligned=True, model=dataclasses.replace(embedded(), pipeline=Breaks()))
+    summary = analyze(tmp_path, aligned=True, model=model_that(breaks))
     assert [has_face(row) for row in summary.rows] == [True, False, True]
-    assert summary.skipped[0][1] == "the model fails (IndexError: tile)" and summary.without_face == 0
+    assert "(IndexError: tile)" in summary.skipped[0][1] and summary.without_face == 0
 
 
 def frames_of(path: Path) -> tuple[list[np.ndarray], float]:

@@ -39,9 +39,7 @@ def test_a_folder_with_bad_files_ends_with_one_and_says_why(tmp_path: Path, caps
     arguments = [str(tmp_path / "in"), str(tmp_path / "gone.png"), "--aligned", "-o", str(tmp_path / "out.csv")]
     assert main(arguments, model=embedded()) == 1
     told = capsys.readouterr().err
-    assert all(
-        words in told for words in ("left out, 4 times", "zero.jpg", "pipe.mp4", "text.png", "gone.png")
-    )
+    assert all(words in told for words in ("left out, 4 times", "zero.jpg", "pipe.mp4", "text.png", "gone.png"))
     with open(tmp_path / "out.csv") as file:
         assert [Path(row["input"]).name for row in csv.DictReader(file)] == ["face-000.png", "face-001.png"]
     about = json.loads((tmp_path / "out.csv.about.json").read_text())

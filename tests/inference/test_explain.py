@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_media import FakeDetector, embedded, face_at
-from conftest import shake, tiny_batch, tiny_config
+from conftest import pick, shake, tiny_batch, tiny_config
 
 import mf2face
 from configuration_mf2.facs import CANONICAL_FACE
@@ -32,19 +32,15 @@ from modeling_mf2.regions import MF2Regions
 
 
 def _model(kind=MF2ForFaceAnalysis, **fields):
-    return shake(kind(tiny_config(**fields))).eval()
-
-
-def _inputs(config, rows=2):
-    batch = tiny_batch(config, rows)
-    return {name: batch[name] for name in ("pixel_values", "landmarks")}
+    """A model and a batch of its inputs."""
+    model = shake(kind(tiny_config(**fields))).eval()
+    return model, pick(tiny_batch(model.config, 2), "pixel_values", "landmarks")
 
 
 @pytest.mark.parametrize("tower", ["conv", "vit"])
 def test_maps_are_the_eager_weights_and_the_model_stays_as_it_was(tower: str) -> None:
-    model = _model(tower=tower)
+    model, inputs = _model(tower=tower)
     model.set_attn_implementation("sdpa")
-    inputs = _inputs(model.config)
     with torch.no_grad():
         before = model(**inputs)
     hooks = sum(len(module._forward_hooks) for module in model.modules())
@@ -65,8 +61,7 @@ def test_maps_are_the_eager_weights_and_the_model_stays_as_it_was(tower: str) ->
 
 
 def test_shares_sum_to_one_and_lie_in_the_region_alone() -> None:
-    model = _model(kind=MF2ForPreTraining)
-    inputs = _inputs(model.config)
+    model, inputs = _model(kind=MF2ForPreTraining)
     maps, _ = attention_maps(model, **inputs)
     assert maps.units.shape == (2, 3, 4, 4) and maps.face.shape == (2, 4, 4)
     assert torch.allclose(maps.units.sum((-1, -2)), torch.ones(2, 3), atol=1e-5)
@@ -114,17 +109,17 @@ def test_corners_are_squares_around_the_centres() -> None:
 
 
 def test_without_a_branch_its_maps_are_absent_and_other_models_are_refused() -> None:
-    model = _model(use_au_branch=False)
-    maps, _ = attention_maps(model, **_inputs(model.config))
+    model, inputs = _model(use_au_branch=False)
+    maps, _ = attention_maps(model, **inputs)
     assert maps.units is None and maps.corners is None and maps.face is not None
     with pytest.raises(ValueError, match="got Linear, which has no queries"):
         attention_maps(torch.nn.Linear(2, 2), torch.zeros(1, 68, 2))
-    classifier = _model(kind=MF2ForImageClassification)
-    assert attention_maps(classifier, **_inputs(classifier.config))[0].units is not None
+    classifier, inputs = _model(kind=MF2ForImageClassification)
+    assert attention_maps(classifier, **inputs)[0].units is not None
 
 
 def test_the_watch_ends_also_when_the_model_fails() -> None:
-    model = _model()
+    model, _ = _model()
     branch = model.mf2.branch("emo")
     with pytest.raises(RuntimeError), watched(branch):
         raise RuntimeError

@@ -41,16 +41,11 @@ ANSWER = {
 }
 
 
-def test_the_names() -> None:
-    names = NAMED.names
-    assert len(names) == len(set(names))
-    assert {f"{axis}_{point}" for axis in "xy" for point in range(68)} < set(names)
-    assert [name for name in names if not name.startswith(("x_", "y_"))] == [
-        *("input", "frame", "time_s", "face_id"),
-        *("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore"),
-        *("Pitch", "Roll", "Yaw", "AU01", "AU12", "AU01_c", "AU12_c", "Neutral", "Happiness", "top_emotion", "caption"),
-        *("landmark_source", "quality"),
-    ]
+def test_columns_have_one_name_each_in_the_order_of_their_users() -> None:
+    names = [name for name in NAMED.names if not name.startswith(("x_", "y_"))]
+    assert len(NAMED.names) == len(set(NAMED.names)) == len(names) + 136
+    assert names[:4] == ["input", "frame", "time_s", "face_id"] and names[4].startswith("FaceRect")
+    assert names[9:14] == ["Pitch", "Roll", "Yaw", "AU01", "AU12"] and names[-2:] == ["landmark_source", "quality"]
     assert "caption" not in Columns((), ()).names and "top_emotion" not in Columns((), ()).names
 
 
@@ -193,10 +188,8 @@ def test_a_finished_output_is_not_done_again_and_takes_more(tmp_path: Path, endi
 
 
 def test_parquet_keeps_names_that_are_not_utf8_and_continues_them_once(tmp_path: Path) -> None:
-    path, names = (
-        tmp_path / "out.parquet",
-        [os.fsdecode(b"\xff.png"), "\\xff.png", "\\x5cxff.png", "\ufffd.png", "a\\b"],
-    )
+    path = tmp_path / "out.parquet"
+    names = [os.fsdecode(b"\xff.png"), "\\xff.png", "\\x5cxff.png", "\ufffd.png", "a\\b"]
     write(path, [[row(name, 0)] for name in names])
     kept = pyarrow.parquet.read_table(path)["input"].to_pylist()
     assert len(set(kept)) == len(names) and kept[0] == "\\xff.png" and kept[3:] == names[3:]
@@ -310,8 +303,6 @@ def test_where_nothing_can_be_written_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         RowFile(tmp_path / "file" / "out.csv", COLUMNS, dict(ABOUT))
     assert format_of("a.CSV") == "csv" and format_of("rows", "jsonl") == "jsonl"
-    with pytest.raises(ValueError, match=r"'\.xlsx'"):
-        format_of("a.xlsx")
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
