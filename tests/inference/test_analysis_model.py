@@ -106,9 +106,7 @@ DAMAGED_ADAPTERS = {
 
 
 @pytest.mark.parametrize(("name", "content"), each(DAMAGED_FOLDERS))
-def test_a_damaged_folder_ends_the_command_with_a_sentence(
-    base: Path, tmp_path: Path, name: str, content: bytes, capsys
-) -> None:
+def test_a_damaged_folder_ends_the_command_with_a_sentence(base, tmp_path, name, content, capsys):
     there = shutil.copytree(base, tmp_path / "model")
     (there / name).write_bytes(content)
     (face,) = write_faces(tmp_path, 1)
@@ -125,9 +123,7 @@ def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "content"), each(DAMAGED_ADAPTERS))
-def test_a_damaged_adapter_ends_the_command_with_a_sentence(
-    base: Path, adapter: Path, tmp_path: Path, name: str, content: bytes, capsys
-) -> None:
+def test_a_damaged_adapter_ends_the_command_with_a_sentence(base, adapter, tmp_path, name, content, capsys):
     there = shutil.copytree(adapter, tmp_path / "adapter")
     (there / name).write_bytes(content)
     (face,) = write_faces(tmp_path, 1)
@@ -148,9 +144,7 @@ def test_a_damaged_adapter_ends_the_command_with_a_sentence(
         ({}, "adapter_model.safetensors: a folder"),
     ],
 )
-def test_an_adapter_that_peft_cannot_load_is_named(
-    base: Path, adapter: Path, tmp_path: Path, fields: dict, named: str
-) -> None:
+def test_an_adapter_that_peft_cannot_load_is_named(base, adapter, tmp_path, fields, named):
     there = shutil.copytree(adapter, tmp_path / "adapter")
     config, weights = there / "adapter_config.json", there / "adapter_model.safetensors"
     config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))

@@ -77,9 +77,7 @@ def test_lines_on_the_standard_output_are_nothing_but_rows(tmp_path: Path, capsy
         ([".", "--aligned"], 3, "no image or video in this folder"),
     ],
 )
-def test_what_cannot_be_ends_with_its_number_and_a_sentence(
-    arguments, code, said, capsys, tmp_path: Path, monkeypatch
-) -> None:
+def test_what_cannot_be_ends_with_its_number_and_a_sentence(arguments, code, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try:

@@ -1,7 +1,6 @@
 """The command and `analyze` give the same rows by onnxruntime as by torch, and never those of another checkpoint."""
 
 import csv
-import importlib
 import io
 import json
 import os
@@ -134,15 +133,8 @@ def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, mon
 
 
 def test_a_missing_package_ends_the_command_with_a_sentence(place: Path, monkeypatch, capsys) -> None:
-    real = importlib.import_module
-
-    def without(name: str, *rest: object) -> object:
-        if name.startswith("onnx"):
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return real(name, *rest)
-
-    monkeypatch.setattr(importlib, "import_module", without)
-    assert main([str(place / "in"), "--aligned", "--engine", "onnx"]) == 2
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run(place / "in", "--aligned", "--engine", "onnx") == 2
     assert "onnxruntime is not installed" in (told := capsys.readouterr().err) and 'pip install -e ".[export]"' in told
 
 
@@ -178,9 +170,7 @@ def test_facts_of_a_wrong_type_end_the_command_with_a_sentence(place: Path, tmp_
 
 
 @pytest.mark.parametrize("answer", [float("nan"), None])
-def test_an_engine_that_fails_or_gives_no_number_leaves_a_line_of_each_image(
-    place: Path, answer: float | None, capsys
-) -> None:
+def test_an_engine_that_fails_or_gives_no_number_leaves_a_line_of_each_image(place, answer, capsys):
     model = load_model(place / "model", device="cpu", engine="onnx")
 
     class Damaged:
@@ -231,9 +221,7 @@ def exported(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("engine", ["onnx", "int8"])
-def test_exported_models_need_no_torch_and_answer_alike(
-    place: Path, exported: Path, engine: str, tmp_path: Path
-) -> None:
+def test_exported_models_need_no_torch_and_answer_alike(place, exported, engine, tmp_path):
     """Crops, given landmarks and a video; the same rows where everything is installed."""
     video, file = write_video(tmp_path / "v.avi", 6, size=(112, 112)), tmp_path / "l.csv"
     lines = ["input," + ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))]
@@ -289,9 +277,7 @@ for kind in (AutoConfig, AutoProcessor, AutoModelForPreTraining):
         (["--engine", "onnx", "--adapter", "gone"], "pip install huggingface_hub"),
     ],
 )
-def test_what_needs_a_package_that_is_missing_names_it(
-    place: Path, exported: Path, options: list[str], said: str, tmp_path: Path
-) -> None:
+def test_what_needs_a_package_that_is_missing_names_it(place, exported, options, said, tmp_path):
     options = [str(tmp_path / word) if word.startswith(("why", "rows")) else word for word in options]
     done = light(place / "in", "--aligned", "--model", exported, *options)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -319,9 +305,7 @@ DAMAGED = {
 @pytest.mark.parametrize(
     ("name", "content"), [(name, content) for name, contents in DAMAGED.items() for content in (*contents, None)]
 )
-def test_a_damaged_folder_of_an_exported_model_is_named(
-    place: Path, exported: Path, name: str, content: str | None, tmp_path: Path, capsys
-) -> None:
+def test_a_damaged_folder_of_an_exported_model_is_named(place, exported, name, content, tmp_path, capsys):
     there = shutil.copytree(exported, tmp_path / "model")
     (there / name).unlink()
     if content is not None:

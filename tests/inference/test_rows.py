@@ -306,9 +306,7 @@ def test_where_nothing_can_be_written_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_rows_of_people_are_private_and_names_that_look_like_formulas_are_continued(
-    tmp_path: Path, ending: str
-) -> None:
+def test_rows_of_people_are_private_and_names_that_look_like_formulas_are_continued(tmp_path, ending):
     path = tmp_path / f"out.{ending}"
     names = ["-x.jpg", "=1+1.png", "'@.png", "z.png"]
     write(path, [[row(name, 0)] for name in names])
@@ -327,9 +325,7 @@ HEADER = ",".join(COLUMNS.names) + "\n"
 @pytest.mark.parametrize(
     ("ending", "content"), [("csv", ""), ("csv", HEADER[:9]), ("csv", HEADER), ("jsonl", ""), ("parquet", "")]
 )
-def test_an_output_that_was_killed_before_its_facts_were_written_is_begun_anew(
-    tmp_path: Path, ending: str, content: str
-) -> None:
+def test_an_output_that_was_killed_before_its_facts_were_written_is_begun_anew(tmp_path, ending, content):
     path = tmp_path / f"out.{ending}"
     path.write_text(content)
     write(path, frames()[:1])

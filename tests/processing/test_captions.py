@@ -21,7 +21,6 @@ from processing_mf2.captions import (
 from processing_mf2.pipelines import read_labels
 from processing_mf2.wording import (
     AU_WORDING,
-    EMOTION_WORDING,
     KEY_AU_PROMPT,
     au_state_prompts,
     emotion_prompts,
@@ -221,16 +220,6 @@ def test_exp_blip_forms():
     assert (third_person("carry"), third_person("play")) == ("carries", "plays")
 
 
-def test_vl_fau_forms():
-    captioner = RuleCaptioner()
-    au_labels = labels("AU12", unknown=("AU1",))
-    local = dict(zip(MFA, captioner.vl_fau_local(au_labels), strict=True))
-    assert local["AU1"] == ""
-    assert local["AU12"] == "The lip corners are pulled up. The folds of the cheeks grow deeper."
-    assert local["AU26"] == "The jaw rests. AU26 (Jaw Drop) is inactive."
-    assert captioner.vl_fau_global(au_labels) == "The whole face shows raised lip corners."
-
-
 def test_wording_varies_with_the_seed_and_only_with_it():
     captioner = RuleCaptioner()
     au_labels = labels("AU1", "AU4", "AU15", "AU25")
@@ -319,13 +308,6 @@ def test_a_sentence_tells_the_state_of_its_unit():
         ("Deep lines cross the forehead as the brows climb.", "AU1", 1),  # free words
     ):
         assert au_sentence_state(text, unit) == state
-
-
-def test_compound_emotion_is_typical_by_its_parts():
-    wording = emotion_wording("Angrily Surprised")
-    assert wording.phrase == "an angrily surprised expression"
-    assert set(wording.typical) == {*EMOTION_WORDING["Anger"].typical, *EMOTION_WORDING["Surprise"].typical}
-    assert emotion_wording("Pride").phrase == "pride" and not emotion_wording("Pride").typical
 
 
 def test_emotions_stand_for_the_sentences_of_training_and_other_words_for_the_template() -> None:

@@ -197,9 +197,7 @@ def detect_two_and_none(self: FaceAlignmentDetector, images: list[torch.Tensor])
     return [[found(60.0), found(30.0)] if image.shape[2] == 80 else [] for image in images]
 
 
-def test_every_face_is_found_and_an_image_without_one_follows_the_policy(
-    model, processor, face, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_face_is_found_and_an_image_without_one_follows_the_policy(model, processor, face, monkeypatch):
     monkeypatch.setattr(FaceAlignmentDetector, "detect", detect_two_and_none)
     empty = Image.new("RGB", (64, 64))
     analyse = face_pipeline("face-analysis", model, processor, landmark_source="face_alignment")
@@ -277,9 +275,7 @@ class Places(torch.utils.data.Dataset):
         return self.items[index % len(self.items)]
 
 
-def test_one_a_list_a_generator_and_a_batch_answer_alike(
-    analyse: MF2Pipeline, faces: list[Image.Image], tmp_path: Path
-) -> None:
+def test_one_a_list_a_generator_and_a_batch_answer_alike(analyse, faces, tmp_path):
     one_by_one = [analyse(face) for face in faces]
     expected = scores(one_by_one)
     assert json.loads(json.dumps(one_by_one)) == one_by_one, "plain numbers, names and lists"
@@ -311,9 +307,7 @@ def test_a_generator_is_read_no_further_than_needed(analyse: MF2Pipeline, faces:
     assert taken == [0, 1]
 
 
-def test_one_bad_item_of_64_leaves_63_answers_and_is_named(
-    analyse: MF2Pipeline, faces: list[Image.Image], tmp_path: Path
-) -> None:
+def test_one_bad_item_of_64_leaves_63_answers_and_is_named(analyse, faces, tmp_path):
     damaged = tmp_path / "cut.png"
     faces[0].save(damaged)
     damaged.write_bytes(damaged.read_bytes()[:200])
