@@ -75,6 +75,11 @@ def test_lines_on_the_standard_output_are_nothing_but_rows(tmp_path: Path, capsy
         ([".", "--aligned", "--model", "/no/such/model"], 2, "/no/such/model"),
         ([".", "--aligned", "-o", "/proc/no/out.csv"], 4, "cannot be written"),
         ([".", "--aligned"], 3, "no image or video in this folder"),
+        (["a", "--occlusion"], 2, "--why FOLDER"),
+        (["a", "--picture", "rows.csv"], 2, "a file of rows alone"),
+        (["--picture", "gone.csv"], 2, "gone.csv could not be read"),
+        (["--picture", "gone.txt"], 2, "'.txt'"),
+        ([".", "--aligned", "--why", "/proc/no"], 4, "pictures: /proc/no cannot be written"),
     ],
 )
 def test_what_cannot_be_ends_with_its_number_and_a_sentence(arguments, code, said, capsys, tmp_path, monkeypatch):

@@ -264,26 +264,6 @@ def test_rows_from_before_without_pages_are_told(tmp_path: Path, capsys) -> None
         assert (tmp_path / "why").exists() == bool(more), "unasked, no picture is written"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["a", "--occlusion"], 2, "--why FOLDER"),
-        (["a", "--picture", "rows.csv"], 2, "a file of rows alone"),
-        (["--picture", "gone.csv"], 2, "gone.csv could not be read"),
-        (["--picture", "gone.txt"], 2, "'.txt'"),
-        ([".", "--aligned", "--why", "/proc/no"], 4, "pictures: /proc/no cannot be written"),
-    ],
-)
-def test_what_cannot_be_pictured_is_said(arguments, code, said, capsys, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    try:
-        ended = main(arguments, model=embedded())
-    except SystemExit as stop:
-        ended = stop.code
-    told = capsys.readouterr().err
-    assert ended == code and said in told and "Traceback" not in told
-
-
 def test_names_as_long_as_the_file_system_allows_have_their_pages(tmp_path: Path, capsys) -> None:
     for count, name in enumerate(("n" * 251, "n" * 250 + "m", "ü" * 125, "-x"), 3):
         (face,) = write_faces(tmp_path / "in", 1, first=count)

@@ -282,6 +282,13 @@ CONTENT = _encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (24
 class _Pages(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
+    def answer(self, code: int, content: bytes = b"", **headers: object) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(content)
+
     def do_GET(self) -> None:
         port = self.server.server_address[1]
         where = {
@@ -290,29 +297,19 @@ class _Pages(http.server.BaseHTTPRequestHandler):
             "/file": "file:///etc/hostname",
             "/ftp": "ftp://127.0.0.1/image",
         }.get(self.path)
-        if self.path == "/broken":
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"few")
+        if where:
+            self.answer(302, Location=where)
         elif self.path == "/no_http":
             self.wfile.write(b"\x00\x01 nothing of HTTP\n\n")
         elif self.path == "/slow":
-            self.send_response(200)
-            self.end_headers()
+            self.answer(200)
             for _ in range(100):
                 self.wfile.write(b".")
                 time.sleep(0.1)
-        elif where:
-            self.send_response(302)
-            self.send_header("Location", where)
-            self.end_headers()
-        elif self.path == "/image":
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(CONTENT)
         else:
-            self.send_error(404)
+            pages = {"/image": (200, CONTENT), "/broken": (200, b"few")}
+            code, content = pages.get(self.path, (404, b""))
+            self.answer(code, content, Content_Length=1000 if content == b"few" else len(content))
 
 
 @pytest.fixture(scope="module")
