@@ -66,7 +66,7 @@ def test_lines_on_the_standard_output_are_nothing_but_rows(tmp_path: Path, capsy
     [
         ([], 2, "got no input"),
         (["gone.png", "--aligned"], 2, "there is no gone.png"),
-        (["--camera", "97", "--aligned"], 2, "camera 97: could not be opened"),
+        (["--camera", "97", "--aligned", "-o", "cam.csv"], 2, "camera 97: could not be opened"),
         ([".", "--aligned", "--every", "0"], 2, "every: got 0"),
         ([".", "--aligned", "--thresholds", "7"], 2, "thresholds"),
         ([".", "--aligned", "--format", "parquet"], 2, "-o FILE.parquet"),

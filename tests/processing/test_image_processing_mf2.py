@@ -159,11 +159,11 @@ def test_bad_calls_are_named(processor, images, call, message):
         processor(images, **call)
 
 
-def test_a_wide_photograph_without_landmarks_is_warned_about(processor, warnings):
+def test_a_wide_photograph_without_landmarks_is_warned_about(processor, transformers_log):
     processor(np.zeros((100, 100), np.uint8))
-    assert "ready-aligned" not in warnings.text
+    assert "ready-aligned" not in transformers_log.text
     processor(np.zeros((100, 180), np.uint8))
-    assert "landmark_source=" in warnings.text
+    assert "landmark_source=" in transformers_log.text
 
 
 @pytest.mark.parametrize("call", [{}, {"do_align": False}, AUGMENTED, {"do_normalize": False}])

@@ -61,10 +61,10 @@ def test_texts_keep_to_their_limits(processor):
     assert (batch["au_input_ids"].gather(-1, last[..., None]) == processor.tokenizer.sep_token_id).all()
 
 
-def test_too_long_is_warned_about_once(processor, warnings):
+def test_too_long_is_warned_about_once(processor, transformers_log):
     for _ in range(3):
         processor(text="brow " * 100)
-    (message,) = [record.getMessage() for record in warnings.records]
+    (message,) = [record.getMessage() for record in transformers_log.records]
     assert "text: " in message and "61 tokens" in message
 
 
