@@ -51,13 +51,6 @@ def test_a_crop_is_one_face_that_fills_it() -> None:
     assert np.allclose(other.landmarks, template_landmarks(80, 100, "ffhq"))
 
 
-def test_a_detector_s_faces_come_frame_by_frame() -> None:
-    source = DetectedFaces(FakeDetector([[face_at(0, 0), face_at(50, 20, score=0.7)], []]))
-    first, second = source.faces([frame(), frame()])
-    assert [face.box for face in first] == [(0, 0, 40, 40), (50, 20, 90, 60)] and second == []
-    assert first[1].score == 0.7 and first[0].source == "FakeDetector"
-
-
 def test_the_usual_detector_is_refused_before_it_would_download(monkeypatch, tmp_path: Path) -> None:
     pytest.importorskip("face_alignment")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -212,14 +205,6 @@ def test_a_face_s_quality_is_marked() -> None:
 
 def square(left: float, top: float = 0.0, side: float = 10.0) -> list[float]:
     return [left, top, left + side, top + side]
-
-
-def test_numbers_follow_faces_and_not_their_order() -> None:
-    tracker = FaceTracker()
-    assert tracker.follow([square(0), square(100)]) == [0, 1]
-    assert tracker.follow([square(97), square(2), square(50)]) == [1, 0, 2]
-    assert tracker.follow([]) == []
-    assert tracker.follow([square(51), square(96)]) == [2, 1]
 
 
 def test_the_nearer_of_two_faces_keeps_the_number() -> None:
