@@ -127,14 +127,14 @@ def quantize_onnx(source: str | os.PathLike, target: str | os.PathLike | None = 
     onnx, quantization = need("onnx"), need("onnxruntime.quantization")
     source = Path(source)
     target = _file(source.parent if target is None else target, INT8_FILE)
-    facts = read_facts(session(source))
-    check_content(source, facts)
-    facts |= {"precision": "int8", "content": NO_DIGEST}
-    content = onnx.load(os.fspath(source))
-    del content.graph.value_info[:]  # shapes that the quantiser's rewriting would contradict
-    kept = [node.name for node in content.graph.node if any("classifiers." in name for name in node.input)]
-    weights = sum(len(tensor.raw_data) for tensor in content.graph.initializer)
     with _scratch(target) as made, _quiet_exporters():
+        facts = read_facts(session(source))
+        check_content(source, facts)
+        facts |= {"precision": "int8", "content": NO_DIGEST}
+        content = onnx.load(os.fspath(source))
+        del content.graph.value_info[:]  # shapes that the quantiser's rewriting would contradict
+        kept = [node.name for node in content.graph.node if any("classifiers." in name for name in node.input)]
+        weights = sum(len(tensor.raw_data) for tensor in content.graph.initializer)
         quantization.quantize_dynamic(
             content,
             made,
@@ -231,10 +231,12 @@ def _scratch(target: Path) -> Iterator[Path]:
     with lock:
         for leftover in target.parent.glob(".export-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-            yield Path(folder) / target.name
-        with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
+                yield Path(folder) / target.name
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
 
 
 def _move(made: Path, target: Path) -> None:

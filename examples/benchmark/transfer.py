@@ -154,7 +154,7 @@ def photographs(labels: dict[str, dict[str, str]]) -> tuple[np.ndarray, list[str
         image = read_image(name)
         faces = detector.detect([image])[0]
         if faces:
-            pixels = np.ascontiguousarray(image.permute(1, 2, 0).to(torch.uint8).numpy())
+            pixels = np.ascontiguousarray(image.transpose(1, 2, 0)).astype(np.uint8)
             crops.append(aligned(pixels, faces[0].landmarks))
             emotions.append(row["emotion"])
     return np.stack(crops), emotions

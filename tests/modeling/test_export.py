@@ -119,9 +119,6 @@ def test_what_a_killed_export_left_is_removed_and_a_damaged_file_not_quantized(
     exported: Exported, tmp_path: Path
 ) -> None:
     file = Path(shutil.copy(exported[1], tmp_path))
-    (tmp_path / ".export-dead").mkdir()
-    (tmp_path / ".export-dead" / "model.onnx").write_bytes(b"half")
-    (tmp_path / ".export.lock").touch()
     digest = export.read_facts(export.session(file))["content"].encode()
     file.write_bytes(file.read_bytes().replace(digest, digest[::-1]))
     with pytest.raises(ValueError, match="damaged"):
@@ -129,6 +126,8 @@ def test_what_a_killed_export_left_is_removed_and_a_damaged_file_not_quantized(
     assert [path.name for path in tmp_path.iterdir()] == [export.FILE]
     shutil.copy(exported[1], tmp_path)
     (tmp_path / ".export-dead").mkdir()
+    (tmp_path / ".export-dead" / "model.onnx").write_bytes(b"half")
+    (tmp_path / ".export.lock").touch()
     export.quantize_onnx(file)
     assert {path.name for path in tmp_path.iterdir()} == {export.FILE, export.INT8_FILE}
 
