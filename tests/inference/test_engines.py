@@ -133,7 +133,8 @@ def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, mon
 
 
 def test_a_missing_package_ends_the_command_with_a_sentence(place: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, name, None)
     assert run(place / "in", "--aligned", "--engine", "onnx") == 2
     assert "onnxruntime is not installed" in (told := capsys.readouterr().err) and 'pip install -e ".[export]"' in told
 
