@@ -1,3 +1,4 @@
+import logging
 import os
 from collections.abc import Mapping
 
@@ -122,6 +123,14 @@ def tiny_batch(config: MF2Config, rows: int = 4, seed: int = 0) -> dict[str, tor
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def transformers_log(caplog, monkeypatch):
+    """What transformers logs, also what it warns about once a process."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    logging.getLoggerClass().warning_once.cache_clear()
+    return caplog
 
 
 @pytest.fixture

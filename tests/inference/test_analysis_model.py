@@ -76,28 +76,37 @@ def test_an_adapter_finds_its_base_and_brings_its_thresholds(base: Path, tmp_pat
         load_model(None, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.json", b"{"),
-        ("config.json", b"[]"),
-        ("config.json", b'{"model_type": "mf2", "vision_config": 7}'),
-        ("config.json", b'{"model_type": "mf2", "region_grid": "two"}'),
-        ("config.json", b'{"model_type": "bert"}'),
-        ("processor_config.json", b"[]"),
-        ("processor_config.json", b'{"au_thresholds": "high"}'),
-        ("processor_config.json", b'{"image_processor": 7}'),
-        ("tokenizer.json", b"{}"),
-        ("tokenizer.json", b"{"),
-        ("model.safetensors", b""),
-        ("model.safetensors", b"\xff" * 100),
-        ("run.json", b"[]"),
-        ("run.json", b"7"),
+def each(damages: dict[str, list[bytes]]) -> list[tuple[str, bytes]]:
+    return [(name, content) for name, contents in damages.items() for content in contents]
+
+
+MF2 = b'{"model_type": "mf2", '
+DAMAGED_FOLDERS = {
+    "config.json": [
+        b"{",
+        b"[]",
+        MF2 + b'"vision_config": 7}',
+        MF2 + b'"region_grid": "two"}',
+        b'{"model_type": "bert"}',
     ],
-)
-def test_a_damaged_folder_ends_the_command_with_a_sentence(
-    base: Path, tmp_path: Path, name: str, content: bytes, capsys
-) -> None:
+    "processor_config.json": [b"[]", b'{"au_thresholds": "high"}', b'{"image_processor": 7}'],
+    "tokenizer.json": [b"{}", b"{"],
+    "model.safetensors": [b"", b"\xff" * 100],
+    "run.json": [b"[]", b"7"],
+}
+LORA = b'{"peft_type": "LORA", '
+DAMAGED_ADAPTERS = {
+    "adapter_config.json": [
+        *(b"{", b"[" * 100_000, b"[]", b"{}", b'{"peft_type": 7}', b'{"peft_type": ["LORA"]}'),
+        LORA + b'"r": "eight", "base_model_name_or_path": null}',
+        LORA + b'"base_model_name_or_path": 7}',
+    ],
+    "adapter_model.safetensors": [b"", b"\xff" * 100],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), each(DAMAGED_FOLDERS))
+def test_a_damaged_folder_ends_the_command_with_a_sentence(base, tmp_path, name, content, capsys):
     there = shutil.copytree(base, tmp_path / "model")
     (there / name).write_bytes(content)
     (face,) = write_faces(tmp_path, 1)
@@ -105,56 +114,45 @@ def test_a_damaged_folder_ends_the_command_with_a_sentence(
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("adapter_config.json", b"{"),
-        ("adapter_config.json", b"[" * 100_000),
-        ("adapter_config.json", b"[]"),
-        ("adapter_config.json", b"{}"),
-        ("adapter_config.json", b'{"peft_type": 7}'),
-        ("adapter_config.json", b'{"peft_type": ["LORA"]}'),
-        ("adapter_config.json", b'{"peft_type": "LORA", "r": "eight", "base_model_name_or_path": null}'),
-        ("adapter_config.json", b'{"peft_type": "LORA", "base_model_name_or_path": 7}'),
-        ("adapter_model.safetensors", b""),
-        ("adapter_model.safetensors", b"\xff" * 100),
-    ],
-)
-def test_a_damaged_adapter_ends_the_command_with_a_sentence(
-    base: Path, tmp_path: Path, name: str, content: bytes, capsys
-) -> None:
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
     wrapped = get_peft_model(MF2ForPreTraining.from_pretrained(base), LoraConfig(target_modules=r".*au_vl.*q_proj"))
-    wrapped.save_pretrained(tmp_path / "adapter")
-    (tmp_path / "adapter" / name).write_bytes(content)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "content"), each(DAMAGED_ADAPTERS))
+def test_a_damaged_adapter_ends_the_command_with_a_sentence(base, adapter, tmp_path, name, content, capsys):
+    there = shutil.copytree(adapter, tmp_path / "adapter")
+    (there / name).write_bytes(content)
     (face,) = write_faces(tmp_path, 1)
     for model in (["--model", str(base)], []):
-        assert main([str(face), "--aligned", *model, "--adapter", str(tmp_path / "adapter")]) == 2
+        assert main([str(face), "--aligned", *model, "--adapter", str(there)]) == 2
         told = capsys.readouterr().err
         assert "Traceback" not in told
         assert b"base_model" in content or f"{name}: " in told
-        assert not content.startswith(b'{"') or b"base_model" in content or "peft_type: got" in told
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"use_dora": "1"}, r"adapter_config.json: use_dora: got '1', expected true or false"),
+        ({"use_dora": "1"}, r"adapter_config.json: use_dora: got '1'"),
         ({"use_rslora": float("inf")}, r"adapter_config.json: use_rslora: got inf"),
         ({"megatron_config": -1}, "adapter_config.json"),
         ({"target_modules": "nothing"}, "adapter_config.json"),
-        (None, "adapter_model.safetensors: a folder"),
+        ({}, "adapter_model.safetensors: a folder"),
     ],
 )
-def test_an_adapter_that_peft_cannot_load_is_named(base: Path, tmp_path: Path, fields: dict | None, named: str) -> None:
-    wrapped = get_peft_model(MF2ForPreTraining.from_pretrained(base), LoraConfig(target_modules=r".*au_vl.*q_proj"))
-    wrapped.save_pretrained(tmp_path)
-    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
-    config.write_text(json.dumps({**json.loads(config.read_text()), **(fields or {})}))
-    if fields is None:
+def test_an_adapter_that_peft_cannot_load_is_named(base, adapter, tmp_path, fields, named):
+    there = shutil.copytree(adapter, tmp_path / "adapter")
+    config, weights = there / "adapter_config.json", there / "adapter_model.safetensors"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
+    if not fields:
         weights.unlink()
         weights.mkdir()
     with pytest.raises((ValueError, OSError), match=named):
-        load_model(base, tmp_path)
+        load_model(base, there)
 
 
 def test_labels_of_the_processor_are_the_model_s(tmp_path: Path) -> None:

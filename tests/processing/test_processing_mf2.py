@@ -1,7 +1,11 @@
-"""The public door: images, texts and labels in; a model's tensors out; and the same again after saving."""
+"""Images, texts and labels in, a model's tensors out, named results back; the same after saving."""
 
 import json
-import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +14,11 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import LABEL_SETS
-from processing_mf2 import MF2Processor, RuleCaptioner, build_tokenizer
+from processing_mf2 import MF2ImageProcessor, MF2Processor, RuleCaptioner, build_tokenizer
 from processing_mf2.detection import DETECTORS
-from processing_mf2.image_processing_mf2 import MF2ImageProcessor
 from processing_mf2.landmarks import DetectedFace, template_landmarks
 
 
-AUS = LABEL_SETS["mfa"].action_units
 LABELS = [[1, 0, 0, 1, 0, 0, 1, 0, 0, 0, -1, 0], [0] * 12]
 
 
@@ -42,10 +44,8 @@ def test_everything_of_a_training_batch(processor, images):
     assert batch["pixel_values"].shape == (2, 3, 112, 112) and batch["landmarks"].shape == (2, 68, 2)
     assert batch["attention_mask"].sum(1).tolist()[1] == 0 and batch["key_au_attention_mask"].sum(1).tolist()[0] == 0
     assert batch["input_ids"][0, 0] == 2 and batch["input_ids"][1].eq(0).all()
-    assert batch["au_input_ids"].shape == batch["au_attention_mask"].shape and batch["au_input_ids"].shape[:2] == (
-        2,
-        12,
-    )
+    assert batch["au_input_ids"].shape == batch["au_attention_mask"].shape
+    assert batch["au_input_ids"].shape[:2] == (2, 12)
     assert batch["au_attention_mask"].any(-1).tolist()[0] == [label != -1 for label in LABELS[0]]
     assert batch["au_labels"].tolist() == LABELS and batch["emotion_labels"].tolist() == [4, -1]
     integers = {name for name in batch if name not in ("pixel_values", "landmarks")}
@@ -61,26 +61,17 @@ def test_texts_keep_to_their_limits(processor):
     assert (batch["au_input_ids"].gather(-1, last[..., None]) == processor.tokenizer.sep_token_id).all()
 
 
-def test_too_long_is_warned_about_once(processor, caplog):
-    logger = logging.getLogger("transformers")
-    propagate, logger.propagate = logger.propagate, True
-    logging.getLoggerClass().warning_once.cache_clear()
-    try:
-        for _ in range(3):
-            processor(text="brow " * 100)
-        assert caplog.text.count("text: a text is longer than 61 tokens") == 1
-        assert len(caplog.records) == 1
-    finally:
-        logger.propagate = propagate
+def test_too_long_is_warned_about_once(processor, transformers_log):
+    for _ in range(3):
+        processor(text="brow " * 100)
+    (message,) = [record.getMessage() for record in transformers_log.records]
+    assert "text: " in message and "61 tokens" in message
 
 
 def test_one_image_needs_no_lists(processor, images):
-    single = processor(
-        images[0], "The face shows anger.", au_sentences=["lip"] * 12, au_labels=LABELS[0], emotion_labels=1
-    )
-    listed = processor(
-        images[:1], ["The face shows anger."], au_sentences=[["lip"] * 12], au_labels=LABELS[:1], emotion_labels=[1]
-    )
+    labels = {"au_sentences": ["lip"] * 12, "au_labels": LABELS[0], "emotion_labels": 1}
+    single = processor(images[0], "The face shows anger.", **labels)
+    listed = processor(images[:1], ["The face shows anger."], **{name: [value] for name, value in labels.items()})
     assert set(single) == set(listed) and all(torch.equal(single[name], listed[name]) for name in single)
     arrays = processor(images[0], "anger", return_tensors="np")
     assert all(isinstance(value, np.ndarray) for value in arrays.values())
@@ -108,11 +99,8 @@ def test_for_model_fits_the_model():
     config = MF2Config.from_size("base", label_set="disfa", emotion_max_length=40)
     processor = MF2Processor.for_model(config)
     assert (config.emo_config.bos_token_id, config.au_config.eos_token_id, config.emo_config.pad_token_id) == (5, 3, 0)
-    assert (
-        processor.action_units == config.action_units
-        and processor.emotions == []
-        and processor.emotion_max_length == 40
-    )
+    assert (processor.action_units, processor.emotions) == (config.action_units, [])
+    assert processor.emotion_max_length == 40
     assert dict(processor.image_processor.size)["height"] == 224
     with pytest.raises(ValueError, match="vocab_size: the tokenizer has"):
         MF2Processor.for_model(MF2Config.from_size("tiny", emo_config={"vocab_size": 64}, au_config={"vocab_size": 64}))
@@ -158,14 +146,8 @@ def test_texts_follow_their_images(processor, images, monkeypatch):
         ({"text": "a", "au_labels": [[2] + [0] * 11]}, r"au_labels: got 2, expected whole numbers from -1"),
         ({"text": "a", "emotion_labels": [8]}, "emotion_labels: got 8, expected whole numbers from -1 .* to 7"),
         ({"text": "a", "emotion_labels": [0.5]}, "emotion_labels: got 0.5"),
-        (
-            {"text": "a", "emotion_labels": ["Anger"]},
-            r"emotion_labels: got \['Anger'\], expected .* 1 Anger, 2 Disgust",
-        ),
-        ({"text": "a", "emotion_labels": "Anger"}, "emotion_labels: got 'Anger', expected whole numbers"),
+        ({"text": "a", "emotion_labels": ["Anger"]}, r"emotion_labels: got \['Anger'\], .* 1 Anger, 2 Disgust"),
         ({"text": "a", "emotion_labels": [None]}, r"emotion_labels: got \[None\], expected whole numbers"),
-        ({"text": "a", "au_labels": [["yes"] * 12]}, r"au_labels: got \[\['yes'.*, expected whole numbers"),
-        ({"text": "a", "landmarks": np.zeros((68, 2))}, r"images: got none, but \['landmarks'\]"),
         ({"text": "a", "do_align": False}, r"images: got none, but .*'do_align'"),
         ({"images": [np.zeros((64, 64, 3))] * 2, "text": "a"}, "text: got 1, expected 2"),
     ],
@@ -201,3 +183,162 @@ def test_prompts_start_a_caption_and_captions_are_read_back(processor):
     assert [len(row) for row in nested] == [3, 3] and nested[1][2] == processor.decode_captions(written[None])[0]
     with pytest.raises(ValueError, match="'emotion', 'au' or 'key_au'"):
         processor.caption_prompt("aus")
+
+
+IMAGE = np.zeros((40, 40, 3), np.uint8)
+
+
+def test_dictionaries_do_what_flat_keywords_do(processor: MF2Processor) -> None:
+    flat = processor(IMAGE, "happiness", padding="max_length", max_length=20, do_normalize=False, return_tensors="np")
+    nested = processor(
+        images=IMAGE,
+        text="happiness",
+        text_kwargs={"padding": "max_length", "max_length": 20},
+        images_kwargs={"do_normalize": False},
+        common_kwargs={"return_tensors": "np"},
+    )
+    assert set(flat) == set(nested) and all(np.array_equal(flat[name], nested[name]) for name in flat)
+    assert flat["input_ids"].shape == (1, 20) and flat["pixel_values"].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"padding": True, "text_kwargs": {"padding": True}}, "padding: got it as a keyword and in text_kwargs"),
+        ({"do_align": True, "images_kwargs": {"do_align": True}}, "do_align: got it as a keyword and in images_kwargs"),
+        ({"text_kwargs": {"stride": 1}}, r"text_kwargs: got \['stride'\]"),
+        ({"text_kwargs": 3}, "text_kwargs: got int"),
+        ({"images_kwargs": {"do_aling": True}}, "unknown setting 'do_aling'"),
+        ({"padding": False}, "padding: got False"),
+        ({"truncation": False}, "truncation: got False"),
+        ({"max_length": 2}, "max_length: got 2"),
+        ({"return_tensors": "tf"}, "return_tensors: got 'tf'"),
+    ],
+)
+def test_bad_settings_of_a_call_are_named(processor: MF2Processor, call: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        processor(IMAGE, "happiness", **call)
+
+
+FILES = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+VALUES: tuple[Any, ...] = (None, True, -1, 2.5, float("nan"), "words", [], [1, "a"], {}, {"a": [1]})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    settings = {"face_alignment_kwargs": {"device": "cpu"}, "size": {"height": 32, "width": 32}}
+    MF2Processor(MF2ImageProcessor(**settings), build_tokenizer(), au_thresholds=[0.5] * 12).save_pretrained(folder)
+    return folder
+
+
+def _places(content: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Where a value stands, the outermost last; of long lists and of the vocabulary the beginning."""
+    children = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in list(children)[:12]:
+        yield from _places(value, (*path, key))
+    yield path
+
+
+def _changed(content: Any, path: tuple, value: Any) -> Any:
+    if not path:
+        return value
+    content = content.copy()
+    content[path[0]] = _changed(content[path[0]], path[1:], value)
+    return content
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_value_of_another_type_loads_or_is_named(checkpoint: Path, file: str) -> None:
+    original = (checkpoint / file).read_text()
+    content, unnamed, tried = json.loads(original), [], 0
+    try:
+        for path in _places(content):
+            for value in VALUES:
+                (checkpoint / file).write_text(json.dumps(_changed(content, path, value)))
+                tried += 1
+                try:
+                    MF2Processor.from_pretrained(checkpoint)
+                except (ValueError, TypeError, OSError) as error:
+                    names = (*(str(key) for key in path), file.removesuffix(".json"), "tokenizer")
+                    if not any(name in str(error) for name in names):
+                        unnamed.append((path, value, repr(error)))
+                except BaseException as error:
+                    unnamed.append((path, value, repr(error)))
+    finally:
+        (checkpoint / file).write_text(original)
+    assert tried > 100 and not unnamed, f"{len(unnamed)} of {tried}: " + "\n".join(map(str, unnamed[:200]))
+
+
+@pytest.mark.parametrize("value", ['"1"', "[null]", "-1", None])
+def test_what_would_fail_only_later_is_named(checkpoint: Path, tmp_path: Path, value: str | None) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    if value is None:
+        (folder / "processor_config.json").write_text("[" * 100_000)
+    else:
+        file = folder / "tokenizer_config.json"
+        rest = file.read_text().replace('"model_max_length"', '"other"').removeprefix("{")
+        file.write_text(f'{{"model_max_length": {value}, {rest}')
+    with pytest.raises(ValueError, match="model_max_length" if value else "processor_config.json"):
+        MF2Processor.from_pretrained(folder)
+
+
+def test_a_missing_vocabulary_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises((ValueError, OSError), match=r"tokenizer\.json"):
+        MF2Processor.from_pretrained(folder)
+
+
+UNITS, EMOTIONS = ["AU6", "AU12"], ["Neutral", "Happiness", "Sadness"]
+OUTPUTS = SimpleNamespace(
+    emotion_logits=torch.log(torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25]])),
+    au_logits=torch.logit(torch.tensor([[0.9, 0.4], [0.1, 0.5]])),
+)
+
+
+@pytest.fixture(scope="module")
+def two_units() -> MF2Processor:
+    return MF2Processor(MF2ImageProcessor(), build_tokenizer(), UNITS, EMOTIONS)
+
+
+def test_results_are_named(two_units):
+    first, second = two_units.post_process_face_analysis(OUTPUTS, image_index=[0, 4])
+    assert first["emotion"] == "Happiness" and second["emotion"] == "Neutral"
+    assert list(first["emotions"]) == EMOTIONS and first["emotions"]["Happiness"] == pytest.approx(0.7)
+    unit = first["action_units"]["AU6"]
+    assert unit == {"name": "cheek raiser", "probability": pytest.approx(0.9), "threshold": 0.5, "active": True}
+    assert first["active_action_units"] == ["AU6"] and second["active_action_units"] == ["AU12"]
+    assert (first["image_index"], second["image_index"]) == (0, 4)
+
+
+def test_what_was_not_predicted_is_absent(two_units):
+    logits = {"au_logits": OUTPUTS.au_logits.bfloat16(), "emotion_logits": None}
+    only_aus = two_units.post_process_face_analysis(logits, [0.5, 0.3])
+    assert set(only_aus[0]) == {"action_units", "active_action_units"}
+    assert only_aus[0]["active_action_units"] == ["AU6", "AU12"]
+    only_emotions = two_units.post_process_face_analysis({"emotion_logits": np.zeros((1, 3))})
+    assert set(only_emotions[0]) == {"emotion", "emotions"}
+
+
+def test_the_processor_owns_thresholds(two_units):
+    assert two_units.thresholds() == [0.5, 0.5]
+    tuned = MF2Processor(MF2ImageProcessor(), two_units.tokenizer, UNITS, EMOTIONS, au_thresholds=[0.1, 0.2])
+    assert tuned.thresholds() == [0.1, 0.2] and tuned.thresholds(0.3) == [0.3, 0.3]
+    assert tuned.thresholds({"AU12": 0.9}) == [0.1, 0.9] and tuned.thresholds(np.array([0, 1])) == [0.0, 1.0]
+    for wrong in ([0.5], 1.5, {"AU99": 0.5}, {}):
+        with pytest.raises(ValueError, match="thresholds: got"):
+            tuned.thresholds(wrong)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "index", "named"),
+    [
+        ({"au_logits": torch.zeros(1, 3)}, None, "au_logits: got shape"),
+        ({}, None, "neither emotion_logits nor au_logits"),
+        (OUTPUTS, [0], "image_index: got 1, expected 2"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_named(two_units, outputs, index, named):
+    with pytest.raises(ValueError, match=named):
+        two_units.post_process_face_analysis(outputs, image_index=index)

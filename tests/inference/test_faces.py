@@ -1,8 +1,9 @@
-"""Faces of a frame by a detector, by a file, or the frame as a crop; each says where its landmarks are from."""
+"""Faces by a detector, by a file, or the frame as a crop; they keep their number while they can be followed."""
 
 import csv
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from mf2face.inference.faces import (
     AlignedCrops,
     DetectedFaces,
     Face,
+    FaceTracker,
     GivenLandmarks,
     check_detector,
     quality_of,
 )
 from mf2face.inference.media import Frame
+from mf2face.inference.rows import PATIENCE
 from processing_mf2.detection import MediaPipeDetector
 from processing_mf2.landmarks import template_landmarks
 
@@ -46,13 +49,6 @@ def test_a_crop_is_one_face_that_fills_it() -> None:
     ((other,),) = AlignedCrops("ffhq").faces([frame()])
     assert other.box == face.box and other.source == "ffhq" and other.given
     assert np.allclose(other.landmarks, template_landmarks(80, 100, "ffhq"))
-
-
-def test_a_detector_s_faces_come_frame_by_frame() -> None:
-    source = DetectedFaces(FakeDetector([[face_at(0, 0), face_at(50, 20, score=0.7)], []]))
-    first, second = source.faces([frame(), frame()])
-    assert [face.box for face in first] == [(0, 0, 40, 40), (50, 20, 90, 60)] and second == []
-    assert first[1].score == 0.7 and first[0].source == "FakeDetector"
 
 
 def test_the_usual_detector_is_refused_before_it_would_download(monkeypatch, tmp_path: Path) -> None:
@@ -122,38 +118,38 @@ def test_a_frame_that_breaks_the_detector_is_named_and_the_others_are_looked_at(
         DetectedFaces(NoWeights([])).faces([frame(), frame()])
 
 
-def edited(path: Path, edit) -> Path:
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(edit(lines)) + "\n")
-    return path
+ROW_CHANGES = [
+    (("a.png,0", "a.png,-1"), "line 2: frame: got '-1'"),
+    (("a.png,0", "a.png,0.5"), "frame: got '0.5'"),
+    (("a.png,0", "a.png,inf"), "frame: got 'inf'"),
+    (("a.png,0", ",0"), "input: got an empty cell"),
+    ((r"(.{400}).*", r"\1"), "line 2: .*cells, expected 138"),
+    ((r"$", ",7"), "line 2: got 139 cells"),
+    *(((r",[^,]*$", f",{value}"), f"y_67: got '{value}'") for value in ("nan", "inf", "", "1e300")),
+]
 
 
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        (lambda lines: [lines[0], lines[1][:400]], "line 2: .*cells, expected 138"),
-        (lambda lines: [lines[0], lines[1] + ",7"], "line 2: got 139 cells"),
-        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,-1")], "line 2: frame: got '-1'"),
-        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,0.5")], "frame: got '0.5'"),
-        (lambda lines: [lines[0], lines[1].replace("a.png,0", "a.png,inf")], "frame: got 'inf'"),
-        (lambda lines: [lines[0], lines[1].replace("a.png,0", ",0")], "input: got an empty cell"),
-        (lambda lines: [f"{lines[0]},x_0", f"{lines[1]},5"], "column x_0 more than once"),
-        (lambda lines: [f"{lines[0]},frame", f"{lines[1]},5"], "column frame more than once"),
-        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",nan"], "y_67: got 'nan'"),
-        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",inf"], "y_67: got 'inf'"),
-        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ","], "y_67: got ''"),
-        (lambda lines: [lines[0], lines[1].rpartition(",")[0] + ",1e300"], "y_67: got '1e300'"),
-    ],
-)
-def test_damaged_rows_of_landmarks_are_refused_with_their_line(tmp_path: Path, edit, said: str) -> None:
+@pytest.mark.parametrize(("change", "said"), ROW_CHANGES)
+def test_damaged_rows_of_landmarks_are_refused_with_their_line(tmp_path: Path, change, said: str) -> None:
     path = write(tmp_path / "l.csv", [("a.png", 0, 3)])
+    head, row = path.read_text().splitlines()
+    path.write_text(f"{head}\n{re.sub(change[0], change[1], row, count=1)}\n")
     with pytest.raises(ValueError, match=said):
-        GivenLandmarks(edited(path, edit))
+        GivenLandmarks(path)
+
+
+@pytest.mark.parametrize("column", ["x_0", "frame"])
+def test_a_column_of_landmarks_that_is_there_twice_is_refused(tmp_path: Path, column: str) -> None:
+    path = write(tmp_path / "l.csv", [("a.png", 0, 3)])
+    head, row = path.read_text().splitlines()
+    path.write_text(f"{head},{column}\n{row},5\n")
+    with pytest.raises(ValueError, match=f"column {column} more than once"):
+        GivenLandmarks(path)
 
 
 def test_a_row_of_nothing_but_nan_is_a_frame_without_a_face_and_escaped_names_are_read_back(tmp_path: Path) -> None:
     path = write(tmp_path / "l.csv", [("'-a.png", 0, 3), ("b.png", 0, 0)])
-    edited(path, lambda lines: [*lines, "", "v.mp4,3," + ",".join(["NaN"] * 136)])
+    path.write_text(path.read_text() + "\nv.mp4,3," + ",".join(["NaN"] * 136) + "\n")
     found, nobody = GivenLandmarks(path).faces([frame("-a.png"), frame("v.mp4", 3)])
     assert len(found) == 1 and "no landmarks" in nobody
 
@@ -205,3 +201,23 @@ def test_a_face_s_quality_is_marked() -> None:
     assert quality_of(smooth, dataclasses.replace(face, given=False)) == ""
     far = dataclasses.replace(face, box=(-50, -50, -10, -10), landmarks=face.landmarks - 300)
     assert quality_of(sharp, far) == "cut_off"
+
+
+def square(left: float, top: float = 0.0, side: float = 10.0) -> list[float]:
+    return [left, top, left + side, top + side]
+
+
+def test_the_nearer_of_two_faces_keeps_the_number() -> None:
+    tracker = FaceTracker()
+    tracker.follow([square(0)])
+    assert tracker.follow([square(4), square(1)]) == [1, 0]
+    assert tracker.follow([square(300)]) == [2]  # far from all that was there
+
+
+def test_a_face_that_is_hidden_too_long_comes_back_as_another() -> None:
+    for hidden, expected in ((PATIENCE, 0), (PATIENCE + 1, 1)):
+        tracker = FaceTracker()
+        tracker.follow([square(0)])
+        for _ in range(hidden):
+            tracker.follow([])
+        assert tracker.follow([square(0)]) == [expected]

@@ -1,16 +1,21 @@
-"""The four tasks say by name what the bare model says in numbers."""
+"""The four tasks answer by name what the model says in numbers, for any kind of input; a bad item is named."""
 
+import base64
+import copy
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import shake, tiny_config
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoConfig, pipeline
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
-from configuration_mf2 import hub as hub_mf2
 from configuration_mf2.facs import ACTION_UNITS, CANONICAL_FACE
 from modeling_mf2 import (
     DFNConfig,
@@ -22,12 +27,20 @@ from modeling_mf2 import (
 )
 from processing_mf2 import MF2Processor, build_tokenizer, face_pipeline
 from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector
-from processing_mf2.pipelines import PIPELINES
+from processing_mf2.pipelines import MF2Pipeline
 
 
 @pytest.fixture(scope="module")
-def face() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), dtype=np.uint8))
+def faces() -> list[Image.Image]:
+    """Of mixed sizes and modes."""
+    rng = np.random.default_rng(0)
+    shapes = [(90, 80, 3), (64, 64, 4), (120, 110), (70, 80, 3), (100, 100, 3)]
+    return [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]
+
+
+@pytest.fixture(scope="module")
+def face(faces: list[Image.Image]) -> Image.Image:
+    return faces[0]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +51,11 @@ def processor() -> MF2Processor:
     made = MF2Processor.for_model(config, tokenizer)
     made.config = config  # with the tokenizer's ids
     return made
+
+
+@pytest.fixture(scope="module")
+def analyse(model: MF2ForPreTraining, processor: MF2Processor) -> MF2Pipeline:
+    return face_pipeline("face-analysis", model, processor)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +168,7 @@ def test_captions_are_those_of_generate_whichever_model_is_handed_in(saved, proc
         tell(face, captions="key_aus")
 
 
-def test_face_analysis_names_everything(model, processor, outputs, face) -> None:
-    analyse = pipeline("face-analysis", model=model, processor=processor)
+def test_face_analysis_names_everything(analyse, model, processor, outputs, face) -> None:
     (found,) = analyse(face, captions=True, max_new_tokens=5)
     expected = processor.post_process_face_analysis(outputs)[0]
     assert found["emotion"] == expected["emotion"] and set(found["action_units"]) == set(expected["action_units"])
@@ -180,9 +197,7 @@ def detect_two_and_none(self: FaceAlignmentDetector, images: list[torch.Tensor])
     return [[found(60.0), found(30.0)] if image.shape[2] == 80 else [] for image in images]
 
 
-def test_every_face_is_found_and_an_image_without_one_follows_the_policy(
-    model, processor, face, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_face_is_found_and_an_image_without_one_follows_the_policy(model, processor, face, monkeypatch):
     monkeypatch.setattr(FaceAlignmentDetector, "detect", detect_two_and_none)
     empty = Image.new("RGB", (64, 64))
     analyse = face_pipeline("face-analysis", model, processor, landmark_source="face_alignment")
@@ -208,14 +223,6 @@ def test_half_precision_moves_no_landmark(saved, processor, face) -> None:
     analyse = face_pipeline("face-analysis", str(saved), dtype=torch.bfloat16)
     assert analyse.model.dtype == torch.bfloat16
     assert set(analyse(face)[0]["emotions"]) == set(processor.emotions)
-
-
-def test_the_checkpoint_names_the_same_classes(saved: Path) -> None:
-    named = AutoConfig.from_pretrained(saved).custom_pipelines
-    assert {task: info["impl"].split(".")[1] for task, info in named.items()} == {
-        task: pipeline_class.__name__ for task, pipeline_class in PIPELINES.items()
-    }
-    assert set(hub_mf2.PIPELINES) == set(PIPELINES)
 
 
 def test_an_adapter_is_as_good_as_a_model(saved: Path, processor, face, tmp_path: Path) -> None:
@@ -245,15 +252,129 @@ def test_an_adapter_is_as_good_as_a_model(saved: Path, processor, face, tmp_path
         assert [said["threshold"] for said in found["action_units"].values()] == own.au_thresholds
 
 
-def test_a_damaged_adapter_is_named(saved: Path, tmp_path: Path) -> None:
-    get_peft_model(MF2ForFaceAnalysis.from_pretrained(saved), DFNConfig(bottleneck=4)).save_pretrained(tmp_path)
-    file = tmp_path / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(OSError, match=r"adapter_model\.safetensors: damaged or cut short \(500 bytes"):
-        MF2ForPreTraining.from_pretrained(tmp_path)
-
-
 def test_a_checkpoint_without_heads_answers_nothing(processor: MF2Processor, tmp_path: Path) -> None:
     MF2Model(processor.config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"lacks \d+ weights.*classifiers\."):
         face_pipeline("face-analysis", tmp_path, processor)
+
+
+def scores(answers: list[list[dict]]) -> np.ndarray:
+    return np.array([list(face["emotions"].values()) for faces in answers for face in faces])
+
+
+class Places(torch.utils.data.Dataset):
+    """As torch defines a data set: places, and no way to iterate or to end."""
+
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> object:
+        return self.items[index % len(self.items)]
+
+
+def test_one_a_list_a_generator_and_a_batch_answer_alike(analyse, faces, tmp_path):
+    one_by_one = [analyse(face) for face in faces]
+    expected = scores(one_by_one)
+    assert json.loads(json.dumps(one_by_one)) == one_by_one, "plain numbers, names and lists"
+    names = [str(tmp_path / f"{index}.png") for index in range(len(faces))]
+    for face, name in zip(faces, names, strict=True):
+        face.save(name)
+    text = base64.b64encode(Path(names[0]).read_bytes()).decode()
+    for said in (text, f"data:image/png;base64,{text}"):
+        np.testing.assert_allclose(scores([analyse(said)]), expected[:1], atol=1e-5)
+    rows = [{"face": face, "corpus": "x"} for face in faces]
+    torch_set, columns = Places(faces), (KeyDataset(rows, "face"), KeyDataset(Places(rows), "face"))
+    table = datasets.Dataset.from_dict({"image": names, "landmarks": [None] * len(names), "corpus": ["x"] * len(names)})
+    table = table.cast_column("image", datasets.Image())
+    for size in (1, 2, 8):
+        for inputs in (faces, tuple(faces), names, (face for face in faces), table, torch_set, *columns):
+            answers = analyse(inputs, batch_size=size)
+            assert isinstance(answers, list if isinstance(inputs, list | tuple) else Iterator)
+            np.testing.assert_allclose(scores(list(answers)), expected, atol=1e-5)
+    for inputs in (faces, torch_set, *columns):
+        np.testing.assert_allclose(scores(list(analyse(inputs, batch_size=2, num_workers=1))), expected, atol=1e-5)
+    pixels = np.stack([np.array(faces[4])] * 2)
+    np.testing.assert_allclose(scores(analyse(pixels)), expected[[4, 4]], atol=1e-5)
+
+
+def test_a_generator_is_read_no_further_than_needed(analyse: MF2Pipeline, faces: list[Image.Image]) -> None:
+    taken = []
+    answers = analyse((taken.append(index) or faces[index] for index in range(5)), batch_size=2)
+    next(answers)
+    assert taken == [0, 1]
+
+
+def test_one_bad_item_of_64_leaves_63_answers_and_is_named(analyse, faces, tmp_path):
+    damaged = tmp_path / "cut.png"
+    faces[0].save(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    inputs: list[object] = [faces[index % 5] for index in range(64)]
+    inputs[17] = str(damaged)
+    answers = analyse(inputs, batch_size=16, on_error="skip")
+    assert answers[17]["error"]["index"] == 17 and "inputs[17]" in answers[17]["error"]["message"]
+    good = [answer for answer in answers if "error" not in answer]
+    assert len(good) == 63
+    np.testing.assert_allclose(scores(good[17:18]), scores([analyse(faces[18 % 5])]), atol=1e-5)
+    with pytest.raises(ValueError, match=r"inputs\[17\].*damaged"):
+        analyse(inputs[:18], batch_size=16)
+    assert analyse(str(damaged), on_error="skip")["error"]["type"] == "ValueError"
+    assert [list(answer) for answer in analyse([str(damaged)] * 2, on_error="skip")] == [["error"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "said"),
+    [
+        (42, TypeError, "got int"),
+        ("missing.png", FileNotFoundError, "no file 'missing.png'"),
+        ("https://example.org/face.png", ValueError, "allow_url"),
+        ({"image": np.zeros((64, 64, 3), np.uint8), "landmarks": np.zeros((5, 2))}, ValueError, "(68, 2)"),
+        ([], ValueError, "empty list"),
+        ({"image": np.full((64, 64, 3), np.nan)}, ValueError, "inputs"),
+        ({"image": np.zeros((64, 64, 3), np.uint8), "landmarks": np.full((68, 2), np.inf)}, ValueError, "inputs"),
+    ],
+)
+def test_what_is_no_image_is_named(analyse: MF2Pipeline, image: object, kind: type, said: str) -> None:
+    with pytest.raises(kind) as caught:
+        analyse(image)
+    assert said in str(caught.value)
+
+
+def test_settings_are_checked_before_anything_is_read(analyse: MF2Pipeline, faces: list[Image.Image]) -> None:
+    for settings, said in (
+        ({"on_eror": "skip"}, "did you mean 'on_error'"),
+        ({"on_error": "ignore"}, "'raise', 'skip'"),
+        ({"on_no_face": "maybe"}, "on_no_face"),
+        ({"batch_size": 0}, "whole number from 1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=said):
+            analyse(faces, **{"on_error": "skip", **settings})
+
+
+def test_a_pipeline_without_processor_says_where_one_is_found(analyse: MF2Pipeline) -> None:
+    with pytest.raises(ValueError, match="MF2Processor"):
+        type(analyse)(analyse.model)
+    with pytest.raises(ValueError, match="for_model"):
+        face_pipeline("face-analysis", analyse.model)
+
+
+def test_it_is_saved_with_model_and_processor(analyse: MF2Pipeline, faces: list[Image.Image], tmp_path: Path) -> None:
+    analyse.save_pretrained(tmp_path)
+    again = face_pipeline("face-analysis", str(tmp_path))
+    np.testing.assert_allclose(scores(again(faces[:2])), scores(analyse(faces[:2])), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["face-analysis", "image-classification", "zero-shot-image-classification"])
+def test_an_answer_that_is_not_finite_is_an_error_and_not_neutral(analyse: MF2Pipeline, faces: list, task: str) -> None:
+    model = copy.deepcopy(analyse.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    settings = {"candidate_labels": ["Happiness", "Anger"]} if task.startswith("zero") else {}
+    damaged = face_pipeline(task, model, analyse.processor)
+    with pytest.raises(ValueError, match="finite"):
+        damaged(faces[:1], **settings)
+    answers = damaged(faces[:2], on_error="skip", **settings)
+    assert [answer["error"]["index"] for answer in answers] == [0, 1]

@@ -1,20 +1,25 @@
-"""Anything that can be called an image is read alike; what is not one is named."""
+"""Images of every kind are read alike, what is none is named, and a download is bounded."""
 
 import base64
+import http.server
 import io
 import os
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from processing_mf2.image_io import BACKGROUND, FORMATS, flatten_images, image_size, read_image
+from processing_mf2 import image_io
+from processing_mf2.image_io import BACKGROUND, FORMATS, _is_private, download, flatten_images, image_size, read_image
 
 
 ROOT = Path(__file__).parents[2]
@@ -33,22 +38,15 @@ def _encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    "mode", ["RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "P", "L", "LA", "PA", "1", "I", "F"]
-)
+@pytest.mark.parametrize("mode", "RGB RGBA RGBX CMYK YCbCr HSV LAB P L LA PA 1 I F".split())
 def test_every_mode_of_pil(mode, picture):
     image = Image.fromarray(picture)
     if mode == "LAB":
-        from PIL import ImageCms
-
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
         image = ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
-    elif mode in ("I", "F", "LA"):
-        image = image.convert("L").convert(mode)
-    elif mode in ("P", "PA"):
-        image = image.quantize(256).convert(mode)
     else:
-        image = image.convert(mode)
+        image = image.quantize(256) if mode in ("P", "PA") else image
+        image = (image.convert("L") if mode in ("I", "F", "LA") else image).convert(mode)
     read = read_image(image)
     assert read.shape == (3, 24, 32)
     grey = mode in ("L", "LA", "1", "I", "F")
@@ -89,16 +87,16 @@ def test_arrays_of_every_kind(picture):
     assert set(np.unique(read_image(picture[..., 0] > 100))) == {0, 255}
 
 
-def test_files_bytes_and_paths(picture, tmp_path):
+def test_files_bytes_paths_and_undecoded_rows_of_datasets(picture, tmp_path):
     file = tmp_path / "face.png"
-    image = Image.fromarray(picture)
-    image.save(file)
-    for source in (file, str(file), file.read_bytes(), Image.open(file)):
+    Image.fromarray(picture).save(file)
+    content = file.read_bytes()
+    rows = [{"bytes": content, "path": None}, {"bytes": None, "path": str(file)}, {"path": file}]
+    for source in (file, str(file), content, Image.open(file), *rows):
         assert np.array_equal(read_image(source).transpose(1, 2, 0), picture)
+    assert len(flatten_images(rows)) == 3
     deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
-    assert deep.mode == "I;16"
-    read = read_image(_encoded(deep))
-    assert np.allclose(read[0], picture[..., 0], atol=1e-4)
+    assert deep.mode == "I;16" and np.allclose(read_image(_encoded(deep))[0], picture[..., 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -171,9 +169,7 @@ print(round(peak() - idle), said)
     [
         ("WEBP", "RGBA", (8000, 8000), {"lossless": True}, "expected at most"),
         ("WEBP", "RGBA", (5000, 5100), {"lossless": True}, "read"),
-        ("PNG", "LA", (7100, 7100), {"compress_level": 1}, "read"),
         ("JPEG", "CMYK", (6500, 6500), {"progressive": True}, "read"),
-        ("JPEG", "RGB", (7100, 7100), {"progressive": True}, "read"),
         ("PNG", "RGB", (75_000, 512), {"compress_level": 1}, "read"),
     ],
 )
@@ -221,25 +217,20 @@ def _huge_png(side: int) -> bytes:
         (_huge_png(60_000), ValueError, "PIL itself refuses .*MAX_IMAGE_PIXELS"),
         (_huge_png(9_000), ValueError, "got 9000 x 9000 pixels, expected at most 51,000,000.*raise max_pixels"),
         (np.zeros((20, 5000, 3), np.uint8), ValueError, "one side at most 200 times the other"),
-        (np.full((20, 20, 3), np.inf), ValueError, "values from inf"),
         ({"bytes": None, "path": None}, ValueError, "got neither bytes nor a path"),
         ({"data": b""}, TypeError, "got dict"),
         (_huge_png(100), ValueError, "truncated or damaged"),
         (Image.new("RGB", (1, 1)), ValueError, "got 1 x 1 pixels, expected at least 16 a side"),
-        (np.zeros((1, 1, 3), np.uint8), ValueError, "expected at least 16 a side"),
         (np.zeros((20, 20, 20, 20), np.uint8), ValueError, r"array of shape \(20, 20, 20, 20\)"),
-        (np.zeros((20, 20, 7), np.uint8), ValueError, r"array of shape \(20, 20, 7\)"),
         (np.full((20, 20, 3), np.nan), ValueError, "values from nan"),
         (np.linspace(-2, 2, 1200).reshape(20, 20, 3), ValueError, "already normalised"),
         (np.full((20, 20), "x", object), ValueError, "array of object"),
-        (np.zeros((20, 20), complex), ValueError, "array of complex"),
         (torch.zeros(20, 20, dtype=torch.complex64), ValueError, "complex64"),
         (torch.zeros(3, 20, 20).to_sparse(), TypeError, "got a sparse_coo tensor on cpu"),
         (torch.zeros(3, 20, 20, device="meta"), TypeError, "got a strided tensor on meta"),
         ("nowhere.png", FileNotFoundError, "no file 'nowhere.png'"),
         ("https://example.invalid/face.png", ValueError, "pass allow_url=True"),
         (12, TypeError, "got int, expected a PIL image"),
-        (None, TypeError, "got NoneType"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -262,20 +253,6 @@ def test_a_file_cut_off_anywhere_is_a_clear_error(kind, tmp_path):
             read_image(file, name="image")
 
 
-def test_pil_s_own_limit_is_said_to_be_its_own(picture, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the picture is more than twice as large
-    with pytest.raises(ValueError, match=r"PIL itself .*MAX_IMAGE_PIXELS"):
-        read_image(_encoded(Image.fromarray(picture)))
-
-
-def test_an_undecoded_row_of_datasets_is_an_image(picture, tmp_path):
-    file = tmp_path / "face.png"
-    Image.fromarray(picture).save(file)
-    for row in ({"bytes": file.read_bytes(), "path": None}, {"bytes": None, "path": str(file)}, {"path": file}):
-        assert np.array_equal(read_image(row).transpose(1, 2, 0), picture)
-    assert len(flatten_images([{"path": file}] * 2)) == 2
-
-
 def test_the_size_is_read_without_decoding(picture, tmp_path):
     png = _huge_png(5_000)
     (tmp_path / "face.png").write_bytes(png)
@@ -283,13 +260,6 @@ def test_the_size_is_read_without_decoding(picture, tmp_path):
         assert image_size(image) == (5_000, 5_000)
     for image in (picture, torch.tensor(picture).permute(2, 0, 1), Image.fromarray(picture)):
         assert image_size(image) == (24, 32)
-
-
-def test_address_is_fetched_when_allowed(picture, monkeypatch):
-    content = _encoded(Image.fromarray(picture))
-    monkeypatch.setattr("processing_mf2.image_io.download", lambda url, name, timeout: content)
-    read = read_image("https://example.invalid/face.png", allow_url=True)
-    assert np.array_equal(read.transpose(1, 2, 0), picture)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -304,3 +274,90 @@ def test_a_jpeg_is_read_as_pil_reads_it(mode, how, orientation):
     expected = np.array(ImageOps.exif_transpose(Image.open(file)).convert("RGB")).astype(int)
     read = read_image(file.getvalue()).transpose(1, 2, 0)
     assert read.shape == expected.shape and np.abs(read - expected).max() <= 2  # 0 with the same build of libjpeg
+
+
+CONTENT = _encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)))
+
+
+class _Pages(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+    def answer(self, code: int, content: bytes = b"", **headers: object) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        port = self.server.server_address[1]
+        where = {
+            "/here": f"http://127.0.0.1:{port}/image",
+            "/named": f"http://localhost:{port}/image",
+            "/file": "file:///etc/hostname",
+            "/ftp": "ftp://127.0.0.1/image",
+        }.get(self.path)
+        if where:
+            self.answer(302, Location=where)
+        elif self.path == "/no_http":
+            self.wfile.write(b"\x00\x01 nothing of HTTP\n\n")
+        elif self.path == "/slow":
+            self.answer(200)
+            for _ in range(100):
+                self.wfile.write(b".")
+                time.sleep(0.1)
+        else:
+            pages = {"/image": (200, CONTENT), "/broken": (200, b"few")}
+            code, content = pages.get(self.path, (404, b""))
+            self.answer(code, content, Content_Length=1000 if content == b"few" else len(content))
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_an_address_of_the_own_network_may_be_given_and_may_redirect_within_it(address: str) -> None:
+    for page in ("/image", "/here", "/named"):
+        read = read_image(address + page, allow_url=True)
+        assert np.array_equal(read, read_image(CONTENT))
+
+
+@pytest.mark.parametrize("page", ["/file", "/ftp", "/broken", "/no_http", "/missing"])
+def test_what_goes_wrong_is_one_kind_of_error(address: str, page: str) -> None:
+    with pytest.raises(ValueError, match=r"images\[2\]: 'http://127.* could not be fetched"):
+        download(address + page, "images[2]")
+
+
+def test_a_public_address_may_not_redirect_into_the_own_network(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_io, "_is_private", lambda host: host == "localhost")  # the server is public now
+    assert download(f"{address}/here", "images") == CONTENT
+    with pytest.raises(ValueError, match="redirects to the private address"):
+        download(f"{address}/named", "images")
+
+
+def test_the_time_is_limited_in_all(address: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"longer than 0\.5 s"):
+        download(f"{address}/slow", "images", timeout=0.5)
+    assert time.monotonic() - start < 3
+    with pytest.raises(ValueError, match="timeout: got -1"):
+        download(f"{address}/image", "images", timeout=-1)
+
+
+def test_the_size_is_limited(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_io, "MOST_DOWNLOADED", 3)
+    with pytest.raises(ValueError, match="larger than"):
+        download(f"{address}/image", "images")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "::1", "::ffff:127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "0.0.0.0"],
+)
+def test_private_hosts_are_known(host: str) -> None:
+    assert _is_private(host) and not _is_private("8.8.8.8")
