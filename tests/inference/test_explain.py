@@ -185,8 +185,12 @@ def test_only_the_mask_changes_and_takes_the_face_s_mean() -> None:
 
 
 def test_what_cannot_be_hidden_is_said() -> None:
+    model = Looker()
     with pytest.raises(ValueError, match="AU99"):
-        occlusion_check(Looker(), torch.zeros(3, 112, 112), FACE, action_units=["AU99"])
+        occlusion_check(model, torch.zeros(3, 112, 112), FACE, action_units=["AU99"])
+    model.config = tiny_config(use_au_branch=False)
+    with pytest.raises(ValueError, match="no AU branch"):
+        occlusion_check(model, torch.zeros(3, 112, 112), FACE)
 
 
 @pytest.fixture(scope="module")
