@@ -111,6 +111,7 @@ def check_sharded_equals_ddp(
         assert_same_weights(folder / "ddp" / place, folder / "fsdp" / place, atol=atol)
 
 
+@pytest.mark.slow
 def test_two_processes_that_are_killed_end_as_if_they_had_not_been(job, tmp_path: Path) -> None:
     """With faces drawn and tower outputs stored by one of them, and micro-batches that share their negatives."""
     options = {"gradient_accumulation_steps": 2, "branches": "au"}

@@ -106,6 +106,7 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stops_there_however_often_it_is_killed(tower: Path, tmp_path: Path) -> None:
     """Nothing gets better: the first pass is the best one, and five more are waited for."""
     arguments = command(tower, tmp_path, task="full", num_train_epochs=12, learning_rate=0, logging_steps=20)
