@@ -110,6 +110,11 @@ def test_the_figures_on_photographs_are_those_of_the_benchmark() -> None:
     assert list(passage.groups()) == [f"{figures[name]:.0f}" for name in whole]
     parts = [100 * figures["faces_found"], figures["detect_ms"], figures["landmarks_ms"]]
     assert said(r"In 939\s+photographs.*?photographs a CPU-second") == [f"{part:.1f}" for part in parts]
+    more = [figures["large_ms"], figures["video_fps"], 100 * figures["landmark_disagreement_inner"]]
+    assert said(r"At 1920 pixels.*?from dlib's") == [f"{part:.1f}" for part in more]
+    shards = [f"{figures[name]:.2f}" for name in ("two_shards_over_one", "two_shards_over_one_with_start")]
+    assert said(r"two processes against one:.*?program's start") == shards
+    assert said(r"rows are there in\s+half a second.*?here") == [f"{figures['cold_start_onnx_s']:.1f}"]
     worth = ("au12_happiness_auc", "emotion_macro_recall", "emotion_chance")
     assert said(r"with an AUC of.*?chance [\d.]+") == [f"{figures[name]:.3f}" for name in worth]
 
