@@ -116,7 +116,7 @@ def _content(path: Path) -> Any:
     if path.name == "rows.parquet":
         import pyarrow.parquet as pq
 
-        return pq.read_table(path).to_pylist()
+        return repr(pq.read_table(path).to_pylist())  # NaN is unequal to itself
     if path.name.startswith("data-") and path.suffix == ".arrow":
         from datasets import Dataset
 
