@@ -365,7 +365,7 @@ def test_a_fresh_environment_without_torch_analyses_a_face(place: Path, exported
     found = subprocess.run([*install, "-r", requirements], capture_output=True, text=True)
     if found.returncode:
         pytest.skip(f"no package index: {found.stderr[-300:]}")
-    ignore = shutil.ignore_patterns(".git", "outputs", "build", "*.egg-info")
+    ignore = shutil.ignore_patterns(".git", "outputs", "*.egg-info")
     subprocess.run([*install, "--no-deps", shutil.copytree(ROOT, tmp_path / "source", ignore=ignore)], check=True)
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
     out = tmp_path / "rows.csv"
