@@ -243,8 +243,11 @@ def saved_mark(name: str) -> str | None:
     if path is None:
         return None
     weights = {}
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    with _naming(name, path.name), open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"got a header of {length} bytes, expected at most the file's {path.stat().st_size}")
+        header = json.loads(file.read(length))
         first = file.tell()
         for key, tensor in header.items():
             if key.startswith(start):

@@ -316,6 +316,25 @@ def test_a_damaged_folder_of_an_exported_model_is_named(place, exported, name, c
     assert "Traceback" not in told and str(there) in told
 
 
+def _safetensors(header: object, size: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return (len(text) if size is None else size).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"abc", _safetensors({}, size=10**15), _safetensors([]), _safetensors({"classifiers.a": [1]})),
+        _safetensors({"classifiers.a": {"dtype": "I64", "shape": [1], "data_offsets": [0, 8]}}) + bytes(8),
+        _safetensors({"classifiers.a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 3]}}) + bytes(3),
+    ],
+)
+def test_damaged_weights_beside_an_exported_model_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors: .*copy the file again"):
+        saved_mark(str(tmp_path))
+
+
 def test_an_adapter_s_thresholds_and_old_half_precision_weights_are_read_without_torch(place: Path, tmp_path) -> None:
     weights = {"classifiers.a": torch.randn(3, 4), "classifiers.b": torch.randn(5), "mf2.c": torch.zeros(1)}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
