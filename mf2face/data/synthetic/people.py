@@ -27,6 +27,8 @@ CUTS = (
 BEARDS = ("none", "stubble", "moustache", "goatee", "short", "full")
 HEADWEAR = ("none", "beanie", "cap", "scarf", "band")
 EYEWEAR = ("none", "thin", "thick", "sunglasses")
+MEAN_ARCH = 0.64
+"""Of brows, for which the bank's landmarks are placed."""
 
 
 @dataclass(frozen=True)
@@ -158,4 +160,4 @@ def draw_person(rng: np.random.Generator) -> Person:
     )
 
 
-__all__ = ["BEARDS", "CUTS", "EYEWEAR", "HEADWEAR", "Colour", "Person", "draw_person", "linear", "skin_of"]
+__all__ = ["BEARDS", "CUTS", "EYEWEAR", "HEADWEAR", "MEAN_ARCH", "Colour", "Person", "draw_person", "linear", "skin_of"]

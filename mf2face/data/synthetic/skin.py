@@ -44,6 +44,12 @@ def ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
 
 
+def brow_line(person: Person, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) on the mean head, from the brow's inner end at 0 to the outer one at 1."""
+    arch = person.brow_arch * 0.085 * np.sin(np.pi * along**0.8 * 0.93)
+    return 0.075 + 0.46 * along, 0.175 + person.brow_height + arch - 0.035 * along
+
+
 def _brow_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
     """Strokes of hair from the inner to the outer end, on both sides, over a soft shadow."""
     alpha, body = np.zeros(CHART, np.float32), anatomy()
@@ -53,8 +59,7 @@ def _brow_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
         along = np.sort(rng.random(count)) ** 0.9
         thick = 0.036 * person.brow_width * np.clip(1.1 - 0.85 * along**1.8, 0.15, 1) * ramp(along, -0.12, 0.10)
         across = rng.uniform(-1, 1, count) * thick
-        x = 0.075 + 0.46 * along
-        y = 0.175 + person.brow_height + person.brow_arch * 0.085 * np.sin(np.pi * along**0.8 * 0.93) - 0.035 * along
+        x, y = brow_line(person, along)
         lean = np.radians(72 - 78 * along**0.6 + rng.normal(0, 10, count))
         length = rng.uniform(0.035, 0.065, count) * (0.7 + 0.5 * person.brow_width)
         roots = np.stack([side * x, y + across], 1)
@@ -179,4 +184,4 @@ def _relief(person: Person, beard: np.ndarray | np.float32, rng: np.random.Gener
     return np.ascontiguousarray(relief, dtype=np.float32)
 
 
-__all__ = ["bump", "noise", "paint_skin", "ramp"]
+__all__ = ["brow_line", "bump", "noise", "paint_skin", "ramp"]
