@@ -55,14 +55,14 @@ class Sitter:
         bank = anatomy().bank
         self.person = person
         self.points = bank.mean + np.tensordot(person.head, bank.components, 1).astype(np.float32)
-        texture, relief = paint_skin(person)
+        self.strands, self.ends = strands_of(person)
+        texture, relief = paint_skin(person, self.ends[0])
         if size <= 160:
             half = CHART[1] // 2, CHART[0] // 2
             texture = cv2.resize(texture, half, interpolation=cv2.INTER_AREA)
             relief = cv2.resize(relief, half, interpolation=cv2.INTER_AREA)
         self.texture, self.relief = np.ascontiguousarray(texture), np.ascontiguousarray(relief)
         self.folds = _folds(self.relief.shape)
-        self.strands, self.ends = strands_of(person)
         worn = hair(person, self.points, self.ends[0]) + headwear(person, self.points) + glasses(person, self.points)
         self.worn = [self._body(), *worn]
         self.mesh = joined(self.worn)

@@ -5,7 +5,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from mf2face.data.synthetic.anatomy import CHART, FOLD_NAMES, anatomy
+from mf2face.data.synthetic.anatomy import CHART, CHART_ANGLE, FOLD_NAMES, anatomy
 from mf2face.data.synthetic.people import Person
 
 
@@ -93,17 +93,20 @@ def _beard_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
     return np.clip(shape * np.float32(amount) * grain, 0, 0.96) * lips
 
 
-def _scalp_alpha(person: Person) -> np.ndarray:
-    """Hair too short to stand off: on shaved heads, and under other hair."""
+def _scalp_alpha(person: Person, ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Hair too short to stand off: on shaved heads, and where other hair begins. ends: its height around the head."""
     body = anatomy()
     x, y = np.abs(body.chart_x), body.chart_y
-    front = {"receding": 0.95, "bald": 9.0}.get(person.cut, 0.66)
-    line = front - 0.10 * ramp(x, 0.15, 0.5) - 0.30 * ramp(x, 0.52, 0.70)
-    covered = ramp(y - line, 0.0, 0.10)
     if person.cut == "bald":
         covered = np.zeros_like(y)
+    else:
+        grown = 0.66 - 0.10 * ramp(x, 0.15, 0.5) - 0.30 * ramp(x, 0.52, 0.70)
+        columns = (np.linspace(-0.5, 0.5, CHART[1]) * CHART_ANGLE / (2 * np.pi) * len(ends)).astype(int)
+        line = np.maximum(grown, ends[columns] - 0.04)
+        fine = cv2.resize(rng.standard_normal((3, 300)).astype(np.float32), CHART[::-1])
+        covered = ramp(y - line + np.float32(0.025) * fine, -0.02, 0.09)
     sides = ramp(x, 0.67, 0.73) * ramp(y, -0.25, 0.05)
-    return np.maximum(covered, sides * 0.7) * np.float32(0.45 if person.cut == "bald" else 0.8)
+    return np.maximum(covered, sides * 0.7) * np.float32(0.45 if person.cut == "bald" else 0.88)
 
 
 def _spots(colour: np.ndarray, person: Person, rng: np.random.Generator) -> None:
@@ -121,8 +124,8 @@ def _spots(colour: np.ndarray, person: Person, rng: np.random.Generator) -> None
     colour *= 1 - layer * np.float32((0.55, 0.75, 0.85))
 
 
-def paint_skin(person: Person) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns, 4): linear RGB and shine; (rows, columns): the relief at rest."""
+def paint_skin(person: Person, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns, 4): linear RGB and shine; (rows, columns): the relief at rest. ends: heights where hair ends."""
     rng, body = np.random.Generator(np.random.PCG64(person.seed)), anatomy()
     x, y = np.abs(body.chart_x), body.chart_y
     base = np.float32(person.skin)
@@ -152,7 +155,7 @@ def paint_skin(person: Person) -> tuple[np.ndarray, np.ndarray]:
     if person.is_male:
         blue = ramp(-y + 0.35 * np.clip(x - 0.3, 0, 1), 0.48, 0.70) * (1 - ramp(-y, 1.15, 1.3))
         colour *= 1 - blue[..., None] * np.float32(rng.uniform(0.0, 0.22)) * np.float32((1.0, 0.85, 0.7))
-    scalp = _scalp_alpha(person)[..., None]
+    scalp = _scalp_alpha(person, ends, rng)[..., None]
     colour = colour * (1 - scalp) + scalp * np.float32(person.hair)
     if person.beard != "none":
         beard = _beard_alpha(person, rng)

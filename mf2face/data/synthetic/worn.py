@@ -18,8 +18,6 @@ from mf2face.data.synthetic.raster import CLOTH, GLOSS, HAIR
 
 STRANDS = (96, 640)
 """Rows and columns of the texture of hair: height above the eyes from -2 to 2, around the head."""
-_DROP = 0.16
-"""Decimetres between the rows of hair that hangs."""
 
 
 @dataclass
@@ -112,11 +110,15 @@ def strands_of(person: Person) -> tuple[np.ndarray, np.ndarray]:
     field = _strand_fields(cut.curl > 0)[int(rng.integers(6))]
     field = np.roll(field, int(rng.integers(STRANDS[1])), 1)
     wave = rng.uniform(0, 5) if cut.curl == 0 else 0.0
-    shift = (wave * np.sin(np.arange(STRANDS[0]) / rng.uniform(4, 9) + rng.uniform(0, 6))).astype(np.float32)
-    rows, columns = np.meshgrid(
-        np.arange(STRANDS[0], dtype=np.float32), np.arange(STRANDS[1], dtype=np.float32), indexing="ij"
-    )
-    field = cv2.remap(field, columns + shift[:, None], rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    rows, columns = np.meshgrid(*(np.arange(count, dtype=np.float32) for count in STRANDS), indexing="ij")
+    shift = wave * np.sin(rows / rng.uniform(4, 9) + rng.uniform(0, 6))
+    # Combed aside, over the forehead only: strands run down and outwards from a parting, or all to one side.
+    turn = (columns / STRANDS[1] * 360 + 180) % 360 - 180
+    aside = np.clip((turn - rng.uniform(-15, 15)) / 8, -1, 1) if cut.parted else rng.choice((-1, 1))
+    comb = rng.uniform(90, 190) if cut.parted else rng.uniform(0, 70)
+    shift = shift + comb * aside * np.clip((78 - np.abs(turn)) / 40, 0, 1) * (rows * (4 / STRANDS[0]) - 2)
+    source = (columns + shift.astype(np.float32)) % STRANDS[1]
+    field = cv2.remap(field, source, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     ends = _around(cut)
     ragged = 0.04 if cut.front > 0.5 else 0.07
     jitter = rng.standard_normal(48).astype(np.float32) * ragged
@@ -146,10 +148,10 @@ def _hood(skin: np.ndarray, cut: Cut, ends: np.ndarray, rng: np.random.Generator
     falls = (degrees > 48) & (end < -0.30)
     for column in np.flatnonzero(falls):
         leave = int(np.argmax(heights[:, column] < (0.02 if degrees[column] < 115 else -0.25)))
-        below = np.arange(rows - leave, dtype=np.float32)
-        spread = 1 + 0.02 * below[:, None]
-        anchors[leave:, column] = anchors[leave, column] * np.array((1, 1, 1)) - below[:, None] * (0, _DROP, 0)
-        anchors[leave:, column, 0] *= spread[:, 0]
+        depth = max(heights[leave, column] - end[column] + 0.15, 0.3)
+        below = np.linspace(0, depth, rows - leave, dtype=np.float32)
+        anchors[leave:, column] = anchors[leave, column] - below[:, None] * (0, 1, 0)
+        anchors[leave:, column, 0] *= 1 + 0.12 * below
         outward[leave:, column] = outward[leave, column] * (1, 0.2, 1)
         heights[leave:, column] = anchors[leave:, column, 1]
     crown = np.clip((heights - 0.45) / 0.5, 0, 1)
@@ -235,22 +237,33 @@ def headwear(person: Person, skin: np.ndarray) -> list[Mesh]:
     ends = _around(hat)
     anchors, offsets, heights = _hood(skin, hat, ends, rng)
     points, attributes = _layer(anchors, offsets, heights, 1.0, 0.0)
-    low, tall = _end_at(attributes[:, 0], ends), attributes[:, 1]
-    seen = tall > low
+    grid = points.reshape(HOOD_SHAPE[0], -1, 3)
+    low, tall = (values.reshape(grid.shape[:2]) for values in (_end_at(attributes[:, 0], ends), attributes[:, 1]))
+    edge = _cut_off(grid, tall, low[0])
     if person.headwear == "band":
-        seen &= tall < low + 0.35
-    triangles = _grid_triangles(*HOOD_SHAPE)
-    kept = triangles[seen[triangles].any(1)]
-    meshes = [Mesh(points, kept, attributes, CLOTH, np.float32(person.fabric))]
+        _cut_off(grid[::-1], -tall[::-1], -low[0] - 0.35)
+    meshes = [Mesh(points, _grid_triangles(*HOOD_SHAPE), attributes, CLOTH, np.float32(person.fabric))]
     if person.headwear == "cap":
-        meshes.append(_brim(points.reshape(HOOD_SHAPE[0], -1, 3), tall.reshape(HOOD_SHAPE[0], -1), person))
+        meshes.append(_brim(edge, person))
     return meshes
 
 
-def _brim(points: np.ndarray, heights: np.ndarray, person: Person) -> Mesh:
+def _cut_off(grid: np.ndarray, heights: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Draws all rows below a height of each column onto it; the edge (columns, 3)."""
+    columns = np.arange(grid.shape[1])
+    last = np.clip((heights <= low).argmax(0) - 1, 0, None)
+    last = np.where((heights > low).all(0), len(grid) - 2, last)
+    above, below = heights[last, columns], heights[last + 1, columns]
+    share = np.clip((above - low) / np.maximum(above - below, 1e-6), 0, 1)[:, None]
+    edge = grid[last, columns] * (1 - share) + grid[last + 1, columns] * share
+    is_below = np.arange(len(grid))[:, None] > last
+    grid[is_below] = np.broadcast_to(edge, grid.shape)[is_below]
+    return edge
+
+
+def _brim(edge: np.ndarray, person: Person) -> Mesh:
     columns = np.arange(-10, 11) + HOOD_SHAPE[1] // 2
-    rows = [int(np.argmin(np.abs(heights[:, column] - 0.42))) for column in columns]
-    edge = points[rows, columns]
+    edge = edge[columns]
     share = np.cos(np.linspace(-1, 1, len(columns)) * np.pi / 2)[:, None]
     tip = edge + share * np.array((0.0, -0.10, 0.62))
     strip = np.concatenate([edge, tip]).astype(np.float32)
