@@ -126,6 +126,12 @@ class Anatomy:
         return eyes[is_left], eyes[~is_left]
 
     @cached_property
+    def lobes(self) -> tuple[int, ...]:
+        """The lowest vertices of the person's left and right ear."""
+        ears, mean = np.flatnonzero(self.bank.ears > 0.5), self.bank.mean
+        return tuple(min(ears[mean[ears, 0] * sign > 0], key=lambda vertex: mean[vertex, 1]) for sign in (1, -1))
+
+    @cached_property
     def upper_teeth(self) -> np.ndarray:
         """Vertices of the upper row; the lower row follows the jaw."""
         teeth = np.unique(self.bank.triangles[self.bank.parts == PARTS.index("teeth")])

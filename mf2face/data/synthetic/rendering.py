@@ -15,10 +15,10 @@ from mf2face.data.synthetic.actions import RENDERED_AUS, add_gaze, add_habits, f
 from mf2face.data.synthetic.anatomy import CHART, anatomy
 from mf2face.data.synthetic.bank import PARTS
 from mf2face.data.synthetic.people import MEAN_ARCH, Person
-from mf2face.data.synthetic.places import Shot, finish
+from mf2face.data.synthetic.places import Shot, finish, occlude, occluded
 from mf2face.data.synthetic.raster import LASHES, SKIN, add_folds, moved_points, rasterize, shade, vertex_normals
 from mf2face.data.synthetic.skin import brow_line, paint_skin
-from mf2face.data.synthetic.worn import Mesh, glasses, hair, headwear, mask, strands_of
+from mf2face.data.synthetic.worn import Mesh, earrings, glasses, hair, headwear, mask, strands_of
 
 
 SEEN = ("background", "skin", "lips", "eyes", "mouth", "hair", "worn", "clothes", "occluder")
@@ -63,8 +63,8 @@ class Sitter:
             relief = cv2.resize(relief, half, interpolation=cv2.INTER_AREA)
         self.texture, self.relief = np.ascontiguousarray(texture), np.ascontiguousarray(relief)
         self.folds = _folds(self.relief.shape)
-        worn = hair(person, self.points, self.ends[0]) + headwear(person, self.points) + glasses(person, self.points)
-        self.worn = [self._body(), *worn]
+        accessories = [made for make in (headwear, glasses, earrings) for made in make(person, self.points)]
+        self.worn = [self._body(), *hair(person, self.points, self.ends[0]), *accessories]
         self.mesh = joined(self.worn)
         across = (np.abs(bank.mean[bank.landmarks[0][17:27], 0]) * bank.landmarks[1][17:27]).sum(1)
         along = np.clip((across - 0.075) / 0.46, 0, 1)
@@ -334,13 +334,9 @@ def _developed(linear: np.ndarray, seen: np.ndarray, person: Person, shot: Shot,
     colour = np.clip(0.5 + (colour - 0.5) * np.float32(shot.contrast), 0, 1)
     behind = cv2.resize(shot.background, (size, size), interpolation=cv2.INTER_LINEAR)
     image = (colour * alpha + behind * (1 - alpha)).astype(np.float32)
-    if shot.occluder is not None:
-        cover = np.zeros((size, size), np.float32)
-        cv2.fillPoly(cover, [np.round(shot.occluder * size * 16).astype(np.int32)], 1.0, cv2.LINE_AA, 4)
-        shade = cv2.GaussianBlur(cover, (0, 0), size * 0.03)
-        image *= (1 - 0.35 * shade * (1 - cover))[..., None]
-        body = np.float32(shot.occluder_colour) * (0.6 + 0.4 * shade[..., None])
-        image = image * (1 - cover[..., None]) + body.astype(np.float32) * cover[..., None]
+    if shot.occluder:
+        hand = np.clip(np.float32(person.skin) / skin * np.float32(target) * np.float32(shot.balance), 0, 1)
+        image = occlude(image, shot, hand ** np.float32(1 / 2.2))
     return image
 
 
@@ -363,10 +359,7 @@ def _truth(
     across, down = (mesh.attributes[:, k][corners] * share[..., 0] for k in (0, 1))
     is_cloth = down.sum(-1) > person.collar + person.neckline * np.abs(across.sum(-1) - 0.5)
     parts[(parts == 1) & is_cloth] = 7
-    if shot.occluder is not None:
-        cover = np.zeros((size, size), np.uint8)
-        cv2.fillPoly(cover, [np.round(shot.occluder * size * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
-        parts[cover > 0] = 8
+    parts[occluded(shot, size)] = 8
     facing = (normals[corners] * share).sum(2)
     facing = np.where((faces >= 0)[..., None], facing / (np.linalg.norm(facing, axis=-1, keepdims=True) + 1e-9), 0)
     column, row = np.floor(landmarks).astype(int).T

@@ -1,4 +1,4 @@
-"""What stands off the skin: hair, headwear, glasses and a mask, as triangles around the head.
+"""What stands off the skin: hair, headwear, glasses, earrings and a mask, as triangles around the head.
 
 Hair and hats are one surface, the hood: rays from the head's centre, moved outwards by the hair's thickness and
 falling straight below the ears. Where it ends is a line around the head, which a cut chooses.
@@ -12,7 +12,7 @@ import numpy as np
 
 from mf2face.data.synthetic.anatomy import anatomy
 from mf2face.data.synthetic.bank import HOOD_CENTRE, HOOD_SHAPE
-from mf2face.data.synthetic.people import Person
+from mf2face.data.synthetic.people import Colour, Person
 from mf2face.data.synthetic.raster import CLOTH, GLOSS, HAIR
 
 
@@ -215,18 +215,17 @@ def hair(person: Person, skin: np.ndarray, ends: np.ndarray) -> list[Mesh]:
         kept = triangles[seen[triangles].any(1)]
         meshes.append(Mesh(points, kept, attributes, HAIR, np.float32(person.hair)))
     if person.cut == "tied" and rng.random() < 0.5:
-        meshes.append(_ball(np.array((0, 1.22, -0.95)), 0.30, person, rng))
+        meshes.append(_ball(np.array((0, 1.22, -0.95)), 0.30 * rng.uniform(0.9, 1.1, 3), HAIR, person.hair))
     return meshes
 
 
-def _ball(centre: np.ndarray, radius: float, person: Person, rng: np.random.Generator) -> Mesh:
+def _ball(centre: np.ndarray, radii: np.ndarray | float, material: int, colour: Colour) -> Mesh:
     down, around = np.meshgrid(np.linspace(0, np.pi, 10), np.arange(17) * 2 * np.pi / 16, indexing="ij")
     rays = np.stack([np.sin(down) * np.sin(around), np.cos(down), np.sin(down) * np.cos(around)], -1)
-    points = (centre + radius * rays * rng.uniform(0.9, 1.1, 3)).reshape(-1, 3).astype(np.float32)
+    points = (centre + radii * rays).reshape(-1, 3).astype(np.float32)
     attributes = np.stack([around / 6.3, np.full_like(around, 1.5) + 0.3 * np.cos(down), np.zeros_like(around)], -1)
-    return Mesh(
-        points, _grid_triangles(10, 16), attributes.reshape(-1, 3).astype(np.float32), HAIR, np.float32(person.hair)
-    )
+    attributes = attributes.reshape(-1, 3).astype(np.float32)
+    return Mesh(points, _grid_triangles(10, 16), attributes, material, np.float32(colour))
 
 
 def headwear(person: Person, skin: np.ndarray) -> list[Mesh]:
@@ -335,6 +334,30 @@ def glasses(person: Person, skin: np.ndarray) -> list[Mesh]:
     return meshes
 
 
+def earrings(person: Person, skin: np.ndarray) -> list[Mesh]:
+    """A stud, a hoop or a drop at both lobes, of gold or silver."""
+    if person.earrings == "none":
+        return []
+    rng, meshes = np.random.Generator(np.random.PCG64([person.seed, 5])), []
+    metal = ((0.75, 0.52, 0.18), (0.62, 0.62, 0.64))[int(rng.integers(2))]
+    radius, angle = rng.uniform(0.06, 0.15), np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    for lobe in skin[list(anatomy().lobes)]:
+        outside = lobe + np.array((0.02 * np.sign(lobe[0]), 0.03, 0.02))
+        if person.earrings == "hoop":
+            unit = np.stack([0 * angle, np.sin(angle), np.cos(angle)], 1)
+            ring = outside - (0, radius, 0) + radius * unit
+            for across in (np.array((1.0, 0, 0)), unit):
+                points, triangles = _ribbon(ring, 0.022, across, True)
+                blank = np.zeros((len(points), 3), np.float32)
+                meshes.append(Mesh(points.astype(np.float32), triangles, blank, GLOSS, np.float32(metal)))
+        else:
+            meshes.append(_ball(outside, 0.026, GLOSS, metal))
+        if person.earrings == "drop":
+            size = radius * np.array((0.25, 0.6, 0.25))
+            meshes.append(_ball(outside - (0, 0.04 + size[1], 0), size, GLOSS, person.fabric))
+    return meshes
+
+
 def mask(skin: np.ndarray, normals: np.ndarray, colour: np.ndarray) -> Mesh:
     """A cloth over nose, mouth and chin: the skin there, moved outwards and smoothed."""
     body = anatomy()
@@ -349,4 +372,4 @@ def mask(skin: np.ndarray, normals: np.ndarray, colour: np.ndarray) -> Mesh:
     return Mesh(points.astype(np.float32), kept, np.zeros((len(points), 3), np.float32), CLOTH, colour)
 
 
-__all__ = ["STRANDS", "Mesh", "glasses", "hair", "headwear", "mask", "strands_of"]
+__all__ = ["STRANDS", "Mesh", "earrings", "glasses", "hair", "headwear", "mask", "strands_of"]
