@@ -26,7 +26,10 @@ CUTS = (
 )  # fmt: skip
 BEARDS = ("none", "stubble", "moustache", "goatee", "short", "full")
 HEADWEAR = ("none", "beanie", "cap", "scarf", "band")
+EARRINGS = ("none", "stud", "hoop", "drop")
 EYEWEAR = ("none", "thin", "thick", "sunglasses")
+MEAN_ARCH = 0.64
+"""Of brows, for which the bank's landmarks are placed."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Person:
     beard: str = "none"
     headwear: str = "none"
     eyewear: str = "none"
+    earrings: str = "none"
     frame: Colour = (0.02, 0.02, 0.02)
     fabric: Colour = (0.2, 0.2, 0.3)
     clothes: Colour = (0.1, 0.12, 0.2)
@@ -145,6 +149,7 @@ def draw_person(rng: np.random.Generator) -> Person:
         beard=str(rng.choice(BEARDS[1:], p=(0.36, 0.10, 0.14, 0.25, 0.15))) if bearded else "none",
         headwear=str(rng.choice(HEADWEAR, p=(0.89, 0.035, 0.03, 0.03, 0.015))),
         eyewear=str(rng.choice(EYEWEAR, p=(0.80, 0.10, 0.08, 0.02))),
+        earrings=str(rng.choice(EARRINGS, p=(0.93, 0.05, 0.02, 0.0) if is_male else (0.55, 0.2, 0.13, 0.12))),
         frame=_colour(linear(rng.uniform(5, 60, 3) if rng.random() < 0.7 else rng.uniform(60, 200, 3))),
         fabric=_colour(linear(rng.uniform(20, 150) + rng.uniform(-15, 60, 3) * rng.random())),
         clothes=_colour(linear(rng.uniform(10, 90) + rng.uniform(0, 130, 3) * rng.random())),
@@ -161,4 +166,16 @@ def draw_person(rng: np.random.Generator) -> Person:
     )
 
 
-__all__ = ["BEARDS", "CUTS", "EYEWEAR", "HEADWEAR", "Colour", "Person", "draw_person", "linear", "skin_of"]
+__all__ = [
+    "BEARDS",
+    "CUTS",
+    "EARRINGS",
+    "EYEWEAR",
+    "HEADWEAR",
+    "MEAN_ARCH",
+    "Colour",
+    "Person",
+    "draw_person",
+    "linear",
+    "skin_of",
+]
