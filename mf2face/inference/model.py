@@ -4,15 +4,12 @@ import importlib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from configuration_mf2.json_files import read_json
+from mf2face.files import RELEASED as EMBEDDED
 from mf2face.inference.engine import check_engine, engine_pipeline, file_of, read_object
 from mf2face.inference.rows import Columns, first_line
-
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
 
 @dataclass(frozen=True)
