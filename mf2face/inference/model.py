@@ -37,10 +37,12 @@ class AnalysisModel:
             return "its files do not say what it was trained on"
         return "trained on what its card says"
 
-    def columns(self, caption: bool) -> Columns:
+    def columns(self, caption: bool, relative: bool = False) -> Columns:
         config = self.pipeline.model.config
         units = tuple(config.action_units) if config.use_au_branch else ()
-        return Columns(units, tuple(config.emotions) if config.use_emo_branch else (), caption)
+        emotions = tuple(config.emotions) if config.use_emo_branch else ()
+        sides, intensities = (tuple(getattr(config, name, None) or ()) for name in ("sides", "intensities"))
+        return Columns(units, emotions, caption, sides, intensities, relative)
 
     def check_caption(self) -> None:
         model = self.pipeline.model
