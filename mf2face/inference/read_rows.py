@@ -67,7 +67,9 @@ def read_rows(path: str | os.PathLike, *, points: bool = False) -> RowTable:
 
 def _csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, skipinitialspace=True)  # OpenFace writes a space behind each comma
+        spaced = ", " in file.readline()  # OpenFace writes a space behind each comma
+        file.seek(0)
+        reader = csv.reader(file, skipinitialspace=spaced)
         names = [unescape_cell(name.strip()) for name in next(reader, [])]
         rows = [row for row in reader if row]
     if wrong := next((place for place, row in enumerate(rows) if len(row) != len(names)), None):
