@@ -30,6 +30,7 @@ from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, 
 from mf2face.inference.shards import Shard, fingerprint
 from processing_mf2.detection import DETECTORS
 from processing_mf2.landmarks import TEMPLATES
+from processing_mf2.reliability import conformal_cuts
 from processing_mf2.results import NotFiniteError
 
 
@@ -94,6 +95,7 @@ class Analysis:
         sampling: Sampling | None = None,
         caption: bool = False,
         thresholds: Any = None,
+        confidence: float | None = None,
         batch_size: int | None = None,
         progress: bool = False,
         shard: Shard | None = None,
@@ -104,7 +106,8 @@ class Analysis:
             model.check_caption()
         processor = model.pipeline.processor
         self.thresholds = dict(zip(processor.action_units, processor.thresholds(thresholds), strict=True))
-        self.columns = model.columns(caption)
+        self.confidence, cuts = confidence, conformal_cuts(confidence, processor.conformal)
+        self.columns = model.columns(caption, states=cuts is not None)
         self.batch = BatchSize(batch_size)
         self.summary = Summary()
         self.reader = ThreadPoolExecutor(1, "mf2-reader")
@@ -131,10 +134,13 @@ class Analysis:
             settings["landmark_file"] = self.source.fingerprint
         settings |= self.shard_settings
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
+        if self.confidence is not None:
+            settings["confidence"] = self.confidence
         facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
         return {
             "settings": settings,
             **facts,
+            **{f"{column}_grade": grade for column, grade in self.model.grades.items()},
             "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1", ", ".join(POSE): "degrees"},
         }
 
@@ -261,6 +267,8 @@ class Analysis:
         settings = {"landmark_source": "template", "on_error": "skip", "thresholds": self.thresholds}
         if self.caption:
             settings["captions"] = ["emotion"]
+        if self.confidence is not None:
+            settings["confidence"] = self.confidence
         # On a CPU this thread's own time, which other work on the machine does not lengthen.
         clock = time.thread_time if self.model.device == "cpu" else time.perf_counter
         while True:
@@ -365,6 +373,7 @@ def analyze(
     seconds: float | None = None,
     caption: bool = False,
     thresholds: Any = None,
+    confidence: float | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     engine: str = "torch",
@@ -384,6 +393,7 @@ def analyze(
         Without any, the detector that is set up.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
+    confidence: such as 0.9: also if each AU is active, at rest or not to be told, and possible emotions.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
     shard: `2/8`: the second of eight parts of the inputs, into an output of its own: `faces-2-of-8.csv`.
     """
@@ -393,7 +403,7 @@ def analyze(
         output = output if part is None else part.path(output)
     where = {"aligned": aligned, "landmarks": landmarks, "detector": detector, "device": device, "engine": engine}
     settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
-    settings |= {"shard": part}
+    settings |= {"shard": part, "confidence": confidence}
     analysis = prepare(inputs, model, adapter, sampling=Sampling(every, fps, seconds), **where, **settings)
     if output is None or hasattr(output, "add"):
         return analysis.run(output)

@@ -72,6 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--thresholds", type=float, metavar="P", help="of all action units; the model's own unless given"
     )
+    parser.add_argument(
+        "--confidence", type=float, metavar="P", help="such as 0.9: also active, at rest or cannot tell, by calibration"
+    )
     parser.add_argument("--batch_size", type=int, metavar="N", help="found by itself unless given")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
     engines = {"choices": ("torch", "onnx", "int8"), "default": "torch"}
@@ -150,7 +153,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
             for name in ("output", "why"):
                 if getattr(given, name) is not None:
                     setattr(given, name, str(shard.path(getattr(given, name))))
-        names = ("adapter", "aligned", "landmarks", "device", "engine", "caption", "thresholds", "batch_size")
+        names = ("adapter", "aligned", "landmarks", "device", "engine", "caption", "thresholds", "confidence")
+        names += ("batch_size",)
         settings = {name: getattr(given, name) for name in names} | {"detector": detector, "shard": shard}
         settings["sampling"] = Sampling(given.every, given.fps, given.seconds)
         settings["progress"] = not given.quiet and sys.stderr.isatty()
@@ -307,7 +311,9 @@ def _screen(analysis: Any, format: str) -> Any:
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _beside_bar(analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+    return _beside_bar(
+        analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
+    )
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, private, whole_file, write_whole
 
@@ -25,7 +26,8 @@ NAN = float("nan")
 PATIENCE = 5
 """Looked-at frames for which a face may be hidden and still keep its number."""
 
-TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source", "quality")
+TEXT_COLUMNS = ("input", "top_emotion", "emotion_set", "caption", "landmark_source", "quality")
+STATE = "_state"
 POSE = ("Pitch", "Roll", "Yaw")
 _WHOLE = ("frame", "face_id")
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
@@ -57,13 +59,20 @@ def unit_column(code: str) -> str:
     return f"AU{int(code.removeprefix('AU')):02d}"
 
 
+def column_of(label: str) -> str:
+    """Of an AU or an emotion."""
+    return unit_column(label) if label in ACTION_UNITS else label
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with."""
+    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with.
+    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
     caption: bool = False
+    states: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -75,14 +84,16 @@ class Columns:
             *POSE,
             *units,
             *(f"{name}_c" for name in units),
+            *(f"{name}{STATE}" for name in units if self.states),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
+            *(["emotion_set"] if self.emotions and self.states else []),
             *(["caption"] if self.caption else []),
             *("landmark_source", "quality"),
         ]
 
     def is_text(self, name: str) -> bool:
-        return name in TEXT_COLUMNS and name not in self.emotions
+        return (name in TEXT_COLUMNS or name.endswith(STATE)) and name not in self.emotions
 
     def is_whole(self, name: str) -> bool:
         return name in _WHOLE
@@ -121,9 +132,13 @@ class Columns:
         for code, unit in answer.get("action_units", {}).items():
             row[unit_column(code)] = _round(unit["probability"], 6)
             row[f"{unit_column(code)}_c"] = int(unit["active"])
+            if self.states:
+                row[f"{unit_column(code)}{STATE}"] = unit["state"]
         row |= {name: _round(value, 6) for name, value in answer.get("emotions", {}).items()}
         if self.emotions:
             row["top_emotion"] = answer.get("emotion")
+            if self.states:
+                row["emotion_set"] = "|".join(answer.get("emotion_set", ()))
         if self.caption:
             row["caption"] = answer.get("captions", {}).get("emotion")
         return row
