@@ -183,7 +183,7 @@ def grade_table(evidence: Mapping[str, Any]) -> str:
         photographs = MISSING
         if "value" in found:
             photographs = f"{found['value']:.3f} ({found['photographs']:.3f} to {found['high']:.3f})"
-        cells = [number(found, "test"), number(found, "shift"), photographs, number(found, "recall")]
+        cells = [number(found, "test"), number(found, "style_shift"), photographs, number(found, "recall")]
         rows.append([noun, found["grade"], *cells])
     names = ["test people", "other style", "photographs (95 % interval)", "recall, photographs"]
     return table(["", "grade", *names], rows)

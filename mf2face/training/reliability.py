@@ -83,11 +83,11 @@ def coverage(
 
 
 RULE: Mapping[str, Mapping[str, float]] = {
-    "reliable": {"test": 0.9, "shift": 0.85, "photographs": 0.85, "recall": 0.6},
-    "usable": {"test": 0.8, "shift": 0.7, "photographs": 0.7, "recall": 0.35},
+    "reliable": {"test": 0.9, "style_shift": 0.85, "photographs": 0.85, "recall": 0.6},
+    "usable": {"test": 0.8, "style_shift": 0.7, "photographs": 0.7, "recall": 0.35},
 }
-"""What a label has to reach for a grade; else it is `experimental`. test, shift: area under the ROC curve on people and
-on a rendering style that training did not see. photographs: the same, the lower end of its 95 % interval over people;
+"""What a label has to reach for a grade; else it is `experimental`. test, style_shift: area under the ROC curve on people
+and on a rendering style that training did not see. photographs: the same, the lower end of its 95 % interval over people;
 a label that no photograph is labelled for is `usable` at best. recall: of an emotion, on photographs."""
 
 SIGN_OF: Mapping[str, str] = {
@@ -110,7 +110,7 @@ def photograph_figure(label: str, figures: Mapping[str, float]) -> str | None:
 def evidence_of(
     label: str, rendered: Mapping[str, Mapping[str, float]], photographs: Mapping[str, float]
 ) -> dict[str, float | str]:
-    """rendered: `test` and `shift`, scores of `mf2face.data.metrics`."""
+    """rendered: `test` and `style_shift`, scores of `mf2face.data.metrics`."""
     kind = "au" if label in ACTION_UNITS else "emotion"
     found = {where: scores.get(f"{kind}_roc_auc/{label}") for where, scores in rendered.items()}
     if name := photograph_figure(label, photographs):
@@ -124,7 +124,7 @@ def evidence_of(
 def grade_of(evidence: Mapping[str, Any]) -> str:
     """By `RULE`, from `evidence_of`."""
     for grade, least in RULE.items():
-        seen = all(key in evidence for key in ("test", "shift"))
+        seen = all(key in evidence for key in ("test", "style_shift"))
         enough = all(evidence[key] >= value for key, value in least.items() if key in evidence)
         if seen and enough and (grade == "usable" or "photographs" in evidence):
             return grade
