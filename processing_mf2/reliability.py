@@ -67,10 +67,9 @@ def conformal_state(probability: float, cuts: Sequence[float]) -> str:
 
 
 def emotion_set(probabilities: Mapping[str, float], cuts: Cuts) -> list[str]:
-    """Emotions that cannot be ruled out, the most probable first; none: the face is like no calibrated one."""
-    return [
-        name for name in sorted(probabilities, key=lambda n: -probabilities[n]) if probabilities[name] >= cuts[name]
-    ]
+    """Emotions that cannot be ruled out, the most probable first; that one is always among them."""
+    first, *others = sorted(probabilities, key=lambda name: -probabilities[name])
+    return [first, *(name for name in others if probabilities[name] >= cuts[name])]
 
 
 def add_reliability(result: dict[str, Any], grades: Mapping[str, str] | None, cuts: Cuts | None) -> dict[str, Any]:

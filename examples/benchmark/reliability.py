@@ -4,7 +4,7 @@
 
 Grades and their evidence are written into FOLDER: `grades` in its processor_config.json, `reliability.json`, the card.
 The rule is `RULE` in mf2face/training/reliability.py. `--photographs` takes what `photographs.py --json` measured with
-the same weights; without it no label is more than usable. A checkpoint without conformal cuts is calibrated first.
+the same weights; without it every label is experimental. A checkpoint without conformal cuts is calibrated first.
 
 test/...             scores of people that training did not see, in the style that it saw: au_roc_auc/AU12 and so on
 style_shift/...      the same in a style that training did not see
