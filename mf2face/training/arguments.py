@@ -56,7 +56,11 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset: str = _option("synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub")
+    dataset: str = _option(
+        "synthetic",
+        "synthetic (drawn or rendered faces); MFA's folder or name on the Hub; or own:FOLDER, your pictures with a "
+        "labels.csv, or in a folder an emotion",
+    )
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
     style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
@@ -64,6 +68,7 @@ class DataArguments:
     people_seed: int = _option(1, "synthetic: which people are drawn")
     landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
     augment: bool = _option(False, "crop, rotate, flip, recolour and hide parts of the training crops")
+    balance: bool = _option(False, "show training images of rarer emotions more often, up to eight times")
     views: int = _option(
         1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
@@ -207,8 +212,8 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+    if not (Path(ours.dataset.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
+        built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
         raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
 
 
@@ -217,6 +222,8 @@ def _check_training(ours: MF2Arguments, training: "transformers.TrainingArgument
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
     if not ours.streaming:
         return
+    if ours.balance:
+        raise ValueError("balance, streaming: got both, expected one: a stream does not know how rare an emotion is")
     if training.max_steps <= 0 and ours.task != "evaluate":
         raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
     if ours.store_vision:

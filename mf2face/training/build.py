@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from configuration_mf2.baselines import ComparedConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
 from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
+from mf2face.data.build.own import PREFIX, build_own
 from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
@@ -152,15 +153,19 @@ def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: b
 def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     """The rows of each split; the column `split` says which, or the dataset's own splits do."""
     drawn = {"style": arguments.style, "seed": arguments.people_seed, "label_set": arguments.label_set}
+    source = arguments.dataset
+    if source.startswith(PREFIX):
+        template = arguments.landmarks == "template"
+        source = str(build_own(source.removeprefix(PREFIX), arguments.label_set, template=template))
     if arguments.streaming:
-        return stream_splits(arguments.dataset, n=arguments.num_images, **drawn)
-    folder = Path(arguments.dataset)
-    if arguments.dataset == "synthetic":
+        return stream_splits(source, n=arguments.num_images, **drawn)
+    folder = Path(source)
+    if source == "synthetic":
         rows = MFASynthetic(arguments.num_images, **drawn)
     elif any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        rows = datasets.load_from_disk(arguments.dataset)
+        rows = datasets.load_from_disk(source)
     else:
-        rows = datasets.load_dataset(arguments.dataset)
+        rows = datasets.load_dataset(source)
     if isinstance(rows, dict):
         splits = {name: rows[name] for name in SPLITS if name in rows}
     else:

@@ -39,7 +39,7 @@ from mf2face.training.evaluation import (
     write_scores,
 )
 from mf2face.training.exp_blip import CaptionedFaces, caption_trainer, measure_captions, stage_one_config
-from mf2face.training.finetuning import adapt, peft_config, trainable_parameters, with_states
+from mf2face.training.finetuning import BalancedExamples, adapt, peft_config, trainable_parameters, with_states
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
 from mf2face.training.reliability import calibrate, coverage
 from mf2face.training.stores import collate_stored
@@ -128,10 +128,13 @@ def _trainer(
         root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
         how = (root, ours.store_dtype, ours.rebuild_store)
         examples = {name: with_states(model, made, *how) for name, made in examples.items()}
+    learned = examples["train"]
+    if ours.balance and settings.trains:
+        learned = BalancedExamples(learned, splits["train"]["emotion"][:])
     trainer = MF2Trainer(
         model=model,
         args=training,
-        train_dataset=examples["train"],
+        train_dataset=learned,
         eval_dataset=examples.get("validation"),
         data_collator=MF2Collator(parts.processor.tokenizer.pad_token_id) if ours.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(parts.model.config),
