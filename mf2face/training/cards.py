@@ -264,6 +264,7 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
         "adapter options": ", ".join(ours.adapter_options) or None,
         "states stored as": None if ours.no_store else ours.store_dtype,
         "augmentation": ours.augment,
+        "emotions balanced": ours.balance or None,
         "seed": training.seed,
         "epochs, at most": training.num_train_epochs if steps <= 0 else None,
         "steps": steps if steps > 0 else None,
