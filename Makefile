@@ -41,9 +41,18 @@ demo:
 docs:
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going docs docs/_build
 
-# About an hour on one CPU core. The fixed seed is the Trainer's default.
+# The released checkpoint: its tower, MF² with language on it, thresholds and conformal cuts from validation people; then
+# evidence, grades and card. With PHOTOGRAPHS=FOLDER (pictures, labels.csv) labels are graded on photographs too; without,
+# all stay experimental. The fixed seed is the Trainer's default.
+RELEASED = mf2-tiny-rendered
+RENDERED = --style studio+street --num_images 14400
+MEASURED = outputs/$(RELEASED)-photographs.json
 checkpoint:
-	$(PYTHON) train.py --task tower --output_dir outputs/mf2-tiny-synthetic-tower
-	$(PYTHON) train.py --vision_name_or_path outputs/mf2-tiny-synthetic-tower --num_train_epochs 12 --load_best_model_at_end False \
-		--save_half True --model_options units_alone_share=0.0 --output_dir outputs/mf2-tiny-synthetic
-	$(PYTHON) examples/release_checkpoint.py outputs/mf2-tiny-synthetic model_cards/mf2-tiny-synthetic
+	$(PYTHON) train.py --task tower $(RENDERED) --output_dir outputs/$(RELEASED)-tower
+	$(PYTHON) train.py $(RENDERED) --vision_name_or_path outputs/$(RELEASED)-tower --num_train_epochs 12 --load_best_model_at_end False \
+		--save_half True --output_dir outputs/$(RELEASED)
+	$(if $(PHOTOGRAPHS),$(PYTHON) examples/benchmark/photographs.py --photos $(PHOTOGRAPHS) --labels $(PHOTOGRAPHS)/labels.csv \
+		--part report --scores --model outputs/$(RELEASED) --json $(MEASURED))
+	$(PYTHON) examples/benchmark/reliability.py outputs/$(RELEASED) $(if $(PHOTOGRAPHS),--photographs $(MEASURED)) \
+		--json outputs/$(RELEASED)-reliability.json
+	$(PYTHON) examples/release_checkpoint.py outputs/$(RELEASED) model_cards/$(RELEASED)

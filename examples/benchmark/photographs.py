@@ -35,7 +35,7 @@ shards_rows_difference the largest difference of a number: the last digit depend
 au12_auc ...           area under the ROC curve by the csv's own action units, where it has them
 grey_ blurred_ ...     with --copies: figures of the same photographs made grey, blurred, tiny (a sixth as wide), 16
                        bits deep, or covered over the mouth, and `..._marked`, the share that `quality` marks
-model_checksum         of the model's weights, where it is a folder
+model_checksum         of the model's weights, where it is a folder; mediapipe_landmarks: 1 if these were used
 """
 
 import argparse
@@ -360,6 +360,7 @@ COPY_FIGURES = ("au12_happiness_auc", "au25_surprise_auc", "emotion_macro_recall
 def whole_path(labels: dict[str, dict[str, str]], given: argparse.Namespace) -> dict[str, float]:
     rows, figures = run(labels, given.model, given.landmarks)
     figures |= scores(rows, labels)
+    figures["mediapipe_landmarks"] = float(given.landmarks == "mediapipe")
     weights = Path(given.model or EMBEDDED) / "model.safetensors"
     if weights.is_file():
         figures["model_checksum"] = checksum(weights)

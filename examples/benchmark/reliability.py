@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from report import options, read_json, write_json
 
 from mf2face.data.metrics import action_unit_scores, emotion_scores
 from mf2face.data.synthetic.faces import MFASynthetic
-from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT, STYLES, is_rendered
+from mf2face.data.synthetic.subjects import STYLES, is_rendered
 from mf2face.files import checksum
 from mf2face.inference.model import load_model
 from mf2face.training.cards import write_card
@@ -37,16 +38,18 @@ TEST_PEOPLE, CALIBRATION_PEOPLE = 11, 12
 
 
 class Faces:
-    """Rendered or drawn faces with their labels, and a model's answers to them."""
+    """Rendered or drawn faces, as many of each style (joined by "+"), with their labels, and a model's answers."""
 
     def __init__(self, style: str, seed: int, images: int, label_set: str) -> None:
-        self.style, rows = style, MFASynthetic(images, style, seed=seed, label_set=label_set)
+        names = style.split("+")
+        rows = [MFASynthetic(images // len(names), name, seed=seed, label_set=label_set) for name in names]
+        rows = datasets.concatenate_datasets(rows)
         self.pixels = [read_image(row["image"]) for row in rows]
         self.landmarks = [np.array(points, np.float32) for points in rows["landmarks"][:]]
         self.labels: Answers = (np.array(rows["emotion"][:]), np.array(rows["au_labels"][:]))
-        kind = "rendered" if is_rendered(style) else "drawn"
-        people = -(-images // FRAMES_PER_SUBJECT)
-        self.about = f"synthetic ({kind}) faces, style {style}, {images:,} images of {people} people unseen in training"
+        kind, people = "rendered" if is_rendered(names[0]) else "drawn", len({*rows["subject"][:]})
+        about = f"style {' and '.join(names)}, {len(rows):,} images of {people} people unseen in training"
+        self.about = f"synthetic ({kind}) faces, {about}"
 
     def detected(self) -> list[np.ndarray | None]:
         """MediaPipe's landmarks of each face, where it finds one."""
@@ -83,7 +86,7 @@ def measure(folder: Path, styles: Sequence[str], images: int) -> tuple[dict, dic
     test, shifted = (Faces(style, TEST_PEOPLE, images, label_set) for style in styles)
     data = {"test": test, "style_shift": shifted}
     rendered = {name: faces.scores(processor, faces.answers(pipeline)) for name, faces in data.items()}
-    changes: dict[str, dict[str, Any]] = {"grey": {"grey": True}, "template": {"landmarks": [None] * images}}
+    changes: dict[str, dict[str, Any]] = {"grey": {"grey": True}, "template": {"landmarks": [None] * len(test.pixels)}}
     if not missing_networks():
         detected = test.detected()
         own = zip(detected, test.landmarks, strict=True)
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser = options(__doc__)
     parser.add_argument("folder", type=Path, help="the checkpoint")
     parser.add_argument("--photographs", type=Path, help="what photographs.py --json wrote for these weights")
-    parser.add_argument("--styles", nargs=2, choices=STYLES, help="one that training saw, one that it did not")
+    parser.add_argument("--styles", nargs=2, help="those that training saw, such as studio+street; one that it did not")
     parser.add_argument("--images", type=int, default=1024, help="of each style")
     given = parser.parse_args(argv)
     photographs = {}
@@ -111,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 f"--photographs: {given.photographs} was measured with weights of checksum {mark}, expected those of "
                 f"{given.folder}; run photographs.py --model {given.folder} --scores --json {given.photographs}"
             )
+        if not photographs.get("mediapipe_landmarks"):
+            parser.error(f"--photographs: {given.photographs} was measured with other landmarks, expected mediapipe's")
     styles = given.styles or usual_styles(given.folder)
     rendered, facts, figures, conformal = measure(given.folder, styles, given.images)
     if photographs:
@@ -130,10 +135,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def usual_styles(folder: Path) -> tuple[str, str]:
-    """The first that the checkpoint was trained on, and one of the same kind that it was not."""
-    seen = str((read_json(folder / "run.json") or {}).get("drawn", {}).get("style", "studio")).replace(",", " ").split()
+    """Those that the checkpoint was trained on, and one of the same kind that it was not."""
+    trained = (read_json(folder / "run.json") or {}).get("drawn", {}).get("style", "studio+street")
+    seen = trained.split("+")
     others = [style for style in reversed(STYLES) if style not in seen and is_rendered(style) == is_rendered(seen[0])]
-    return seen[0], others[0]
+    return trained, others[0]
 
 
 if __name__ == "__main__":

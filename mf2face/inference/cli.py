@@ -174,7 +174,10 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     if not given.quiet:
         loaded, source = analysis.model, analysis.source.name
         _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
-        _say(f"landmarks: {_SOURCES.get(source, source)}")
+        graded = (
+            "; the model's grades were measured with MediaPipe's" if loaded.grades and source != "mediapipe" else ""
+        )
+        _say(f"landmarks: {_SOURCES.get(source, source)}{graded}")
     try:
         with _annotated(given.annotate, analysis):
             if given.output is not None:
