@@ -193,6 +193,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         vision = config.vision_config
         settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
         settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
+        preparation = ("alignment", "do_grayscale", "normalize_per_image")  # the compared systems have none
+        settings |= {name: getattr(vision, name) for name in preparation if hasattr(vision, name)}
         tokenizer = _caption_tokenizer() if tokenizer is None else tokenizer
         processor = cls(
             MF2ImageProcessor(**{**settings, **image_processor_kwargs}),

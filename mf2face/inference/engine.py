@@ -84,6 +84,7 @@ def read_config(name: str) -> SimpleNamespace:
     content = read_object(name, "config.json")
     check_version(content.get(FIELD), name)
     vision = {"image_size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    vision |= {"alignment": "steady", "do_grayscale": False, "normalize_per_image": False}
     fields = {"use_au_branch": True, "use_emo_branch": True, "au_thresholds": None, **content}
     with _naming(name, "config.json"):
         if content.get("model_type") != "mf2":
@@ -122,6 +123,7 @@ class EngineProcessor(FaceResults):
         vision = config.vision_config
         settings = {
             **dict.fromkeys(("do_align", "do_rescale", "do_normalize"), True),
+            **{name: getattr(vision, name) for name in ("alignment", "do_grayscale", "normalize_per_image")},
             **{"size": vision.image_size, "image_mean": vision.image_mean, "image_std": vision.image_std},
             **{"rescale_factor": 1 / 255, "max_pixels": MOST_PIXELS},
             **{field: value for field, value in saved.items() if value is not None and field not in CALLERS_OWN},

@@ -35,7 +35,7 @@ class ModelArguments:
         "measure. exp_blip has pretrain (its stage 1), caption (stage 2), linear_probe and full",
         choices=tuple(dict.fromkeys(task for _, task in TASKS)),
     )
-    model_size: str = _option("tiny", "tiny, base or giant; compared systems: tiny or base, hsemotion b2 too")
+    model_size: str = _option("tiny", "tiny, small, base or giant; compared systems: tiny or base, hsemotion b2 too")
     model_options: list[str] = field(
         default_factory=list, metadata={"help": "NAME=VALUE of the model's config, such as use_llga=False"}
     )
@@ -63,16 +63,23 @@ class DataArguments:
     )
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
-    style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
+    style: str = _option(
+        "paint",
+        "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn); studio+street: both, half "
+        "of the images each",
+    )
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
     landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
-    augment: bool = _option(False, "crop, rotate, flip, recolour and hide parts of the training crops")
+    augment: Literal["none", "light", "heavy"] | None = _option(
+        None,
+        "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "
+        "light, blur and noise (tower's default)",
+    )
     balance: bool = _option(False, "show training images of rarer emotions more often, up to eight times")
     views: int = _option(
         1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
-    use_labels: bool = _option(True, "tower: without, it learns landmarks and hidden patches, no AU and no emotion")
     use_captions: bool = _option(True, "without, the alignment losses are off")
     captions_by_rule: bool | None = _option(
         None, "compared systems: write missing captions from the labels (default for synthetic faces), else an error"
@@ -159,8 +166,6 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
     streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if given.streaming else {}  # it has no epochs
     parser.set_defaults(**task.training_defaults(given.model_size) | streaming)
     values = vars(parser.parse_args(rest)) | task.fixed
-    if given.task == "tower" and not given.use_labels:
-        values["load_best_model_at_end"] = False  # its AU and emotion readouts learn nothing, and can judge nothing
     push, token = values["push_to_hub"], values["hub_token"]
     (training,) = parser.parse_dict(values | {"push_to_hub": False, "hub_token": None})
     arguments = _resolve(given, task)
@@ -185,7 +190,8 @@ def _task_of(given: MF2Arguments) -> Task:
 
 def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     """Decides what was left open."""
-    changes = given.streaming or given.augment  # images that change, or do not come again, are not stored
+    augment = given.augment or ("heavy" if given.task == "tower" else "none")
+    changes = given.streaming or augment != "none"  # images that change, or do not come again, are not stored
     stores = given.model_size == "tiny" and not changes and given.views == 1
     by_default = {
         "captions_by_rule": given.dataset == "synthetic",
@@ -193,7 +199,7 @@ def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     }
     decided = {name: value for name, value in by_default.items() if getattr(given, name) is None}
     no_store = given.no_store or changes or given.align or "states" not in task.stores
-    return replace(given, **decided, no_store=no_store)
+    return replace(given, **decided, no_store=no_store, augment=augment)
 
 
 def _check(ours: MF2Arguments, task: Task) -> None:
@@ -204,7 +210,9 @@ def _check(ours: MF2Arguments, task: Task) -> None:
     read_options("model_options", ours.model_options, config_class)
     if ours.num_images < 1:
         raise ValueError(f"num_images: got {ours.num_images}, expected 1 or more")
-    if ours.views < 1 or (ours.views > 1 and (ours.streaming or ours.augment or ours.align or ours.store_vision)):
+    if ours.views < 1 or (
+        ours.views > 1 and (ours.streaming or ours.augment != "none" or ours.align or ours.store_vision)
+    ):
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )

@@ -257,13 +257,13 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
         "branches": None if compared else ours.branches,
         "model options": ", ".join(ours.model_options) or None,
         "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[ours.landmarks],
-        "labels used": ours.use_labels if task.saves == "tower" else None,
+        "tower taught by labels": ours.task == "tower_by_labels" if task.saves == "tower" else None,
         "features": None if "features" in task.unused else ours.features,
         "captions used": (", ".join(captions) or False) if compared else learns_captions,
         "views of an image": ours.views if ours.views > 1 else None,
         "adapter options": ", ".join(ours.adapter_options) or None,
         "states stored as": None if ours.no_store else ours.store_dtype,
-        "augmentation": ours.augment,
+        "augmentation": None if ours.augment == "none" else ours.augment,
         "emotions balanced": ours.balance or None,
         "seed": training.seed,
         "epochs, at most": training.num_train_epochs if steps <= 0 else None,
@@ -318,8 +318,6 @@ def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Pa
     run, figures = _read(folder, "run.json"), _read(folder, "metrics.json")
     if run.get("kind") not in KINDS:
         raise ValueError(f"{folder / 'run.json'}: kind is {run.get('kind')!r}, expected one of {list(KINDS)}")
-    if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing
-        figures = {name: figures[name] for name in figures if not name.startswith(("au_", "emotion_", "baseline/"))}
     text = _render(_fields(folder, run, figures), card_data(run, figures))
     ModelCard(text)  # raises where the metadata cannot be read back
     write_eval_results(folder, run, figures)

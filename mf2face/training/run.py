@@ -43,6 +43,7 @@ from mf2face.training.finetuning import BalancedExamples, adapt, peft_config, tr
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
 from mf2face.training.reliability import calibrate, coverage
 from mf2face.training.stores import collate_stored
+from mf2face.training.tower import tower_scores
 from mf2face.training.trainer import (
     Cost,
     MF2Trainer,
@@ -90,6 +91,8 @@ def _run(settings: Settings) -> dict[str, float]:
     scores = {}
     if task.measures == "captions":
         scores = measure_captions(settings, parts, examples["test"], *columns)
+    elif task.measures == "rendering":
+        scores = tower_scores(trainer.model, examples["test"])
     elif task.measures == "labels":
         scores = _measure_labels(settings, parts, trainer, examples, splits)
         figures["inference_cpu_seconds"] = inference_seconds(trainer, splits["test"], parts.processor)
@@ -102,7 +105,7 @@ def _run(settings: Settings) -> dict[str, float]:
         if task.measures == "labels" and not ours.streaming:
             baselines = baseline_scores(splits["train"], splits["test"], labels.action_units, labels.emotions)
             scores |= {f"baseline/{name}": value for name, value in baselines.items()}
-        if isinstance(parts.model, MF2ForPreTraining) and task.measures and examples["test"].captions:
+        if isinstance(parts.model, MF2ForPreTraining) and task.measures == "labels" and examples["test"].captions:
             scores |= language_scores(parts.model, parts.processor, examples["test"], examples["validation"])
         figures |= cost.figures()
         _write(settings, parts, scores, figures, splits["test"], trainer.state.log_history, columns)
