@@ -18,15 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from report import options, read_json, write_json
 
 from mf2face.data.metrics import action_unit_scores, emotion_scores
-from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.data.synthetic.subjects import STYLES, is_rendered
 from mf2face.files import checksum
 from mf2face.inference.model import load_model
+from mf2face.training.build import synthetic_faces
 from mf2face.training.cards import write_card
 from mf2face.training.reliability import Answers, calibrate, coverage, write_grades
 from processing_mf2.detection import MediaPipeDetector, missing_networks
@@ -41,9 +40,7 @@ class Faces:
     """Rendered or drawn faces, as many of each style (joined by "+"), with their labels, and a model's answers."""
 
     def __init__(self, style: str, seed: int, images: int, label_set: str) -> None:
-        names = style.split("+")
-        rows = [MFASynthetic(images // len(names), name, seed=seed, label_set=label_set) for name in names]
-        rows = datasets.concatenate_datasets(rows)
+        rows, names = synthetic_faces(images, style, seed=seed, label_set=label_set), style.split("+")
         self.pixels = [read_image(row["image"]) for row in rows]
         self.landmarks = [np.array(points, np.float32) for points in rows["landmarks"][:]]
         self.labels: Answers = (np.array(rows["emotion"][:]), np.array(rows["au_labels"][:]))
