@@ -14,6 +14,7 @@ from pathlib import Path
 from configuration_mf2.json_files import read_json
 from mf2face.command_line import run_as_command
 from mf2face.files import write_whole
+from mf2face.training.cards import EVAL_RESULTS
 
 
 NAME_CODE = ("auto_map", "custom_pipelines")
@@ -51,6 +52,8 @@ def main(source: Path, target: Path) -> None:
             temporary = target / f".{path.name}.tmp"
             shutil.copyfile(path, temporary)
             temporary.replace(target / path.name)
+    if (source / EVAL_RESULTS).is_dir():
+        shutil.copytree(source / EVAL_RESULTS, target / EVAL_RESULTS, dirs_exist_ok=True)
     print(f"{target}: {len(list(target.iterdir()))} files, weights {size / 1e6:.1f} MB")
 
 

@@ -23,6 +23,7 @@ from configuration_mf2.hub import check_finite_weights, check_loading_info
 from .crops import check_choices
 from .image_processing_mf2 import MF2ImageProcessorKwargs
 from .processing_mf2 import MF2Processor
+from .reliability import conformal_cuts
 from .results import check_finite
 from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 
@@ -478,12 +479,17 @@ class MF2FaceAnalysisPipeline(_Writing):
 
     captions: None (default), or as in [`MF2ImageToTextPipeline`]; max_new_tokens, generate_kwargs: for them.
     thresholds: of AUs: one for all, one each, or by name; the checkpoint's unless given.
+    confidence: such as 0.9, for each AU's `state` (active, at rest, cannot tell) and `emotion_set`.
     on_many_faces (`str`): `"all"` (default) or `"largest"`. Faces are detected if `landmark_source="face_alignment"`;
         otherwise an image is one face.
     """
 
-    postprocess_names = ("thresholds",)
+    postprocess_names = ("thresholds", "confidence")
     many_faces = "all"
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        conformal_cuts(given.get("confidence"), self.processor.conformal)  # an error before the first image
+        return super()._sanitize_parameters(**given)
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], captions: Sequence[str] | None = None, **settings: Any
@@ -499,10 +505,12 @@ class MF2FaceAnalysisPipeline(_Writing):
             )
         return {**logits, "captions": self.write(seen, captions, **settings)} if captions else logits
 
-    def postprocess(self, rows: list[dict[str, Any]], thresholds: Any = None) -> list[dict[str, Any]]:
+    def postprocess(
+        self, rows: list[dict[str, Any]], thresholds: Any = None, confidence: float | None = None
+    ) -> list[dict[str, Any]]:
         names = [name for name in ("emotion_logits", "au_logits") if name in rows[0]]
         outputs = {name: torch.stack([row[name] for row in rows]) for name in names}
-        results = self.processor.post_process_face_analysis(outputs, thresholds)
+        results = self.processor.post_process_face_analysis(outputs, thresholds, confidence=confidence)
         captions = [{"captions": row["captions"]} if "captions" in row else {} for row in rows]
         return [{**row["face"], **said, **text} for row, said, text in zip(rows, results, captions, strict=True)]
 

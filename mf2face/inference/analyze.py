@@ -41,6 +41,7 @@ from mf2face.inference.rows import (
 from mf2face.inference.shards import Shard, fingerprint
 from processing_mf2.detection import DETECTORS
 from processing_mf2.landmarks import TEMPLATES
+from processing_mf2.reliability import conformal_cuts
 from processing_mf2.results import NotFiniteError
 
 
@@ -69,6 +70,7 @@ class Options:
     seconds: float | None = None
     caption: bool = False
     thresholds: Any = None
+    confidence: float | None = None
     neutral: str | os.PathLike | None = None
     batch_size: int | None = None
     device: str | None = None
@@ -140,7 +142,8 @@ class Analysis:
         processor = model.pipeline.processor
         limits = processor.thresholds(options.thresholds)
         self.thresholds = dict(zip(processor.action_units, limits, strict=True))
-        self.columns = model.columns(options.caption, relative=options.neutral is not None)
+        is_calibrated = conformal_cuts(options.confidence, processor.conformal) is not None  # or raises
+        self.columns = model.columns(options.caption, is_calibrated, options.neutral is not None)
         self.batch = BatchSize(options.batch_size)
         self.summary = Result()
         self.reader = ThreadPoolExecutor(1, "mf2-reader")
@@ -167,11 +170,13 @@ class Analysis:
         settings = {"model": self.model.name, "adapter": self.model.adapter, "landmarks": self.source.name}
         settings |= {"every": options.every, "fps": options.fps, "caption": options.caption}
         more = {"engine": self.model.engine if self.model.engine != "torch" else None}
+        more["confidence"] = options.confidence
         more |= {"landmark_file": self.source.fingerprint, "neutral": options.neutral and os.fspath(options.neutral)}
         settings |= {name: value for name, value in more.items() if value is not None} | self.shard_settings
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
-        return {"settings": settings, **facts, "units": self.columns.measures}
+        grades = {f"{column}_grade": grade for column, grade in self.model.grades.items()}
+        return {"settings": settings, **facts, **grades, "units": self.columns.measures}
 
     def run(self, sink: RowSink | None = None) -> Result:
         """sink: takes the rows; without one they are in `summary.rows`."""
@@ -302,6 +307,8 @@ class Analysis:
         settings = {"landmark_source": "template", "on_error": "skip", "thresholds": self.thresholds}
         if self.options.caption:
             settings["captions"] = ["emotion"]
+        if self.options.confidence is not None:
+            settings["confidence"] = self.options.confidence
         # On a CPU this thread's own time, which other work on the machine does not lengthen.
         clock = time.thread_time if self.model.device == "cpu" else time.perf_counter
         while True:
@@ -404,6 +411,7 @@ def analyze(
     seconds: float | None = None,
     caption: bool = False,
     thresholds: Any = None,
+    confidence: float | None = None,
     neutral: str | os.PathLike | None = None,
     batch_size: int | None = None,
     device: str | None = None,
@@ -424,6 +432,7 @@ def analyze(
         Without any, the detector that is set up.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
+    confidence: such as 0.9: also if each AU is active, at rest or not to be told, and possible emotions.
     neutral: a picture of the person's neutral face, or `auto`: the quiet part of each track of a video. Columns
         `AU12_rel` then have each probability minus the neutral one.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
@@ -432,7 +441,7 @@ def analyze(
     options = Options(
         *(model, adapter),
         **{"aligned": aligned, "landmarks": landmarks, "every": every, "fps": fps, "seconds": seconds},
-        **{"caption": caption, "thresholds": thresholds, "neutral": neutral},
+        **{"caption": caption, "thresholds": thresholds, "confidence": confidence, "neutral": neutral},
         **{"batch_size": batch_size, "device": device, "engine": engine},
     )
     part = None if shard is None else Shard.parse(shard)

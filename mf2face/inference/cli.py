@@ -78,6 +78,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--engine", **engines, help="onnx, int8: on a CPU; exported at the first use")
     add("--batch_size", type=int, metavar="N", help="chosen by measurement unless given")
     add("--thresholds", type=float, metavar="P", help="of all action units; the model's own unless given")
+    add(
+        "--confidence", type=float, metavar="P", help="such as 0.9: also active, at rest or cannot tell, by calibration"
+    )
     add("--caption", action="store_true", help="a sentence by the model as well (slower)")
     neutral = "a picture of the person's neutral face, or auto: the quiet part of each track; adds columns AU12_rel"
     add("--neutral", metavar="FILE|auto", help=neutral)
@@ -189,7 +192,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     if not given.quiet:
         loaded, source = analysis.model, analysis.source.name
         _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
-        _say(f"landmarks: {_SOURCES.get(source, source)}")
+        graded = "; the model's grades were measured with MediaPipe's" * bool(loaded.grades and source != "mediapipe")
+        _say(f"landmarks: {_SOURCES.get(source, source)}{graded}")
     summary = analysis.summary
     try:
         with _annotated(given.annotate, analysis):
@@ -331,7 +335,9 @@ def _screen(analysis: Any, format: str) -> Any:
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _beside_bar(analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+    return _beside_bar(
+        analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
+    )
 
 
 def _say(text: str) -> None:

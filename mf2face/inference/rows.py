@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, locked, private, whole_file, write_whole
 
@@ -25,7 +26,8 @@ NAN = float("nan")
 PATIENCE = 5
 """Looked-at frames for which a face may be hidden and still keep its number."""
 
-TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source", "quality", "error")
+TEXT_COLUMNS = ("input", "top_emotion", "emotion_set", "caption", "landmark_source", "quality", "error")
+STATE = "_state"
 POSE = ("Pitch", "Roll", "Yaw")
 _WHOLE = ("frame", "face_id", "scene")
 AUTO = "auto"
@@ -59,18 +61,24 @@ def unit_column(code: str) -> str:
     return f"AU{int(code.removeprefix('AU')):02d}"
 
 
+def column_of(label: str) -> str:
+    """Of an AU or an emotion."""
+    return unit_column(label) if label in ACTION_UNITS else label
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold; AU06_L, AU06_R: probabilities of
     the person's left and right side; AU06_i: intensity, 0 to 5; AU06_rel: probability minus that of the neutral face.
-    """
+    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
     caption: bool = False
+    states: bool = False
+    relative: bool = False
     sides: tuple[str, ...] = ()
     intensities: tuple[str, ...] = ()
-    relative: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -82,11 +90,13 @@ class Columns:
             *POSE,
             *units,
             *(f"{name}_c" for name in units),
+            *(f"{name}{STATE}" for name in units if self.states),
             *(f"{unit_column(code)}_{side}" for code in self.sides for side in "LR"),
             *(f"{unit_column(code)}_i" for code in self.intensities),
             *(f"{name}_rel" for name in units if self.relative),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
+            *(["emotion_set"] if self.emotions and self.states else []),
             *(["caption"] if self.caption else []),
             *("landmark_source", "quality", "scene", "error"),
         ]
@@ -100,7 +110,7 @@ class Columns:
         return pixels | intensity | relative
 
     def is_text(self, name: str) -> bool:
-        return name in TEXT_COLUMNS and name not in self.emotions
+        return (name in TEXT_COLUMNS or name.endswith(STATE)) and name not in self.emotions
 
     def is_whole(self, name: str) -> bool:
         return name in _WHOLE
@@ -147,11 +157,15 @@ class Columns:
             for key, column in (("left", f"{name}_L"), ("right", f"{name}_R"), ("intensity", f"{name}_i")):
                 if column in row and unit.get(key) is not None:
                     row[column] = _round(unit[key], 4)
+            if self.states:
+                row[f"{name}{STATE}"] = unit["state"]
             if self.relative and neutral is not None:
                 row[f"{name}_rel"] = _round(unit["probability"] - neutral[code], 6)
         row |= {name: _round(value, 6) for name, value in answer.get("emotions", {}).items()}
         if self.emotions:
             row["top_emotion"] = answer.get("emotion")
+            if self.states:
+                row["emotion_set"] = "|".join(answer.get("emotion_set", ()))
         if self.caption:
             row["caption"] = answer.get("captions", {}).get("emotion")
         return row
