@@ -17,7 +17,7 @@ from configuration_mf2.json_files import read_json
 from mf2face.command_line import run_as_command
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.files import whole_file
-from mf2face.training.cards import EXAMPLE_FACE, write_card
+from mf2face.training.cards import EVAL_RESULTS, EXAMPLE_FACE, write_card
 from processing_mf2 import MF2Processor
 from processing_mf2.geometry import alignment_matrix, warp
 
@@ -51,6 +51,8 @@ def main(source: Path, target: Path) -> None:
         if path.is_file() and path.suffix not in LEFT_OUT and not path.name.startswith("."):
             with whole_file(target / path.name, shared=True) as part:
                 shutil.copyfile(path, part)
+    if source.resolve() != target.resolve() and (source / EVAL_RESULTS).is_dir():
+        shutil.copytree(source / EVAL_RESULTS, target / EVAL_RESULTS, dirs_exist_ok=True)
     for kind in (MF2Config, MF2Processor):
         kind.from_pretrained(target).save_pretrained(target)  # and their code
     drawn = read_json(target / "run.json")["drawn"]
