@@ -10,6 +10,7 @@ Python (% means times 100), `checkpoint.` one of the released checkpoint; `<!--t
 import argparse
 import json
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -137,8 +138,13 @@ def picture() -> None:
     """The released checkpoint's own face, explained; it is synthetic."""
     from mf2face import explain
     from mf2face.files import RELEASED
+    from PIL import Image
 
-    explain(RELEASED / "face.png", aligned=True).save_png(HERO)
+    with tempfile.TemporaryDirectory() as folder:
+        explain(RELEASED / "face.png", aligned=True).save_png(Path(folder, HERO.name))
+        shown = Image.open(Path(folder, HERO.name)).convert("RGB")
+        shown.thumbnail((1200, 1200), Image.Resampling.LANCZOS)
+        shown.quantize(256, dither=Image.Dither.NONE).save(HERO, optimize=True)
 
 
 def answered(text: str) -> str:
