@@ -30,7 +30,7 @@ exclude_patterns = ["_build"]
 html_theme, html_title, html_static_path, html_css_files = "furo", "MF²", ["_static"], ["mf2.css"]
 html_show_sphinx, html_copy_source, html_show_copyright = False, False, False
 myst_heading_anchors = 3
-html_search_scorer = "_static/scorer.js"
+html_search_scorer = str(HERE / "_static" / "scorer.js")
 # A default value or a parameter may be called as several attributes are; a page that is announced may not be there yet.
 suppress_warnings = ["ref.python", "toc.empty_glob"]
 autodoc_inherit_docstrings = False  # torch's words about forward() say nothing here
