@@ -136,9 +136,10 @@ TABLES: dict[str, Callable[[], Iterator[str]]] = {
 
 def picture() -> None:
     """The released checkpoint's own face, explained; it is synthetic."""
+    from PIL import Image
+
     from mf2face import explain
     from mf2face.files import RELEASED
-    from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
         explain(RELEASED / "face.png", aligned=True).save_png(Path(folder, HERO.name))

@@ -90,8 +90,12 @@ def test_every_figure_is_one_that_a_measurement_wrote(page: Path) -> None:
     known = set(FACTS)
     for name in re.findall(r"results/(\w+)\.json", text):
         values = [value for value in figures.results(name).values() if isinstance(value, int | float)]
-        known |= {form.format(value).rstrip("%") for value in values for form in ("{:.1f}", "{:.2f}", "{:.3f}", "{:.1%}")}
-    text = figures.TABLE.sub("", figures.FIGURE.sub("", re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.DOTALL)))
+        known |= {
+            form.format(value).rstrip("%") for value in values for form in ("{:.1f}", "{:.2f}", "{:.3f}", "{:.1%}")
+        }
+    text = figures.TABLE.sub(
+        "", figures.FIGURE.sub("", re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", text, flags=re.DOTALL))
+    )
     text = re.sub(r"\d+\.\d+\.\d+", "", text)  # versions of packages
     assert set(re.findall(r"(?<![\w.])\d+\.\d+", text)) - VERSIONS - known == set()
 
@@ -109,7 +113,10 @@ def test_figures_are_filled_from_files_and_a_wrong_one_is_seen(monkeypatch: pyte
     assert figures.filled("in <!--f.share:.1%-->99.9 % <!--f.all/a/mean:,.0f-->1,000.") == (
         "in <!--f.share:.1%-->12.5 % <!--f.all/a/mean:,.0f-->1,234."
     )
-    assert figures.filled("<!--table:made-->\n| old |\n\nend") == "<!--table:made-->\n| a | b |\n|---|---|\n| x | 1 |\n\nend"
+    assert (
+        figures.filled("<!--table:made-->\n| old |\n\nend")
+        == "<!--table:made-->\n| a | b |\n|---|---|\n| x | 1 |\n\nend"
+    )
     for broken, error in (("<!--f.none:.1f-->1", KeyError), ("<!--table:none-->\n", KeyError)):
         with pytest.raises(error):
             figures.filled(broken)
