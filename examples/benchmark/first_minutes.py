@@ -1,4 +1,4 @@
-"""Seconds from `git clone` to a first annotated picture: the README's commands, in a fresh environment, downloads include
+"""Seconds from `git clone` to a first annotated picture: the README's commands in a fresh environment, with downloads.
 
 python examples/benchmark/first_minutes.py --photo photo.jpg [--json FILE]
 """

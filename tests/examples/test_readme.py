@@ -87,6 +87,7 @@ FACTS = {"0.5", "0.4", "0.8", "3.5", "186.7", "373.4"}  # a threshold, sizes, th
 def test_every_figure_is_one_that_a_measurement_wrote(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert figures.filled(text) == text, "run docs/figures.py"
+    assert not re.search(rf"^{figures.FIGURE.pattern}", text, flags=re.MULTILINE), "a comment that begins a line is a block"
     known = set(FACTS)
     for name in re.findall(r"results/(\w+)\.json", text):
         values = [value for value in figures.results(name).values() if isinstance(value, int | float)]
