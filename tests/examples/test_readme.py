@@ -87,7 +87,7 @@ FACTS = {"0.5", "0.4", "0.8", "3.5", "186.7", "373.4"}  # a threshold, sizes, th
 def test_every_figure_is_one_that_a_measurement_wrote(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert figures.filled(text) == text, "run docs/figures.py"
-    assert not re.search(rf"^{figures.FIGURE.pattern}", text, flags=re.MULTILINE), "a comment that begins a line is a block"
+    assert not re.search(rf"^{figures.FIGURE.pattern}", text, flags=re.MULTILINE)
     known = set(FACTS)
     for name in re.findall(r"results/(\w+)\.json", text):
         values = [value for value in figures.results(name).values() if isinstance(value, int | float)]
@@ -121,7 +121,3 @@ def test_figures_are_filled_from_files_and_a_wrong_one_is_seen(monkeypatch: pyte
     for broken, error in (("<!--f.none:.1f-->1", KeyError), ("<!--table:none-->\n", KeyError)):
         with pytest.raises(error):
             figures.filled(broken)
-
-
-def test_the_search_puts_guides_first() -> None:
-    assert "_generated/" in (ROOT / "docs" / "_static" / "scorer.js").read_text()
