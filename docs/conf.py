@@ -55,7 +55,8 @@ def write_pages() -> None:
     """Writes the generated pages into `_generated`, and removes those of files that are gone."""
     folder = HERE / "_generated"
     folder.mkdir(exist_ok=True)
-    pages = {"mf2.txt": help_of("mf2face.inference.cli"), "train.txt": help_of("train")}
+    pages = {f"mf2{'_' * bool(name)}{name}.txt": help_of("mf2face.inference.cli", name) for name in ("", *COMMANDS)}
+    pages["train.txt"] = help_of("train")
     for room, about in ROOMS.items():
         modules = [path.relative_to(ROOT) for path in sorted((ROOT / room).rglob("*.py")) if path.stem != "__init__"]
         pages |= {f"{dotted(path)}.rst": module_page(dotted(path)) for path in modules}
@@ -96,12 +97,15 @@ def room_page(room: str, about: str, modules: list[Path]) -> str:
     return "\n".join([*lines, "", ".. toctree::", "   :hidden:", "", *entries, ""])
 
 
-def help_of(module: str) -> str:
+COMMANDS = ("compare", "events", "certify", "merge", "setup")
+
+
+def help_of(module: str, command: str = "") -> str:
     """As the command prints it, on a terminal of 100 columns, with this machine's folders left out."""
     main = __import__(module, fromlist=["main"]).main
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        main(["--help"])
+        main([*command.split(), "--help"])
     # The Trainer's two hundred options are listed once, not in the usage as well.
     text = re.sub(r"^usage: (?!mf2).*?\n\n", f"usage: {module}.py [options]\n\n", output.getvalue(), flags=re.DOTALL)
     return text.replace(str(ROOT) + os.sep, "").replace(str(Path.home()), "~")
