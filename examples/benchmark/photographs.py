@@ -67,9 +67,9 @@ import mf2face.inference.media
 import processing_mf2.detection
 import processing_mf2.image_io
 from mf2face.files import checksum
-from mf2face.inference.analyze import prepare
+from mf2face.inference.analyze import Options, prepare
 from mf2face.inference.faces import GivenLandmarks
-from mf2face.inference.media import Sampling, read_frames
+from mf2face.inference.media import read_frames
 from mf2face.inference.model import EMBEDDED, load_model
 from mf2face.inference.rows import RowFile
 
@@ -211,10 +211,10 @@ def run(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of every face, and the figures of the path."""
     loaded = load_model(model, device="cpu")
-    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
-    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
+    options = Options(loaded, landmarks=landmarks, device="cpu")
+    analysis = prepare(list(labels), options)
     analysis.rows_of(list(read_frames(list(labels)[:4], analysis.sampling)))  # loads and warms
-    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
+    analysis = prepare(list(labels), options)
     stages, pipeline = Stages(), loaded.pipeline
     stages.wrap(mf2face.inference.media, "read_image", "decode")
     stages.wrap(processing_mf2.detection, "_find_boxes", "detect")
@@ -276,8 +276,7 @@ def disagreement(rows: Sequence[dict[str, Any]], points: Path) -> dict[str, floa
 
 
 def video_fps(video: Path, model: str | None, landmarks: str) -> dict[str, float]:
-    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
-    analysis = prepare(str(video), load_model(model, device="cpu"), None, sampling=Sampling(), **where)
+    analysis = prepare(str(video), Options(load_model(model, device="cpu"), landmarks=landmarks, device="cpu"))
     start = time.perf_counter()
     rows = analysis.run().rows
     return {

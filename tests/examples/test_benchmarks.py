@@ -18,7 +18,11 @@ from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 
 
 BENCHMARKS = {
-    "synthetic": ("--quick", "images_per_cpu_s_112", "knn_f1", "landmark_jitter_f1", "au_ceiling"),
+    "synthetic": (
+        "--quick --styles webcam",
+        *("images_per_cpu_s_112", "two_process_speedup", "facts_auc", "knn_f1", "webcam_landmark_jitter_f1"),
+        *("au_ceiling", "emotion_ceiling", "small_net_auc"),
+    ),
     "params": ("--size tiny", "emo_vl_trainable", "au_vl_trainable", "both_trainable"),
     "qformer": ("--small --rounds 1", "forward_32", "train_32", "forward_384", "train_384"),
     "vl_fau": ("--small --rounds 1", "branch_speedup", "branch_speedup_maps"),
