@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     faces = [[draw_example(i, style=style, size=given.size)[0] for i in numbers] for style in RENDERED_STYLES]
     sheets["random"] = [half for row in faces for half in (row[:10], row[10:])]
     written = [write_sheet(given.out / f"rendered_{name}.jpg", rows) for name, rows in sheets.items()]
-    written.append(film(given.out / "rendered_film.webp", people[0], max(given.size, 192)))
+    written.append(film(given.out / "rendered_film.webp", people[0], 2 * given.size))
     print("\n".join(map(str, written)))
     return written
 
