@@ -131,7 +131,7 @@ class Analysis:
             settings["landmark_file"] = self.source.fingerprint
         settings |= self.shard_settings
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
-        facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
+        facts = {key: self.model.about[key] for key in ("synthetic", "trained_on", "grades")} | {"mf2_version": VERSION}
         return {
             "settings": settings,
             **facts,

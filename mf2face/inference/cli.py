@@ -86,6 +86,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--annotate", metavar="FILE.mp4", help="of one video: it again, with boxes, landmarks, active AUs and emotions"
     )
+    parser.add_argument(
+        "--live", action="store_true", help="show a camera (or video) with bars on a page of this machine"
+    )
+    osc = "send AUs as ARKit's blendshapes to this UDP port of this machine (OSC, VMC protocol)"
+    parser.add_argument("--osc", type=int, metavar="PORT", help=osc)
     parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
     return parser
 
@@ -113,6 +118,8 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
             parser.error("--annotate: a run that is continued has only the rest of its frames; add --overwrite")
         if given.shard is not None:
             parser.error("--annotate, --shard: expected one of them: a video is in one shard as a whole")
+    if given.osc is not None and not 0 < given.osc < 65536:
+        parser.error(f"--osc: got {given.osc}, expected a port from 1 to 65535")
     if given.picture is not None:
         if inputs:
             parser.error("--picture: got inputs too, expected a file of rows alone")
@@ -153,6 +160,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         names = ("adapter", "aligned", "landmarks", "device", "engine", "caption", "thresholds", "batch_size")
         settings = {name: getattr(given, name) for name in names} | {"detector": detector, "shard": shard}
         settings["sampling"] = Sampling(given.every, given.fps, given.seconds)
+        if given.live or given.osc is not None:  # frames as they come, not in batches
+            settings["batch_size"] = 1
         settings["progress"] = not given.quiet and sys.stderr.isatty()
         if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
             from mf2face.inference.setup import setup_mediapipe
@@ -172,7 +181,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
         _say(f"landmarks: {_SOURCES.get(source, source)}")
     try:
-        with _annotated(given.annotate, analysis):
+        with _frame_views(given, analysis):
             if given.output is not None:
                 run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
             else:
@@ -201,15 +210,33 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
 
 
 @contextlib.contextmanager
-def _annotated(path: str | None, analysis: Any) -> Iterator[None]:
-    if path is None:
+def _frame_views(given: argparse.Namespace, analysis: Any) -> Iterator[None]:
+    """What takes every frame with its rows: an annotated video, a live page, a stream of blendshapes."""
+    if given.annotate is None and not given.live and given.osc is None:
         yield
         return
-    from mf2face.inference.annotate import AnnotatedVideo
+    from mf2face.inference.annotate import AnnotatedVideo, FrameView
+    from mf2face.inference.live import BlendshapeStream, LiveView
 
-    with AnnotatedVideo(path, analysis.columns) as video:
-        analysis.on_frame = video.add
+    about, views = analysis.model.about, []
+    with contextlib.ExitStack() as stack:
+        if given.annotate is not None:
+            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            views.append(stack.enter_context(AnnotatedVideo(given.annotate, draw)))
+        if given.live:
+            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            views.append(stack.enter_context(LiveView(draw, about, _open_page)))
+        if given.osc is not None:
+            views.append(stack.enter_context(BlendshapeStream(given.osc, analysis.summary.skip)))
+        analysis.on_frame = lambda frame, rows: [view.add(frame, rows) for view in views]
         yield
+
+
+def _open_page(address: str) -> None:
+    import webbrowser
+
+    _say(f"live: {address}")
+    webbrowser.open(address)
 
 
 def _finish(given: argparse.Namespace, why: Any) -> int:

@@ -37,6 +37,12 @@ class AnalysisModel:
             return "its files do not say what it was trained on"
         return "trained on what its card says"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What pictures and pages say about the model."""
+        known = {"model": self.name, **{key: getattr(self, key) for key in ("adapter", "synthetic", "trained_on")}}
+        return known | {"grades": getattr(self.pipeline.processor, "grades", None)}
+
     def columns(self, caption: bool) -> Columns:
         config = self.pipeline.model.config
         units = tuple(config.action_units) if config.use_au_branch else ()

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, private, whole_file, write_whole
+from processing_mf2.captions import caption_disagrees
 
 
 NAN = float("nan")
@@ -59,7 +60,8 @@ def unit_column(code: str) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with."""
+    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with;
+    caption_disagrees: 1 if the caption names another emotion, or an AU that is not active."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
@@ -77,7 +79,7 @@ class Columns:
             *(f"{name}_c" for name in units),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
-            *(["caption"] if self.caption else []),
+            *(["caption", "caption_disagrees"] if self.caption else []),
             *("landmark_source", "quality"),
         ]
 
@@ -125,7 +127,11 @@ class Columns:
         if self.emotions:
             row["top_emotion"] = answer.get("emotion")
         if self.caption:
-            row["caption"] = answer.get("captions", {}).get("emotion")
+            caption = row["caption"] = answer.get("captions", {}).get("emotion")
+            active = {code: unit["active"] for code, unit in answer.get("action_units", {}).items()}
+            if caption is not None:
+                disagrees = caption_disagrees(caption, answer.get("emotion"), self.emotions, active)
+                row["caption_disagrees"] = int(disagrees)
         return row
 
 
