@@ -210,7 +210,13 @@ class Explainer:
     """occlusion: also hide each AU's region; sentences: also generate text, which takes longest."""
 
     def __init__(
-        self, model: AnalysisModel, *, occlusion: bool = False, sentences: bool = True, thresholds: Any = None
+        self,
+        model: AnalysisModel,
+        *,
+        occlusion: bool = False,
+        sentences: bool = True,
+        thresholds: Any = None,
+        confidence: float | None = None,
     ) -> None:
         inner, config = model.pipeline.model, getattr(model.pipeline.model, "config", None)
         if getattr(model, "engine", "torch") != "torch":
@@ -222,7 +228,7 @@ class Explainer:
             )
         if occlusion and not config.use_au_branch:
             raise ValueError(f"occlusion: {model.name} has no AU branch, so there is no region to hide")
-        self.model, self.occlusion = model, occlusion
+        self.model, self.occlusion, self.confidence = model, occlusion, confidence
         self.thresholds = model.pipeline.processor.thresholds(thresholds)
         writes = {"emotion": config.use_emo_branch, "key_au": config.use_emo_branch, "au": config.use_au_branch}
         self.kinds = [kind for kind, able in writes.items() if able and sentences and hasattr(inner, "captioner")]
@@ -237,10 +243,13 @@ class Explainer:
         maps, output = attention_maps(pipeline.model, **seen)
         logits = {key: getattr(output, key, None) for key in ("emotion_logits", "au_logits")}
         (answer,) = pipeline.processor.post_process_face_analysis(
-            {key: value for key, value in logits.items() if value is not None}, self.thresholds
+            {key: value for key, value in logits.items() if value is not None},
+            self.thresholds,
+            confidence=self.confidence,
         )
         if given is not None and pipeline.processor.image_processor.do_align:
-            matrix = alignment_matrix(np.asarray(given, np.float64), size, size)
+            alignment = pipeline.processor.image_processor.alignment
+            matrix = alignment_matrix(np.asarray(given, np.float64), size, size, alignment)
         else:
             matrix = resize_matrix(*pixels.shape[1:], size, size)
         units, grids, corners = config.action_units, {}, {}

@@ -15,6 +15,7 @@ from configuration_mf2.facs import ACTION_UNITS
 from mf2face.inference.explain.page import (
     ACTIVE,
     AT_REST,
+    CANNOT_TELL,
     DISAGREES,
     DISAGREES_CHIP,
     EDGE,
@@ -114,7 +115,7 @@ class Explanation:
     matrix: np.ndarray
     """3 x 3: pixels of the image to those of the crop"""
     action_units: dict[str, dict[str, Any]]
-    """AU -> name, probability, threshold, active"""
+    """AU -> name, probability, threshold, active; with a confidence, state: active, at rest or cannot tell"""
     emotions: dict[str, float]
     grids: dict[str, np.ndarray]
     """AU or "emotion" -> (side, side): attention of its queries, which sums to 1"""
@@ -155,6 +156,10 @@ class Explanation:
         if distances[nearest] < 0.1 * size:
             return nearest
         return "forehead" if down < points[17:27, 1].min() else "cheek"
+
+    def state(self, unit: str) -> str:
+        values = self.action_units[unit]
+        return values.get("state") or ("active" if values["active"] else "at rest")
 
     def sentence(self, name: str) -> str | None:
         """The text about an AU, or of kind "emotion" or "key_au"."""
@@ -248,7 +253,7 @@ def _draw_units(axis: "Axes", face: Explanation) -> None:
         axis.barh(row, share, height=0.62, color=ACTIVE if active else AT_REST)
         for colour, line in (("white", 4.2), (MARK, 2)):  # visible on the bar in black and white too
             axis.plot([limit, limit], [row - 0.4, row + 0.4], color=colour, linewidth=line, solid_capstyle="butt")
-        axis.text(1.03, row, f"{share:.2f}  {'active' if active else 'at rest'}", fontsize=8.5, **style)
+        axis.text(1.03, row, f"{share:.2f}  {face.state(name)}", fontsize=8.5, **style)
         axis.text(-0.03, row, unit["name"], ha="right", fontsize=9, **style)
         axis.text(-1.17, row, name, fontsize=9, **style)
     axis.set(xlim=(0, 1), ylim=(len(face.action_units) - 0.4, -0.6))
@@ -310,7 +315,8 @@ def _draw_maps(
         title = f"{name} {unit['name']}" if unit else f"emotion: {face.emotion}"
         sheet.text(left, start + side + 0.06, title, 9, INK, fontweight="bold")
         share = unit["probability"] if unit else face.emotions.get(face.emotion)
-        said = [] if share is None else [f"{share:.2f}{' at rest' if unit and not unit['active'] else ''}"]
+        state = f" {face.state(name)}" if unit and face.state(name) != "active" else ""
+        said = [] if share is None else [f"{share:.2f}{state}"]
         sheet.text(left, start + side + 0.24, " · ".join([*said, f"peak: {face.place(name)}"]), 8)
         if check := face.occlusion.get(name):
             elsewhere = f"{np.mean(check.controls):.2f}" if check.controls else "no room"
@@ -371,7 +377,8 @@ button.mf-row { cursor: pointer; } button.mf-row:hover { background: var(--mf-gr
 .mf-bar { position: relative; height: .8rem; background: var(--mf-track); border-radius: 4px; }
 .mf-bar i { position: absolute; inset: 0 auto 0 0; min-width: 2px; border-radius: 4px; background: var(--mf-rest);
   transition: width .5s; }
-.on .mf-bar i { background: var(--mf-active); } .mf-moods .mf-bar i { box-shadow: 0 0 0 1px var(--mf-soft); }
+.on .mf-bar i { background: var(--mf-active); } .unsure .mf-bar i { background: repeating-linear-gradient(135deg,
+  var(--mf-active) 0 4px, var(--mf-rest) 4px 8px); } .mf-moods .mf-bar i { box-shadow: 0 0 0 1px var(--mf-soft); }
 .mf-bar u { position: absolute; top: -.2rem; bottom: -.2rem; width: 3px; margin-left: -1.5px;
   background: var(--mf-mark); }
 .mf-was { display: inline-block; width: 10px; height: 10px; border-radius: 50%; border: 2px solid var(--mf-ink);
@@ -556,7 +563,9 @@ def _verdict(face: Explanation) -> str:
         colour = emotion_colours(list(face.emotions))[face.emotion]
         mood = f'<span class="mf-mood"><i style="background:{colour}"></i>{text(face.emotion)}</span>'
         mood += f'<span class="mf-sure">{face.emotions[face.emotion]:.2f}</span>'
-    tags = face.active or (["no AU active"] if face.action_units else [])
+    tags = [name for name in face.active if face.state(name) == "active"]
+    tags += [f"{name}?" for name in face.action_units if face.state(name) == CANNOT_TELL]
+    tags = tags or (["no AU active"] if face.action_units else [])
     return f'<div class="mf-verdict">{mood}{"".join(f"<span class=mf-tag>{text(name)}</span>" for name in tags)}</div>'
 
 
@@ -567,16 +576,19 @@ def _quote(face: Explanation, kind: str) -> str:
     return f'<div class="mf-quote" title="written by the model">{text(face.sentence(kind))}{chip}</div>'
 
 
+_CLASSES = {"active": "on", "at rest": "", CANNOT_TELL: "unsure"}
+
+
 def _unit_row(face: Explanation, name: str, before: float | None) -> str:
     unit = face.action_units[name]
-    share, limit, state = unit["probability"], unit["threshold"], "active" if unit["active"] else "at rest"
+    share, limit, state = unit["probability"], unit["threshold"], face.state(name)
     tag, more = "div", ""
     if name in face.grids:
         tag, more = "button", f' type="button" data-name="{text(name)}"{_map_attributes(face, name)}'
     said = f"{name} {unit['name']}: probability {share:.2f}, threshold {limit:.2f}, {state}"
     mark = f'<u style="left:{100 * limit:.1f}%"></u>'
     return (
-        f'<{tag} class="mf-row{" on" * unit["active"]}"{more} aria-label="{text(said)}"><span>{text(name)}</span>'
+        f'<{tag} class="mf-row {_CLASSES[state]}"{more} aria-label="{text(said)}"><span>{text(name)}</span>'
         f"<span>{text(unit['name'])}</span>{_bar(share, before, mark)}<span>{share:.2f} {state}</span></{tag}>"
     )
 
@@ -607,7 +619,7 @@ def _map_attributes(face: Explanation, name: str) -> str:
 def _lines(face: Explanation, name: str) -> list[str]:
     unit = face.action_units.get(name)
     if unit:
-        lines = [f"{name} {unit['name']}: {'active' if unit['active'] else 'at rest'}"]
+        lines = [f"{name} {unit['name']}: {face.state(name)}"]
         lines.append(f"probability {unit['probability']:.2f}, threshold {unit['threshold']:.2f}")
     else:
         lines = [f"Emotion: {face.emotion}" if face.emotion else "The whole face"]

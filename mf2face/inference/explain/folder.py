@@ -34,7 +34,8 @@ class WhyFolder:
             from mf2face.inference.explain.explainer import Explainer  # pictures of rows do not need torch
         except ImportError as error:
             raise ImportError(f"why: needs torch and the full package ({error}): pip install -e .") from error
-        self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
+        settings = {"thresholds": analysis.thresholds, "confidence": analysis.options.confidence}
+        self.explainer = Explainer(analysis.model, occlusion=occlusion, **settings)
         self.rows = PictureRows.of_columns(analysis.columns.names, analysis.about)
         self.folder, self.names = Path(folder), _Names(analysis.inputs)
         self.pages: dict[tuple[str, int], str] = {}

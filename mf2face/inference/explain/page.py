@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 INK, SOFT, FAINT, EMPTY = "#1b1f24", "#59636e", "#d5dae0", "#eceef0"
-ACTIVE, AT_REST, MARK = "#0072b2", "#a9b4c0", "#d55e00"
-"""An active AU, one at rest, and the threshold: different in grey too."""
+ACTIVE, PALE, AT_REST, MARK = "#0072b2", "#8fc1e3", "#a9b4c0", "#d55e00"
+"""An active AU, one that the model cannot tell, one at rest, and the threshold: different in grey too."""
+
+CANNOT_TELL = "cannot tell"
+"""State of an AU between active and at rest, where rows have states."""
 
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000")
 _EMOTIONS = {

@@ -14,8 +14,8 @@ import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
-from mf2face.inference.explain.page import fills
-from mf2face.inference.rows import box_of, format_of, has_face, unescape_cell, unit_column
+from mf2face.inference.explain.page import CANNOT_TELL, fills
+from mf2face.inference.rows import STATE, box_of, format_of, has_face, unescape_cell, unit_column
 from processing_mf2.image_io import read_image
 
 
@@ -36,6 +36,8 @@ class PictureRows:
     emotions: list[str]
     about: dict[str, Any]
     thresholds: dict[str, float]
+    states: bool = False
+    """Whether an AU may be neither active nor at rest"""
     stills: list[dict[str, Any]] = field(default_factory=list)
     videos: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     pages: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -47,11 +49,14 @@ class PictureRows:
             raise ValueError(f"rows: got no column {missing[0]}, {_EXPECTED}")
         about = about or {}
         settings = dict(about.get("settings", {}))
-        known = {key: about[key] for key in ("synthetic", "trained_on", "grades") if key in about}
+        known = {key: about[key] for key in ("synthetic", "trained_on") if key in about}
+        grades = {key.removesuffix("_grade"): grade for key, grade in about.items() if key.endswith("_grade")}
+        known |= {"grades": {_CODES.get(name, name): grade for name, grade in grades.items()}} if grades else {}
         known |= {key: settings[key] for key in ("model", "adapter") if settings.get(key)}
         units = {_CODES[name]: name for name in names if name in _CODES}
         emotions = [name for name in names if name.lower() in _EMOTIONS]
-        return cls(units, emotions, known, settings.get("thresholds") or {})
+        states = any(f"{column}{STATE}" in names for column in units.values())
+        return cls(units, emotions, known, settings.get("thresholds") or {}, states)
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         flags = [f"{name}_c" for name in self.units.values()]
@@ -60,6 +65,8 @@ class PictureRows:
             kept = {name: row.get(name) or None for name in ("input", "top_emotion", "caption", "error")}
             kept |= {name: _number(name, row.get(name)) for name in numbers}
             kept |= {name: _number(name, row.get(name)) == 1 for name in (*flags, "caption_disagrees")}
+            if self.states:
+                kept |= {f"{name}{STATE}": row.get(f"{name}{STATE}") for name in self.units.values()}
             for name in ("frame", *(_BOX if has_face(kept) else ())):
                 if math.isnan(kept[name]):
                     raise ValueError(f"{name}: got {row.get(name)!r} for {row['input']}, expected a number")
@@ -71,8 +78,12 @@ class PictureRows:
 
     def active(self, row: Mapping[str, Any]) -> list[str]:
         """Active AUs, the most probable first."""
-        units = [code for code, column in self.units.items() if row[f"{column}_c"]]
+        units = [code for code, column in self.units.items() if row[f"{column}_c"] and not self.unsure(row, column)]
         return sorted(units, key=lambda code: -row[self.units[code]])
+
+    @staticmethod
+    def unsure(row: Mapping[str, Any], column: str) -> bool:
+        return row.get(f"{column}{STATE}") == CANNOT_TELL
 
 
 def _number(name: str, value: Any) -> float:
@@ -143,6 +154,7 @@ class Track:
     times: np.ndarray
     units: dict[str, np.ndarray]
     active: dict[str, np.ndarray]
+    unsure: dict[str, np.ndarray]
     emotions: dict[str, np.ndarray]
 
     @property
@@ -181,9 +193,13 @@ class Track:
             with np.errstate(invalid="ignore"):
                 return {name: np.add.reduceat(np.nan_to_num(one), starts) / counts for name, one in series.items()}
 
-        active = {name: np.logical_or.reduceat(one, starts) for name, one in self.active.items()}
-        edges = np.append(self.edges[starts], self.edges[-1])
-        return Track(self.face_id, edges, self.times[starts], means(self.units), active, means(self.emotions))
+        def any_of(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: np.logical_or.reduceat(one, starts) for name, one in series.items()}
+
+        active, edges = any_of(self.active), np.append(self.edges[starts], self.edges[-1])
+        unsure = {name: one & ~active[name] for name, one in any_of(self.unsure).items()}
+        units, emotions = means(self.units), means(self.emotions)
+        return Track(self.face_id, edges, self.times[starts], units, active, unsure, emotions)
 
 
 def tracks_of(rows: PictureRows, name: str) -> list[Track]:
@@ -210,8 +226,12 @@ def tracks_of(rows: PictureRows, name: str) -> list[Track]:
             return values
 
         units = {code: series(column) for code, column in rows.units.items()}
-        active = {code: series(f"{column}_c", False) for code, column in rows.units.items()}
-        tracks.append(Track(number, edges, times, units, active, {key: series(key) for key in rows.emotions}))
+        unsure = {code: np.zeros(len(times), bool) for code in rows.units}
+        for code, column in rows.units.items():
+            unsure[code][at] = [rows.unsure(row, column) for row in of_face]
+        active = {code: series(f"{column}_c", False) & ~unsure[code] for code, column in rows.units.items()}
+        emotions = {key: series(key) for key in rows.emotions}
+        tracks.append(Track(number, edges, times, units, active, unsure, emotions))
     return tracks
 
 

@@ -21,6 +21,7 @@ from mf2face.inference.explain.page import (
     FAINT,
     INK,
     MARK,
+    PALE,
     SOFT,
     WIDTH,
     Sheet,
@@ -115,7 +116,8 @@ def _draw_card(
 
 
 def _units(rows: PictureRows, row: Mapping[str, Any]) -> str:
-    return (" ".join(rows.active(row)) or "no AU active") if has_face(row) and rows.units else ""
+    unsure = [f"{code}?" for code, column in rows.units.items() if rows.unsure(row, column)]
+    return (" ".join([*rows.active(row), *unsure]) or "no AU active") if has_face(row) and rows.units else ""
 
 
 def _verdict(rows: PictureRows, row: Mapping[str, Any], colours: Mapping[str, str]) -> tuple[str, str, str]:
@@ -275,7 +277,8 @@ def save_timeline(rows: PictureRows, name: str, path: str | os.PathLike) -> list
 def draw_timeline(rows: PictureRows, name: str, tracks: Sequence[Track], said: str) -> Sheet:
     panel = 1.1 + (_RIBBON + 0.14 if rows.emotions else 0) + _ROW * len(rows.units)
     if tracks:
-        said += " · blue: an action unit at or above its threshold; grey: below; empty: face not found"
+        states = "; pale blue: cannot tell" if rows.states else ""
+        said += f" · blue: an action unit at or above its threshold; grey: below{states}; empty: face not found"
     sheet = Sheet(Sheet.TOP + panel * max(1, len(tracks)) + 0.3, name, said, rows.about)
     for number, track in enumerate(tracks):
         top = Sheet.TOP + number * panel
@@ -323,10 +326,12 @@ def _draw_tracks(axis: "Axes", track: Track, thresholds: Mapping[str, float]) ->
     tall, long = 0.84, track.edges[-1] > 120
     for row, (code, shares) in enumerate(track.units.items()):
         x, height = _steps(track, shares)
-        base, on = np.full(len(x), -float(row)), _steps(track, track.active[code])[1]
+        base = np.full(len(x), -float(row))
         axis.axhline(-row, color=FAINT, linewidth=0.7, zorder=0)
         axis.fill_between(x, base, base + tall * height, color=AT_REST, linewidth=0)
-        axis.fill_between(x, base, base + tall * height, where=on, color=ACTIVE, linewidth=0)
+        for where, colour in ((track.unsure[code], PALE), (track.active[code], ACTIVE)):
+            on = _steps(track, where)[1]
+            axis.fill_between(x, base, base + tall * height, where=on, color=colour, linewidth=0)
         if code in thresholds:
             axis.axhline(-row + tall * thresholds[code], color=MARK, linewidth=0.7, linestyle=(0, (1.5, 2.5)))
         ever = bool(track.active[code].any())
@@ -352,7 +357,7 @@ _TIMELINE_STYLE = """
 .line .value.on { color: var(--mf-ink); font-weight: 700; } .line.plain { border: 0; } .band svg { height: 2.6rem; }
 .band { position: relative; margin-bottom: .4rem; min-width: 0; } .band span { position: absolute; top: 0;
   line-height: 2.6rem; text-align: center; overflow: hidden; white-space: nowrap; pointer-events: none; }
-.rest { fill: var(--mf-rest); } .act { fill: var(--mf-active); }
+.rest { fill: var(--mf-rest); } .pale { fill: var(--mf-active); opacity: .4; } .act { fill: var(--mf-active); }
 .limit { stroke: var(--mf-mark); stroke-dasharray: 2 4; }
 .cursor { position: absolute; top: 0; bottom: 1.3rem; width: 0; border-left: 1.5px solid var(--mf-ink); display: none;
   pointer-events: none; }
@@ -461,7 +466,8 @@ def _chart(rows: PictureRows, track: Track, place: int) -> str:
             f'{_ribbon(track)}</svg>{_names(track)}</div><span class="value"></span></div>'
         )
     for code, shares in track.units.items():
-        kinds = (("rest", ~track.active[code]), ("act", track.active[code]))
+        active, unsure = track.active[code], track.unsure[code]
+        kinds = [("rest", ~active & ~unsure), *([("pale", unsure)] if rows.states else []), ("act", active)]
         shapes = "".join(
             f'<path class="{kind}" d="{_area(track, np.where(which, shares, np.nan))}"/>' for kind, which in kinds
         )
