@@ -35,9 +35,9 @@ class Page(HTMLParser):
 
     @property
     def outside(self) -> list[str]:
-        """What would have to be fetched."""
+        """Where links and pictures lead, each once."""
         places = [attributes.get(key) for _, attributes in self.elements for key in ("href", "src")]
-        return [place for place in places if place and not place.startswith(("data:", "#"))]
+        return list(dict.fromkeys(place for place in places if place and not place.startswith(("data:", "#"))))
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -10,8 +10,8 @@ import numpy as np
 from demo_engine import EXAMPLES, Look, example
 from demo_limits import Limits
 
-from mf2face.inference.explain.face_page import FACE_SCRIPT, FACE_STYLE, NOTE, Explanation, face_html, face_view
-from mf2face.inference.explain.page import DARK, LIGHT, SHARED_STYLE, data_uri, text
+from mf2face.inference.explain.face_page import NOTE, Explanation, face_html, face_view
+from mf2face.inference.explain.page import DARK, FACE_SCRIPT, FACE_STYLE, LIGHT, SHARED_STYLE, data_uri, text
 from mf2face.inference.rows import csv_lines, has_face
 
 

@@ -48,6 +48,8 @@ def test_blendshapes_have_arkit_s_names_and_the_best_known_value() -> None:
     sided = blendshapes({**FACE, "AU12_L": 0.7, "AU12_R": float("nan"), "AU12_i": 4.0, "AU27": float("nan")})
     assert sided["mouthSmileLeft"] == 0.7 and sided["mouthSmileRight"] == 0.8 and sided["jawOpen"] == 0.2
     assert set(BLENDSHAPES) - {"AU45"} <= set(ACTION_UNITS)
+    guide = (Path(__file__).parents[2] / "docs" / "live.md").read_text()
+    assert all(name in guide for names in (BLENDSHAPES, *BLENDSHAPES.values()) for name in names)
 
 
 def test_a_bundle_has_every_value_and_a_closed_port_is_noted() -> None:

@@ -144,8 +144,8 @@ def test_the_contact_page_has_cards_with_alt_texts_facts_and_links(tmp_path: Pat
     assert made.all("img")[0]["alt"] == "face 0 of 0-face.png, Happiness, AU1 AU12 AU25"
     assert made.data[0]["active"] == ["AU1", "AU12", "AU25"] and made.data[0]["values"]["Happiness"] == 0.9
     assert made.data[1]["top"] is None and made.data[1]["active"] == []
-    own, image = ["a%20folder/0-face0.html"], ["../1-face.png"]
-    assert made.outside == [*own * 2, *image * 2], "each picture and its name lead to the page, or to the image"
+    assert made.outside == ["a%20folder/0-face0.html", "../1-face.png"], "to a page, or to the image"
+    assert len(made.all("a")) == 4, "each picture is a link, and its name"
     assert EVIL in made.words and made.words.count("disagrees with the decisions") == 1
     values = [option["value"] for option in made.all("option")]
     assert values[:2] == ["", "Happiness"] and {"#", "Neutral", "AU12"} <= set(values)

@@ -3,7 +3,7 @@
 import json
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,11 @@ from configuration_mf2.facs import ACTION_UNITS
 from mf2face.inference.explain.page import (
     ACTIVE,
     AT_REST,
-    CANNOT_TELL,
     DISAGREES,
     DISAGREES_CHIP,
     EDGE,
+    FACE_SCRIPT,
+    FACE_STYLE,
     INK,
     MARK,
     SOFT,
@@ -35,6 +36,7 @@ from mf2face.inference.explain.page import (
     text,
 )
 from processing_mf2.captions import au_sentence_state, caption_disagrees
+from processing_mf2.reliability import CANNOT_TELL
 
 
 if TYPE_CHECKING:
@@ -200,10 +202,12 @@ def draw_face_page(face: Explanation) -> Sheet:
     height = maps_top + (0.42 + -(-len(shown) // columns) * map_height if shown else 0.0) + 0.45
     sheet = Sheet(height, face.name, _summary(face), face.about)
     _draw_photo(sheet.axes(EDGE, top, 3.45, chart_height), face)
+    rows = max(len(face.action_units), len(face.emotions))
     if face.action_units:
-        _draw_units(sheet.axes(6.5, top, 2.0, chart_height), face)
+        axis = sheet.axes(6.5, top, 2.0, chart_height)
+        _draw_bars(axis, "probability · stroke: threshold", _unit_bars(face), rows)
     if face.emotions:
-        _draw_emotions(sheet.axes(10.62, top, 1.2, chart_height), face)
+        _draw_bars(sheet.axes(10.62, top, 1.2, chart_height), "emotion", _emotion_bars(face), rows)
     if words:
         _write(sheet, top + chart_height + 0.3, words)
     if shown:
@@ -244,37 +248,33 @@ def _draw_photo(axis: "Axes", face: Explanation) -> None:
     axis.set(xlim=(0, width), ylim=(height, 0), anchor="NW")
 
 
-def _draw_units(axis: "Axes", face: Explanation) -> None:
-    _title(axis, "probability · stroke: threshold")
-    for row, (name, unit) in enumerate(face.action_units.items()):
-        share, limit, active = unit["probability"], unit["threshold"], unit["active"]
-        style = {"va": "center", "color": INK if active else SOFT, "fontweight": "bold" if active else "normal"}
-        axis.barh(row, 1, height=0.62, color="#f1f3f5")
-        axis.barh(row, share, height=0.62, color=ACTIVE if active else AT_REST)
-        for colour, line in (("white", 4.2), (MARK, 2)):  # visible on the bar in black and white too
-            axis.plot([limit, limit], [row - 0.4, row + 0.4], color=colour, linewidth=line, solid_capstyle="butt")
-        axis.text(1.03, row, f"{share:.2f}  {face.state(name)}", fontsize=8.5, **style)
-        axis.text(-0.03, row, unit["name"], ha="right", fontsize=9, **style)
-        axis.text(-1.17, row, name, fontsize=9, **style)
-    axis.set(xlim=(0, 1), ylim=(len(face.action_units) - 0.4, -0.6))
+def _unit_bars(face: Explanation) -> Iterator[tuple]:
+    for name, unit in face.action_units.items():
+        share, active = unit["probability"], unit["active"]
+        said = f"{share:.2f}  {face.state(name)}"
+        yield name, unit["name"], share, ACTIVE if active else AT_REST, active, said, unit["threshold"]
 
 
-def _draw_emotions(axis: "Axes", face: Explanation) -> None:
-    _title(axis, "emotion")
+def _emotion_bars(face: Explanation) -> Iterator[tuple]:
     colours = emotion_colours(list(face.emotions))
-    for row, name in enumerate(sorted(face.emotions, key=lambda name: -face.emotions[name])):
-        top = name == face.emotion
-        style = {"va": "center", "fontsize": 9, "color": INK if top else SOFT}
-        style["fontweight"] = "bold" if top else "normal"
-        axis.barh(row, 1, height=0.62, color="#f1f3f5")
-        axis.barh(row, face.emotions[name], height=0.62, color=colours[name], edgecolor=SOFT, linewidth=0.5)
-        axis.text(-0.04, row, name, ha="right", **style)
-        axis.text(1.04, row, f"{face.emotions[name]:.2f}", **style)
-    axis.set(xlim=(0, 1), ylim=(max(len(face.emotions), len(face.action_units)) - 0.4, -0.6))
+    for name, share in sorted(face.emotions.items(), key=lambda item: -item[1]):
+        yield "", name, share, colours[name], name == face.emotion, f"{share:.2f}", None
 
 
-def _title(axis: "Axes", title: str) -> None:
+def _draw_bars(axis: "Axes", title: str, bars: Iterable[tuple], rows: int) -> None:
+    """bars: code, name, probability, colour, whether it is bold, words beside it, threshold."""
     axis.set_title(title, loc="left", fontsize=8, color=SOFT, pad=5)
+    for row, (code, name, share, colour, bold, said, limit) in enumerate(bars):
+        style = {"va": "center", "fontsize": 9, "color": INK if bold else SOFT}
+        style["fontweight"] = "bold" if bold else "normal"
+        axis.barh(row, 1, height=0.62, color="#f1f3f5")
+        axis.barh(row, share, height=0.62, color=colour, edgecolor=SOFT, linewidth=0.4)
+        for mark, line in (("white", 4.2), (MARK, 2)) if limit is not None else ():  # visible in black and white too
+            axis.plot([limit, limit], [row - 0.4, row + 0.4], color=mark, linewidth=line, solid_capstyle="butt")
+        axis.text(1.03, row, said, **style)
+        axis.text(-0.03, row, name, ha="right", **style)
+        axis.text(-1.17, row, code, **style)
+    axis.set(xlim=(0, 1), ylim=(rows - 0.4, -0.6))
 
 
 def _words(face: Explanation) -> list[tuple[str, str]]:
@@ -337,128 +337,6 @@ def _draw_map(axis: "Axes", face: Explanation, name: str) -> None:
     axis.set(xlim=(0, size), ylim=(size, 0))
 
 
-FACE_STYLE = """
-.mf-grid { display: grid; grid-template-columns: minmax(260px, 5fr) minmax(340px, 6fr); gap: 1.6rem; margin-top: 1rem; }
-.mf-look { position: sticky; top: 1rem; align-self: start; min-width: 0; }
-.mf-panels { min-width: 0; }
-.mf-photo { width: 100%; max-height: 62vh; display: block; border-radius: 12px; background: var(--mf-ground); }
-.mf-seen { transition: filter .2s; } .heated .mf-seen { filter: grayscale(1) brightness(var(--light)); }
-.mf-heat path { fill: none; stroke: #fff; stroke-width: 2; stroke-dasharray: 5 3; vector-effect: non-scaling-stroke; }
-.mf-box { cursor: pointer; outline: none; } .mf-box rect { fill: transparent; stroke: #fff; stroke-width: 1.5;
-  vector-effect: non-scaling-stroke; opacity: .8; } .mf-box .halo { stroke: #000; stroke-width: 3.5; opacity: .3; }
-.mf-box.on rect:not(.halo) { stroke: #ffb000; stroke-width: 2.2; opacity: 1; }
-.mf-box:focus-visible .halo, .mf-box:hover .halo { opacity: .6; }
-.mf-box text { fill: #fff; font-weight: 700; paint-order: stroke; stroke: rgb(0 0 0 / .55); stroke-width: 3px;
-  stroke-linejoin: round; font-family: inherit; }
-.mf-told { min-height: 6em; margin-top: .7rem; font-size: .9rem; line-height: 1.45; color: var(--mf-soft) !important; }
-.mf-told b { display: block; color: var(--mf-ink) !important; font-size: 1rem; }
-.mf-verdict { display: flex; flex-wrap: wrap; align-items: center; gap: .25rem .6rem; }
-.mf-mood { font-size: 1.6rem; font-weight: 700; display: inline-flex; align-items: center; gap: .5rem; }
-.mf-mood i { width: 1rem; height: 1rem; border-radius: 50%; box-shadow: inset 0 0 0 1px rgb(0 0 0 / .25); }
-.mf-sure { font-size: 1.1rem; color: var(--mf-soft) !important; font-variant-numeric: tabular-nums; }
-.mf-tag { background: color-mix(in srgb, var(--mf-active) 14%, transparent); color: var(--mf-active) !important;
-  font-weight: 650; font-size: .8rem; padding: .05rem .6rem; border-radius: 999px; }
-.mf-quote { margin-top: .6rem; padding-left: .8rem; border-left: 3px solid var(--mf-line); line-height: 1.45; }
-.mf-title { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem 1rem; margin: 1rem 0 .3rem;
-  font-weight: 700; }
-.mf-title > :first-child { margin-right: auto; }
-.mf-key { font-size: .78rem; font-weight: 400; color: var(--mf-soft) !important; display: inline-flex;
-  align-items: center; gap: .35rem; }
-.mf-limit { width: 3px; height: 13px; background: var(--mf-mark); border-radius: 2px; }
-.mf-row { display: grid; grid-template-columns: 2.9rem 9.8rem 1fr 6rem; align-items: center; gap: .5rem; width: 100%;
-  border: 0; background: none; text-align: left; font: inherit; font-size: .88rem; line-height: 1.25;
-  padding: .25rem .4rem; border-radius: 7px; color: var(--mf-soft) !important; }
-.mf-moods { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); column-gap: 1.4rem; }
-.mf-moods .mf-row { grid-template-columns: 6rem 1fr 2.6rem; }
-button.mf-row { cursor: pointer; } button.mf-row:hover { background: var(--mf-ground); }
-.mf-row.shown { background: color-mix(in srgb, var(--mf-active) 14%, transparent) !important; }
-.mf-row.on { color: var(--mf-ink) !important; font-weight: 650; }
-.mf-row > :last-child { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.mf-bar { position: relative; height: .8rem; background: var(--mf-track); border-radius: 4px; }
-.mf-bar i { position: absolute; inset: 0 auto 0 0; min-width: 2px; border-radius: 4px; background: var(--mf-rest);
-  transition: width .5s; }
-.on .mf-bar i { background: var(--mf-active); } .unsure .mf-bar i { background: repeating-linear-gradient(135deg,
-  var(--mf-active) 0 4px, var(--mf-rest) 4px 8px); } .mf-moods .mf-bar i { box-shadow: 0 0 0 1px var(--mf-soft); }
-.mf-bar u { position: absolute; top: -.2rem; bottom: -.2rem; width: 3px; margin-left: -1.5px;
-  background: var(--mf-mark); }
-.mf-was { display: inline-block; width: 10px; height: 10px; border-radius: 50%; border: 2px solid var(--mf-ink);
-  background: var(--mf-paper); } .mf-bar .mf-was { position: absolute; top: 1px; margin-left: -5px; opacity: .8; }
-.mf-foot { margin-top: 1rem; padding-top: .7rem; border-top: 1px solid var(--mf-line); font-size: .82rem;
-  line-height: 1.45; color: var(--mf-soft) !important; }
-@media (max-width: 800px) { .mf-grid { grid-template-columns: minmax(0, 1fr); } .mf-look { position: static; }
-  .mf-told { min-height: 0; } .mf-row + .mf-look { padding: .5rem .4rem 1rem; } }
-@media (max-width: 560px) { .mf-row, .mf-moods .mf-row { grid-template-columns: auto 1fr auto; row-gap: .25rem;
-  padding: .4rem; } .mf-row > .mf-bar { grid-area: 2 / 1 / 3 / -1; } .mf-moods { grid-template-columns: 1fr; } }
-@media (prefers-reduced-motion: reduce) { .mf-bar i, .mf-seen { transition: none; } }
-@media print { .mf-look { position: static; } }
-"""
-FACE_SCRIPT = """
-// `element` holds one `.mf-grid`. A box chooses the face; a row or chip its map, on small screens right below the row.
-const all = query => [...element.querySelectorAll(query)], one = query => element.querySelector(query);
-let face = "0", kept = null, hovered = null, zoomed = null;
-function draw() {
-  const photo = one(".mf-photo");
-  if (!photo) return;
-  const panels = all(".mf-face"), panel = panels.find(each => each.dataset.face === face) || panels[0];
-  if (zoomed === null) { zoomed = "zoomed" in photo.dataset; kept = photo.dataset.first || null; }
-  panels.forEach(each => { each.hidden = each !== panel; });
-  all(".mf-box").forEach(box => box.classList.toggle("on", box.dataset.face === panel.dataset.face));
-  const name = hovered || kept, row = name === "emotion" ? panel : name && panel.querySelector(`[data-name="${name}"]`);
-  const map = row && row.dataset.heat ? row.dataset : null, heat = one(".mf-heat");
-  photo.classList.toggle("heated", !!map);
-  photo.setAttribute("viewBox", zoomed ? panel.dataset.near : photo.dataset.whole);
-  heat.setAttribute("transform", `matrix(${panel.dataset.matrix})`);
-  heat.querySelector("image").setAttribute("href", map ? map.heat : "data:,");
-  heat.querySelector("image").style.display = map ? "" : "none";
-  heat.querySelector("path").setAttribute("d", map ? map.regions : "");
-  all("button[data-name]").forEach(each => {
-    each.classList.toggle("shown", !!map && each.dataset.name === name);
-    each.setAttribute("aria-pressed", each.dataset.name === kept);
-  });
-  all('[data-do="emotion"]').forEach(each => {
-    each.hidden = !panel.dataset.heat; each.setAttribute("aria-pressed", kept === "emotion");
-  });
-  all('[data-do="clear"]').forEach(each => { each.hidden = !kept; });
-  all('[data-do="zoom"]').forEach(each => each.setAttribute("aria-pressed", !zoomed));
-  const lines = map ? JSON.parse(map.lines) : ["No map", "Choose an action unit to see where its queries looked."];
-  one(".mf-told").replaceChildren(...lines.map((line, place) => {
-    const part = document.createElement(place ? "div" : "b");
-    part.textContent = line;
-    return part;
-  }));
-}
-function choose(name) {
-  kept = name; hovered = null; draw();
-  const row = all(".mf-face:not([hidden]) button[data-name]").find(each => each.dataset.name === kept);
-  const look = one(".mf-look"), before = row && row.getBoundingClientRect().top;
-  if (row && matchMedia("(max-width: 800px)").matches) row.after(look);
-  else if (look.parentElement !== one(".mf-grid")) one(".mf-grid").prepend(look);
-  if (row) window.scrollBy(0, row.getBoundingClientRect().top - before);
-}
-element.addEventListener("click", event => {
-  const [box, row, chip] = [".mf-box", "button[data-name]", "[data-do]"].map(query => event.target.closest(query));
-  if (box) { face = box.dataset.face; draw(); }
-  else if (row) choose(kept === row.dataset.name ? null : row.dataset.name);
-  else if (chip && chip.dataset.do === "zoom") { zoomed = !zoomed; draw(); }
-  else if (chip) choose(chip.dataset.do === "emotion" && kept !== "emotion" ? "emotion" : null);
-});
-["pointerover", "pointerleave"].forEach(kind => element.addEventListener(kind, event => {
-  const row = event.target.closest && event.target.closest("button[data-name]"), now = row ? row.dataset.name : null;
-  if (event.pointerType === "mouse" && now !== hovered) { hovered = now; draw(); }
-}));
-element.addEventListener("keydown", event => {
-  const box = event.target.closest(".mf-box"), row = event.target.closest("button[data-name]");
-  if (box && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); face = box.dataset.face; draw(); }
-  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  if (row && step) {
-    event.preventDefault();
-    const rows = all(".mf-face:not([hidden]) button[data-name]");
-    const next = rows[(rows.indexOf(row) + step + rows.length) % rows.length];
-    choose(next.dataset.name); next.focus();
-  }
-});
-draw();
-"""
 NOTE = (
     "Heat: attention of the queries, each map up to its own peak; it shows where they looked, not that this is why. "
     "Outlined: the region of an action unit, read from patches that reach beyond."

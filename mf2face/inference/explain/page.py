@@ -1,4 +1,4 @@
-"""Colours, text, and the frame of every picture (PNG) and page (HTML); how both are saved."""
+"""The frame of every picture (PNG) and page (HTML): colours, text, banner, styles, script of the face view."""
 
 import base64
 import io
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 INK, SOFT, FAINT, EMPTY = "#1b1f24", "#59636e", "#d5dae0", "#eceef0"
 ACTIVE, PALE, AT_REST, MARK = "#0072b2", "#8fc1e3", "#a9b4c0", "#d55e00"
 """An active AU, one that the model cannot tell, one at rest, and the threshold: different in grey too."""
-
-CANNOT_TELL = "cannot tell"
-"""State of an AU between active and at rest, where rows have states."""
 
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#000000")
 _EMOTIONS = {
@@ -220,6 +217,128 @@ SHARED_STYLE = """
 .mf-disagrees { display: inline-block; background: var(--mf-warn); color: var(--mf-warn-ink); border-radius: .7rem;
   padding: .05rem .6rem; font-size: .78rem; font-style: normal; font-weight: 600; }
 """
+FACE_STYLE = """
+.mf-grid { display: grid; grid-template-columns: minmax(260px, 5fr) minmax(340px, 6fr); gap: 1.6rem; margin-top: 1rem; }
+.mf-look { position: sticky; top: 1rem; align-self: start; min-width: 0; }
+.mf-panels { min-width: 0; }
+.mf-photo { width: 100%; max-height: 62vh; display: block; border-radius: 12px; background: var(--mf-ground); }
+.mf-seen { transition: filter .2s; } .heated .mf-seen { filter: grayscale(1) brightness(var(--light)); }
+.mf-heat path { fill: none; stroke: #fff; stroke-width: 2; stroke-dasharray: 5 3; vector-effect: non-scaling-stroke; }
+.mf-box { cursor: pointer; outline: none; } .mf-box rect { fill: transparent; stroke: #fff; stroke-width: 1.5;
+  vector-effect: non-scaling-stroke; opacity: .8; } .mf-box .halo { stroke: #000; stroke-width: 3.5; opacity: .3; }
+.mf-box.on rect:not(.halo) { stroke: #ffb000; stroke-width: 2.2; opacity: 1; }
+.mf-box:focus-visible .halo, .mf-box:hover .halo { opacity: .6; }
+.mf-box text { fill: #fff; font-weight: 700; paint-order: stroke; stroke: rgb(0 0 0 / .55); stroke-width: 3px;
+  stroke-linejoin: round; font-family: inherit; }
+.mf-told { min-height: 6em; margin-top: .7rem; font-size: .9rem; line-height: 1.45; color: var(--mf-soft) !important; }
+.mf-told b { display: block; color: var(--mf-ink) !important; font-size: 1rem; }
+.mf-verdict { display: flex; flex-wrap: wrap; align-items: center; gap: .25rem .6rem; }
+.mf-mood { font-size: 1.6rem; font-weight: 700; display: inline-flex; align-items: center; gap: .5rem; }
+.mf-mood i { width: 1rem; height: 1rem; border-radius: 50%; box-shadow: inset 0 0 0 1px rgb(0 0 0 / .25); }
+.mf-sure { font-size: 1.1rem; color: var(--mf-soft) !important; font-variant-numeric: tabular-nums; }
+.mf-tag { background: color-mix(in srgb, var(--mf-active) 14%, transparent); color: var(--mf-active) !important;
+  font-weight: 650; font-size: .8rem; padding: .05rem .6rem; border-radius: 999px; }
+.mf-quote { margin-top: .6rem; padding-left: .8rem; border-left: 3px solid var(--mf-line); line-height: 1.45; }
+.mf-title { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem 1rem; margin: 1rem 0 .3rem;
+  font-weight: 700; }
+.mf-title > :first-child { margin-right: auto; }
+.mf-key { font-size: .78rem; font-weight: 400; color: var(--mf-soft) !important; display: inline-flex;
+  align-items: center; gap: .35rem; }
+.mf-limit { width: 3px; height: 13px; background: var(--mf-mark); border-radius: 2px; }
+.mf-row { display: grid; grid-template-columns: 2.9rem 9.8rem 1fr 6rem; align-items: center; gap: .5rem; width: 100%;
+  border: 0; background: none; text-align: left; font: inherit; font-size: .88rem; line-height: 1.25;
+  padding: .25rem .4rem; border-radius: 7px; color: var(--mf-soft) !important; }
+.mf-moods { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); column-gap: 1.4rem; }
+.mf-moods .mf-row { grid-template-columns: 6rem 1fr 2.6rem; }
+button.mf-row { cursor: pointer; } button.mf-row:hover { background: var(--mf-ground); }
+.mf-row.shown { background: color-mix(in srgb, var(--mf-active) 14%, transparent) !important; }
+.mf-row.on { color: var(--mf-ink) !important; font-weight: 650; }
+.mf-row > :last-child { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.mf-bar { position: relative; height: .8rem; background: var(--mf-track); border-radius: 4px; }
+.mf-bar i { position: absolute; inset: 0 auto 0 0; min-width: 2px; border-radius: 4px; background: var(--mf-rest);
+  transition: width .5s; }
+.on .mf-bar i { background: var(--mf-active); } .unsure .mf-bar i { background: repeating-linear-gradient(135deg,
+  var(--mf-active) 0 4px, var(--mf-rest) 4px 8px); } .mf-moods .mf-bar i { box-shadow: 0 0 0 1px var(--mf-soft); }
+.mf-bar u { position: absolute; top: -.2rem; bottom: -.2rem; width: 3px; margin-left: -1.5px;
+  background: var(--mf-mark); }
+.mf-was { display: inline-block; width: 10px; height: 10px; border-radius: 50%; border: 2px solid var(--mf-ink);
+  background: var(--mf-paper); } .mf-bar .mf-was { position: absolute; top: 1px; margin-left: -5px; opacity: .8; }
+.mf-foot { margin-top: 1rem; padding-top: .7rem; border-top: 1px solid var(--mf-line); font-size: .82rem;
+  line-height: 1.45; color: var(--mf-soft) !important; }
+@media (max-width: 800px) { .mf-grid { grid-template-columns: minmax(0, 1fr); } .mf-look { position: static; }
+  .mf-told { min-height: 0; } .mf-row + .mf-look { padding: .5rem .4rem 1rem; } }
+@media (max-width: 560px) { .mf-row, .mf-moods .mf-row { grid-template-columns: auto 1fr auto; row-gap: .25rem;
+  padding: .4rem; } .mf-row > .mf-bar { grid-area: 2 / 1 / 3 / -1; } .mf-moods { grid-template-columns: 1fr; } }
+@media (prefers-reduced-motion: reduce) { .mf-bar i, .mf-seen { transition: none; } }
+@media print { .mf-look { position: static; } }
+"""
+FACE_SCRIPT = """
+// `element` holds one `.mf-grid`. A box chooses the face; a row or chip its map, on small screens right below the row.
+const all = query => [...element.querySelectorAll(query)], one = query => element.querySelector(query);
+let face = "0", kept = null, hovered = null, zoomed = null;
+function draw() {
+  const photo = one(".mf-photo");
+  if (!photo) return;
+  const panels = all(".mf-face"), panel = panels.find(each => each.dataset.face === face) || panels[0];
+  if (zoomed === null) { zoomed = "zoomed" in photo.dataset; kept = photo.dataset.first || null; }
+  panels.forEach(each => { each.hidden = each !== panel; });
+  all(".mf-box").forEach(box => box.classList.toggle("on", box.dataset.face === panel.dataset.face));
+  const name = hovered || kept, row = name === "emotion" ? panel : name && panel.querySelector(`[data-name="${name}"]`);
+  const map = row && row.dataset.heat ? row.dataset : null, heat = one(".mf-heat");
+  photo.classList.toggle("heated", !!map);
+  photo.setAttribute("viewBox", zoomed ? panel.dataset.near : photo.dataset.whole);
+  heat.setAttribute("transform", `matrix(${panel.dataset.matrix})`);
+  heat.querySelector("image").setAttribute("href", map ? map.heat : "data:,");
+  heat.querySelector("image").style.display = map ? "" : "none";
+  heat.querySelector("path").setAttribute("d", map ? map.regions : "");
+  all("button[data-name]").forEach(each => {
+    each.classList.toggle("shown", !!map && each.dataset.name === name);
+    each.setAttribute("aria-pressed", each.dataset.name === kept);
+  });
+  all('[data-do="emotion"]').forEach(each => {
+    each.hidden = !panel.dataset.heat; each.setAttribute("aria-pressed", kept === "emotion");
+  });
+  all('[data-do="clear"]').forEach(each => { each.hidden = !kept; });
+  all('[data-do="zoom"]').forEach(each => each.setAttribute("aria-pressed", !zoomed));
+  const lines = map ? JSON.parse(map.lines) : ["No map", "Choose an action unit to see where its queries looked."];
+  one(".mf-told").replaceChildren(...lines.map((line, place) => {
+    const part = document.createElement(place ? "div" : "b");
+    part.textContent = line;
+    return part;
+  }));
+}
+function choose(name) {
+  kept = name; hovered = null; draw();
+  const row = all(".mf-face:not([hidden]) button[data-name]").find(each => each.dataset.name === kept);
+  const look = one(".mf-look"), before = row && row.getBoundingClientRect().top;
+  if (row && matchMedia("(max-width: 800px)").matches) row.after(look);
+  else if (look.parentElement !== one(".mf-grid")) one(".mf-grid").prepend(look);
+  if (row) window.scrollBy(0, row.getBoundingClientRect().top - before);
+}
+element.addEventListener("click", event => {
+  const [box, row, chip] = [".mf-box", "button[data-name]", "[data-do]"].map(query => event.target.closest(query));
+  if (box) { face = box.dataset.face; draw(); }
+  else if (row) choose(kept === row.dataset.name ? null : row.dataset.name);
+  else if (chip && chip.dataset.do === "zoom") { zoomed = !zoomed; draw(); }
+  else if (chip) choose(chip.dataset.do === "emotion" && kept !== "emotion" ? "emotion" : null);
+});
+["pointerover", "pointerleave"].forEach(kind => element.addEventListener(kind, event => {
+  const row = event.target.closest && event.target.closest("button[data-name]"), now = row ? row.dataset.name : null;
+  if (event.pointerType === "mouse" && now !== hovered) { hovered = now; draw(); }
+}));
+element.addEventListener("keydown", event => {
+  const box = event.target.closest(".mf-box"), row = event.target.closest("button[data-name]");
+  if (box && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); face = box.dataset.face; draw(); }
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (row && step) {
+    event.preventDefault();
+    const rows = all(".mf-face:not([hidden]) button[data-name]");
+    const next = rows[(rows.indexOf(row) + step + rows.length) % rows.length];
+    choose(next.dataset.name); next.focus();
+  }
+});
+draw();
+"""
 _STYLE = (
     f":root {{ color-scheme: light dark; {LIGHT} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {DARK} }} }}"
     + """
@@ -262,7 +381,7 @@ def page(
 <h1>{text(name or kind)}</h1><p class="soft">{text(subtitle)}</p>
 {body}
 <footer>{text(f"{note} MF2 {VERSION}".strip())}</footer>
-<script type="application/json" id="data">{as_json(data)}</script>
+<script type="application/json" id="data">{as_json(data or {})}</script>
 <script>"use strict";
 const data = JSON.parse(document.getElementById("data").textContent), element = document.body;
 {script}</script>

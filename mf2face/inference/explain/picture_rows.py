@@ -14,9 +14,10 @@ import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
-from mf2face.inference.explain.page import CANNOT_TELL, fills
+from mf2face.inference.explain.page import fills
 from mf2face.inference.rows import STATE, box_of, format_of, has_face, unescape_cell, unit_column
 from processing_mf2.image_io import read_image
+from processing_mf2.reliability import CANNOT_TELL
 
 
 _BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
