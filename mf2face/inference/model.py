@@ -35,6 +35,12 @@ class AnalysisModel:
         return "trained on what its card says"
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What pictures and pages say about the model."""
+        known = {key: getattr(self, key) for key in ("adapter", "synthetic", "trained_on")}
+        return {"model": self.name, **known, "grades": self.pipeline.processor.grades}
+
+    @property
     def grades(self) -> dict[str, str]:
         """Name of a column -> how far its answers can be trusted; empty if the checkpoint does not say."""
         return {column_of(label): grade for label, grade in (self.pipeline.processor.grades or {}).items()}
