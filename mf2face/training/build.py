@@ -81,7 +81,13 @@ def trained_task(checkpoint: str, model: str) -> str:
 
 def build_model(settings: Settings, train_rows: Dataset | None = None) -> Parts:
     """A model, in most cases by `build_from_config`. train_rows: their labels tell how rare each AU is."""
-    return pkgutil.resolve_name(settings.task.built_by)(settings, train_rows)
+    parts = pkgutil.resolve_name(settings.task.built_by)(settings, train_rows)
+    if (dtype := settings.arguments.tower_dtype) != "float32":
+        tower = getattr(parts.model.base_model, "vision", None)
+        if tower is None or not tower.config.frozen:
+            raise ValueError(f"tower_dtype: got {dtype!r} without a frozen tower, expected 'float32'")
+        tower.to(getattr(torch, dtype))
+    return parts
 
 
 def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
@@ -139,6 +145,8 @@ def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source:
 
 def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: bool = False) -> None:
     model, processor, tokenizer = parts
+    if getattr(model.base_model, "vision", None) is not None:
+        model.base_model.vision.float()  # --tower_dtype: one precision in a file
     if tower_alone:
         model.vision.save_pretrained(folder)
     else:
@@ -221,7 +229,7 @@ def build_examples(
         if learning and ours.task == "tower" and not ours.use_labels:
             rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
             warned.update(LABELS)
-        augment = MF2Augmentation() if learning and ours.augment else None
+        augment = MF2Augmentation(**task.augmentation) if learning and ours.augment else None
         own = {"augment": augment, "seed": training.seed, **shared}
         if learning and ours.streaming:
             ranks = {"rank": training.process_index, "world_size": training.world_size}

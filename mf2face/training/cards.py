@@ -215,6 +215,7 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
     learns_captions = ours.align or (ours.use_captions and "captions" in task.learns)
     shown = {
         "system": SYSTEMS[ours.model].title if compared else None,
+        "preset": f"{ours.preset}, but {changed}" if ours.preset and (changed := settings.deviations) else ours.preset,
         "task": ours.task,
         "label set": ours.label_set,
         "branches": None if compared else ours.branches,

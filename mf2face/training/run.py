@@ -135,7 +135,7 @@ def _trainer(
         compute_metrics=metrics_for_trainer(parts.model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
     )
-    trainer.layer_decay = task.layer_decay
+    trainer.layer_decay, trainer.limits_warmup = task.layer_decay, "warmup_steps" not in settings.given
     return trainer, examples
 
 
