@@ -57,8 +57,11 @@ class ModelArguments:
         "pretrained tower: a timm name, a file, or a checkpoint's folder; without one the tiny size takes the released "
         "tower, unless this is none",
     )
-    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers")
-    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers")
+    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers, and its tokenizer")
+    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers, and its tokenizer")
+    tokenizer_name_or_path: str | None = _option(
+        None, "BERT's tokenizer, where none lies beside those weights (default: bert-base-uncased)"
+    )
     tower_dtype: Literal["float32", "bfloat16", "float16"] = _option(
         "float32", "precision of a frozen tower while training; it is saved in float32"
     )
@@ -249,6 +252,11 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
+    fresh = ("text", "qformer", "tokenizer", *(["vision"] if ours.vision_name_or_path != "none" else []))
+    for name in [f"{part}_name_or_path" for part in fresh] if ours.model_name_or_path else ():
+        if getattr(ours, name) is not None:
+            expected = "expected one of the two: a checkpoint has its own"
+            raise ValueError(f"{name}, model_name_or_path: got both, {expected}")
     for name, source in vars(ours).items():
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):

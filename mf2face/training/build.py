@@ -2,20 +2,23 @@
 
 import logging
 import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
+from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import LabelSet, resolve_label_set
-from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
-from mf2face.data.examples import LABELS, MF2Examples
+from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS, check_captions, with_rule_captions
+from mf2face.data.examples import LABELS, MF2Examples, RowReader
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
@@ -26,7 +29,8 @@ from mf2face.training.tasks import SYSTEMS, TASKS
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
 from processing_mf2.augmentation import SLIGHT, MF2Augmentation
-from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.processing_mf2 import MF2Processor, encode_texts
+from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 
 
 logger = logging.getLogger(__name__)
@@ -108,7 +112,10 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
             config.au_class_weights = occurrence_weights(torch.tensor(train_rows["au_labels"][:]))
         else:
             logger.warning("au_class_weights: no labels to count before training begins; every AU counts 1")
-    processor = MF2Processor.for_model(config)
+    tokenizer = _pretrained_tokenizer(ours)
+    if tokenizer is not None:
+        config.vocab_size = len(tokenizer)
+    processor = MF2Processor.for_model(config, tokenizer)
     model = model_class(config)
     tower, blip2 = ours.vision_name_or_path, ours.qformer_name_or_path
     has_vision = blip2 is not None and tower is None and ours.model == "exp_blip"
@@ -122,6 +129,14 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
     if blip2 is not None:
         logger.info("%s", load_blip2_weights(model, blip2, vision=has_vision))
     return Parts(model, processor, processor.tokenizer)
+
+
+def _pretrained_tokenizer(ours: MF2Arguments) -> PreTrainedTokenizerBase | None:
+    """That of the named weights; None for our own, of the rule's captions."""
+    if ours.tokenizer_name_or_path is not None:
+        return load_bert_tokenizer(ours.tokenizer_name_or_path)
+    weights = [name for name in (ours.text_name_or_path, ours.qformer_name_or_path) if name is not None]
+    return tokenizer_of_weights(*weights) if weights else None
 
 
 def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: dict[str, Any]) -> PreTrainedConfig:
@@ -209,6 +224,56 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     return dict(splits)
 
 
+CAPTIONS_COUNTED = 4096
+
+
+def fit_caption_lengths(
+    settings: Settings, parts: Parts, rows: Dataset | IterableDataset, columns: tuple[str, ...] = ()
+) -> dict[str, float]:
+    """Raises the limits of a new model to what 99 % of the training captions need, counted on up to `CAPTIONS_COUNTED`
+    images. -> the share of images whose caption is cut all the same, by column."""
+    ours, processor, config = settings.arguments, parts.processor, parts.model.config
+    if isinstance(rows, Dataset):
+        rows = rows.select(np.unique(np.linspace(0, len(rows) - 1, CAPTIONS_COUNTED).astype(int)))
+    rows = rows.select_columns([name for name in rows.column_names if name in (*LABELS, *CAPTIONS, *columns)])
+    rows = list(rows if isinstance(rows, Dataset) else rows.take(CAPTIONS_COUNTED // 4))
+    reader = RowReader(
+        {**rows[0], "image": None}, processor, texts=_texts(settings, columns), warned={*LABELS, *CAPTIONS}
+    )
+    limits = {"text": "emotion_max_length", "au_sentences": "au_max_length", "key_au_captions": "au_max_length"}
+    found: dict[str, np.ndarray] = {}
+    for column in reader.captions:
+        if PROCESSOR_INPUTS[column] == "au_sentences":
+            texts = [reader.sentences(column, row, index, 0) for index, row in enumerate(rows)]
+        else:
+            texts = [[row[column] or ""] for row in rows]
+        words = sorted({text for some in texts for text in some})
+        length = dict(zip(words, map(len, encode_texts(processor.tokenizer, words, sys.maxsize, column)), strict=True))
+        found[column] = np.array([sum(length[text] for text in some) for some in texts])
+    fixed = ours.model_name_or_path or not isinstance(config, MF2Config)
+    for column, lengths in found.items():
+        name = limits[PROCESSOR_INPUTS[column]]
+        if not fixed and not any(option.startswith(f"{name}=") for option in ours.model_options):
+            longest = min(branch.max_position_embeddings for branch in (config.emo_config, config.au_config))
+            needed = int(np.percentile(lengths, 99, method="higher"))
+            limit = min(max(getattr(config, name), needed), longest)
+            setattr(config, name, limit), setattr(processor, name, limit)
+    shares = {}
+    for column, lengths in found.items():
+        limit = getattr(config, limits[PROCESSOR_INPUTS[column]])
+        shares[f"captions_cut/{column}"] = float((lengths > limit).mean())
+        cut = f"{(lengths > limit).sum():,} of {len(lengths):,} are cut"
+        logger.info("%s: at most %d tokens, the limit is %d: %s", column, lengths.max(), limit, cut)
+    return shares
+
+
+def _texts(settings: Settings, columns: tuple[str, ...]) -> bool | tuple[str, ...]:
+    """Which captions examples have: MF²'s three, none, or the columns of a compared system."""
+    if settings.arguments.model in SYSTEMS:
+        return columns
+    return settings.arguments.use_captions and "captions" in settings.task.learns
+
+
 def build_examples(
     settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
 ) -> dict[str, MF2Examples]:
@@ -217,9 +282,7 @@ def build_examples(
     tower = parts.model.base_model.vision if ours.store_vision else None
     if tower is not None and not tower.config.frozen:
         raise ValueError("store_vision: got True with a tower that is trained, expected False: its output changes")
-    texts: bool | tuple[str, ...] = columns
-    if ours.model not in SYSTEMS:
-        texts = ours.use_captions and "captions" in task.learns
+    texts = _texts(settings, columns)
     # What a dataset lacks is logged once, not for each split or by each process.
     warned = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
     shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "warned": warned}

@@ -200,7 +200,7 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
         "drawn": {name: getattr(ours, name) for name in ("style", "people_seed", "num_images")} if drawn else {},
         "started_from": {part: _public(name) for part, name in sources.items()},
         "base_models": [name for name in sources.values() if _is_hub_name(name)],
-        "settings": _settings_shown(settings, captions),
+        "settings": _settings_shown(settings, captions, figures),
         "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
         "energy_kwh": None,
         "processes": training.world_size,
@@ -209,9 +209,10 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
     }
 
 
-def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, Any]:
+def _settings_shown(settings: Settings, captions: Sequence[str], figures: Mapping[str, float]) -> dict[str, Any]:
     ours, training, task = settings.arguments, settings.training, settings.task
     compared, steps, warmup = task.saves == "compared", training.max_steps, training.warmup_steps
+    cut = {name.partition("/")[2]: share for name, share in figures.items() if name.startswith("captions_cut/")}
     learns_captions = ours.align or (ours.use_captions and "captions" in task.learns)
     shown = {
         "system": SYSTEMS[ours.model].title if compared else None,
@@ -224,6 +225,7 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
         "labels used": ours.use_labels if task.saves == "tower" else None,
         "features": None if "features" in task.unused else ours.features,
         "captions used": (", ".join(captions) or False) if compared else learns_captions,
+        "captions cut at their limit": ", ".join(f"{share:.1%} of {name}" for name, share in cut.items()) or None,
         "views of an image": ours.views if ours.views > 1 else None,
         "adapter options": ", ".join(ours.adapter_options) or None,
         "states stored as": None if ours.no_store else ours.store_dtype,

@@ -18,6 +18,7 @@ from mf2face.training.build import (
     build_examples,
     build_model,
     caption_columns,
+    fit_caption_lengths,
     load_splits,
     name_data,
     save_parts,
@@ -80,8 +81,11 @@ def _run(settings: Settings) -> dict[str, float]:
     parts = build_model(settings, splits["train"])
     labels = stage_one_config(parts.model.config)
     splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
+    figures = {}
+    if settings.trains and task.measures != "captions":
+        figures = fit_caption_lengths(settings, parts, splits["train"], columns)
     trainer, examples = _trainer(settings, parts, splits, columns)
-    figures = _train(trainer, settings, cost) if settings.trains else {}
+    figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
     if ours.save_half:
         round_to_half(parts.model)
