@@ -132,7 +132,7 @@ _NO_PLACE_IN_BRANCH: Rules = (
 )
 _NO_PLACE_IN_TOWER: Rules = (
     (r"^(?:head|head_dist|fc|classifier|pre_logits|attn_pool|fc_norm|lm_head)\.", "classifier head"),
-    (r"^mask_token$", "used in the source's pretraining only"),
+    (r"^(?:mask_token$|decoder_)", "used in the source's pretraining only"),  # decoder: MAE's
     (r"(?:^|\.)(?:relative_position_index|attn_mask|k_bias|rope\..*|periods)$", "a constant the tower makes itself"),
 )
 

@@ -72,7 +72,18 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset: str = _option("synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub")
+    dataset: str = _option(
+        "synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub; several as a+b"
+    )
+    divide_splits: bool = _option(
+        True,
+        "where a data set has no test split, half of its validation people are the test, and without validation a "
+        "tenth of its training people; if False, the epoch is chosen on the reported images, and the card says so",
+    )
+    folds: int | None = _option(
+        None, "cross-validation by people: a run a fold, scores averaged; 3 are DISFA's and BP4D's own folds"
+    )
+    fold: int | None = _option(None, "only this one of --folds, from 1")
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
     style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
@@ -222,7 +233,10 @@ def _task_of(given: MF2Arguments) -> Task:
         value, default = getattr(given, name), getattr(defaults, name)
         if value not in (default, "none") and (value or default):
             raise ValueError(f"{name}: got {value!r}, which {asked} does not use; expected {default!r}")
-    if task.needs and given.model_name_or_path is None and not (task.adapts_released and given.model_size == "tiny"):
+    untouched = given.model == "exp_blip" and given.features == "vision" and given.vision_name_or_path
+    untouched = untouched and given.task != "evaluate"  # the paper's rows of the image encoder before any caption
+    released = task.adapts_released and given.model_size == "tiny"
+    if task.needs and given.model_name_or_path is None and not (released or untouched):
         raise ValueError(f"model_name_or_path: got none with {asked}, expected {task.needs}")
     return task
 
@@ -261,14 +275,28 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
-        raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
+    names = dataset_names(ours.dataset)
+    for name in names:
+        if not (Path(name).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
+            built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+            raise ValueError(f"dataset: there is no folder {name}; expected {built}")
+    if len(set(names)) < len(names) or (len(names) > 1 and ours.streaming):
+        raise ValueError(f"dataset: got {ours.dataset}, expected different ones, and one alone with --streaming")
+    folds, fold = 1 if ours.folds is None else ours.folds, 1 if ours.fold is None else ours.fold
+    if folds < 1 + (ours.folds is not None) or not 1 <= fold <= folds or (folds > 1 and ours.streaming):
+        got = f"{ours.folds} and {ours.fold}"
+        raise ValueError(f"folds, fold: got {got}, expected 2 or more, one of them, and no --streaming")
+
+
+def dataset_names(dataset: str) -> list[str]:
+    return [dataset] if Path(dataset).exists() else dataset.split("+")
 
 
 def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
     if "tensorboard" in (training.report_to or ()) and not transformers.integrations.is_tensorboard_available():
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
+    if ours.folds and ours.fold is None and training.push_to_hub:
+        raise ValueError("push_to_hub: got True with --folds, expected one run: name its --fold")
     if not ours.streaming:
         return
     if training.max_steps <= 0 and ours.task != "evaluate":

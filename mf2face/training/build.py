@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import timm
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
@@ -19,10 +20,11 @@ from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import LabelSet, resolve_label_set
 from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS, check_captions, with_rule_captions
 from mf2face.data.examples import LABELS, MF2Examples, RowReader
+from mf2face.data.protocols import combine, complete_splits, fold_splits
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
-from mf2face.training.arguments import MF2Arguments, Settings, read_options
+from mf2face.training.arguments import MF2Arguments, Settings, dataset_names, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
 from mf2face.training.tasks import SYSTEMS, TASKS
@@ -34,6 +36,8 @@ from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 
 
 logger = logging.getLogger(__name__)
+
+CHOSEN = ", the epoch chosen on these images"
 
 LANGUAGE_TOKENIZER = "language_tokenizer"
 """The folder of a tokenizer that is not the processor's."""
@@ -141,9 +145,16 @@ def _pretrained_tokenizer(ours: MF2Arguments) -> PreTrainedTokenizerBase | None:
 
 def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: dict[str, Any]) -> PreTrainedConfig:
     ours, task = settings.arguments, settings.task
-    fields = {"label_set": ours.label_set}
+    fields: dict[str, Any] = {"label_set": ours.label_set}
+    tower = ours.vision_name_or_path
+    pixels = {}
+    if tower and not Path(tower).exists() and timm.is_model(tower):  # MAE's, say, has another mean than timm's own ViT
+        known = timm.get_pretrained_cfg(tower)
+        pixels = {"image_mean": list(known.mean), "image_std": list(known.std)}
     if not issubclass(config_class, ComparedConfig):
-        fields["vision_config"] = {"frozen": task.trains != "all", **own.pop("vision_config", {})}
+        fields["vision_config"] = {"frozen": task.trains != "all", **pixels, **own.pop("vision_config", {})}
+    else:
+        fields |= pixels
     if "branches" not in task.unused:
         has_units = bool(resolve_label_set(ours.label_set).action_units)
         fields |= {"use_emo_branch": ours.branches != "au", "use_au_branch": ours.branches != "emo" and has_units}
@@ -173,38 +184,55 @@ def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: b
 
 
 def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
-    """The rows of each split; the column `split` says which, or the dataset's own splits do."""
-    drawn = {"style": arguments.style, "seed": arguments.people_seed, "label_set": arguments.label_set}
+    """The rows to train, choose and report on: by the column `split` or the dataset's own splits, completed by people
+    (`complete_splits`), or of one fold. Where too few people are known, validation and test are the same object."""
+    names, divided = dataset_names(arguments.dataset), arguments.divide_splits
     if arguments.streaming:
-        return stream_splits(arguments.dataset, n=arguments.num_images, **drawn)
-    folder = Path(arguments.dataset)
-    if arguments.dataset == "synthetic":
-        rows = MFASynthetic(arguments.num_images, **drawn)
-    elif any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        rows = datasets.load_from_disk(arguments.dataset)
-    else:
-        rows = datasets.load_dataset(arguments.dataset)
-    if isinstance(rows, dict):
-        splits = {name: rows[name] for name in SPLITS if name in rows}
-    else:
-        names = rows["split"][:]
-        splits = {name: rows.select([i for i, split in enumerate(names) if split == name]) for name in SPLITS}
-        if arguments.dataset != "synthetic":
-            check_leaks(rows)
-    splits = {name: part for name, part in splits.items() if len(part)}
-    if "train" not in splits or len(splits) < 2:
-        expected = "train, and validation or test, by a column `split` or by files of these names"
-        raise ValueError(f"dataset: {arguments.dataset} has rows in the splits {sorted(splits)}, expected {expected}")
-    splits.setdefault("validation", splits.get("test"))
-    splits.setdefault("test", splits["validation"])
+        drawn = _synthetic_options(arguments)
+        return stream_splits(arguments.dataset, divided=divided, n=arguments.num_images, **drawn)
+    parts = {name: _load_rows(name, arguments) for name in names}
+    for name, splits in parts.items():
+        usable = len(splits) if arguments.folds else "train" in splits and (len(splits) > 1 or len(parts) > 1)
+        if not usable:
+            expected = "train, and validation or test, by a column `split` or by files of these names"
+            raise ValueError(f"dataset: {name} has rows in the splits {sorted(splits)}, expected {expected}")
+        if len(splits) > 1 and not arguments.folds:
+            parts[name] = complete_splits(splits, divided)
+    splits = parts[names[0]] if len(names) == 1 else combine(parts, arguments.label_set)
+    if arguments.folds:
+        rows = concatenate_datasets(list(splits.values())) if len(splits) > 1 else next(iter(splits.values()))
+        return fold_splits(rows, arguments.folds, arguments.fold)
+    if len(splits) < 3:
+        raise ValueError(f"dataset: {arguments.dataset} has no validation and no test split, expected one in some part")
     return splits
 
 
-def name_data(dataset: str, rows: Dataset) -> tuple[bool, str]:
-    """Whether the faces are drawn, and what figures on these test rows are to be called."""
+def _synthetic_options(arguments: MF2Arguments) -> dict[str, Any]:
+    return {"style": arguments.style, "seed": arguments.people_seed, "label_set": arguments.label_set}
+
+
+def _load_rows(name: str, arguments: MF2Arguments) -> dict[str, Dataset]:
+    """The rows of one data set, by those of its splits that have any."""
+    folder = Path(name)
+    if name == "synthetic":
+        rows = MFASynthetic(arguments.num_images, **_synthetic_options(arguments))
+    elif any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+        rows = datasets.load_from_disk(name)
+    else:
+        rows = datasets.load_dataset(name)
+    if not isinstance(rows, dict):
+        if name != "synthetic" and not arguments.folds:
+            check_leaks(rows)
+        sides = rows["split"][:]
+        rows = {side: rows.select([i for i, one in enumerate(sides) if one == side]) for side in SPLITS}
+    return {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
+
+
+def name_data(dataset: str, rows: Dataset, chosen: bool = False) -> tuple[bool, str]:
+    """Whether the faces are drawn, and what figures on these test rows are to be called. chosen: on these rows."""
     corpora = set(rows["corpus"][:]) if "corpus" in rows.column_names else set()
     synthetic = dataset == "synthetic" or corpora == {CORPUS}
-    return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images"
+    return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images{CHOSEN * chosen}"
 
 
 def caption_columns(settings: Settings, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -218,7 +246,8 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     columns, ours = caption_columns(settings, config), settings.arguments
     if columns and ours.captions_by_rule:
         labels, seed = LabelSet(tuple(config.action_units), tuple(config.emotions)), settings.training.seed
-        splits = {name: with_rule_captions(rows, columns, labels, seed=seed) for name, rows in splits.items()}
+        written = {id(rows): with_rule_captions(rows, columns, labels, seed=seed) for rows in splits.values()}
+        splits = {name: written[id(rows)] for name, rows in splits.items()}  # what was one object stays one
     if columns and (settings.trains or settings.task.measures == "captions"):
         check_captions(splits["train" if settings.trains else "test"], columns, SYSTEMS[ours.model].title)
     return dict(splits)
@@ -262,8 +291,9 @@ def fit_caption_lengths(
     for column, lengths in found.items():
         limit = getattr(config, limits[PROCESSOR_INPUTS[column]])
         shares[f"captions_cut/{column}"] = float((lengths > limit).mean())
-        cut = f"{(lengths > limit).sum():,} of {len(lengths):,} are cut"
-        logger.info("%s: at most %d tokens, the limit is %d: %s", column, lengths.max(), limit, cut)
+        cut, level = (lengths > limit).sum(), logging.WARNING if (lengths > limit).mean() > 0.01 else logging.INFO
+        counts = (column, lengths.max(), limit, cut, len(lengths))
+        logger.log(level, "%s: at most %d tokens, the limit is %d: %d of %d are cut", *counts)
     return shares
 
 

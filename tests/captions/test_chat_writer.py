@@ -62,7 +62,10 @@ def test_every_style_is_written_and_read_back(tmp_path, chat, style):
 
 
 def test_the_paper_s_protocol_asks_for_each_caption_in_its_own_staged_prompt(tmp_path, chat):
-    writing, given = writer(chat, protocol="paper", send_images=True), [*ROWS, CaptionRow("c/v/aus", [1] * 12, -1, ROWS[0].image)]
+    writing, given = (
+        writer(chat, protocol="paper", send_images=True),
+        [*ROWS, CaptionRow("c/v/aus", [1] * 12, -1, ROWS[0].image)],
+    )
     chat.bodies.clear()
     assert writing.estimate(given).requests == 3 * 6 + 1
     report = writing.write(given, tmp_path / "j")

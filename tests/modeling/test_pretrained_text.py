@@ -105,6 +105,8 @@ def test_pretrained_text_means_the_source_s_words(kind, sources, tmp_path):
         model.vision.backbone.norm.load_state_dict(blip2.vision_model.post_layernorm.state_dict())  # not in EVA's file
         inputs = {"pixel_values": torch.randn(3, 3, 28, 28), "input_ids": ids, "attention_mask": mask}
         assert_answers_as(model, blip2, inputs)
+    if kind != "blip2":
+        return
     save_parts(tmp_path, parts)
     again = MF2Processor.from_pretrained(tmp_path)
     assert again.tokenizer.get_vocab() == tokenizer.get_vocab()
@@ -148,6 +150,7 @@ def test_limits_of_captions_follow_the_data_and_what_is_cut_is_counted(caplog):
             "au_caption": [f"1. AU1 (Inner Brow Raiser): {long * 2}"] * 200,
         }
     )
+    caplog.set_level("INFO")
     found = {}
     for given in ([], ["--model_options", "emotion_max_length=61"]):
         settings = with_sources(parse_arguments(given))
