@@ -108,6 +108,12 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--num_images 0", "num_images: got 0"),
         ("--task dfn --model_name_or_path /no/such/folder", "there is no folder or file /no/such/folder"),
         ("--dataset /no/such/folder", "there is no folder /no/such/folder"),
+        ("--dataset synthetic+/no/such/folder", "there is no folder /no/such/folder"),
+        ("--dataset synthetic+synthetic", "dataset: got synthetic+synthetic, expected different ones"),
+        ("--folds 1", "folds, fold: got 1 and None"),
+        ("--folds 3 --fold 4", "folds, fold: got 3 and 4"),
+        ("--fold 2", "folds, fold: got None and 2"),
+        ("--task full --model_name_or_path . --text_name_or_path .", "text_name_or_path, model_name_or_path: got both"),
     ],
 )
 def test_options_that_are_missing_wrong_or_without_effect_are_refused(argv: str, message: str) -> None:
@@ -161,7 +167,10 @@ def test_splits_of_synthetic_faces_and_of_folders(tmp_path) -> None:
     assert {name: part["video"][:] for name, part in flat.items()} == {n: p["video"][:] for n, p in drawn.items()}
     DatasetDict({"train": drawn["train"], "test": drawn["test"]}).save_to_disk(tmp_path / "dict")
     named = load_splits(MF2Arguments(dataset=str(tmp_path / "dict")))
-    assert named["validation"] is named["test"]
+    assert set(named["validation"]["subject"]) <= set(drawn["train"]["subject"]) - set(named["train"]["subject"])
+    assert named["test"]["video"][:] == drawn["test"]["video"][:]
+    same = load_splits(MF2Arguments(dataset=str(tmp_path / "dict"), divide_splits=False))
+    assert same["validation"] is same["test"] and len(same["train"]) == len(drawn["train"])
     drawn["train"].save_to_disk(tmp_path / "train_only")
     with pytest.raises(ValueError, match=r"rows in the splits \['train'\]"):
         load_splits(MF2Arguments(dataset=str(tmp_path / "train_only")))

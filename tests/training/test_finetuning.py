@@ -145,8 +145,10 @@ def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_
     parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
     for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
         DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)
-        source = {"dataset": tmp_path / name, "model_name_or_path": base, "no_store": True}
+        source = {"dataset": tmp_path / name, "model_name_or_path": base, "no_store": True, "divide_splits": False}
         short_run(tmp_path / f"out_{name}", **source, task="linear_probe")
+        card = (tmp_path / f"out_{name}" / "README.md").read_text()
+        assert ("the epoch chosen on these images" in card) is not tuned
         saved = MF2ForFaceAnalysis.from_pretrained(tmp_path / f"out_{name}").config
         assert (saved.au_thresholds is not None) is tuned
 
