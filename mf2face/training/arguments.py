@@ -233,10 +233,9 @@ def _task_of(given: MF2Arguments) -> Task:
         value, default = getattr(given, name), getattr(defaults, name)
         if value not in (default, "none") and (value or default):
             raise ValueError(f"{name}: got {value!r}, which {asked} does not use; expected {default!r}")
-    untouched = given.model == "exp_blip" and given.features == "vision" and given.vision_name_or_path
-    untouched = untouched and given.task != "evaluate"  # the paper's rows of the image encoder before any caption
-    released = task.adapts_released and given.model_size == "tiny"
-    if task.needs and given.model_name_or_path is None and not (released or untouched):
+    encoder = given.model == "exp_blip" and given.features == "vision"  # may be read before it has seen a caption
+    suffices = (task.adapts_released and given.model_size == "tiny") or (encoder and task.learns == ("labels",))
+    if task.needs and given.model_name_or_path is None and not (suffices and given.task != "evaluate"):
         raise ValueError(f"model_name_or_path: got none with {asked}, expected {task.needs}")
     return task
 
@@ -266,11 +265,9 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
-    fresh = ("text", "qformer", "tokenizer", *(["vision"] if ours.vision_name_or_path != "none" else []))
-    for name in [f"{part}_name_or_path" for part in fresh] if ours.model_name_or_path else ():
-        if getattr(ours, name) is not None:
-            expected = "expected one of the two: a checkpoint has its own"
-            raise ValueError(f"{name}, model_name_or_path: got both, {expected}")
+    for name in ("text_name_or_path", "qformer_name_or_path", "tokenizer_name_or_path"):
+        if ours.model_name_or_path and getattr(ours, name) is not None:
+            raise ValueError(f"{name}, model_name_or_path: got both, expected one: a checkpoint has its own text")
     for name, source in vars(ours).items():
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
