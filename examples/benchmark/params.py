@@ -58,9 +58,10 @@ def main(argv: list[str] | None = None) -> dict[str, int]:
         outputs = 2 * count(nn.Linear(mf2.emo_vl.qformer.config.hidden_size, mf2.emo_vl.qformer.config.hidden_size))
         print(
             f"""
-DFN's 28 cells at bottleneck 64 are {figures["dfn_towers"]:,}, with all heads of both branches {figures["dfn_heads_all"]:,}. No one
-setting gives the paper's 52.88 M, and the paper does not say what it counts. Its size would need the language heads' vocabularies
-({vocabularies:,} for both branches; ours are the frozen word embeddings), and an output layer a branch ({outputs:,})."""
+DFN's 28 cells at bottleneck 64 are {figures["dfn_towers"]:,}, with all heads of both branches
+{figures["dfn_heads_all"]:,}. No one setting gives the paper's 52.88 M, and the paper does not say what it counts.
+Its size would need a vocabulary for each language head ({vocabularies:,} in both; ours are the frozen word
+embeddings) and an output layer for each branch ({outputs:,})."""
         )
     write_json(arguments.json, figures)
     return figures
