@@ -1,12 +1,14 @@
 """The command line of train.py: our options in groups, then transformers' own TrainingArguments."""
 
+import argparse
+import difflib
 import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 # TrainingArguments, which load torch, are imported where a run begins: --help is instant.
 import transformers
@@ -73,7 +75,9 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset: str = _option(
-        "synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub; several as a+b"
+        "synthetic",
+        "synthetic (drawn or rendered faces); MFA's folder or name on the Hub; own:FOLDER, your pictures with a "
+        "labels.csv, or in a folder an emotion; several of these as a+b",
     )
     divide_splits: bool = _option(
         True,
@@ -86,15 +90,23 @@ class DataArguments:
     fold: int | None = _option(None, "only this one of --folds, from 1")
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
-    style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
+    style: str = _option(
+        "paint",
+        "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn); studio+street: both, half "
+        "of the images each",
+    )
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
     landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
-    augment: bool = _option(False, "crop, rotate, flip, recolour and hide parts of the training crops")
+    augment: Literal["none", "light", "heavy"] | None = _option(
+        None,
+        "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "
+        "light, blur and noise (tower's default)",
+    )
+    balance: bool = _option(False, "show training images of rarer emotions more often, up to eight times")
     views: int = _option(
         1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
-    use_labels: bool = _option(True, "tower: without, it learns landmarks and hidden patches, no AU and no emotion")
     use_captions: bool = _option(True, "without, the alignment losses are off")
     captions_by_rule: bool | None = _option(
         None, "compared systems: write missing captions from the labels (default for synthetic faces), else an error"
@@ -137,12 +149,48 @@ class ExpBlipArguments:
 
 
 _GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments)
-_EPILOG = (
-    "All of transformers' TrainingArguments are options too: --output_dir, --max_steps, --num_train_epochs, "
-    "--learning_rate, --per_device_train_batch_size, --gradient_accumulation_steps, --seed, --bf16, --use_cpu, "
-    "--report_to, --push_to_hub, --hub_model_id and more, see "
-    "https://huggingface.co/docs/transformers/main_classes/trainer"
+_COMMON = {
+    "task": "pretrain, full, dfn, lora, ia3, linear_probe, tower or evaluate, see below",
+    "preset": "paper-giant, paper-base, small, tiny, paper-dfn or paper-vl-fau: settings that belong together",
+    "model_size": "tiny, small, base or giant",
+    "dataset": "synthetic, or MFA's folder or name on the Hub",
+    "output_dir": "where the run is saved; the same command continues it",
+    "model_name_or_path": "start from this checkpoint",
+    "label_set": "mfa, or a corpus's own, such as bp4d or affectnet",
+    "num_train_epochs": "passes over the training split",
+    "max_steps": "steps, in place of epochs",
+    "learning_rate": "the paper's, or the tiny size's, unless given",
+    "per_device_train_batch_size": "images of a step on each device",
+    "seed": "of weights, order and augmentation",
+    "bf16": "True: half precision",
+}
+"""Options that most runs use, at the top of --help."""
+_DESCRIPTION = "\n".join(
+    ["Trains, evaluates and saves MF².", "", "used most:", *(f"  --{name:28} {text}" for name, text in _COMMON.items())]
 )
+_EPILOG = """All of transformers' TrainingArguments are options too: --gradient_accumulation_steps, --use_cpu,
+--report_to, --push_to_hub and more, see https://huggingface.co/docs/transformers/main_classes/trainer"""
+
+
+class _Form(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class _Parser(HfArgumentParser):
+    """Errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _check_known(rest: Sequence[str], known: Collection[str]) -> None:
+    for word in rest:
+        name = word.partition("=")[0]
+        option = name[2:].replace("-", "_").removeprefix("no_")
+        if name.startswith("--") and not any(one.startswith(option) for one in known):
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean --{near[0]}" if near else "see --help, and transformers' TrainingArguments"
+            raise ValueError(f"{name}: there is no such option; {hint}")
 
 
 @dataclass(frozen=True)
@@ -185,8 +233,8 @@ class Settings:
 
 def parse_arguments(argv: Sequence[str]) -> Settings:
     """Checks all that can be checked before anything is drawn or loaded."""
-    parser = HfArgumentParser(_GROUPS, description="Trains, evaluates and saves MF².", epilog=_EPILOG)
-    named, rest = _given(parser, argv)
+    words = {"usage": "train.py [--NAME VALUE ...]", "description": _DESCRIPTION, "epilog": _EPILOG}
+    named, rest = _given(_Parser(_GROUPS, prog="train.py", formatter_class=_Form, **words), argv)
     preset = PRESETS.get(named.get("preset"), Preset({}))
     for name, value in preset.options.items():
         if named.get(name, value) != value:
@@ -195,14 +243,13 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
     ours = MF2Arguments(**(named | preset.options))
     ours = replace(ours, task=ours.task or tasks_of(ours.model)[0])
     task = _task_of(ours)
-    parser = HfArgumentParser(transformers.TrainingArguments)
+    _check_known(rest, [one.name for kind in (MF2Arguments, transformers.TrainingArguments) for one in fields(kind)])
+    parser = _Parser(transformers.TrainingArguments, prog="train.py")
     given, unknown = _given(parser, rest)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if ours.streaming else {}  # it has no epochs
     values = task.training_defaults(ours.model_size) | preset.training | streaming | given | task.fixed
-    if ours.task == "tower" and not ours.use_labels:
-        values["load_best_model_at_end"] = False  # its AU and emotion readouts learn nothing, and can judge nothing
     if values.get("bf16") and not transformers.utils.is_torch_cuda_available():
         values.setdefault("use_cpu", True)  # else transformers refuses bf16
     push, token = values.pop("push_to_hub", False), values.pop("hub_token", None)
@@ -242,7 +289,8 @@ def _task_of(given: MF2Arguments) -> Task:
 
 def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     """Decides what was left open."""
-    changes = given.streaming or given.augment  # images that change, or do not come again, are not stored
+    augment = given.augment or ("heavy" if given.task == "tower" else "none")
+    changes = given.streaming or augment != "none"  # images that change, or do not come again, are not stored
     stores = given.model_size == "tiny" and not changes and given.views == 1
     by_default = {
         "captions_by_rule": given.dataset == "synthetic",
@@ -250,7 +298,7 @@ def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     }
     decided = {name: value for name, value in by_default.items() if getattr(given, name) is None}
     no_store = given.no_store or changes or given.align or "states" not in task.stores
-    return replace(given, **decided, no_store=no_store)
+    return replace(given, **decided, no_store=no_store, augment=augment)
 
 
 def _check(ours: MF2Arguments, task: Task) -> None:
@@ -261,7 +309,9 @@ def _check(ours: MF2Arguments, task: Task) -> None:
     read_options("model_options", ours.model_options, config_class)
     if ours.num_images < 1:
         raise ValueError(f"num_images: got {ours.num_images}, expected 1 or more")
-    if ours.views < 1 or (ours.views > 1 and (ours.streaming or ours.augment or ours.align or ours.store_vision)):
+    if ours.views < 1 or (
+        ours.views > 1 and (ours.streaming or ours.augment != "none" or ours.align or ours.store_vision)
+    ):
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
@@ -274,8 +324,8 @@ def _check(ours: MF2Arguments, task: Task) -> None:
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
     names = dataset_names(ours.dataset)
     for name in names:
-        if not (Path(name).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
-            built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+        if not (Path(name.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
+            built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
             raise ValueError(f"dataset: there is no folder {name}; expected {built}")
     if len(set(names)) < len(names) or (len(names) > 1 and ours.streaming):
         raise ValueError(f"dataset: got {ours.dataset}, expected different ones, and one alone with --streaming")
@@ -286,7 +336,7 @@ def _check(ours: MF2Arguments, task: Task) -> None:
 
 
 def dataset_names(dataset: str) -> list[str]:
-    return [dataset] if Path(dataset).exists() else dataset.split("+")
+    return [dataset] if Path(dataset.removeprefix("own:")).exists() else dataset.split("+")
 
 
 def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
@@ -296,6 +346,8 @@ def _check_training(ours: MF2Arguments, training: "transformers.TrainingArgument
         raise ValueError("push_to_hub: got True with --folds, expected one run: name its --fold")
     if not ours.streaming:
         return
+    if ours.balance:
+        raise ValueError("balance, streaming: got both, expected one: a stream does not know how rare an emotion is")
     if training.max_steps <= 0 and ours.task != "evaluate":
         raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
     if ours.store_vision:
