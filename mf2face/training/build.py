@@ -190,8 +190,6 @@ def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source:
 
 def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: bool = False) -> None:
     model, processor, tokenizer = parts
-    if getattr(model.base_model, "vision", None) is not None:
-        model.base_model.vision.float()  # --tower_dtype: one precision in a file
     if tower_alone:
         model.vision.save_pretrained(folder)
     else:

@@ -122,6 +122,8 @@ def _run(settings: Settings) -> dict[str, float]:
     trainer, examples = _trainer(settings, parts, splits, columns)
     figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
+    if ours.tower_dtype != "float32" and task.saves != "adapter":
+        parts.model.base_model.vision.float()  # one precision in a file, and in what is measured
     if ours.save_half:
         round_to_half(parts.model)
     scores = {}
