@@ -175,6 +175,10 @@ def test_splits_of_synthetic_faces_and_of_folders(tmp_path) -> None:
     assert named["test"]["video"][:] == drawn["test"]["video"][:]
     same = load_splits(MF2Arguments(dataset=str(tmp_path / "dict"), divide_splits=False))
     assert same["validation"] is same["test"] and len(same["train"]) == len(drawn["train"])
+    joined = load_splits(MF2Arguments(num_images=160, dataset=f"synthetic+{tmp_path / 'flat'}"))
+    assert {name: len(part) for name, part in joined.items()} == {n: 2 * len(p) for n, p in drawn.items()}
+    halves = [load_splits(MF2Arguments(dataset=str(tmp_path / "dict"), folds=2, fold=fold)) for fold in (1, 2)]
+    assert not set(halves[0]["test"]["subject"]) & set(halves[1]["test"]["subject"])
     drawn["train"].save_to_disk(tmp_path / "train_only")
     with pytest.raises(ValueError, match=r"rows in the splits \['train'\]"):
         load_splits(MF2Arguments(dataset=str(tmp_path / "train_only")))
