@@ -250,9 +250,11 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if ours.streaming else {}  # it has no epochs
     values = task.training_defaults(ours.model_size) | preset.training | streaming | given | task.fixed
-    if values.get("bf16") and not transformers.utils.is_torch_cuda_available():
-        values.setdefault("use_cpu", True)  # else transformers refuses bf16
+    known = transformers.utils
+    if values.get("bf16") and not (known.is_torch_bf16_gpu_available() or known.is_torch_cuda_available()):
+        values.setdefault("use_cpu", True)  # where transformers else refuses bf16
     push, token = values.pop("push_to_hub", False), values.pop("hub_token", None)
+    given.pop("hub_token", None)
     (training,) = parser.parse_dict(values)
     arguments = _resolve(ours, task)
     _check(arguments, task)

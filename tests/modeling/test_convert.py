@@ -370,7 +370,7 @@ def assert_refused(load, source, *said, **text):
 def test_a_key_nobody_knows_is_named(load, source, old, new, saved, tmp_path):
     state = read_weights(saved / source)
     torch.save({**state, new: state.pop(old)}, tmp_path / "spoiled.pth")
-    assert_refused(load, tmp_path / "spoiled.pth", "1 keys that nothing here is called after: ", new)
+    assert_refused(load, tmp_path / "spoiled.pth", "1 unknown keys: ", new)
 
 
 def test_a_missing_tensor_a_wrong_shape_and_another_kind_of_source_are_named(saved, tmp_path):
