@@ -4,8 +4,8 @@ python examples/benchmark/inference.py [--size base] [--images 500] [--au_querie
     [--only folder vit engines f1 memory curve routes compare]
 
 Weights are random, faces drawn; `f1` and `routes` use the embedded checkpoint. One thread unless OMP_NUM_THREADS is
-set. What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios within
-one round. Every ratio of time has a twin `..._cpu` of CPU-seconds, which other work on the machine hardly moves.
+set. What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios
+within one round. Every ratio of time has a twin `..._cpu` of CPU-seconds, which other work on the machine hardly moves.
 
 folder_over_bare       seconds of the whole command over a folder (start, model, decoding, rows written, batch size
                        chosen automatically), over those of bare forward passes of as many ready faces; at most 1.25

@@ -72,7 +72,7 @@ def test_rows_of_other_tools_have_our_names_and_units(tmp_path: Path) -> None:
         ("frame,AU12_r\n", "0 rows"),
         ("frame,AU12_r\n1,high\n", "AU12_r"),
         ("frame,AU12_r\n1,inf\n", "AU12_r"),
-        ("frame,AU12_r\n1\n", "row 1"),
+        ("frame,AU12_r\n1\n", "Expected 2 columns"),
         ("frame,AU12_r,AU12_r\n1,2,3\n", "more than once"),
         ("frame,AU01_r,AU03_r\n1,2,3\n", "OpenFace 3"),
     ],
