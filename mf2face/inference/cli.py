@@ -308,36 +308,17 @@ class _Lines:
         self.out.flush()
 
 
-class _AroundBar:
-    """Rows on the same screen as the progress bar: it steps aside for them."""
-
-    def __init__(self, sink: Any) -> None:
-        self.sink, self.close = sink, sink.close
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        from tqdm.auto import tqdm
-
-        with tqdm.external_write_mode(file=sys.stdout):
-            self.sink.add(rows)
-
-
-def _beside_bar(analysis: Any, sink: Any) -> Any:
-    return _AroundBar(sink) if analysis.progress else sink
-
-
 def _screen(analysis: Any, format: str) -> Any:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
         sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
-        return _beside_bar(analysis, _Lines(sys.stdout, format, analysis.columns.names))
+        return _Lines(sys.stdout, format, analysis.columns.names)
     from mf2face.inference.media import is_video
     from mf2face.inference.table import FaceTable
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _beside_bar(
-        analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
-    )
+    return FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
 
 
 def _say(text: str) -> None:

@@ -158,7 +158,7 @@ def test_what_breaks_the_detector_or_the_model_is_a_row_with_its_reason(tmp_path
     with open(tmp_path / "r.csv") as file:
         rows = list(csv.DictReader(file))
     assert [bool(row["error"]) for row in rows] == [False, True, False] and "too narrow" in rows[1]["error"]
-    assert (summary.frames, summary.faces, summary.left_out, summary.without_face) == (2, 2, 1, 0)
+    assert (summary.frames, summary.faces, summary.left_out, summary.without_face) == (3, 2, 1, 0)
     assert "too narrow" in summary.skipped[0][1]
 
 
