@@ -77,7 +77,7 @@ class Options:
     engine: str = "torch"
 
     def __post_init__(self) -> None:
-        assert self.sampling  # checks its settings
+        Sampling(self.every, self.fps, self.seconds)  # checks them
 
     @property
     def sampling(self) -> Sampling:
