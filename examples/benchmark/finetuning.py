@@ -53,7 +53,7 @@ from report import (
 
 from configuration_mf2 import MF2Config
 from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT
-from mf2face.training.build import RELEASED
+from mf2face.files import RELEASED
 from mf2face.training.finetuning import adapt, trainable_parameters
 from mf2face.training.stores import StoredExamples, collate_stored, frozen_states, store_identity
 from modeling_mf2 import MF2ForFaceAnalysis

@@ -1,7 +1,7 @@
 """What the `mf2` command costs beside the bare model, and the model beside a plain ViT-B; ONNX and 8 bits beside torch.
 
 python examples/benchmark/inference.py [--size base] [--images 500] [--au_queries N] [--rounds 5] [--json FILE]
-    [--only folder vit engines f1 memory curve routes compare]
+    [--only folder vit engines f1 memory curve routes compare live sheet]
 
 Weights are random, faces drawn; `f1` and `routes` use the embedded checkpoint. One thread unless OMP_NUM_THREADS is
 set. What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios
@@ -21,6 +21,11 @@ routes_max_difference  of a probability by torch one by one, ONNX, the pipeline,
 routes_decisions_differ  AUs and emotions that those routes decide otherwise; none
 int8_decisions_differ  share of them that 8 bits decide otherwise; at most 0.01
 compare_seconds        of `mf2 compare` with two csv files of 100,000 rows; at most 10
+live_fps               frames a second that a client of `mf2 --live` receives, of a 640 x 480 file of 60 frames a second
+                       in place of the camera, with the embedded checkpoint, detector and two threads; at least 15
+live_faces             share of these frames in which the drawn face was found
+sheet_seconds          from the start of loading to the first frame drawn of a contact sheet of 5,000 faces in Chromium,
+                       slowest of its pages, median of the rounds; at most 3
 cost_N                 seconds of the whole forward pass with N queries an AU, over those of the tower alone
 f1_N                   with --accuracy DIR: macro AU F1 of short trainings of the tiny size with N queries, scored on
                        further faces of other people, thresholds tuned on validation subjects; finished runs are read
@@ -28,11 +33,15 @@ f1_N                   with --accuracy DIR: macro AU F1 of short trainings of th
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,7 +67,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export_model
 
 
-PARTS = ("folder", "vit", "engines", "f1", "memory", "routes", "compare", "curve")
+PARTS = ("folder", "vit", "engines", "f1", "memory", "routes", "compare", "live", "sheet", "curve")
 
 
 def spent(function: Callable[[], object]) -> tuple[float, float]:
@@ -278,6 +287,71 @@ def compare_seconds(rows: int = 100_000) -> dict[str, float]:
     return {"compare_seconds": cost["wall"], "compare_rows": rows, "compare_peak_mb": cost["peak_mb"]}
 
 
+def live_fps(seconds: float = 20) -> dict[str, float]:
+    from mf2face.inference.cli import main as mf2
+
+    arrived: list[float] = []
+
+    def watch(address: str) -> None:
+        with urllib.request.urlopen(f"{address}stream") as stream:
+            arrived.extend(time.perf_counter() for line in stream if line.startswith(b"--frame"))
+
+    webbrowser.open = lambda address: threading.Thread(target=watch, args=[address], daemon=True).start()
+    with tempfile.TemporaryDirectory() as scratch:
+        video, rows = Path(scratch, "camera.mp4"), Path(scratch, "rows.csv")
+        writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), 60, (640, 480))
+        face = cv2.cvtColor(draw_example(24, seed=5, size=320)[0], cv2.COLOR_RGB2BGR)
+        for number in range(round(60 * seconds)):
+            frame, left = np.full((480, 640, 3), 190, np.uint8), 160 + round(60 * np.sin(number / 40))
+            frame[80:400, left : left + 320] = face
+            writer.write(frame)
+        writer.release()
+        mf2([str(video), "--live", "-o", str(rows), "--quiet"])
+        about = json.loads(Path(f"{rows}.about.json").read_text())
+    print(f"live: {len(arrived)} of {about['frames']} frames arrived, {about['faces']} faces")
+    return {"live_fps": (len(arrived) - 1) / (arrived[-1] - arrived[0]), "live_faces": about["faces"] / about["frames"]}
+
+
+_OPENED = """<script>addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
+  document.body.innerHTML = `<p id="ms">${performance.now()}</p>`; })));</script></body>"""
+
+
+def sheet_seconds(rounds: int, faces: int = 5000) -> dict[str, float]:
+    from mf2face.inference.explain.picture_rows import PictureRows
+    from mf2face.inference.explain.row_pictures import save_contact_html
+    from mf2face.inference.rows import Columns
+
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("sheet: no Chromium here")
+        return {}
+    config = MF2Config.from_size("tiny")
+    columns = Columns(tuple(config.action_units), tuple(config.emotions))
+    units = {unit: {"probability": 0.7, "active": True} for unit in config.action_units[:4]}
+    answer = {"action_units": units, "emotions": {config.emotions[0]: 0.8}, "emotion": config.emotions[0]}
+    rows = PictureRows.of_columns(columns.names)
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in write_faces(Path(scratch, "images"), faces):
+            box, points = (20, 20, _SIDE - 20, _SIDE - 20), np.zeros((68, 2))
+            rows.add([columns.row(str(path), 0, float("nan"), 0, box, 1.0, points, "given", answer)])
+        pages = save_contact_html(rows, Path(scratch, "sheet.html"))
+        command = [browser, "--headless", "--no-sandbox", "--dump-dom", "--window-size=1280,900"]
+        command.append(f"--user-data-dir={scratch}/profile")
+        slowest = []
+        for page in pages:
+            page.write_text(page.read_text(encoding="utf-8").replace("</body>", _OPENED), encoding="utf-8")
+            shown = [
+                subprocess.run([*command, page.as_uri()], capture_output=True, text=True).stdout for _ in range(rounds)
+            ]
+            slowest.append(statistics.median(float(one.split('id="ms">')[1].split("<")[0]) / 1000 for one in shown))
+        size = max(page.stat().st_size for page in pages) / 2**20
+    print(
+        f"sheet: {faces} faces on {len(pages)} pages of at most {size:.1f} MiB: "
+        + " ".join(f"{s:.2f}s" for s in slowest)
+    )
+    return {"sheet_seconds": max(slowest), "sheet_pages": len(pages)}
+
+
 TRAINING = ["--task", "full", "--num_images", "2000", "--num_train_epochs", "8", "--disable_tqdm", "True"]
 PEOPLE, TEST_IMAGES = 7, 1600  # a tenth of so few images would leave the order of the points to chance
 
@@ -394,6 +468,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "memory": lambda: memory_ratios(given.images, given.video_minutes),
         "routes": lambda: routes(given.routes_faces),
         "compare": lambda: compare_seconds(given.compare_rows),
+        "live": live_fps,
+        "sheet": lambda: sheet_seconds(given.rounds),
         "curve": lambda: cost_curve(given.size, given.queries, given.batch_size, given.rounds),
     }
     figures: dict[str, float] = {}

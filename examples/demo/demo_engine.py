@@ -16,7 +16,7 @@ from peft.utils import load_peft_weights
 from configuration_mf2.hub import check_finite_weights
 from mf2face.inference.analyze import Analysis
 from mf2face.inference.explain.explainer import Explainer
-from mf2face.inference.explain.explanation import Explanation
+from mf2face.inference.explain.face_page import Explanation
 from mf2face.inference.faces import DetectedFaces, Detector, Face, known_face
 from mf2face.inference.media import Frame
 from mf2face.inference.model import EMBEDDED, AnalysisModel, any_synthetic, is_synthetic, load_model

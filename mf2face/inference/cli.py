@@ -96,11 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
 
-    add = parser.add_argument_group("videos").add_argument
+    add = parser.add_argument_group("videos and cameras").add_argument
     add("--every", type=int, default=1, metavar="N", help="every n-th frame")
     add("--fps", type=float, metavar="N", help="so many frames a second, by the video's clock")
     add("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
-    add("--annotate", metavar="FILE.mp4", help="one video again, with boxes, landmarks, active AUs and emotions")
+    add("--annotate", metavar="FILE.mp4", help="one video again, with its faces, decisions, and the last ten seconds")
+    add("--live", action="store_true", help="show a camera or video on a page of this machine, with bars and strip")
+    osc = "send AUs as ARKit's blendshapes to this UDP port of this machine (OSC; see mf2face/inference/live.py)"
+    add("--osc", type=int, metavar="PORT", help=osc)
 
     add = parser.add_argument_group("pictures").add_argument
     add("--why", metavar="FOLDER", help="pictures there: where the model looked, what it wrote; PNG and HTML")
@@ -147,6 +150,8 @@ def _wrong_options(given: argparse.Namespace, inputs: Sequence[str | int]) -> st
             return "--annotate: a run that is continued has only the rest of its frames; add --overwrite"
         if given.shard is not None:
             return "--annotate, --shard: expected one of them: a video is in one shard as a whole"
+    if given.osc is not None and not 0 < given.osc < 65536:
+        return f"--osc: got {given.osc}, expected a port from 1 to 65535"
     if given.neutral == "auto" and given.output is None:
         return "--neutral auto: got no output, expected -o FILE: it needs whole tracks"
     if given.picture is not None:
@@ -174,6 +179,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
                 if getattr(given, name) is not None:
                     setattr(given, name, str(shard.path(getattr(given, name))))
         named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
+        if given.live or given.osc is not None:  # frames as they come, not in batches
+            named["batch_size"] = 1
         options = Options(**named | {"model": model or given.model})
         if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
             from mf2face.inference.setup import setup_mediapipe
@@ -196,7 +203,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         _say(f"landmarks: {_SOURCES.get(source, source)}{graded}")
     summary = analysis.summary
     try:
-        with _annotated(given.annotate, analysis):
+        with _frame_views(given, analysis):
             if given.output is not None:
                 run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
             else:
@@ -226,15 +233,33 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
 
 
 @contextlib.contextmanager
-def _annotated(path: str | None, analysis: Any) -> Iterator[None]:
-    if path is None:
+def _frame_views(given: argparse.Namespace, analysis: Any) -> Iterator[None]:
+    """What takes every frame with its rows: an annotated video, a live page, a stream of blendshapes."""
+    if given.annotate is None and not given.live and given.osc is None:
         yield
         return
-    from mf2face.inference.annotate import AnnotatedVideo
+    from mf2face.inference.annotate import AnnotatedVideo, FrameView
+    from mf2face.inference.live import BlendshapeStream, LiveView
 
-    with AnnotatedVideo(path, analysis.columns) as video:
-        analysis.on_frame = video.add
+    about, views = analysis.model.about, []
+    with contextlib.ExitStack() as stack:
+        if given.annotate is not None:
+            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            views.append(stack.enter_context(AnnotatedVideo(given.annotate, draw)))
+        if given.live:
+            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            views.append(stack.enter_context(LiveView(draw, about, _open_page)))
+        if given.osc is not None:
+            views.append(stack.enter_context(BlendshapeStream(given.osc, analysis.summary.skip)))
+        analysis.on_frame = lambda frame, rows: [view.add(frame, rows) for view in views]
         yield
+
+
+def _open_page(address: str) -> None:
+    import webbrowser
+
+    _say(f"live: {address}")
+    webbrowser.open(address)
 
 
 def _finish(given: argparse.Namespace, why: Any) -> int:

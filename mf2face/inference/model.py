@@ -4,15 +4,12 @@ import importlib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from configuration_mf2.json_files import read_json
+from mf2face.files import RELEASED as EMBEDDED
 from mf2face.inference.engine import check_engine, engine_pipeline, file_of, read_object
 from mf2face.inference.rows import Columns, column_of, first_line
-
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,12 @@ class AnalysisModel:
         if self.synthetic is None:
             return "its files do not say what it was trained on"
         return "trained on what its card says"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What pictures and pages say about the model."""
+        known = {key: getattr(self, key) for key in ("adapter", "synthetic", "trained_on")}
+        return {"model": self.name, **known, "grades": self.pipeline.processor.grades}
 
     @property
     def grades(self) -> dict[str, str]:

@@ -20,6 +20,7 @@ import numpy as np
 from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, locked, private, whole_file, write_whole
+from processing_mf2.captions import caption_disagrees
 
 
 NAN = float("nan")
@@ -70,7 +71,8 @@ def column_of(label: str) -> str:
 class Columns:
     """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold; AU06_L, AU06_R: probabilities of
     the person's left and right side; AU06_i: intensity, 0 to 5; AU06_rel: probability minus that of the neutral face.
-    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out."""
+    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out. With `caption`:
+    caption_disagrees, 1 if the caption names another emotion, or an AU that is not active."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
@@ -97,7 +99,7 @@ class Columns:
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
             *(["emotion_set"] if self.emotions and self.states else []),
-            *(["caption"] if self.caption else []),
+            *(["caption", "caption_disagrees"] if self.caption else []),
             *("landmark_source", "quality", "scene", "error"),
         ]
 
@@ -167,7 +169,11 @@ class Columns:
             if self.states:
                 row["emotion_set"] = "|".join(answer.get("emotion_set", ()))
         if self.caption:
-            row["caption"] = answer.get("captions", {}).get("emotion")
+            caption = row["caption"] = answer.get("captions", {}).get("emotion")
+            active = {code: unit["active"] for code, unit in answer.get("action_units", {}).items()}
+            if caption is not None:
+                disagrees = caption_disagrees(caption, answer.get("emotion"), self.emotions, active)
+                row["caption_disagrees"] = int(disagrees)
         return row
 
 

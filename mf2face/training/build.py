@@ -24,6 +24,7 @@ from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
 from mf2face.data.synthetic.subjects import is_rendered
+from mf2face.files import RELEASED
 from mf2face.training.arguments import MF2Arguments, Settings, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
@@ -41,9 +42,6 @@ AUGMENTATIONS = {"none": None, "light": MF2Augmentation(), "heavy": HEAVY}
 
 LANGUAGE_TOKENIZER = "language_tokenizer"
 """The folder of a tokenizer that is not the processor's."""
-
-# The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
-RELEASED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
 
 class Parts(NamedTuple):

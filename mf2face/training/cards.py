@@ -33,7 +33,7 @@ from configuration_mf2.version import VERSION
 from mf2face.data.metrics import confusion_scores
 from mf2face.data.reference_scores import BASELINES
 from mf2face.data.synthetic.faces import CORPUS
-from mf2face.files import write_whole
+from mf2face.files import MODEL_CARDS, write_whole
 from mf2face.training.arguments import Settings
 from mf2face.training.build import LANGUAGE_TOKENIZER
 from mf2face.training.evaluation import EMOTION_FOUR, UNIT_TWO
@@ -301,8 +301,9 @@ def _hardware(training: TrainingArguments) -> str:
     return words
 
 
-# Beside the rooms both in a checkout and where a wheel is installed.
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+TEMPLATE = MODEL_CARDS / "template.md"
+EXAMPLE_FACE = "face.png"
+"""A released checkpoint has a synthetic face, so that its card's code runs as it stands."""
 KINDS = ("model", "tower", "adapter", "compared")
 _METHODS = {"dfn": "DFN", "lora": "LoRA", "ia3": "IA3"}
 
@@ -446,6 +447,7 @@ def _fields(folder: Path, run: Mapping[str, Any], figures: Figures) -> dict[str,
         "system": SYSTEMS.get(run.get("system", "mf2")),
         "method": _METHODS.get(run["settings"]["task"]),
         "parameters": _count_parameters(folder),
+        "has_face": (folder / EXAMPLE_FACE).is_file(),
         "summary": summary_table(figures),
         "baselines": baseline_table(figures),
         "units": unit_table(figures) if "au_f1_macro" in figures else "",

@@ -19,7 +19,7 @@ import mf2face
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.inference import analyze as analyze_mf2
 from mf2face.inference.analyze import BatchSize, analyze
-from mf2face.inference.annotate import AnnotatedVideo
+from mf2face.inference.annotate import AnnotatedVideo, FrameView
 from mf2face.inference.cli import main
 from mf2face.inference.media import Frame
 from mf2face.inference.model import AnalysisModel, load_model
@@ -314,10 +314,14 @@ def test_every_frame_is_there_with_its_face_in_it(tmp_path: Path) -> None:
     options = ["--every", "2", "-o", str(tmp_path / "rows.csv"), "--annotate", str(out), "--quiet"]
     assert main([str(source), *options], model=embedded(), detector=detector) == 0
     frames, fps = frames_of(out)
-    assert len(frames) == 4 and fps == pytest.approx(5, rel=0.01) and frames[0].shape == (128, 160, 3)
-    greens = [(frame[..., 1] - frame[..., 2] > 40).nonzero()[1] for frame in frames]
+    assert len(frames) == 4 and fps == pytest.approx(5, rel=0.01) and frames[0].shape[1] == 480, (
+        "narrow ones are enlarged"
+    )
+    top, below = 24, 24 + 384
+    greens = [(frame[top:below, :, 1] - frame[top:below, :, 2] > 40).nonzero()[1] for frame in frames]
     assert all(len(green) > 100 for green in greens)
-    assert [green.min() for green in greens] == pytest.approx([20, 24, 28, 32], abs=4)
+    assert [green.min() / 3 for green in greens] == pytest.approx([20, 24, 28, 32], abs=4)
+    assert frames[0][:20].mean() > 180 and frames[0][below:].std() > 10, "the banner, and the panel"
     assert sorted(path.name for path in tmp_path.iterdir() if "lock" not in path.name) == sorted(
         ["v.avi", "out.mp4", "rows.csv", "rows.csv.about.json"]
     )
@@ -325,13 +329,14 @@ def test_every_frame_is_there_with_its_face_in_it(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_leaves_no_video(tmp_path: Path) -> None:
     frame = Frame("v", 0, 0.0, np.zeros((3, 30, 41), np.uint8), is_moving=True)
-    with pytest.raises(ZeroDivisionError), AnnotatedVideo(tmp_path / "a.mp4", Columns((), ())) as video:
+    draw = FrameView(Columns((), ()), {}, {}).draw
+    with pytest.raises(ZeroDivisionError), AnnotatedVideo(tmp_path / "a.mp4", draw) as video:
         video.add(frame, [])
         raise ZeroDivisionError
-    with AnnotatedVideo(tmp_path / "b.mp4", Columns((), ())):
+    with AnnotatedVideo(tmp_path / "b.mp4", draw):
         pass
     assert not any(tmp_path.iterdir())
-    with AnnotatedVideo(tmp_path / "one.mp4", Columns((), ())) as video:
+    with AnnotatedVideo(tmp_path / "one.mp4", draw) as video:
         video.add(frame, [])
     assert len(frames_of(tmp_path / "one.mp4")[0]) == 1
 

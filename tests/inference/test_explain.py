@@ -1,5 +1,6 @@
 """Explanations: attention that lies on the face, regions that are hidden, and the pipeline's own answers."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +14,21 @@ from conftest import pick, shake, tiny_batch, tiny_config
 import mf2face
 from configuration_mf2.facs import CANONICAL_FACE
 from mf2face.data.synthetic.faces import draw_example
-from mf2face.inference.explain.attention import (
+from mf2face.inference.explain.explainer import (
+    Explainer,
     attention_maps,
+    control_masks,
+    explain,
+    face_mask,
+    hide,
     maps_of,
+    occlusion_check,
     reading_weights,
+    recorded_attention,
     region_corners,
-    to_pixels,
-    watched,
+    region_mask,
 )
-from mf2face.inference.explain.explainer import Explainer, explain
-from mf2face.inference.explain.explanation import EMOTION, Explanation
-from mf2face.inference.explain.occlusion import control_masks, face_mask, hide, occlusion_check, region_mask
+from mf2face.inference.explain.face_page import EMOTION, Explanation, to_pixels
 from mf2face.inference.model import load_model
 from mf2face.training.finetuning import adapt
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis, MF2ForImageClassification
@@ -118,10 +123,10 @@ def test_without_a_branch_its_maps_are_absent_and_other_models_are_refused() -> 
     assert attention_maps(classifier, **inputs)[0].units is not None
 
 
-def test_the_watch_ends_also_when_the_model_fails() -> None:
+def test_hooks_are_removed_when_the_model_fails() -> None:
     model, _ = _model()
     branch = model.mf2.branch("emo")
-    with pytest.raises(RuntimeError), watched(branch):
+    with pytest.raises(RuntimeError), recorded_attention(branch):
         raise RuntimeError
     assert not any(module._forward_hooks for module in branch.modules())
 
@@ -184,10 +189,8 @@ def test_only_the_mask_changes_and_takes_the_face_s_mean() -> None:
     assert torch.allclose(hidden[:, torch.from_numpy(mask)], expected[:, None].expand(-1, mask.sum()))
 
 
-def test_what_cannot_be_hidden_is_said() -> None:
+def test_without_au_branch_nothing_is_hidden() -> None:
     model = Looker()
-    with pytest.raises(ValueError, match="AU99"):
-        occlusion_check(model, torch.zeros(3, 112, 112), FACE, action_units=["AU99"])
     model.config = tiny_config(use_au_branch=False)
     with pytest.raises(ValueError, match="no AU branch"):
         occlusion_check(model, torch.zeros(3, 112, 112), FACE)
@@ -237,8 +240,10 @@ def test_maps_lie_on_the_turned_face(turned) -> None:
     mouth = points[[48, 54]].mean(0)
     away = np.linalg.norm(middle @ back[:2, :2].T + back[:2, 2] - mouth)
     assert away < 0.35 * np.linalg.norm(points[48] - points[54])
-    with pytest.raises(ValueError, match="got 'AU99', expected one that has a map"):
+    with pytest.raises(ValueError, match="name: got 'AU99'"):
         found.crop_map("AU99")
+    beside = dataclasses.replace(found, grids={"AU12": np.eye(14)[:1].T @ np.eye(14)[:1]})
+    assert found.place("AU12") != "outside the face" == beside.place("AU12"), "a peak in the crop's corner"
 
 
 def test_the_crop_is_what_the_model_saw(turned) -> None:
