@@ -55,7 +55,7 @@ from configuration_mf2 import MF2Config
 from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT
 from mf2face.files import RELEASED
 from mf2face.training.finetuning import adapt, trainable_parameters
-from mf2face.training.stores import StoredExamples, collate_stored, frozen_states, store_identity
+from mf2face.training.stores import StoredExamples, StoreOptions, collate_stored, frozen_states, store_identity
 from modeling_mf2 import MF2ForFaceAnalysis
 
 
@@ -77,7 +77,6 @@ The paper's own figures, its Table IV (its data, its model, an RTX A6000; not to
 
 
 INPUTS, LABELS = ("pixel_values", "landmarks"), ("au_labels", "emotion_labels")
-_DTYPE = "float16"
 _SHORT = 5  # times as many rounds of what takes little time: steps from a store, inference
 
 
@@ -149,9 +148,9 @@ def build_store(model: torch.nn.Module, batch: Batch, folder: Path) -> tuple[Sto
     """What depends on the model's size alone, its fingerprint, is timed apart from what each image costs."""
     count = len(batch["pixel_values"])
     images = [{name: batch[name][row] for name in INPUTS} for row in range(count)]
-    once = cpu_seconds(lambda: store_identity(model, count, 1, "random", None, _DTYPE))
+    once = cpu_seconds(lambda: store_identity(model, count, 1, "random", None, StoreOptions()))
     start = time.process_time()
-    store = frozen_states(model, images, folder, data="random", dtype=_DTYPE, batch_size=count)
+    store = frozen_states(model, images, folder, data="random", batch_size=count)
     spent = time.process_time() - start
     figures = {"store_once_s": once, "store_image_s": max(spent - once, 0.0) / count}
     figures["store_image_kb"] = store.nbytes / count / 2**10

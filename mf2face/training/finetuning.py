@@ -128,11 +128,11 @@ class BalancedExamples(torch.utils.data.Dataset):
 
 
 def with_states(
-    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, dtype: str, rebuild: bool = False
+    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, **options: Any
 ) -> StoredExamples:
     """The examples as stored states and labels; a store of them that is missing under `root` is built."""
     views = examples.views if isinstance(examples, MF2Views) else [examples]
-    return StoredExamples(load_or_store(model, views, root, dtype, rebuild), _labels(views[0]))
+    return StoredExamples(load_or_store(model, views, root, **options), _labels(views[0]))
 
 
 def _labels(examples: MF2Examples) -> dict[str, torch.Tensor]:

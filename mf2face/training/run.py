@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
-import datasets
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
@@ -21,6 +19,8 @@ from mf2face.training.build import (
     load_splits,
     name_data,
     save_parts,
+    store_options,
+    store_root,
     with_captions,
     with_sources,
 )
@@ -128,9 +128,8 @@ def _trainer(
     if task.trains in ("adapter", "heads"):
         model = adapt(model, ours.task, ours.adapter_options)
     if not ours.no_store:
-        root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
-        how = (root, ours.store_dtype, ours.rebuild_store)
-        examples = {name: with_states(model, made, *how) for name, made in examples.items()}
+        how = store_options(settings)
+        examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
     learned = examples["train"]
     if ours.balance and settings.trains:
         learned = BalancedExamples(learned, splits["train"]["emotion"][:])

@@ -1,6 +1,7 @@
 """Rows: their columns, their files that survive a kill at any byte and are continued, and their table in a terminal."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -394,6 +395,28 @@ def test_a_single_image_shows_every_figure_with_its_name_and_threshold() -> None
     assert weak.index("│") - weak.index("█") == 6  # a quarter of the bar
     assert '"The face shows happiness."' in lines[-1]
     assert show([NAMED.empty_row("a.png", 0, 0.0)], detailed=True) == ["a.png: no face found"]
+
+
+def test_states_have_columns_and_the_table_shows_them_with_grades() -> None:
+    columns = dataclasses.replace(NAMED, states=True)
+    units = {name: {**unit, "state": "cannot tell"} for name, unit in ANSWER["action_units"].items()}
+    answer = {**ANSWER, "action_units": units, "emotion_set": ["Happiness", "Neutral"]}
+    row = columns.row("a.png", 0, 0.0, 0, (0, 0, 9, 9), 0.9, np.zeros((68, 2)), "given", answer)
+    assert list(row) == columns.names and columns.is_text("AU12_state") and columns.is_text("emotion_set")
+    assert (row["AU12_state"], row["emotion_set"]) == ("cannot tell", "Happiness|Neutral")
+    assert columns.empty_row("a.png", 0, 0.0)["AU12_state"] is None and columns.row(
+        *("a.png", 0, 0.0, 0, (0, 0, 9, 9), 0.9, np.zeros((68, 2)), "given", {})
+    )["emotion_set"] in ("", None)
+    grades = {"AU01": "experimental", "AU12": "reliable", "Neutral": "usable", "Happiness": "usable"}
+    out = io.StringIO()
+    FaceTable(out, columns, LIMITS, grades, detailed=True).add([row])
+    weak, strong, happy = (
+        next(line for line in out.getvalue().splitlines() if line.startswith(name)) for name in ("AU01", "AU12", "Happ")
+    )
+    assert weak.endswith("experimental  cannot tell") and "reliable" in strong and strong.endswith("cannot tell")
+    assert happy.split()[-3:] == ["usable", "top", "possible"]
+    lines = show([shown_row()], grades=grades)
+    assert lines[-1] == "AU12 lip corner puller reliable · Happiness usable"
 
 
 def test_a_terminal_that_knows_ascii_only_gets_ascii() -> None:

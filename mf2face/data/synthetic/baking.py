@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from configuration_mf2.facs import LANDMARK_MIRROR
 from mf2face.data.synthetic.bank import BANK_VERSION, FACTS, HOOD_CENTRE, HOOD_REACH, HOOD_SHAPE, PARTS
-from mf2face.files import write_whole
+from mf2face.files import disk_full, is_disk_full, locked, write_whole
 
 
 HEADS = 2000
@@ -326,10 +326,7 @@ def bake(folder: Path) -> Path:
     vertices, weights = _hood(mean, skin, (tensors["ears"][skin] >= 0.2).any(1))
     tensors["hood_vertices"], tensors["hood_weights"] = vertices.astype(np.uint16), weights.astype(np.float16)
 
-    content = save(tensors)
     about = {
-        "version": BANK_VERSION,
-        "sha256": hashlib.sha256(content).hexdigest(),
         "heads": HEADS,
         "variance_kept": round(kept, 4),
         "actions": source.actions,
@@ -340,9 +337,22 @@ def bake(folder: Path) -> Path:
         },
         "note": "Parametric heads of nobody: random shape parameters, no scan and no photograph.",
     }
+    return write_bank(folder, tensors, about)
+
+
+def write_bank(folder: Path, tensors: dict[str, np.ndarray], about: dict) -> Path:
+    """Writes both files of a bank, one process at a time; a reader gets the old or the new one, or an error."""
+    content = save(tensors)
+    about = {"version": BANK_VERSION, "sha256": hashlib.sha256(content).hexdigest(), **about}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "heads.safetensors", content)
-    write_whole(folder / "heads.json", json.dumps(about, indent=2) + "\n")
+    try:
+        with locked(folder / ".baking.lock"):
+            write_whole(folder / "heads.safetensors", content)
+            write_whole(folder / "heads.json", json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(folder, "Free some, or choose another --out", len(content)) from error
+        raise
     return folder / "heads.safetensors"
 
 
@@ -358,4 +368,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["bake"]
+__all__ = ["bake", "write_bank"]

@@ -24,6 +24,8 @@ ACTIVE_FROM = 2.0
 """The intensity, of 5, from which an AU counts as active."""
 AU_FLIPS, EMOTION_SWAPS, UNKNOWNS = 0.02, 0.08, 0.02
 """Annotators' errors, and the labels they left out."""
+BLINKS = 0.03
+"""The share of rendered frames in which a blink shuts the eyes."""
 
 # How often an emotion comes with each AU, in percent: EMFACS-like prototypes that overlap.
 _PROTOTYPES: dict[str, tuple[int, ...]] = {
@@ -105,7 +107,7 @@ def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
 
 
-_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE = range(10)
+_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE, _BLINK = range(11)
 
 
 def is_rendered(style: str) -> bool:
@@ -188,7 +190,10 @@ def _follow_lips(row: np.ndarray, names: tuple[str, ...]) -> None:
 
 
 def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
-    """True intensities and emotion: a video goes smoothly from one expression to the next."""
+    """True intensities and emotion: a video goes smoothly from one expression to the next.
+
+    A rendered person blinks now and then (AU45); a single frame shows that as closed eyes, and it counts as AU43.
+    """
     video, frame = divmod(index, FRAMES_PER_VIDEO)
     phase, emotions, intensities = _keyframes(seed, style, video)
     time = min(max((frame + 0.5 * phase - 0.5) / 3, 0.0), 2.0)
@@ -197,6 +202,10 @@ def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
     share = share * share * (3 - 2 * share)
     # Tenths, downwards, so that a printed 2.0 and an active label agree.
     between = intensities[before] + (intensities[before + 1] - intensities[before]) * share
+    if is_rendered(style):
+        blinks, shut = keyed_rng(seed, style, _BLINK, index).random(2)
+        eyes = shown_aus(style).index("AU43")
+        between[eyes] = max(between[eyes], (blinks < BLINKS) * (ACTIVE_FROM + 3.0 * shut))
     return np.floor(between * 10 + 1e-6) / 10, emotions[before + (share >= 0.5)]
 
 
