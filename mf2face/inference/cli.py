@@ -276,14 +276,11 @@ def _finish(given: argparse.Namespace, why: Any) -> int:
 
 def _picture(given: argparse.Namespace) -> int:
     from mf2face.inference.explain.folder import picture
-    from mf2face.inference.read_rows import adopted
     from mf2face.inference.rows import OutputError
 
     left_out: list[tuple[str, str]] = []
-    folder = given.why or f"{Path(given.picture).with_suffix('')}_pictures"
     try:
-        with adopted(given.picture) as rows:
-            folder, made = picture(rows, folder, lambda *why: left_out.append(why))
+        folder, made = picture(given.picture, given.why, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:

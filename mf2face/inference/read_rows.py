@@ -1,11 +1,8 @@
 """Rows from files: ours (csv, jsonl, parquet), and csv files of OpenFace 2, py-feat and LibreFace by our names."""
 
-import contextlib
 import csv
-import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
-from mf2face.inference.rows import NAN, TEXT_COLUMNS, csv_lines, format_of, unescape_cell, unit_column
+from mf2face.inference.rows import NAN, STATE, TEXT_COLUMNS, format_of, unescape_cell, unit_column
 
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
@@ -38,7 +35,7 @@ class RowTable:
     columns: dict[str, Any]
     """Name -> (rows,) float64, NaN where it is missing, or a list of texts."""
     about: dict[str, Any]
-    """Facts beside the file; of another tool `tool` names it."""
+    """Facts beside the file; `tool` names another tool."""
 
     def __len__(self) -> int:
         return len(self.columns["input"])
@@ -48,8 +45,23 @@ class RowTable:
         found = {name: UNIT.fullmatch(name) for name in self.columns}
         return {f"AU{int(m[1])}": self.columns[n] for n, m in found.items() if m and (m[2] or "") == suffix}
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for values in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, values, strict=True))
 
-def read_rows(path: str | os.PathLike, *, points: bool = False) -> RowTable:
+    def with_shares(self) -> "RowTable":
+        """Of another tool's AUs, what can be drawn like a probability: intensity divided by 5, or the decision."""
+        if "tool" not in self.about:
+            return self
+        drawn = {code: values / 5 for code, values in self.series("_i").items()}
+        shares = self.series("_c") | drawn | self.series()
+        about = {**self.about, "settings": {"model": self.about["tool"]}}
+        if drawn:
+            about["trained_on"] = "AUs are drawn as their intensity (0 to 5) divided by 5, which is no probability"
+        return RowTable({**self.columns, **{unit_column(code): values for code, values in shares.items()}}, about)
+
+
+def read_rows(path: str | os.PathLike, *, points: bool = False, may_be_empty: bool = False) -> RowTable:
     """points: landmarks too."""
     path, format = Path(path), format_of(path)
     try:
@@ -57,18 +69,18 @@ def read_rows(path: str | os.PathLike, *, points: bool = False) -> RowTable:
             raise OSError("it is no file")  # a pipe would be waited for
         about_file = Path(f"{path}.about.json")
         about = read_json(about_file) if about_file.is_file() else {}
-        names, cells = {"csv": _csv, "jsonl": _json, "parquet": _parquet}[format](path, points)
-        table = RowTable(*_ours(path, names, cells, about))
+        given = {"csv": _csv, "jsonl": _json, "parquet": _parquet}[format](path, points)
+        table = _ours(path, given, about)
         if not points:
             table.columns = {name: values for name, values in table.columns.items() if name not in POINTS}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"rows: {path} could not be read as rows of faces ({error})") from error
-    if not len(table):
+    if not len(table) and not may_be_empty:
         raise ValueError(f"rows: {path} has 0 rows, expected one for each face")
     return table
 
 
-def _csv(path: Path, points: bool) -> tuple[list[str], list[Any]]:
+def _csv(path: Path, points: bool) -> dict[str, Any]:
     from pyarrow import binary
     from pyarrow import csv as arrow
 
@@ -80,66 +92,61 @@ def _csv(path: Path, points: bool) -> tuple[list[str], list[Any]]:
     points = points or not set(BOX) <= set(names)  # the box is found from them
     kept = {name: given for name, given in zip(names, header, strict=True) if points or name not in POINTS}
     if not kept:
-        return [], []
-    texts = {given: binary() for name, given in kept.items() if name in _AS_TEXT}
+        return {}
+    texts = {given: binary() for name, given in kept.items() if name in _AS_TEXT or name.endswith(STATE)}
     convert = arrow.ConvertOptions(
         include_columns=list(kept.values()), column_types=texts, null_values=["", "NaN", "nan"]
     )
     table = arrow.read_csv(path, parse_options=arrow.ParseOptions(newlines_in_values=True), convert_options=convert)
-    columns = [_values(table.column(given)) for given in kept.values()]
-    return list(kept), columns
+    return {name: _values(table.column(given)) for name, given in kept.items()}
 
 
 def _values(column: Any) -> Any:
     from pyarrow import types
 
     if types.is_binary(column.type):
-        return [value.decode("utf-8", "surrogateescape") for value in column.to_pylist()]
+        return [unescape_cell(value.decode("utf-8", "surrogateescape")) for value in column.to_pylist()]
     return column.to_numpy() if types.is_floating(column.type) else column.to_pylist()
 
 
-def _json(path: Path, points: bool) -> tuple[list[str], list[Any]]:
+def _json(path: Path, points: bool) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         rows = [parse_json(line, f"line {place + 1}") for place, line in enumerate(file)]
-    names = list(rows[0]) if rows else []
-    return names, [[row[name] for row in rows] for name in names]
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-def _parquet(path: Path, points: bool) -> tuple[list[str], list[Any]]:
+def _parquet(path: Path, points: bool) -> dict[str, Any]:
     from pyarrow import parquet
 
     names = [name for name in parquet.read_schema(path).names if points or name not in POINTS]
     table = parquet.read_table(path, columns=names)
-    return names, [_values(column) for column in table.columns]
+    return {name: _values(column) for name, column in zip(names, table.columns, strict=True)}
 
 
-def _ours(
-    path: Path, names: list[str], cells: list[Any], about: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(columns by our names, facts)"""
-    given = dict(zip(names, cells, strict=True))
+def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
+    """By our names."""
     tool = _tool(given)
     if tool is not None:
         about = {**about, "tool": tool}
-    count, columns = len(cells[0]) if cells else 0, {}
+    count, columns = len(next(iter(given.values()), ())), {}
     for name, values in given.items():
         ours, scale = _our_name(name, tool)
         if ours is None:
             continue
-        if ours in TEXT_COLUMNS:
-            columns[ours] = [unescape_cell(value or "") for value in values]
+        if ours in TEXT_COLUMNS or ours.endswith(STATE):
+            columns[ours] = [value or "" for value in values]
         else:
             columns[ours] = _numbers(name, values) * scale
-    if not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
+    if tool is not None and not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
         known = "AU01, AU01_c, AU01_r, au_1 or an emotion"
-        raise ValueError(f"got the columns {', '.join(names[:6])}, ..., but none of an AU or emotion ({known})")
+        raise ValueError(f"got the columns {', '.join(list(given)[:6])}, ..., but none of an AU or emotion ({known})")
     columns.setdefault("input", [path.stem] * count)
     columns.setdefault("frame", np.arange(count, dtype=float))
     columns.setdefault("face_id", np.zeros(count))
     columns.setdefault("time_s", np.full(count, NAN))
     if tool is not None:
         _complete(columns, tool)
-    return columns, about
+    return RowTable(columns, about)
 
 
 def _tool(given: dict[str, Any]) -> str | None:
@@ -215,34 +222,3 @@ def _complete(columns: dict[str, Any], tool: str) -> None:
     columns["face_id"] = np.where(failed, NAN, columns["face_id"])
     if tool == "OpenFace" and (columns["frame"] > 0).all():
         columns["frame"] = columns["frame"] - 1  # it counts from 1
-
-
-@contextlib.contextmanager
-def adopted(path: str | os.PathLike) -> Iterator[str | os.PathLike]:
-    """A file of another tool as one of ours, for as long as the context is open; ours as it is."""
-    path = Path(path)
-    header = ""
-    if path.is_file() and path.suffix.lower() == ".csv":
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            header = file.readline()
-    if not header or "landmark_source" in header:
-        yield path
-        return
-    table = read_rows(path)
-    drawn = {code: values / 5 for code, values in table.series("_i").items()}
-    decided = {code: values for code, values in table.series("_c").items() if code not in drawn}
-    shares = {unit_column(code): values for code, values in (decided | drawn | table.series()).items()}
-    columns = {**table.columns, **shares, "landmark_source": [""] * len(table), "quality": [""] * len(table)}
-    facts = {**table.about, "settings": {"model": table.about["tool"]}}
-    if drawn:
-        facts["trained_on"] = "AUs are drawn as their intensity (0 to 5) divided by 5, which is no probability"
-    whole = [name in ("frame", "face_id") or name.endswith("_c") for name in columns]
-    with tempfile.TemporaryDirectory(prefix="mf2-rows-") as folder:
-        copy = Path(folder) / path.name
-        with open(copy, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(csv_lines([list(columns)]))
-            for row in zip(*columns.values(), strict=True):
-                cells = [int(cell) if w and cell == cell else cell for w, cell in zip(whole, row, strict=True)]
-                file.write(csv_lines([cells]))
-        Path(f"{copy}.about.json").write_text(json.dumps(facts))
-        yield copy
