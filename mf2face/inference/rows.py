@@ -183,16 +183,17 @@ _LEAST_FRAMES = 10
 
 def fill_relative(rows: Sequence[dict[str, Any]], columns: Columns) -> None:
     """Fills `AU.._rel` of each followed face that has at least 10 frames: its probabilities minus their medians over
-    the fifth of its reliable frames whose sum of probabilities is least."""
+    the fifth of its frames whose sum of probabilities is least; frames with a mark of quality do not count, unless
+    there are fewer than 10 others."""
     tracks: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if has_face(row) and not math.isnan(float(row["time_s"])):
             tracks.setdefault((row["input"], float(row["face_id"])), []).append(row)
     names = [unit_column(code) for code in columns.action_units]
     for track in tracks.values():
-        reliable = [not row["quality"] for row in track]
         values = np.array([[row[name] for name in names] for row in track], float)
-        usable = values[reliable & ~np.isnan(values).any(1)]
+        there, marked = ~np.isnan(values).any(1), np.array([bool(row["quality"]) for row in track])
+        usable = values[there & ~marked if (there & ~marked).sum() >= _LEAST_FRAMES else there]
         if len(usable) < _LEAST_FRAMES:
             continue
         quiet = usable[np.argsort(usable.sum(1), kind="stable")[: max(1, round(_QUIET * len(usable)))]]
