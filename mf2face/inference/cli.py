@@ -56,7 +56,8 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="mf2", description=__doc__, epilog=EXIT_CODES, formatter_class=form)
+    words = {"usage": "mf2 INPUTS... [options]", "description": __doc__, "epilog": EXIT_CODES}
+    parser = argparse.ArgumentParser(prog="mf2", formatter_class=form, **words)
     add = parser.add_argument
     add("inputs", nargs="*", help="images, folders, videos, or a .txt file with a path a line")
     add("--camera", nargs="?", const=0, type=int, metavar="NUMBER", help="a camera, the first unless named")
@@ -116,7 +117,10 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        try:
+            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        except ImportError as error:
+            return _fail(2, ImportError(f"{argv[0]} needs the full package ({error}): pip install mf2face"))
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
