@@ -201,8 +201,8 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     return dict(splits)
 
 
-def store_root(kind: str) -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / f"mf2_{kind}"
+def store_root(kind: str, stores: Path | None = None) -> Path:
+    return (stores or Path(datasets.config.HF_DATASETS_CACHE)) / f"mf2_{kind}"
 
 
 def store_options(settings: Settings) -> dict[str, Any]:
@@ -216,9 +216,13 @@ def store_options(settings: Settings) -> dict[str, Any]:
 
 
 def build_examples(
-    settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
+    settings: Settings,
+    parts: Parts,
+    splits: Mapping[str, Dataset],
+    columns: tuple[str, ...] = (),
+    stores: Path | None = None,
 ) -> dict[str, MF2Examples]:
-    """columns: of text, for a compared system."""
+    """columns: of text, for a compared system. stores: the folder of stored outputs, if not that of all runs."""
     ours, task, training = settings.arguments, settings.task, settings.training
     tower = parts.model.base_model.vision if ours.store_vision else None
     if tower is not None and not tower.config.frozen:
@@ -244,7 +248,7 @@ def build_examples(
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
-            made.stored = load_or_store(tower, [plain], store_root("vision"), **store_options(settings))
+            made.stored = load_or_store(tower, [plain], store_root("vision", stores), **store_options(settings))
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedModel, set_seed
 
 from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.data.metrics import tune_thresholds
@@ -76,11 +77,8 @@ def _run(settings: Settings) -> dict[str, float]:
     ours, task = settings.arguments, settings.task
     if settings.push_to_hub and task.saves == "adapter":
         check_base(ours.model_name_or_path)
-    splits = load_splits(ours)
-    parts = build_model(settings, splits["train"])
-    labels = stage_one_config(parts.model.config)
-    splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
-    trainer, examples = _trainer(settings, parts, splits, columns)
+    parts, splits, labels, columns = load_parts(settings, load_splits(ours))
+    trainer, examples = make_trainer(settings, parts, splits, columns)
     figures = _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
     if ours.save_half:
@@ -107,24 +105,38 @@ def _run(settings: Settings) -> dict[str, float]:
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
 
 
-def _trainer(
-    settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...]
+def load_parts(
+    settings: Settings, splits: dict[str, Dataset]
+) -> tuple[Parts, dict[str, Dataset], PreTrainedConfig, tuple[str, ...]]:
+    """The model, the splits with the captions that it learns from, the config of its labels, the captions' columns."""
+    parts = build_model(settings, splits["train"])
+    labels = stage_one_config(parts.model.config)
+    return parts, with_captions(settings, splits, labels), labels, caption_columns(settings, labels)
+
+
+def make_trainer(
+    settings: Settings,
+    parts: Parts,
+    splits: Mapping[str, Dataset],
+    columns: tuple[str, ...],
+    stores: Path | None = None,
 ) -> tuple[MF2Trainer, dict[str, MF2Examples]]:
+    """stores: the folder of stored outputs, if not that of all runs."""
     ours, task, training = settings.arguments, settings.task, settings.training
     if task.measures == "captions":
-        examples = build_examples(settings, parts, splits)
+        examples = build_examples(settings, parts, splits, stores=stores)
         learned = {name: made.dataset[columns[0]][:] for name, made in examples.items() if settings.trains}
         faces = {name: CaptionedFaces(examples[name], captions) for name, captions in learned.items()} or examples
         return caption_trainer(parts, training, faces["train"], faces["validation"]), examples
-    examples = build_examples(settings, parts, splits, columns)
+    examples = build_examples(settings, parts, splits, columns, stores)
     if ours.align and not examples["train"].captions:
         raise ValueError(f"align: the data set {ours.dataset} has no captions to align with, or --use_captions False")
     model = parts.model
     if task.trains in ("adapter", "heads"):
-        model = adapt(model, ours.task, ours.adapter_options)
+        model = adapt(model, ours.task, ours.adapter_options, ours.dfn_states)
     if not ours.no_store:
-        how = store_options(settings)
-        examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
+        root, how = store_root("states", stores), store_options(settings)
+        examples = {name: with_states(model, made, root, **how) for name, made in examples.items()}
     trainer = MF2Trainer(
         model=model,
         args=training,
