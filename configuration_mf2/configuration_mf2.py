@@ -141,6 +141,11 @@ _TINY_QFORMER = {
 }
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_SMALL_QFORMER = {
+    **_TINY_QFORMER,
+    **{"hidden_size": 256, "num_hidden_layers": 6, "intermediate_size": 1024, "num_query_tokens": 16},
+    **{"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "initializer_range": 0.03},
+}
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -151,6 +156,13 @@ SIZES: dict[str, dict[str, Any]] = {
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
         "units_alone_share": 0.5,
+    },
+    # ViT-S and narrow Q-Formers: about 40 million parameters.
+    "small": {
+        "vision_config": {"backbone": "vit_small_patch16_224", "hidden_size": 384},
+        "emo_config": _SMALL_QFORMER,
+        "au_config": {**_SMALL_QFORMER, "num_query_tokens": 4},
+        **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "units_alone_share": 0.5},
     },
     # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
     "base": {

@@ -174,6 +174,13 @@ def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_
                 f"{size}: {plan.source} has {theirs}, the model's {branch} branch {getattr(config, size)}; build the "
                 f"model with {size}={theirs} in {branch}_config"
             )
+    words = named.get("qformer.word_embeddings.weight")
+    if words and config.bos_token_id not in (len(words[1]) - 1, len(words[1])):
+        raise ValueError(
+            f"bos_token_id: {plan.source} has {len(words[1])} words, but the model's {branch} branch starts a sentence "
+            f"with {config.bos_token_id}: its tokenizer is another, and every id would mean another word. Before the "
+            "model is built, MF2Processor.for_model(config, load_bert_tokenizer(source)), with vocab_size its length"
+        )
     positions = named.get("qformer.position_embeddings.weight")
     if positions and (types := named.pop("qformer.token_type_embeddings.weight", None)):
         # BERT adds row 0 to every token. Among the positions it does so without touching the tied language head.

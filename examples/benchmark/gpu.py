@@ -260,7 +260,7 @@ def measure_memory(size: str, batch_size: int, device: str, *more: str) -> dict[
         profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True) if device == "cpu" else nullcontext()
         free(torch.device(device))
         with profiled:
-            parts, splits, _, columns = load_parts(settings, splits)
+            parts, splits, _, columns, _ = load_parts(settings, splits)
             make_trainer(settings, parts, splits, columns, Path(folder))[0].train()
     measured = allocated_peak(profiled) if device == "cpu" else torch.cuda.max_memory_allocated()
     figures = {"dry_run_memory_gb": estimate, "measured_memory_gb": measured / GB}

@@ -101,11 +101,12 @@ def check_leaks(examples: Iterable[Mapping]) -> None:
         examples = examples.cast_column("image", Image(decode=False))
     seen: dict[tuple[str, Hashable], tuple[str, int]] = {}
     for row, example in enumerate(examples):
-        keys = {"subject": example["subject"], "video": example["video"], "image": _image_digest(example["image"])}
-        for field, value in keys.items():
+        corpus = example.get("corpus")  # names of two corpora may be alike
+        keys = {name: (corpus, example[name]) for name in ("subject", "video")}
+        for field, value in {**keys, "image": _image_digest(example["image"])}.items():
             split, first_row = seen.setdefault((field, value), (example["split"], row))
             if split != example["split"]:
-                what = "identical pictures" if field == "image" else f"{value!r}"
+                what = "identical pictures" if field == "image" else f"{value[1]!r}"
                 raise ValueError(
                     f"{field}: got {what} in {split} (row {first_row}) and in {example['split']} (row {row}), expected "
                     "each in one split only. Split by subject"

@@ -1,8 +1,9 @@
 """The command line of train.py: our options in groups, then transformers' own TrainingArguments."""
 
 import json
+import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,10 @@ from typing import Any, Literal
 import transformers
 from transformers import HfArgumentParser
 
-from mf2face.training.tasks import MODELS, TASKS, Task, tasks_of
+from mf2face.training.tasks import MODELS, PAPER, PRESETS, TASKS, Preset, Task, tasks_of
 
+
+logger = logging.getLogger(__name__)
 
 _HUB_OR_TIMM_NAME = re.compile(r"[\w.:-]+(/[\w.-]+)?")
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pth?|ckpt)$")
@@ -26,6 +29,13 @@ def _option(default: Any, words: str, **more: Any) -> Any:
 class ModelArguments:
     _argument_group_name = "model and task"
 
+    preset: str | None = _option(
+        None,
+        "settings that belong together: paper-giant and paper-base (the paper's, on one GPU of 48 GB or more), small, "
+        "tiny; paper-dfn (the paper's DFN to the letter); paper-vl-fau. Options that it sets cannot be given beside "
+        "it, TrainingArguments can",
+        choices=tuple(PRESETS),
+    )
     model: str = _option("mf2", "mf2, or a system that it is compared with", choices=MODELS)
     task: str | None = _option(
         None,
@@ -35,7 +45,7 @@ class ModelArguments:
         "measure. exp_blip has pretrain (its stage 1), caption (stage 2), linear_probe and full",
         choices=tuple(dict.fromkeys(task for _, task in TASKS)),
     )
-    model_size: str = _option("tiny", "tiny, base or giant; compared systems: tiny or base, hsemotion b2 too")
+    model_size: str = _option("tiny", "tiny, small, base or giant; compared systems: tiny or base, hsemotion b2 too")
     model_options: list[str] = field(
         default_factory=list, metadata={"help": "NAME=VALUE of the model's config, such as use_llga=False"}
     )
@@ -47,8 +57,14 @@ class ModelArguments:
         "pretrained tower: a timm name, a file, or a checkpoint's folder; without one the tiny size takes the released "
         "tower, unless this is none",
     )
-    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers")
-    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers")
+    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers, and its tokenizer")
+    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers, and its tokenizer")
+    tokenizer_name_or_path: str | None = _option(
+        None, "BERT's tokenizer, where none lies beside those weights (default: bert-base-uncased)"
+    )
+    tower_dtype: Literal["float32", "bfloat16", "float16"] = _option(
+        "float32", "precision of a frozen tower while training; it is saved in float32"
+    )
     save_half: bool = _option(False, "save 16-bit weights, and measure them")
 
 
@@ -56,7 +72,18 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset: str = _option("synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub")
+    dataset: str = _option(
+        "synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub; several as a+b"
+    )
+    divide_splits: bool = _option(
+        True,
+        "where a data set has no test split, half of its validation people are the test, and without validation a "
+        "tenth of its training people; if False, the epoch is chosen on the reported images, and the card says so",
+    )
+    folds: int | None = _option(
+        None, "cross-validation by people: a run a fold, scores averaged; 3 are DISFA's and BP4D's own folds"
+    )
+    fold: int | None = _option(None, "only this one of --folds, from 1")
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
     style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
@@ -148,6 +175,19 @@ class Settings:
     """Without push_to_hub and token: the Trainer would push unfinished weights, and pickles its arguments."""
     push_to_hub: bool = False
     hub_token: str | None = field(default=None, repr=False)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """TrainingArguments from the command line."""
+
+    @property
+    def deviations(self) -> str:
+        """Hyper-parameters that were given and differ from the preset's."""
+        preset = PRESETS.get(self.arguments.preset, Preset({}))
+        expected = self.task.training_defaults(self.arguments.model_size) | preset.training | {"max_steps": -1}
+        names = {*PAPER, *preset.training, "max_steps", "weight_decay", "lr_scheduler_type"} & set(self.given)
+        changed = {name: self.given[name] for name in sorted(names) if self.given[name] != expected[name]}
+        return ", ".join(
+            f"{name}={value:g}" if type(value) is float else f"{name}={value}" for name, value in changed.items()
+        )
 
     @property
     def trains(self) -> bool:
@@ -161,22 +201,42 @@ class Settings:
 def parse_arguments(argv: Sequence[str]) -> Settings:
     """Checks all that can be checked before anything is drawn or loaded."""
     parser = HfArgumentParser(_GROUPS, description="Trains, evaluates and saves MF².", epilog=_EPILOG)
-    *groups, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    given = MF2Arguments(**{name: value for group in groups for name, value in vars(group).items()})
-    given = replace(given, task=given.task or tasks_of(given.model)[0])
-    task = _task_of(given)
+    named, rest = _given(parser, argv)
+    preset = PRESETS.get(named.get("preset"), Preset({}))
+    for name, value in preset.options.items():
+        if named.get(name, value) != value:
+            got = f"got {named[name]!r}, but --preset {named['preset']} means {value!r}"
+            raise ValueError(f"{name}: {got}; leave out one of the two")
+    ours = MF2Arguments(**(named | preset.options))
+    ours = replace(ours, task=ours.task or tasks_of(ours.model)[0])
+    task = _task_of(ours)
     parser = HfArgumentParser(transformers.TrainingArguments)
-    streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if given.streaming else {}  # it has no epochs
-    parser.set_defaults(**task.training_defaults(given.model_size) | streaming)
-    values = vars(parser.parse_args(rest)) | task.fixed
-    if given.task == "tower" and not given.use_labels:
+    given, unknown = _given(parser, rest)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if ours.streaming else {}  # it has no epochs
+    values = task.training_defaults(ours.model_size) | preset.training | streaming | given | task.fixed
+    if ours.task == "tower" and not ours.use_labels:
         values["load_best_model_at_end"] = False  # its AU and emotion readouts learn nothing, and can judge nothing
-    push, token = values["push_to_hub"], values["hub_token"]
-    (training,) = parser.parse_dict(values | {"push_to_hub": False, "hub_token": None})
-    arguments = _resolve(given, task)
+    if values.get("bf16") and not transformers.utils.is_torch_cuda_available():
+        values.setdefault("use_cpu", True)  # else transformers refuses bf16
+    push, token = values.pop("push_to_hub", False), values.pop("hub_token", None)
+    (training,) = parser.parse_dict(values)
+    arguments = _resolve(ours, task)
     _check(arguments, task)
     _check_training(arguments, training)
-    return Settings(arguments, task, training, push, token)
+    settings = Settings(arguments, task, training, push, token, given)
+    if ours.preset and settings.deviations:
+        logger.warning("preset: %s, but %s", ours.preset, settings.deviations)
+    return settings
+
+
+def _given(parser: HfArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the command line says, without defaults, and the words that the parser does not know."""
+    known, rest = parser.parse_known_args(list(argv))
+    parser.set_defaults(**dict.fromkeys(vars(known)))
+    known, _ = parser.parse_known_args(list(argv))
+    return {name: value for name, value in vars(known).items() if value is not None}, rest
 
 
 def _task_of(given: MF2Arguments) -> Task:
@@ -188,7 +248,10 @@ def _task_of(given: MF2Arguments) -> Task:
         value, default = getattr(given, name), getattr(defaults, name)
         if value not in (default, "none") and (value or default):
             raise ValueError(f"{name}: got {value!r}, which {asked} does not use; expected {default!r}")
-    if task.needs and given.model_name_or_path is None and not (task.adapts_released and given.model_size == "tiny"):
+    untouched = given.model == "exp_blip" and given.features == "vision" and given.vision_name_or_path
+    untouched = untouched and given.task != "evaluate"  # the paper's rows of the image encoder before any caption
+    released = task.adapts_released and given.model_size == "tiny"
+    if task.needs and given.model_name_or_path is None and not (released or untouched):
         raise ValueError(f"model_name_or_path: got none with {asked}, expected {task.needs}")
     return task
 
@@ -208,7 +271,7 @@ def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
 
 def _check(ours: MF2Arguments, task: Task) -> None:
     config_class = task.model_class.config_class
-    sizes = getattr(config_class, "sizes", ("tiny", "base", "giant"))
+    sizes = getattr(config_class, "sizes", ("tiny", "small", "base", "giant"))
     if ours.model_size not in sizes:
         raise ValueError(f"model_size: got {ours.model_size!r}, expected one of {list(sizes)} for --model {ours.model}")
     read_options("model_options", ours.model_options, config_class)
@@ -218,18 +281,37 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
+    fresh = ("text", "qformer", "tokenizer", *(["vision"] if ours.vision_name_or_path != "none" else []))
+    for name in [f"{part}_name_or_path" for part in fresh] if ours.model_name_or_path else ():
+        if getattr(ours, name) is not None:
+            expected = "expected one of the two: a checkpoint has its own"
+            raise ValueError(f"{name}, model_name_or_path: got both, {expected}")
     for name, source in vars(ours).items():
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
-        raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
+    names = dataset_names(ours.dataset)
+    for name in names:
+        if not (Path(name).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
+            built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+            raise ValueError(f"dataset: there is no folder {name}; expected {built}")
+    if len(set(names)) < len(names) or (len(names) > 1 and ours.streaming):
+        raise ValueError(f"dataset: got {ours.dataset}, expected different ones, and one alone with --streaming")
+    folds, fold = 1 if ours.folds is None else ours.folds, 1 if ours.fold is None else ours.fold
+    if folds < 1 + (ours.folds is not None) or not 1 <= fold <= folds or (folds > 1 and ours.streaming):
+        got = f"{ours.folds} and {ours.fold}"
+        raise ValueError(f"folds, fold: got {got}, expected 2 or more, one of them, and no --streaming")
+
+
+def dataset_names(dataset: str) -> list[str]:
+    return [dataset] if Path(dataset).exists() else dataset.split("+")
 
 
 def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
     if "tensorboard" in (training.report_to or ()) and not transformers.integrations.is_tensorboard_available():
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
+    if ours.folds and ours.fold is None and training.push_to_hub:
+        raise ValueError("push_to_hub: got True with --folds, expected one run: name its --fold")
     if not ours.streaming:
         return
     if training.max_steps <= 0 and ours.task != "evaluate":

@@ -54,7 +54,7 @@ def dry_run(settings: Settings) -> Figures:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = with_sources(settings)
     splits, images = _few_rows(settings)
-    parts, splits, _, columns = load_parts(settings, splits)
+    parts, splits, _, columns, _ = load_parts(settings, splits)
     _check_weights(settings, parts.model)
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = make_trainer(settings, parts, splits, columns, Path(folder))

@@ -1,6 +1,7 @@
 """MF2Trainer: layer decay, streams, micro-batches of one step, sealed checkpoints, cost."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -26,10 +27,12 @@ from mf2face.data.streaming import MF2StreamedExamples
 from mf2face.training.checkpoints import SealedCheckpoints, add_frozen_weights, checkpoint_folder, disk_may_be_full
 from mf2face.training.grad_cache import MicroBatch, micro_batches
 from mf2face.training.stores import weights_digest
-from mf2face.training.tasks import LAYER_DECAY
+from mf2face.training.tasks import LAYER_DECAY, WARMUP_SHARE
 from modeling_mf2.weights import vision_name
 from processing_mf2.processing_mf2 import MF2Processor
 
+
+logger = logging.getLogger(__name__)
 
 _IN_TOWER = re.compile(r"(?:^backbone|(?:^|\.)(?:vision\.backbone|vision_model\.backbone|vision_model))\.(.+)$")
 
@@ -85,6 +88,7 @@ class MF2Trainer(Trainer):
         super().__init__(*args, **kwargs)
         self.layer_decay: float | None = None
         self._frozen_digest: str | None = None
+        self.limits_warmup = False
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
         self._batches: list[dict[str, Any]] = []  # of one step, before they know each other
@@ -100,6 +104,13 @@ class MF2Trainer(Trainer):
         if self.layer_decay is not None and self.optimizer is None:
             self.optimizer = layerwise_optimizer(self.model, self.args, self.layer_decay)
         return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        if self.limits_warmup and 3 * self.args.warmup_steps > num_training_steps:
+            long = f"{self.args.warmup_steps} are more than a third of this run's {num_training_steps} steps"
+            logger.warning("warmup_steps: %s; %d %% of them are taken", long, 100 * WARMUP_SHARE)
+            self.args.warmup_steps = WARMUP_SHARE
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         if not isinstance(self.train_dataset, MF2StreamedExamples):

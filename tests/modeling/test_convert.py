@@ -122,7 +122,8 @@ def lavis_state(retrieval, bert):
             state[name] = tensor
     prefix = "Qformer.cls.predictions."
     state |= {f"{prefix}{name}": tensor for name, tensor in bert.cls.predictions.state_dict().items()}
-    state |= dict.fromkeys((f"{prefix}bias", f"{prefix}decoder.bias"), torch.randn(WORDS + 1))
+    words = torch.randn(retrieval.config.qformer_config.vocab_size)
+    state |= dict.fromkeys((f"{prefix}bias", f"{prefix}decoder.bias"), words)
     state[f"{prefix}decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
     return {name: tensor.clone() for name, tensor in state.items()}
 

@@ -138,6 +138,16 @@ def test_ways_to_save_memory(make_trainer, arguments):
     assert saving[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.1)
 
 
+def test_a_default_warm_up_longer_than_a_third_of_the_run_becomes_a_share(make_trainer):
+    rates = {}
+    for limits in (False, True):
+        trainer = make_trainer(max_steps=10, warmup_steps=4)
+        trainer.limits_warmup = limits
+        schedule = trainer.create_scheduler(10, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+        rates[limits] = [schedule.lr_lambdas[0](step) for step in (1, 4)]
+    assert rates[False] == pytest.approx([0.25, 1.0]) and rates[True][0] == 1.0
+
+
 class Reshuffled:
     """Stands in for the rows of a stream: ready for the model, in another order each pass."""
 
