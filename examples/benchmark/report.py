@@ -39,7 +39,7 @@ def write_json(path: str | os.PathLike | None, figures: Mapping[str, object]) ->
 
 
 RESULTS = Path(__file__).parent / "results"
-RUNS = RESULTS / "run_where.json"
+RUNS = RESULTS.parent / "run_where.json"
 
 
 def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) -> None:
