@@ -1,4 +1,4 @@
-"""Writes the table "What has been run where" of docs/paper.md from run_where.json, to which benchmarks add what they ran.
+"""Writes the table "What has been run where" of docs/paper.md from run_where.json, to which benchmarks add.
 
 python examples/benchmark/run_where.py
 """
@@ -38,9 +38,8 @@ def table() -> str:
 
 
 def filled(page: str) -> str:
-    return re.sub(
-        r"(<!-- run_where -->\n).*?(?=\n<!-- end -->)", lambda found: found[1] + table(), page, flags=re.DOTALL
-    )
+    between = re.compile(r"(?<=<!-- run_where -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
+    return between.sub(lambda _: table(), page)
 
 
 if __name__ == "__main__":

@@ -37,16 +37,16 @@ def test_arithmetic_of_the_papers_size() -> None:
 def test_the_recipe_runs_from_build_to_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     recipe = load("paper/recipe")
-    steps = ["build", "captions", "mf2", "mf2_dfn", "paper_dfn", "mf2_without_emo_vl", "tables"]
-    work = [*TINY, *CPU, "--work_dir", str(tmp_path / "work"), "--steps"]
-    needs = recipe.main([*work, *steps, "--dry_run", "--json", str(tmp_path / "needs.json")])
-    assert [row["step"] for row in needs] == steps[2:-1] and not (tmp_path / "work").exists()
+    trained = [*recipe.OURS, "paper_dfn"]
+    work = [*TINY, *CPU, "--work_dir", str(tmp_path / "work")]
+    needs = recipe.main([*work, "--dry_run", "--json", str(tmp_path / "needs.json")])
+    assert [row["step"] for row in needs] == trained and not (tmp_path / "work").exists()
     assert all(row["hours"] > 0 and row["euros"] > 0 and row["disk_gb"] > 0 for row in needs)
     assert json.loads((tmp_path / "needs.json").read_text()) == needs
-    recipe.main([*work, *steps])
+    recipe.main(work)
     text = (tmp_path / "work" / "tables.md").read_text()
-    assert "Table II" in text and "rendered (synthetic) faces" in text and "hsemotion: not run" in text
-    for step in steps[2:-1]:
+    assert "Table II" in text and "rendered (synthetic) faces" in text and "not run" not in text
+    for step in trained:
         assert (tmp_path / "work" / step / "README.md").is_file()
 
 
