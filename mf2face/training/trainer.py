@@ -134,8 +134,13 @@ class MF2Trainer(Trainer):
             self.train_dataset.batch_size = self.args.train_batch_size
             self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self.args.train_batch_size
             self.args.ignore_data_skip = True
-        with disk_may_be_full(lambda: checkpoint_folder(self.args, self.state)):
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with disk_may_be_full(lambda: checkpoint_folder(self.args, self.state)):
+                result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except torch.OutOfMemoryError as error:
+            got = f"per_device_train_batch_size: {self.args.per_device_train_batch_size} images do not fit on"
+            advice = "the same command with --dry_run True says what does, and which options take less"
+            raise torch.OutOfMemoryError(f"{got} {self.args.device}; {advice}") from error
         if self.is_fsdp_enabled:
             self._join_shards()
         return result
