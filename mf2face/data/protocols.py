@@ -69,13 +69,8 @@ def fold_of_people(people: Sequence[Hashable], count: int, seed: int = 0) -> dic
     official = {one: FOLDS.get(one[0], {}).get(one[1]) for one in images}
     if count == 3 and all(official.values()):
         return official
-    order = sorted(images)
-    np.random.default_rng(seed).shuffle(order)
-    taken, fold_of = [0] * count, {}
-    for one in sorted(map(tuple, order), key=lambda one: -images[one]):
-        fold_of[one] = int(np.argmin(taken)) + 1
-        taken[fold_of[one] - 1] += images[one]
-    return fold_of
+    folds = range(1, count + 1)
+    return split_counts(images, dict.fromkeys(folds, 1.0), seed, folds)
 
 
 def fold_splits(rows: Dataset, count: int, fold: int, seed: int = 0) -> Splits:

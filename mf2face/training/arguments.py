@@ -1,12 +1,14 @@
 """The command line of train.py: our options in groups, then transformers' own TrainingArguments."""
 
+import argparse
+import difflib
 import json
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 # TrainingArguments, which load torch, are imported where a run begins: --help is instant.
 import transformers
@@ -73,7 +75,9 @@ class DataArguments:
     _argument_group_name = "data"
 
     dataset: str = _option(
-        "synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub; several as a+b"
+        "synthetic",
+        "synthetic (drawn or rendered faces); MFA's folder or name on the Hub; own:FOLDER, your pictures with a "
+        "labels.csv, or in a folder an emotion; several of these as a+b",
     )
     divide_splits: bool = _option(
         True,
@@ -86,15 +90,23 @@ class DataArguments:
     fold: int | None = _option(None, "only this one of --folds, from 1")
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
-    style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
+    style: str = _option(
+        "paint",
+        "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn); studio+street: both, half "
+        "of the images each",
+    )
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
     landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
-    augment: bool = _option(False, "crop, rotate, flip, recolour and hide parts of the training crops")
+    augment: Literal["none", "light", "heavy"] | None = _option(
+        None,
+        "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "
+        "light, blur and noise (tower's default)",
+    )
+    balance: bool = _option(False, "show training images of rarer emotions more often, up to eight times")
     views: int = _option(
         1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
-    use_labels: bool = _option(True, "tower: without, it learns landmarks and hidden patches, no AU and no emotion")
     use_captions: bool = _option(True, "without, the alignment losses are off")
     captions_by_rule: bool | None = _option(
         None, "compared systems: write missing captions from the labels (default for synthetic faces), else an error"
@@ -146,18 +158,54 @@ class DryRunArguments:
     _argument_group_name = "dry run"
 
     dry_run: bool = _option(
-        False,
-        "say what the run needs (parameters, memory, disk, hours) and whether it fits; nothing is kept",
+        False, "say what the run needs (parameters, memory, disk, hours) and whether it fits; nothing is kept"
     )
 
 
 _GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments, DryRunArguments)
-_EPILOG = (
-    "All of transformers' TrainingArguments are options too: --output_dir, --max_steps, --num_train_epochs, "
-    "--learning_rate, --per_device_train_batch_size, --gradient_accumulation_steps, --seed, --bf16, --use_cpu, "
-    "--report_to, --push_to_hub, --hub_model_id and more, see "
-    "https://huggingface.co/docs/transformers/main_classes/trainer"
+_COMMON = {
+    "task": "pretrain, full, dfn, lora, ia3, linear_probe, tower or evaluate, see below",
+    "preset": "paper-giant, paper-base, small, tiny, paper-dfn or paper-vl-fau: settings that belong together",
+    "model_size": "tiny, small, base or giant",
+    "dataset": "synthetic, or MFA's folder or name on the Hub",
+    "output_dir": "where the run is saved; the same command continues it",
+    "model_name_or_path": "start from this checkpoint",
+    "label_set": "mfa, or a corpus's own, such as bp4d or affectnet",
+    "num_train_epochs": "passes over the training split",
+    "max_steps": "steps, in place of epochs",
+    "learning_rate": "the paper's, or the tiny size's, unless given",
+    "per_device_train_batch_size": "images of a step on each device",
+    "seed": "of weights, order and augmentation",
+    "bf16": "True: half precision",
+    "dry_run": "True: what the run needs, and whether it fits",
+}
+"""Options that most runs use, at the top of --help."""
+_DESCRIPTION = "\n".join(
+    ["Trains, evaluates and saves MF².", "", "used most:", *(f"  --{name:28} {text}" for name, text in _COMMON.items())]
 )
+_EPILOG = """All of transformers' TrainingArguments are options too: --gradient_accumulation_steps, --use_cpu,
+--report_to, --push_to_hub and more, see https://huggingface.co/docs/transformers/main_classes/trainer"""
+
+
+class _Form(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class _Parser(HfArgumentParser):
+    """Errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _check_known(rest: Sequence[str], known: Collection[str]) -> None:
+    for word in rest:
+        name = word.partition("=")[0]
+        option = name[2:].replace("-", "_").removeprefix("no_")
+        if name.startswith("--") and not any(one.startswith(option) for one in known):
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean --{near[0]}" if near else "see --help, and transformers' TrainingArguments"
+            raise ValueError(f"{name}: there is no such option; {hint}")
 
 
 @dataclass(frozen=True)
@@ -200,8 +248,8 @@ class Settings:
 
 def parse_arguments(argv: Sequence[str]) -> Settings:
     """Checks all that can be checked before anything is drawn or loaded."""
-    parser = HfArgumentParser(_GROUPS, description="Trains, evaluates and saves MF².", epilog=_EPILOG)
-    named, rest = _given(parser, argv)
+    words = {"usage": "train.py [--NAME VALUE ...]", "description": _DESCRIPTION, "epilog": _EPILOG}
+    named, rest = _given(_Parser(_GROUPS, prog="train.py", formatter_class=_Form, **words), argv)
     preset = PRESETS.get(named.get("preset"), Preset({}))
     for name, value in preset.options.items():
         if named.get(name, value) != value:
@@ -210,17 +258,18 @@ def parse_arguments(argv: Sequence[str]) -> Settings:
     ours = MF2Arguments(**(named | preset.options))
     ours = replace(ours, task=ours.task or tasks_of(ours.model)[0])
     task = _task_of(ours)
-    parser = HfArgumentParser(transformers.TrainingArguments)
+    _check_known(rest, [one.name for kind in (MF2Arguments, transformers.TrainingArguments) for one in fields(kind)])
+    parser = _Parser(transformers.TrainingArguments, prog="train.py")
     given, unknown = _given(parser, rest)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if ours.streaming else {}  # it has no epochs
     values = task.training_defaults(ours.model_size) | preset.training | streaming | given | task.fixed
-    if ours.task == "tower" and not ours.use_labels:
-        values["load_best_model_at_end"] = False  # its AU and emotion readouts learn nothing, and can judge nothing
-    if values.get("bf16") and not transformers.utils.is_torch_cuda_available():
-        values.setdefault("use_cpu", True)  # else transformers refuses bf16
+    known = transformers.utils
+    if values.get("bf16") and not (known.is_torch_bf16_gpu_available() or known.is_torch_cuda_available()):
+        values.setdefault("use_cpu", True)  # where transformers else refuses bf16
     push, token = values.pop("push_to_hub", False), values.pop("hub_token", None)
+    given.pop("hub_token", None)
     (training,) = parser.parse_dict(values)
     arguments = _resolve(ours, task)
     _check(arguments, task)
@@ -248,17 +297,17 @@ def _task_of(given: MF2Arguments) -> Task:
         value, default = getattr(given, name), getattr(defaults, name)
         if value not in (default, "none") and (value or default):
             raise ValueError(f"{name}: got {value!r}, which {asked} does not use; expected {default!r}")
-    untouched = given.model == "exp_blip" and given.features == "vision" and given.vision_name_or_path
-    untouched = untouched and given.task != "evaluate"  # the paper's rows of the image encoder before any caption
-    released = task.adapts_released and given.model_size == "tiny"
-    if task.needs and given.model_name_or_path is None and not (released or untouched):
+    encoder = given.model == "exp_blip" and given.features == "vision"  # may be read before it has seen a caption
+    suffices = (task.adapts_released and given.model_size == "tiny") or (encoder and task.learns == ("labels",))
+    if task.needs and given.model_name_or_path is None and not (suffices and given.task != "evaluate"):
         raise ValueError(f"model_name_or_path: got none with {asked}, expected {task.needs}")
     return task
 
 
 def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     """Decides what was left open."""
-    changes = given.streaming or given.augment  # images that change, or do not come again, are not stored
+    augment = given.augment or ("heavy" if given.task == "tower" else "none")
+    changes = given.streaming or augment != "none"  # images that change, or do not come again, are not stored
     stores = given.model_size == "tiny" and not changes and given.views == 1
     by_default = {
         "captions_by_rule": given.dataset == "synthetic",
@@ -266,7 +315,7 @@ def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     }
     decided = {name: value for name, value in by_default.items() if getattr(given, name) is None}
     no_store = given.no_store or changes or given.align or "states" not in task.stores
-    return replace(given, **decided, no_store=no_store)
+    return replace(given, **decided, no_store=no_store, augment=augment)
 
 
 def _check(ours: MF2Arguments, task: Task) -> None:
@@ -277,23 +326,23 @@ def _check(ours: MF2Arguments, task: Task) -> None:
     read_options("model_options", ours.model_options, config_class)
     if ours.num_images < 1:
         raise ValueError(f"num_images: got {ours.num_images}, expected 1 or more")
-    if ours.views < 1 or (ours.views > 1 and (ours.streaming or ours.augment or ours.align or ours.store_vision)):
+    if ours.views < 1 or (
+        ours.views > 1 and (ours.streaming or ours.augment != "none" or ours.align or ours.store_vision)
+    ):
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
-    fresh = ("text", "qformer", "tokenizer", *(["vision"] if ours.vision_name_or_path != "none" else []))
-    for name in [f"{part}_name_or_path" for part in fresh] if ours.model_name_or_path else ():
-        if getattr(ours, name) is not None:
-            expected = "expected one of the two: a checkpoint has its own"
-            raise ValueError(f"{name}, model_name_or_path: got both, {expected}")
+    for name in ("text_name_or_path", "qformer_name_or_path", "tokenizer_name_or_path"):
+        if ours.model_name_or_path and getattr(ours, name) is not None:
+            raise ValueError(f"{name}, model_name_or_path: got both, expected one: a checkpoint has its own text")
     for name, source in vars(ours).items():
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
     names = dataset_names(ours.dataset)
     for name in names:
-        if not (Path(name).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
-            built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+        if not (Path(name.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
+            built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
             raise ValueError(f"dataset: there is no folder {name}; expected {built}")
     if len(set(names)) < len(names) or (len(names) > 1 and ours.streaming):
         raise ValueError(f"dataset: got {ours.dataset}, expected different ones, and one alone with --streaming")
@@ -304,7 +353,7 @@ def _check(ours: MF2Arguments, task: Task) -> None:
 
 
 def dataset_names(dataset: str) -> list[str]:
-    return [dataset] if Path(dataset).exists() else dataset.split("+")
+    return [dataset] if Path(dataset.removeprefix("own:")).exists() else dataset.split("+")
 
 
 def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
@@ -314,6 +363,8 @@ def _check_training(ours: MF2Arguments, training: "transformers.TrainingArgument
         raise ValueError("push_to_hub: got True with --folds, expected one run: name its --fold")
     if not ours.streaming:
         return
+    if ours.balance:
+        raise ValueError("balance, streaming: got both, expected one: a stream does not know how rare an emotion is")
     if training.max_steps <= 0 and ours.task != "evaluate":
         raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
     if ours.store_vision:

@@ -1,5 +1,6 @@
 """What a run works on: the splits of its data set, its model, and their rows as the model's examples."""
 
+import dataclasses
 import logging
 import pkgutil
 import sys
@@ -16,21 +17,26 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
-from configuration_mf2.configuration_mf2 import MF2Config
+from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
+from configuration_mf2.json_files import read_json
 from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS, check_captions, with_rule_captions
+from mf2face.data.build.own import PREFIX, build_own
 from mf2face.data.examples import LABELS, MF2Examples, RowReader
 from mf2face.data.protocols import combine, complete_splits, fold_splits
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
+from mf2face.data.synthetic.subjects import is_rendered
+from mf2face.files import RELEASED
 from mf2face.training.arguments import MF2Arguments, Settings, dataset_names, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
 from mf2face.training.tasks import SYSTEMS, TASKS
+from mf2face.training.tower import TowerExamples
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
-from processing_mf2.augmentation import SLIGHT, MF2Augmentation
+from processing_mf2.augmentation import HEAVY, SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor, encode_texts
 from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 
@@ -38,12 +44,10 @@ from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 logger = logging.getLogger(__name__)
 
 CHOSEN = ", the epoch chosen on these images"
+AUGMENTATIONS = {"none": None, "light": MF2Augmentation(), "heavy": HEAVY}
 
 LANGUAGE_TOKENIZER = "language_tokenizer"
 """The folder of a tokenizer that is not the processor's."""
-
-# The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
-RELEASED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
 
 class Parts(NamedTuple):
@@ -61,7 +65,7 @@ def with_sources(settings: Settings) -> Settings:
         checkpoint = str(RELEASED)
     if checkpoint or tower == "none":
         tower = None
-    elif tower is None and ours.task != "tower" and ours.model_size == "tiny" and RELEASED.is_dir():
+    elif tower is None and task.saves != "tower" and ours.model_size == "tiny" and RELEASED.is_dir():
         tower = str(RELEASED)
     if not settings.trains:
         task = TASKS[ours.model, trained_task(checkpoint, ours.model)]
@@ -126,7 +130,7 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
     if tower is not None:
         report = (load_backbone_weights if compared else load_vision_weights)(model, tower)
         logger.info("%s", f"backbone from {tower}, without {len(report)} tensors" if compared else report)
-    elif ours.task != "tower" and not has_vision:
+    elif settings.task.saves != "tower" and not has_vision:
         logger.warning("the vision tower has random weights: name some in --vision_name_or_path")
     if ours.text_name_or_path is not None:
         logger.info("%s", load_bert_weights(model, ours.text_name_or_path))
@@ -152,7 +156,8 @@ def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: d
         known = timm.get_pretrained_cfg(tower)
         pixels = {"image_mean": list(known.mean), "image_std": list(known.std)}
     if not issubclass(config_class, ComparedConfig):
-        fields["vision_config"] = {"frozen": task.trains != "all", **pixels, **own.pop("vision_config", {})}
+        shape = {"label_taught": ours.task == "tower_by_labels"} if task.saves == "tower" else tower_fields(ours)
+        fields["vision_config"] = {**shape, "frozen": task.trains != "all", **pixels, **own.pop("vision_config", {})}
     else:
         fields |= pixels
     if "branches" not in task.unused:
@@ -163,6 +168,20 @@ def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: d
     return config_class.from_size(ours.model_size, **fields | own)
 
 
+def tower_fields(arguments: MF2Arguments) -> dict[str, Any]:
+    """The shape of the tower that a run starts from, and how its images are prepared, where a folder tells it."""
+    file = Path(arguments.vision_name_or_path or "none") / "config.json"
+    saved = read_json(file) if file.is_file() else {}
+    saved = saved.get("vision_config", saved) if isinstance(saved, dict) else {}
+    if saved.get("model_type") != MF2VisionConfig.model_type:
+        return {}
+    own = {field.name for field in dataclasses.fields(MF2VisionConfig)}
+    own -= {"frozen", *(field.name for field in dataclasses.fields(PreTrainedConfig))}
+    # What an older file lacks had its default then, not the size's.
+    usual = {"do_grayscale": False, "normalize_per_image": False, "alignment": "steady", "backbone_kwargs": {}}
+    return usual | {name: saved[name] for name in own if name in saved}
+
+
 def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source: object) -> None:
     if caption_set not in (None, getattr(config, "caption_set", None)):
         trained = f"{source} was trained with {config.caption_set!r}"
@@ -171,8 +190,6 @@ def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source:
 
 def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: bool = False) -> None:
     model, processor, tokenizer = parts
-    if getattr(model.base_model, "vision", None) is not None:
-        model.base_model.vision.float()  # --tower_dtype: one precision in a file
     if tower_alone:
         model.vision.save_pretrained(folder)
     else:
@@ -188,8 +205,8 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     (`complete_splits`), or of one fold. Where too few people are known, validation and test are the same object."""
     names, divided = dataset_names(arguments.dataset), arguments.divide_splits
     if arguments.streaming:
-        drawn = _synthetic_options(arguments)
-        return stream_splits(arguments.dataset, divided=divided, n=arguments.num_images, **drawn)
+        drawn = {"style": arguments.style, **_synthetic_options(arguments)}
+        return stream_splits(_source(names[0], arguments), divided=divided, n=arguments.num_images, **drawn)
     parts = {name: _load_rows(name, arguments) for name in names}
     for name, splits in parts.items():
         usable = len(splits) if arguments.folds else "train" in splits and (len(splits) > 1 or len(parts) > 1)
@@ -208,24 +225,43 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
 
 
 def _synthetic_options(arguments: MF2Arguments) -> dict[str, Any]:
-    return {"style": arguments.style, "seed": arguments.people_seed, "label_set": arguments.label_set}
+    return {"seed": arguments.people_seed, "label_set": arguments.label_set}
+
+
+def _source(name: str, arguments: MF2Arguments) -> str:
+    """The folder or name of a data set; of your own pictures, that of the data set which is built of them."""
+    if not name.startswith(PREFIX):
+        return name
+    template = arguments.landmarks == "template"
+    return str(build_own(name.removeprefix(PREFIX), arguments.label_set, template=template))
 
 
 def _load_rows(name: str, arguments: MF2Arguments) -> dict[str, Dataset]:
     """The rows of one data set, by those of its splits that have any."""
-    folder = Path(name)
+    source = _source(name, arguments)
     if name == "synthetic":
-        rows = MFASynthetic(arguments.num_images, **_synthetic_options(arguments))
-    elif any((folder / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
-        rows = datasets.load_from_disk(name)
+        rows = synthetic_faces(arguments.num_images, arguments.style, **_synthetic_options(arguments))
+    elif any((Path(source) / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+        rows = datasets.load_from_disk(source)
     else:
-        rows = datasets.load_dataset(name)
+        rows = datasets.load_dataset(source)
     if not isinstance(rows, dict):
         if name != "synthetic" and not arguments.folds:
             check_leaks(rows)
         sides = rows["split"][:]
         rows = {side: rows.select([i for i, one in enumerate(sides) if one == side]) for side in SPLITS}
     return {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
+
+
+def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
+    """`n` faces of one style, or of several joined by "+"; rendered ones with what rendering knows of them."""
+    names = styles.split("+")
+    counts = [n // len(names) + (place < n % len(names)) for place in range(len(names))]
+    parts = [
+        MFASynthetic(count, style, with_truth=is_rendered(style), **settings)
+        for style, count in zip(names, counts, strict=True)
+    ]
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
 def name_data(dataset: str, rows: Dataset, chosen: bool = False) -> tuple[bool, str]:
@@ -337,10 +373,13 @@ def build_examples(
     examples = {}
     for name in splits if task.measures else ("train",):
         rows, learning = splits[name], name == "train"
-        if learning and ours.task == "tower" and not ours.use_labels:
-            rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
-            warned.update(LABELS)
-        augment = MF2Augmentation(**task.augmentation) if learning and ours.augment else None
+        augment = AUGMENTATIONS[ours.augment] if learning else None
+        if ours.augment == "light" and augment is not None:
+            augment = replace(augment, **task.augmentation)
+        if task.measures == "rendering":
+            grid = parts.model.config.vision_config.grid_size
+            examples[name] = TowerExamples(rows, parts.processor, grid, augment, training.seed)
+            continue
         own = {"augment": augment, "seed": training.seed, **shared}
         if learning and ours.streaming:
             ranks = {"rank": training.process_index, "world_size": training.world_size}

@@ -4,8 +4,11 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+<<<<<<< HEAD
 from pathlib import Path
 from typing import NamedTuple
+=======
+>>>>>>> w-labtext
 
 import numpy as np
 import torch
@@ -47,9 +50,11 @@ from mf2face.training.evaluation import (
     write_scores,
 )
 from mf2face.training.exp_blip import CaptionedFaces, caption_trainer, measure_captions, stage_one_config
-from mf2face.training.finetuning import adapt, peft_config, trainable_parameters, with_states
+from mf2face.training.finetuning import BalancedExamples, adapt, peft_config, trainable_parameters, with_states
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
+from mf2face.training.reliability import calibrate, coverage
 from mf2face.training.stores import collate_stored
+from mf2face.training.tower import tower_scores
 from mf2face.training.trainer import (
     Cost,
     MF2Trainer,
@@ -59,6 +64,7 @@ from mf2face.training.trainer import (
 )
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.pretraining import MF2ForPreTraining
+from processing_mf2.processing_mf2 import MF2Processor
 
 
 # Arguments that do not change the weights that a run ends with.
@@ -111,15 +117,30 @@ def _run(settings: Settings) -> dict[str, float]:
     ours, task = settings.arguments, settings.task
     if settings.push_to_hub and task.saves == "adapter":
         check_base(ours.model_name_or_path)
+<<<<<<< HEAD
     parts, splits, labels, columns, figures = load_parts(settings, load_splits(ours))
     trainer, examples = make_trainer(settings, parts, splits, columns)
+=======
+    splits = load_splits(ours)
+    parts = build_model(settings, splits["train"])
+    labels = stage_one_config(parts.model.config)
+    splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
+    figures = {}
+    if settings.trains and task.measures in ("labels", None):
+        figures = fit_caption_lengths(settings, parts, splits["train"], columns)
+    trainer, examples = _trainer(settings, parts, splits, columns)
+>>>>>>> w-labtext
     figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
+    if ours.tower_dtype != "float32" and task.saves != "adapter":
+        parts.model.base_model.vision.float()  # one precision in a file, and in what is measured
     if ours.save_half:
         round_to_half(parts.model)
     scores = {}
     if task.measures == "captions":
         scores = measure_captions(settings, parts, examples["test"], *columns)
+    elif task.measures == "rendering":
+        scores = tower_scores(trainer.model, examples["test"])
     elif task.measures == "labels":
         scores = _measure_labels(settings, parts, trainer, examples, splits)
         figures["inference_cpu_seconds"] = inference_seconds(trainer, splits["test"], parts.processor)
@@ -134,7 +155,7 @@ def _run(settings: Settings) -> dict[str, float]:
         if task.measures == "labels" and not ours.streaming:
             baselines = baseline_scores(splits["train"], splits["test"], labels.action_units, labels.emotions)
             scores |= {f"baseline/{name}": value for name, value in baselines.items()}
-        if isinstance(parts.model, MF2ForPreTraining) and task.measures and examples["test"].captions:
+        if isinstance(parts.model, MF2ForPreTraining) and task.measures == "labels" and examples["test"].captions:
             scores |= language_scores(parts.model, parts.processor, examples["test"], examples["validation"])
         figures |= cost.figures()
         _write(settings, parts, scores, figures, splits["test"], trainer.state.log_history, columns)
@@ -181,12 +202,20 @@ def make_trainer(
     if task.trains in ("adapter", "heads"):
         model = adapt(model, ours.task, ours.adapter_options, ours.dfn_states)
     if not ours.no_store:
+<<<<<<< HEAD
         root, how = store_root("states", stores), store_options(settings)
         examples = {name: with_states(model, made, root, **how) for name, made in examples.items()}
+=======
+        how = store_options(settings)
+        examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
+    learned = examples["train"]
+    if ours.balance and settings.trains:
+        learned = BalancedExamples(learned, splits["train"]["emotion"][:])
+>>>>>>> w-labtext
     trainer = MF2Trainer(
         model=model,
         args=training,
-        train_dataset=examples["train"],
+        train_dataset=learned,
         eval_dataset=examples.get("validation"),
         data_collator=MF2Collator(parts.processor.tokenizer.pad_token_id) if ours.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(parts.model.config),
@@ -228,29 +257,42 @@ def _measure_labels(
     if settings.trains and settings.task.saves == "adapter":
         # Before its own thresholds are tuned: the base answers with those that it came with.
         with trainer.model.disable_adapter():
-            scores = measure(trainer, examples, splits, tune=False)
+            scores = measure(trainer, parts.processor, examples, splits, tune=False)
         base = {f"base/{name}": value for name, value in scores.items() if name in (*UNIT_TWO, *EMOTION_FOUR)}
-    scores = measure(trainer, examples, splits, tune=settings.trains) | base
+    scores = measure(trainer, parts.processor, examples, splits, tune=settings.trains) | base
     if isinstance(parts.model, VLFAUForFaceAnalysis) and examples["test"].captions:
         scores |= word_scores(parts.model, parts.processor, examples["test"])
     return scores
 
 
 def measure(
-    trainer: MF2Trainer, examples: Mapping[str, MF2Examples], splits: Mapping[str, Dataset], tune: bool
+    trainer: MF2Trainer,
+    processor: MF2Processor,
+    examples: Mapping[str, MF2Examples],
+    splits: Mapping[str, Dataset],
+    tune: bool,
 ) -> dict[str, float | list]:
     """Scores of the test images. Thresholds are tuned on validation images and kept in the config, unless the config
-    has some and `tune` is False, or the validation images are the test's."""
+    has some and `tune` is False, or the validation images are the test's; the processor is calibrated on them too, and
+    loses the grades of other weights."""
     rows, config = splits["test"], trainer.model.config
-    thresholds = config.au_thresholds
-    if (tune or thresholds is None) and config.action_units and splits["validation"] is not rows:
+    thresholds, labels = config.au_thresholds, (config.action_units, config.emotions)
+    if tune:
+        processor.grades = processor.conformal = None
+    if (tune or thresholds is None) and splits["validation"] is not rows:
         result = trainer.predict(examples["validation"])
-        thresholds = tune_thresholds(probabilities(result.predictions)[1], result.label_ids[1]).tolist()
-        config.au_thresholds = thresholds
+        found = probabilities(result.predictions)
+        if config.action_units:
+            thresholds = config.au_thresholds = tune_thresholds(found[1], result.label_ids[1]).tolist()
+        if tune:
+            processor.conformal = calibrate(found, result.label_ids, *labels)
     result = trainer.predict(examples["test"])
     answers = (config, result.predictions, result.label_ids, thresholds)
     subjects, groups = (rows[name][:] if name in rows.column_names else None for name in ("subject", "group"))
-    return score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
+    scores = score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
+    if processor.conformal is not None:
+        scores |= coverage(probabilities(result.predictions), result.label_ids, *labels, processor.conformal)
+    return scores
 
 
 def _write(

@@ -88,7 +88,7 @@ PRESETS: Mapping[str, Preset] = {
     "tiny": Preset({"model_size": "tiny"}),
     # All four towers learn: those of text by the contrastive loss, so that captions are needed and nothing is stored.
     "paper-dfn": Preset({"task": "dfn", "align": True, "adapter_options": list(_PAPER_DFN)}, PAPER),
-    "paper-vl-fau": Preset({"model": "vl_fau", "model_size": "base", "augment": True}),
+    "paper-vl-fau": Preset({"model": "vl_fau", "model_size": "base", "augment": "light"}),
 }
 
 
@@ -99,7 +99,7 @@ class Task:
     trains: Literal["all", "above the tower", "adapter", "heads"]
     learns: tuple[Literal["captions", "labels"], ...]
     """The losses' sources; a batch holds captions only where they are learned from."""
-    measures: Literal["labels", "captions"] | None = "labels"
+    measures: Literal["labels", "captions", "rendering"] | None = "labels"
     stores: tuple[Literal["tokens", "states"], ...] = ()
     """Outputs of frozen parts that are computed once: the tower's tokens, the states that the trained part reads."""
     captions: Mapping[str, str | None] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Task:
     pipeline_tag: str = "image-classification"
     layer_decay: float | None = None
     augmentation: Mapping[str, float] = field(default_factory=dict)
-    """What `--augment` changes otherwise than by default."""
+    """What `--augment light` changes otherwise than by default."""
     unused: tuple[str, ...] = ()
     """Options that would have no effect, and are refused."""
     output: str = "mf2"
@@ -155,6 +155,17 @@ _ADAPTER = replace(
     adapts_released=True,
     unused=_FOR_EXP_BLIP,
     defaults={"num_train_epochs": 10},
+)
+_TOWER = replace(
+    _MF2,
+    builds="mf2face.training.tower:MF2ForTowerTraining",
+    trains="all",
+    stores=(),
+    saves="tower",
+    pipeline_tag="image-feature-extraction",
+    unused=(*_MF2.unused, "views", "store_vision"),
+    output="tower",
+    defaults={"learning_rate": 1e-3, "num_train_epochs": 6},
 )
 _EXP_BLIP = Task(
     builds="modeling_mf2.baselines.exp_blip:ExpBlipForPreTraining",
@@ -221,16 +232,14 @@ TASKS: Mapping[tuple[str, str], Task] = {
         output="linear_probe",
     ),
     ("mf2", "tower"): replace(
-        _MF2,
-        builds="mf2face.training.tower:MF2ForTowerTraining",
-        trains="all",
-        stores=(),
-        saves="tower",
-        pipeline_tag="image-feature-extraction",
-        unused=(*_MF2.unused, "views", "store_vision"),
-        output="tower",
-        defaults={"learning_rate": 1e-3, "num_train_epochs": 6},
+        _TOWER,
+        learns=(),
+        measures="rendering",
+        unused=(*_TOWER.unused, "streaming", "use_captions"),
+        tiny={"learning_rate": 2e-3, "num_train_epochs": 12, "warmup_steps": 100},
+        fixed={"load_best_model_at_end": False, "eval_strategy": "no"},
     ),
+    ("mf2", "tower_by_labels"): _TOWER,
     ("mf2", "evaluate"): replace(_MF2, needs="the model to measure"),
     **_compared(
         "vl_fau",
