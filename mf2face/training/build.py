@@ -289,6 +289,20 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     return dict(splits)
 
 
+def store_root(kind: str, stores: Path | None = None) -> Path:
+    return (stores or Path(datasets.config.HF_DATASETS_CACHE)) / f"mf2_{kind}"
+
+
+def store_options(settings: Settings) -> dict[str, Any]:
+    """Frozen outputs are computed where and as the training computes."""
+    ours, training = settings.arguments, settings.training
+    return {
+        **{"dtype": ours.store_dtype, "rebuild": ours.rebuild_store, "device": training.device},
+        "precision": "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        **{"workers": training.dataloader_num_workers, "batch_size": training.per_device_eval_batch_size},
+    }
+
+
 CAPTIONS_COUNTED = 4096
 
 
@@ -340,24 +354,14 @@ def _texts(settings: Settings, columns: tuple[str, ...]) -> bool | tuple[str, ..
     return settings.arguments.use_captions and "captions" in settings.task.learns
 
 
-def store_root(kind: str) -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / f"mf2_{kind}"
-
-
-def store_options(settings: Settings) -> dict[str, Any]:
-    """Frozen outputs are computed where and as the training computes."""
-    ours, training = settings.arguments, settings.training
-    return {
-        **{"dtype": ours.store_dtype, "rebuild": ours.rebuild_store, "device": training.device},
-        "precision": "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
-        **{"workers": training.dataloader_num_workers, "batch_size": training.per_device_eval_batch_size},
-    }
-
-
 def build_examples(
-    settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
+    settings: Settings,
+    parts: Parts,
+    splits: Mapping[str, Dataset],
+    columns: tuple[str, ...] = (),
+    stores: Path | None = None,
 ) -> dict[str, MF2Examples]:
-    """columns: of text, for a compared system."""
+    """columns: of text, for a compared system. stores: the folder of stored outputs, if not that of all runs."""
     ours, task, training = settings.arguments, settings.task, settings.training
     tower = parts.model.base_model.vision if ours.store_vision else None
     if tower is not None and not tower.config.frozen:
@@ -384,7 +388,7 @@ def build_examples(
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
-            made.stored = load_or_store(tower, [plain], store_root("vision"), **store_options(settings))
+            made.stored = load_or_store(tower, [plain], store_root("vision", stores), **store_options(settings))
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

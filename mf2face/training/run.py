@@ -4,12 +4,17 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+<<<<<<< HEAD
+from pathlib import Path
+from typing import NamedTuple
+=======
+>>>>>>> w-labtext
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedModel, set_seed
 
 from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.data.metrics import tune_thresholds
@@ -112,6 +117,10 @@ def _run(settings: Settings) -> dict[str, float]:
     ours, task = settings.arguments, settings.task
     if settings.push_to_hub and task.saves == "adapter":
         check_base(ours.model_name_or_path)
+<<<<<<< HEAD
+    parts, splits, labels, columns, figures = load_parts(settings, load_splits(ours))
+    trainer, examples = make_trainer(settings, parts, splits, columns)
+=======
     splits = load_splits(ours)
     parts = build_model(settings, splits["train"])
     labels = stage_one_config(parts.model.config)
@@ -120,6 +129,7 @@ def _run(settings: Settings) -> dict[str, float]:
     if settings.trains and task.measures in ("labels", None):
         figures = fit_caption_lengths(settings, parts, splits["train"], columns)
     trainer, examples = _trainer(settings, parts, splits, columns)
+>>>>>>> w-labtext
     figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
     if ours.tower_dtype != "float32" and task.saves != "adapter":
@@ -152,27 +162,56 @@ def _run(settings: Settings) -> dict[str, float]:
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
 
 
-def _trainer(
-    settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...]
+class Loaded(NamedTuple):
+    parts: Parts
+    splits: dict[str, Dataset]
+    """With the captions that the model learns from."""
+    labels: PreTrainedConfig
+    columns: tuple[str, ...]
+    captions_cut: dict[str, float]
+
+
+def load_parts(settings: Settings, splits: dict[str, Dataset]) -> Loaded:
+    """The model, and the rows and columns of text that it learns from."""
+    parts = build_model(settings, splits["train"])
+    labels = stage_one_config(parts.model.config)
+    splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
+    reads = settings.trains and settings.task.measures != "captions"
+    cut = fit_caption_lengths(settings, parts, splits["train"], columns) if reads else {}
+    return Loaded(parts, splits, labels, columns, cut)
+
+
+def make_trainer(
+    settings: Settings,
+    parts: Parts,
+    splits: Mapping[str, Dataset],
+    columns: tuple[str, ...],
+    stores: Path | None = None,
 ) -> tuple[MF2Trainer, dict[str, MF2Examples]]:
+    """stores: the folder of stored outputs, if not that of all runs."""
     ours, task, training = settings.arguments, settings.task, settings.training
     if task.measures == "captions":
-        examples = build_examples(settings, parts, splits)
+        examples = build_examples(settings, parts, splits, stores=stores)
         learned = {name: made.dataset[columns[0]][:] for name, made in examples.items() if settings.trains}
         faces = {name: CaptionedFaces(examples[name], captions) for name, captions in learned.items()} or examples
         return caption_trainer(parts, training, faces["train"], faces["validation"]), examples
-    examples = build_examples(settings, parts, splits, columns)
+    examples = build_examples(settings, parts, splits, columns, stores)
     if ours.align and not examples["train"].captions:
         raise ValueError(f"align: the data set {ours.dataset} has no captions to align with, or --use_captions False")
     model = parts.model
     if task.trains in ("adapter", "heads"):
-        model = adapt(model, ours.task, ours.adapter_options)
+        model = adapt(model, ours.task, ours.adapter_options, ours.dfn_states)
     if not ours.no_store:
+<<<<<<< HEAD
+        root, how = store_root("states", stores), store_options(settings)
+        examples = {name: with_states(model, made, root, **how) for name, made in examples.items()}
+=======
         how = store_options(settings)
         examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
     learned = examples["train"]
     if ours.balance and settings.trains:
         learned = BalancedExamples(learned, splits["train"]["emotion"][:])
+>>>>>>> w-labtext
     trainer = MF2Trainer(
         model=model,
         args=training,

@@ -134,7 +134,7 @@ class Task:
 
 
 LAYER_DECAY = 0.95  # Exp-BLIP's supplement, Table 12
-_FOR_ADAPTERS = ("align", "adapter_options")
+_FOR_ADAPTERS = ("align", "adapter_options", "dfn_states")
 _FOR_EXP_BLIP = ("caption_set", "features", "language_model_name_or_path")
 _FIXED_INPUT = ("use_captions", "landmarks")
 _COMPARED_UNUSED = (*_FOR_ADAPTERS, "branches", "views")
@@ -221,8 +221,8 @@ TASKS: Mapping[tuple[str, str], Task] = {
         output="dfn",
         tiny={"learning_rate": 3e-3},
     ),
-    ("mf2", "lora"): replace(_ADAPTER, output="lora"),
-    ("mf2", "ia3"): replace(_ADAPTER, output="ia3"),
+    ("mf2", "lora"): replace(_ADAPTER, output="lora", unused=(*_ADAPTER.unused, "dfn_states")),
+    ("mf2", "ia3"): replace(_ADAPTER, output="ia3", unused=(*_ADAPTER.unused, "dfn_states")),
     ("mf2", "linear_probe"): replace(
         _ADAPTER,
         trains="heads",

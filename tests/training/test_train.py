@@ -96,13 +96,14 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     run_killed(11, interrupted)
     # The last checkpoint is cut short as well, as by a full disk: the one before it has to do.
     last = tmp_path / "killed" / "checkpoint-9"
-    (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:1000])
+    weights = last / "model-trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     begun = json.loads((last.with_name("checkpoint-6") / "cost.json").read_text())
     figures = train.main(interrupted)
     assert begun["cpu_seconds"] > 0 and figures["cpu_seconds"] > begun["cpu_seconds"]
     at_its_end = train.main(interrupted)  # only measured again
     assert at_its_end["epoch_cpu_seconds"] == pytest.approx(figures["epoch_cpu_seconds"], rel=0.2)
-    assert f"{last.name} is passed over: model.safetensors has 1000 bytes" in caplog.text
+    assert f"{last.name} is passed over: model-trained.safetensors has 1000 bytes" in caplog.text
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
