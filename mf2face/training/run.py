@@ -276,6 +276,14 @@ def measure(
     return scores
 
 
+_NEXT = {
+    "model": "mf2 PHOTO.jpg --model {folder}",
+    "adapter": "mf2 PHOTO.jpg --adapter {folder}",
+    "tower": "python train.py --vision_name_or_path {folder}",
+    "compared": "python train.py --model {model} --task evaluate --model_name_or_path {folder}",
+}
+
+
 def _write(
     settings: Settings,
     parts: Parts,
@@ -300,5 +308,7 @@ def _write(
     print(tables(scores))
     named = {f"baseline/{name}": words for name, words in BASELINES.items()} | LANGUAGE_FIGURES
     print("\n".join(["", *(f"{name:<40} {scores[name]:6.3f}  {named[name]}" for name in named if name in scores)]))
+    if settings.trains:
+        print(f"\nsaved: {folder}\nnext: {_NEXT[settings.task.saves].format(folder=folder, model=ours.model)}")
     if settings.push_to_hub:
         print(f"\npublished: {publish(folder, settings.training, settings.hub_token)}")
