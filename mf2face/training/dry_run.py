@@ -12,7 +12,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,6 @@ from transformers import TrainerCallback, TrainingArguments
 
 from mf2face.captions.styles import CAPTIONS
 from mf2face.data.examples import LABELS, MF2Examples
-from mf2face.data.schema import SPLIT_SIZES
-from mf2face.data.synthetic.faces import FRAMES_PER_SUBJECT, split_of_subjects
 from mf2face.training.arguments import Settings
 from mf2face.training.build import load_splits, store_options, store_root, with_sources
 from mf2face.training.run import load_parts, make_trainer
@@ -53,6 +50,8 @@ def dry_run(settings: Settings) -> Figures:
         raise ValueError("dry_run: got True with --task evaluate, expected a task that trains")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = with_sources(settings)
+    if settings.arguments.folds:  # one of them; the others take as long
+        settings = replace(settings, arguments=replace(settings.arguments, fold=1))
     splits, images = _few_rows(settings)
     parts, splits, _, columns, _ = load_parts(settings, splits)
     _check_weights(settings, parts.model)
@@ -72,13 +71,13 @@ def _few_rows(settings: Settings) -> tuple[dict[str, Dataset], dict[str, int]]:
     """Some rows of each split, with long captions, and how many the run has."""
     ours = settings.arguments
     if ours.dataset == "synthetic" and not ours.streaming:
-        splits = load_splits(replace(ours, num_images=min(ours.num_images, _DRAWN)))
-        of_subject = split_of_subjects(ours.num_images, SPLIT_SIZES, ours.people_seed)
-        images = Counter(of_subject[image // FRAMES_PER_SUBJECT] for image in range(ours.num_images))
+        few = min(ours.num_images, _DRAWN)
+        splits = load_splits(replace(ours, num_images=few))
+        images = {name: round(len(rows) / few * ours.num_images) for name, rows in splits.items()}
     else:
         splits = load_splits(ours)
         images = {name: len(rows) for name, rows in splits.items() if isinstance(rows, Dataset)}
-    return {name: _with_long_captions(rows) for name, rows in splits.items()}, dict(images)
+    return {name: _with_long_captions(rows) for name, rows in splits.items()}, images
 
 
 def _with_long_captions(rows: Dataset) -> Dataset:

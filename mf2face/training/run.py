@@ -4,11 +4,8 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-<<<<<<< HEAD
 from pathlib import Path
 from typing import NamedTuple
-=======
->>>>>>> w-labtext
 
 import numpy as np
 import torch
@@ -117,19 +114,8 @@ def _run(settings: Settings) -> dict[str, float]:
     ours, task = settings.arguments, settings.task
     if settings.push_to_hub and task.saves == "adapter":
         check_base(ours.model_name_or_path)
-<<<<<<< HEAD
     parts, splits, labels, columns, figures = load_parts(settings, load_splits(ours))
     trainer, examples = make_trainer(settings, parts, splits, columns)
-=======
-    splits = load_splits(ours)
-    parts = build_model(settings, splits["train"])
-    labels = stage_one_config(parts.model.config)
-    splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
-    figures = {}
-    if settings.trains and task.measures in ("labels", None):
-        figures = fit_caption_lengths(settings, parts, splits["train"], columns)
-    trainer, examples = _trainer(settings, parts, splits, columns)
->>>>>>> w-labtext
     figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
     if ours.tower_dtype != "float32" and task.saves != "adapter":
@@ -176,7 +162,7 @@ def load_parts(settings: Settings, splits: dict[str, Dataset]) -> Loaded:
     parts = build_model(settings, splits["train"])
     labels = stage_one_config(parts.model.config)
     splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
-    reads = settings.trains and settings.task.measures != "captions"
+    reads = settings.trains and settings.task.measures in ("labels", None)
     cut = fit_caption_lengths(settings, parts, splits["train"], columns) if reads else {}
     return Loaded(parts, splits, labels, columns, cut)
 
@@ -202,16 +188,11 @@ def make_trainer(
     if task.trains in ("adapter", "heads"):
         model = adapt(model, ours.task, ours.adapter_options, ours.dfn_states)
     if not ours.no_store:
-<<<<<<< HEAD
         root, how = store_root("states", stores), store_options(settings)
         examples = {name: with_states(model, made, root, **how) for name, made in examples.items()}
-=======
-        how = store_options(settings)
-        examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
     learned = examples["train"]
     if ours.balance and settings.trains:
         learned = BalancedExamples(learned, splits["train"]["emotion"][:])
->>>>>>> w-labtext
     trainer = MF2Trainer(
         model=model,
         args=training,
