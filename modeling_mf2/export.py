@@ -52,8 +52,7 @@ class ImageOnly(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         read = self.mf2(pixel_values, landmarks)
-        logits = self.classifiers(read.emo_states, read.au_states)
-        return tuple(each for each in logits if each is not None)
+        return tuple(self.classifiers(read.emo_states, read.au_states).outputs.values())
 
 
 def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:

@@ -40,7 +40,9 @@ class AnalysisModel:
     def columns(self, caption: bool) -> Columns:
         config = self.pipeline.model.config
         units = tuple(config.action_units) if config.use_au_branch else ()
-        return Columns(units, tuple(config.emotions) if config.use_emo_branch else (), caption)
+        has = {"left": "sides", "right": "sides", "intensity": "intensities"}  # which older checkpoints have not
+        details = tuple(name for name, field in has.items() if units and getattr(config, field, False))
+        return Columns(units, tuple(config.emotions) if config.use_emo_branch else (), caption, details)
 
     def check_caption(self) -> None:
         model = self.pipeline.model

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, private, whole_file, write_whole
+from processing_mf2.results import UNIT_SUFFIXES
 
 
 NAN = float("nan")
@@ -59,11 +60,14 @@ def unit_column(code: str) -> str:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with."""
+    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with;
+    AU06_L, AU06_R: probability on the person's left and right side; AU06_i: intensity from 0 to 5."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
     caption: bool = False
+    unit_details: tuple[str, ...] = ()
+    """Those of `UNIT_SUFFIXES` that the model has."""
 
     @property
     def names(self) -> list[str]:
@@ -75,6 +79,7 @@ class Columns:
             *POSE,
             *units,
             *(f"{name}_c" for name in units),
+            *(f"{name}{UNIT_SUFFIXES[detail]}" for detail in self.unit_details for name in units),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
             *(["caption"] if self.caption else []),
@@ -121,6 +126,7 @@ class Columns:
         for code, unit in answer.get("action_units", {}).items():
             row[unit_column(code)] = _round(unit["probability"], 6)
             row[f"{unit_column(code)}_c"] = int(unit["active"])
+            row |= {f"{unit_column(code)}{UNIT_SUFFIXES[name]}": _round(unit[name], 6) for name in self.unit_details}
         row |= {name: _round(value, 6) for name, value in answer.get("emotions", {}).items()}
         if self.emotions:
             row["top_emotion"] = answer.get("emotion")

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
-from configuration_mf2.configuration_mf2 import MF2VisionConfig
+from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
 from configuration_mf2.json_files import read_json
 from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
@@ -22,7 +22,7 @@ from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
-from mf2face.data.synthetic.subjects import is_rendered
+from mf2face.data.synthetic.subjects import STYLES, is_rendered
 from mf2face.training.arguments import MF2Arguments, Settings, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
@@ -102,6 +102,10 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
         if not settings.trains and processor.au_thresholds is not None:
             model.config.au_thresholds = processor.au_thresholds  # an adapter's; the config has its base's
         return Parts(model, processor, processor.tokenizer)
+    if issubclass(model_class.config_class, MF2Config) and "au_sides" in (
+        getattr(train_rows, "column_names", None) or ()
+    ):
+        own = {"sides": True, "intensities": True, **own}  # which rendering knows
     config = _new_config(settings, model_class.config_class, own)
     compared = isinstance(config, ComparedConfig)
     if compared and config.au_class_weights is None and config.action_units and train_rows is not None:
@@ -234,6 +238,21 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     return dict(splits)
 
 
+def other_style(arguments: MF2Arguments, n: int) -> Dataset | None:
+    """`n` faces of the same kind in a style that is not trained on, of other people."""
+    trained = arguments.style.split("+")
+    kind = [style for style in STYLES if is_rendered(style) == is_rendered(trained[0]) and style not in trained]
+    if arguments.dataset != "synthetic" or not kind:
+        return None
+    return synthetic_faces(n, kind[-1], seed=arguments.people_seed, label_set=arguments.label_set)
+
+
+def details_of(config: PreTrainedConfig) -> list[str]:
+    """Labels that a model learns from beside those of AUs and emotions."""
+    switches = {"side_labels": "sides", "intensity_labels": "intensities"}
+    return [name for name, field in switches.items() if getattr(config, field, False)]
+
+
 def build_examples(
     settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
 ) -> dict[str, MF2Examples]:
@@ -248,6 +267,7 @@ def build_examples(
     # What a dataset lacks is logged once, not for each split or by each process.
     warned = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
     shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "warned": warned}
+    shared["details"] = details_of(parts.model.config)
     examples = {}
     for name in splits if task.measures else ("train",):
         rows, learning = splits[name], name == "train"

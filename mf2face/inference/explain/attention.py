@@ -5,7 +5,6 @@ and weights stay as they are, whichever of eager, sdpa or flash attention the mo
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,8 @@ class FaceAttention:
     face: torch.Tensor | None
     """(faces, side, side): of the emotion queries."""
     nowhere: torch.Tensor | None
-    """(faces,): the share of the emotion queries' attention that went to tokens of no place (class, registers)."""
+    """(faces,): the share of the emotion queries' attention that went to tokens of no place (class, registers, the
+    landmarks')."""
     corners: torch.Tensor | None
     """(faces, AU, 2, 4, 2): the two squares in which an AU is looked for, in crop pixels."""
 
@@ -92,13 +92,15 @@ def maps_of(
     if au:
         side = config.vision_config.grid_size
         tokens = _mean(au).unflatten(0, (-1, len(config.action_units)))  # (faces, AU, tokens)
+        tokens = tokens[..., : config.tokens_per_region]  # a token of the landmarks has no place
+        tokens = tokens / tokens.sum(-1, keepdim=True).clamp_min(1e-12)
         read = reading_weights(config, landmarks, side)
         units = torch.einsum("bat,batc->bac", tokens, read).unflatten(-1, (side, side))
         corners = region_corners(config, landmarks)
     if emo:
         tokens = _mean(emo)
-        placed = tokens[:, config.vision_config.num_prefix_tokens :]
-        side = math.isqrt(placed.shape[1])
+        side = config.vision_config.grid_size
+        placed = tokens[:, config.vision_config.num_prefix_tokens :][:, : side**2]
         nowhere = 1 - placed.sum(-1)
         face = (placed / placed.sum(-1, keepdim=True).clamp_min(1e-12)).unflatten(-1, (side, side))
     return FaceAttention(units, face, nowhere, corners)
