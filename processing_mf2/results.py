@@ -8,6 +8,7 @@ import numpy as np
 from configuration_mf2.facs import ACTION_UNITS
 
 from .image_io import is_tensor
+from .reliability import add_reliability, conformal_cuts
 
 
 Thresholds = float | Sequence[float] | Mapping[str, float] | None
@@ -59,10 +60,6 @@ def resolve_thresholds(
     return values
 
 
-UNIT_SUFFIXES = {"left": "_L", "right": "_R", "intensity": "_i"}
-"""Entries of an action unit's result that not every model has, and how a column of them is called: AU12_L, AU12_i."""
-
-
 def _answers(outputs: Any, name: str, labels: Sequence[str], sides: tuple[int, ...] = ()) -> np.ndarray | None:
     values = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
     if values is None:
@@ -97,21 +94,28 @@ class FaceResults:
     action_units: list[str]
     emotions: list[str]
     au_thresholds: list[float] | None
+    grades: dict[str, str] | None = None
+    conformal: dict[str, Any] | None = None
 
     def thresholds(self, given: Thresholds = None) -> list[float]:
         """One threshold an AU: given (one for all, one each, or by name), else this processor's, else 0.5."""
         return resolve_thresholds(given, self.action_units, self.au_thresholds)
 
     def post_process_face_analysis(
-        self, outputs: Any, thresholds: Thresholds = None, image_index: Sequence[int] | None = None
+        self,
+        outputs: Any,
+        thresholds: Thresholds = None,
+        image_index: Sequence[int] | None = None,
+        confidence: float | None = None,
     ) -> list[dict[str, Any]]:
         """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
         model did not predict is absent. Of `au_side_logits` and `au_intensities` each action unit has the probabilities
         `left` and `right` (the person's sides) and its `intensity` from 0 to 5.
 
         image_index: as returned with `return_landmark_source=True`; each result then names its image.
+        confidence: adds each AU's `state` (active, at rest, cannot tell) and `emotion_set`, by conformal prediction.
         """
-        limits = self.thresholds(thresholds)
+        limits, cuts = self.thresholds(thresholds), conformal_cuts(confidence, self.conformal)
         emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
         au_rows = _probabilities(outputs, "au_logits", self.action_units)
         side_rows = _probabilities(outputs, "au_side_logits", self.action_units, (2,))
@@ -137,5 +141,5 @@ class FaceResults:
                 for au, intensity in zip(units, () if intensities is None else intensities[row].tolist(), strict=False):
                     units[au]["intensity"] = intensity
                 result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
-            results.append(result)
+            results.append(add_reliability(result, self.grades, cuts))
         return results

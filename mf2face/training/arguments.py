@@ -1,11 +1,13 @@
 """The command line of train.py: our options in groups, then transformers' own TrainingArguments."""
 
+import argparse
+import difflib
 import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 # TrainingArguments, which load torch, are imported where a run begins: --help is instant.
 import transformers
@@ -56,7 +58,11 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset: str = _option("synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub")
+    dataset: str = _option(
+        "synthetic",
+        "synthetic (drawn or rendered faces); MFA's folder or name on the Hub; or own:FOLDER, your pictures with a "
+        "labels.csv, or in a folder an emotion",
+    )
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
     style: str = _option(
@@ -72,6 +78,7 @@ class DataArguments:
         "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "
         "light, blur and noise (tower's default)",
     )
+    balance: bool = _option(False, "show training images of rarer emotions more often, up to eight times")
     views: int = _option(
         1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
@@ -117,12 +124,47 @@ class ExpBlipArguments:
 
 
 _GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments)
-_EPILOG = (
-    "All of transformers' TrainingArguments are options too: --output_dir, --max_steps, --num_train_epochs, "
-    "--learning_rate, --per_device_train_batch_size, --gradient_accumulation_steps, --seed, --bf16, --use_cpu, "
-    "--report_to, --push_to_hub, --hub_model_id and more, see "
-    "https://huggingface.co/docs/transformers/main_classes/trainer"
+_COMMON = {
+    "task": "pretrain, full, dfn, lora, ia3, linear_probe, tower or evaluate, see below",
+    "model_size": "tiny, base or giant",
+    "dataset": "synthetic, or MFA's folder or name on the Hub",
+    "output_dir": "where the run is saved; the same command continues it",
+    "model_name_or_path": "start from this checkpoint",
+    "label_set": "mfa, or a corpus's own, such as bp4d or affectnet",
+    "num_train_epochs": "passes over the training split",
+    "max_steps": "steps, in place of epochs",
+    "learning_rate": "the paper's, or the tiny size's, unless given",
+    "per_device_train_batch_size": "images of a step on each device",
+    "seed": "of weights, order and augmentation",
+    "bf16": "True: half precision",
+}
+"""Options that most runs use, at the top of --help."""
+_DESCRIPTION = "\n".join(
+    ["Trains, evaluates and saves MF².", "", "used most:", *(f"  --{name:28} {text}" for name, text in _COMMON.items())]
 )
+_EPILOG = """All of transformers' TrainingArguments are options too: --gradient_accumulation_steps, --use_cpu,
+--report_to, --push_to_hub and more, see https://huggingface.co/docs/transformers/main_classes/trainer"""
+
+
+class _Form(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class _Parser(HfArgumentParser):
+    """Errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _check_known(rest: Sequence[str], known: Collection[str]) -> None:
+    for word in rest:
+        name = word.partition("=")[0]
+        option = name[2:].replace("-", "_").removeprefix("no_")
+        if name.startswith("--") and not any(one.startswith(option) for one in known):
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean --{near[0]}" if near else "see --help, and transformers' TrainingArguments"
+            raise ValueError(f"{name}: there is no such option; {hint}")
 
 
 @dataclass(frozen=True)
@@ -152,12 +194,14 @@ class Settings:
 
 def parse_arguments(argv: Sequence[str]) -> Settings:
     """Checks all that can be checked before anything is drawn or loaded."""
-    parser = HfArgumentParser(_GROUPS, description="Trains, evaluates and saves MF².", epilog=_EPILOG)
+    words = {"usage": "train.py [--NAME VALUE ...]", "description": _DESCRIPTION, "epilog": _EPILOG}
+    parser = _Parser(_GROUPS, prog="train.py", formatter_class=_Form, **words)
     *groups, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     given = MF2Arguments(**{name: value for group in groups for name, value in vars(group).items()})
     given = replace(given, task=given.task or tasks_of(given.model)[0])
     task = _task_of(given)
-    parser = HfArgumentParser(transformers.TrainingArguments)
+    parser = _Parser(transformers.TrainingArguments, prog="train.py")
+    _check_known(rest, [one.name for kind in (MF2Arguments, transformers.TrainingArguments) for one in fields(kind)])
     streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if given.streaming else {}  # it has no epochs
     parser.set_defaults(**task.training_defaults(given.model_size) | streaming)
     values = vars(parser.parse_args(rest)) | task.fixed
@@ -215,8 +259,8 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+    if not (Path(ours.dataset.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
+        built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
         raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
 
 
@@ -225,6 +269,8 @@ def _check_training(ours: MF2Arguments, training: "transformers.TrainingArgument
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
     if not ours.streaming:
         return
+    if ours.balance:
+        raise ValueError("balance, streaming: got both, expected one: a stream does not know how rare an emotion is")
     if training.max_steps <= 0 and ours.task != "evaluate":
         raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
     if ours.store_vision:

@@ -18,11 +18,13 @@ from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
 from configuration_mf2.json_files import read_json
 from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
+from mf2face.data.build.own import PREFIX, build_own
 from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
 from mf2face.data.synthetic.subjects import STYLES, is_rendered
+from mf2face.files import RELEASED
 from mf2face.training.arguments import MF2Arguments, Settings, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
@@ -40,9 +42,6 @@ AUGMENTATIONS = {"none": None, "light": MF2Augmentation(), "heavy": HEAVY}
 
 LANGUAGE_TOKENIZER = "language_tokenizer"
 """The folder of a tokenizer that is not the processor's."""
-
-# The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
-RELEASED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
 
 class Parts(NamedTuple):
@@ -178,15 +177,19 @@ def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: b
 def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     """The rows of each split; the column `split` says which, or the dataset's own splits do."""
     drawn = {"seed": arguments.people_seed, "label_set": arguments.label_set}
+    source = arguments.dataset
+    if source.startswith(PREFIX):
+        template = arguments.landmarks == "template"
+        source = str(build_own(source.removeprefix(PREFIX), arguments.label_set, template=template))
     if arguments.streaming:
-        return stream_splits(arguments.dataset, n=arguments.num_images, style=arguments.style, **drawn)
-    folder = Path(arguments.dataset)
-    if arguments.dataset == "synthetic":
+        return stream_splits(source, n=arguments.num_images, style=arguments.style, **drawn)
+    folder = Path(source)
+    if source == "synthetic":
         rows = synthetic_faces(arguments.num_images, arguments.style, **drawn)
     elif any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        rows = datasets.load_from_disk(arguments.dataset)
+        rows = datasets.load_from_disk(source)
     else:
-        rows = datasets.load_dataset(arguments.dataset)
+        rows = datasets.load_dataset(source)
     if isinstance(rows, dict):
         splits = {name: rows[name] for name in SPLITS if name in rows}
     else:
@@ -253,6 +256,20 @@ def details_of(config: PreTrainedConfig) -> list[str]:
     return [name for name, field in switches.items() if getattr(config, field, False)]
 
 
+def store_root(kind: str) -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"mf2_{kind}"
+
+
+def store_options(settings: Settings) -> dict[str, Any]:
+    """Frozen outputs are computed where and as the training computes."""
+    ours, training = settings.arguments, settings.training
+    return {
+        **{"dtype": ours.store_dtype, "rebuild": ours.rebuild_store, "device": training.device},
+        "precision": "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        **{"workers": training.dataloader_num_workers, "batch_size": training.per_device_eval_batch_size},
+    }
+
+
 def build_examples(
     settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
 ) -> dict[str, MF2Examples]:
@@ -284,8 +301,7 @@ def build_examples(
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
-            root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
-            made.stored = load_or_store(tower, [plain], root, ours.store_dtype, ours.rebuild_store)
+            made.stored = load_or_store(tower, [plain], store_root("vision"), **store_options(settings))
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

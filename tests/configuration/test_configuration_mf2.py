@@ -86,10 +86,8 @@ def test_sizes(size, width, patches, tmp_path):
     for branch in (config.emo_config, config.au_config):
         assert branch.encoder_hidden_size == config.vision_config.hidden_size == width
     assert config.vision_config.grid_size == patches
-    assert size in ("tiny", "small") or (config.emo_config.num_query_tokens, config.emo_config.num_hidden_layers) == (
-        32,
-        12,
-    )
+    queries = config.emo_config.num_query_tokens, config.emo_config.num_hidden_layers
+    assert size in ("tiny", "small") or queries == (32, 12)
     fields = {"au_thresholds": [0.25] * 12, "loss_weights": {"au": 2}, "region_window": 2, "use_emo_branch": False}
     config = MF2Config.from_size(size, label_set="bp4d", **fields)
     config.save_pretrained(tmp_path)

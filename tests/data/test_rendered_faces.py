@@ -1,19 +1,26 @@
 """Rendered faces: each action unit moves its own region on its own side, landmarks are exact, truth agrees with it."""
 
+import errno
 import json
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS, LANDMARK_MIRROR, LabelSet
 from mf2face.data.schema import check_leaks, mfa_features
-from mf2face.data.synthetic import subjects
+from mf2face.data.synthetic import baking, subjects
 from mf2face.data.synthetic.actions import RENDERED_AUS, shape_weights
+from mf2face.data.synthetic.baking import bake, write_bank
 from mf2face.data.synthetic.bank import PARTS, load_bank
 from mf2face.data.synthetic.faces import TOKENS, MFASynthetic, draw_example, render_example, truth_features
-from mf2face.data.synthetic.places import RENDERED_STYLES, Shot
+from mf2face.data.synthetic.people import EARRINGS
+from mf2face.data.synthetic.places import RENDERED_STYLES, Shot, draw_shot
 from mf2face.data.synthetic.rendering import SEEN, Sitter, render_face
 
 
@@ -61,6 +68,33 @@ def test_a_bank_that_is_missing_damaged_or_of_another_version(damage, tmp_path):
         (tmp_path / "heads.json").write_text(json.dumps({**about, "version": 99}))
     with pytest.raises((OSError, ValueError), match=r"render\]"):
         load_bank(tmp_path)
+
+
+def test_baking_without_anny_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "anny", None)
+    with pytest.raises(ImportError, match=r"mf2face\[render\]"):
+        bake(tmp_path / "bank")
+    assert not list(tmp_path.iterdir())
+
+
+def test_banks_baked_at_once_leave_a_whole_one_and_a_full_disk_leaves_the_old_one(monkeypatch, tmp_path):
+    folder = Path(load_bank.__wrapped__.__code__.co_filename).parent
+    about, tensors = json.loads((folder / "heads.json").read_text()), load_file(folder / "heads.safetensors")
+    del about["version"], about["sha256"]
+    other = {**tensors, "mean": tensors["mean"] * np.float32(1.01)}
+    with ThreadPoolExecutor(2) as workers:
+        list(workers.map(lambda which: write_bank(tmp_path, which, about), (tensors, other, tensors, other)))
+    height = np.ptp(load_bank(tmp_path).mean[:, 1]) / np.ptp(tensors["mean"][:, 1])
+    assert min(abs(height - 1), abs(height - 1.01)) < 1e-5
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = (tmp_path / "heads.safetensors").read_bytes()
+    monkeypatch.setattr(baking, "write_whole", full)
+    with pytest.raises(OSError, match="the disk is full") as caught:
+        write_bank(tmp_path, other, about)
+    assert caught.value.errno == errno.ENOSPC and (tmp_path / "heads.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.0])
@@ -139,6 +173,36 @@ def test_frames_hold_a_face_with_its_landmarks(style):
         assert ((landmarks[17:] > -4) & (landmarks[17:] < 116)).all()
         assert landmarks[8, 1] > landmarks[57, 1] > landmarks[33, 1] > landmarks[27, 1]
         assert np.abs(draw_example(index, style=style)[1] - landmarks).max() < 9
+
+
+def test_blinks_shut_both_eyes_for_a_frame_and_count_as_closed_eyes():
+    eyes = subjects.shown_aus("street").index("AU43")
+    shut = np.array([subjects.expression(1, "street", index)[0][eyes] for index in range(800)])
+    around = np.stack([shut[:-2], shut[2:]])
+    blinks = np.flatnonzero((shut[1:-1] >= 2) & (around < 1).all(0)) + 1
+    assert 8 < len(blinks) < 60
+
+
+def test_hands_and_things_hide_what_the_part_mask_says(sitters):
+    rng = np.random.default_rng(3)
+    shots = [draw_shot("webcam", rng)["place"] for _ in range(120)]
+    held = [place["occluder"] for place in shots if "occluder" in place]
+    assert 4 < len(held) < 40
+    plain = render_face(sitters[0], {}, Shot())[0].astype(int)
+    shown, _, truth = render_face(sitters[0], {}, Shot(occluder=held[0]), with_truth=True)
+    hidden = truth.parts == SEEN.index("occluder")
+    change = np.abs(shown - plain).mean(-1)
+    assert hidden.any() and change[hidden].mean() > 4 * change[~hidden].mean()
+
+
+def test_earrings_hang_at_the_ears(sitters):
+    plain = replace(sitters[0].person, cut="bald", headwear="none", earrings="none")
+    for kind in EARRINGS[1:]:
+        bare, worn = (
+            render_face(Sitter(person, 112), {}, Shot())[0] for person in (plain, replace(plain, earrings=kind))
+        )
+        row, column = np.nonzero(np.abs(bare.astype(int) - worn).sum(-1))
+        assert (kind == "stud" or len(row)) and (np.abs(column - 56) > 22).all() and (row > 45).all()
 
 
 def test_labels_follow_what_lips_do():

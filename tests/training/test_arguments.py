@@ -52,6 +52,7 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         parse_arguments(["--help"])
     printed = capsys.readouterr().out
     assert all(f"--{field.name}" in printed for field in dataclasses.fields(MF2Arguments)) and "stores" in printed
+    assert printed.index("used most") < printed.index("--learning_rate") < printed.index("model and task:")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,9 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--task dfn --views 2 --augment light", "views: got 2"),
         ("--streaming True", "max_steps: got none"),
         ("--num_images 0", "num_images: got 0"),
+        ("--datset x", "--datset: there is no such option; did you mean --dataset"),
+        ("--learning_rate fast", "--learning_rate"),
+        ("--task pretrian", "'pretrian'"),
         ("--task dfn --model_name_or_path /no/such/folder", "there is no folder or file /no/such/folder"),
         ("--dataset /no/such/folder", "there is no folder /no/such/folder"),
     ],

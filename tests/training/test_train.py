@@ -89,7 +89,13 @@ def run_killed(step: int, arguments: list[str]) -> None:
 def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     tower: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "augment": "light", "logging_steps": 20}
+    options = {
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "augment": "light",
+        "logging_steps": 20,
+    }
     options |= {"eval_strategy": "steps", "eval_steps": 3}
     train.main(command(tower, tmp_path / "whole", **options))
     interrupted = command(tower, tmp_path / "killed", **options)

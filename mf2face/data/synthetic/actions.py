@@ -10,8 +10,8 @@ from mf2face.data.synthetic.anatomy import FOLD_NAMES, anatomy
 
 # What an action unit does at intensity 5. Shapes of the bank or of `anatomy`; "name*" has a left and a right half.
 _SHAPES: dict[str, dict[str, float]] = {
-    "AU1": {"browInnerUp": 0.75, "frontalis_inner*": 0.85},
-    "AU2": {"browOuterUp*": 1.0, "frontalis_outer*": 0.65},
+    "AU1": {"browInnerUp": 0.9, "frontalis_inner*": 0.95},
+    "AU2": {"browOuterUp*": 1.0, "frontalis_outer*": 0.85},
     "AU4": {"browDown*": 0.9, "corrugator*": 1.0, "eyeSquint*": 0.15},
     "AU5": {"eyeWide*": 1.25},
     "AU6": {"cheekSquint*": 0.9, "cheek_lift*": 0.7, "eyeSquint*": 0.40},
@@ -19,19 +19,19 @@ _SHAPES: dict[str, dict[str, float]] = {
     "AU9": {"noseSneer*": 1.15, "procerus*": 1.0, "browDown*": 0.35, "mouthUpperUp*": 0.20, "cheekSquint*": 0.3},
     "AU10": {"mouthUpperUp*": 1.0, "levator*": 0.9, "noseSneer*": 0.30},
     "AU12": {"mouthSmile*": 1.10, "cheekSquint*": 0.10, "cheek_lift*": 0.25},
-    "AU14": {"mouthDimple*": 0.9, "dimpler*": 1.0, "mouthPress*": 0.15},
-    "AU15": {"mouthFrown*": 1.05, "triangularis*": 0.9},
+    "AU14": {"mouthDimple*": 0.65, "dimpler*": 1.2, "mouthPress*": 0.25},
+    "AU15": {"mouthFrown*": 0.65, "triangularis*": 0.85},
     "AU16": {"mouthLowerDown*": 1.0},
     "AU17": {"mouthShrugLower": 0.75, "mentalis*": 0.8, "mouthShrugUpper": 0.20},
     "AU18": {"mouthPucker": 0.95, "lip_narrow*": 0.3},
-    "AU20": {"mouthStretch*": 0.9, "risorius*": 1.0},
+    "AU20": {"mouthStretch*": 0.45, "risorius*": 1.5},
     "AU22": {"mouthFunnel": 0.95},
     "AU23": {"lip_narrow*": 0.75, "mouthRollLower": 0.30, "mouthRollUpper": 0.25, "lip_bulge*": 0.5},
     "AU24": {"mouthRollLower": 0.65, "mouthRollUpper": 0.60, "lip_thin*": 0.6, "lip_bulge*": 0.9, "mentalis*": 0.25},
     "AU25": {"mouthLowerDown*": 0.55, "mouthUpperUp*": 0.22, "jawOpen": 0.14},
     "AU26": {"jawOpen": 0.62},
     "AU27": {"jawOpen": 1.1, "mouthStretch*": 0.2, "mouthFunnel": 0.15},
-    "AU43": {"eyeBlink*": 1.0},
+    "AU43": {"eyeBlink*": 0.97},
 }
 RENDERED_AUS: tuple[str, ...] = tuple(_SHAPES)
 

@@ -16,20 +16,22 @@ from mf2face.data.synthetic.raster import rasterize
 
 CHART = (448, 512)
 """Rows and columns of the skin's textures."""
-_TOP, _BOTTOM, _HALF_ANGLE, _AXIS = 1.3, -1.5, np.radians(95), -0.75
+CHART_ANGLE = np.radians(190)
+"""What they span around the head, the front in the middle."""
+_TOP, _BOTTOM, _AXIS = 1.3, -1.5, -0.75
 
 # More than the bank's actions show: AU-like offsets as blobs (x, y, radius x, radius y, offset) of the person's left.
 _MUSCLES: dict[str, tuple[tuple[float, float, float, float, tuple[float, float, float]], ...]] = {
     "corrugator": (
-        (0.14, 0.19, 0.13, 0.10, (-0.055, -0.060, 0.025)),
-        (0.34, 0.21, 0.16, 0.08, (-0.030, -0.050, 0.015)),
+        (0.14, 0.19, 0.13, 0.10, (-0.026, -0.060, 0.025)),
+        (0.34, 0.21, 0.16, 0.08, (-0.014, -0.045, 0.015)),
         (0.03, 0.15, 0.05, 0.08, (0.0, -0.01, 0.03)),
     ),
     "frontalis_inner": ((0.12, 0.22, 0.12, 0.12, (0.0, 0.075, 0.0)),),
     "frontalis_outer": ((0.44, 0.20, 0.16, 0.12, (0.0, 0.070, 0.0)),),
     "procerus": ((0.06, 0.05, 0.08, 0.09, (-0.01, -0.025, 0.03)), (0.11, -0.28, 0.07, 0.09, (0.01, 0.05, 0.03))),
     "cheek_lift": ((0.36, -0.25, 0.17, 0.11, (0.0, 0.045, 0.055)),),
-    "triangularis": ((0.27, -0.76, 0.10, 0.09, (0.015, -0.075, 0.0)), (0.34, -0.84, 0.10, 0.09, (0.015, -0.02, 0.02))),
+    "triangularis": ((0.27, -0.76, 0.10, 0.09, (0.012, -0.055, 0.0)), (0.34, -0.84, 0.10, 0.09, (0.012, -0.02, 0.02))),
     "lip_narrow": ((0.25, -0.73, 0.13, 0.10, (-0.075, 0.0, 0.015)),),
     "lip_thin": (
         (0.0, -0.655, 0.20, 0.035, (0.0, -0.040, -0.02)),
@@ -38,8 +40,8 @@ _MUSCLES: dict[str, tuple[tuple[float, float, float, float, tuple[float, float, 
     "lip_bulge": ((0.0, -0.60, 0.16, 0.05, (0.0, 0.0, 0.025)), (0.0, -0.90, 0.16, 0.05, (0.0, 0.01, 0.035))),
     "mentalis": ((0.0, -0.98, 0.17, 0.10, (0.0, 0.055, 0.045)), (0.0, -0.86, 0.12, 0.05, (0.0, 0.05, 0.02))),
     "levator": ((0.14, -0.64, 0.09, 0.06, (0.0, 0.055, 0.01)), (0.17, -0.40, 0.06, 0.07, (0.015, 0.025, 0.02))),
-    "risorius": ((0.25, -0.735, 0.09, 0.09, (0.060, -0.012, -0.02)), (0.34, -0.74, 0.08, 0.12, (0.02, 0.0, 0.02))),
-    "dimpler": ((0.27, -0.73, 0.07, 0.06, (0.045, 0.012, -0.05)), (0.38, -0.72, 0.09, 0.12, (0.0, 0.0, 0.035))),
+    "risorius": ((0.25, -0.735, 0.09, 0.09, (0.060, 0.010, -0.02)), (0.34, -0.74, 0.08, 0.12, (0.02, 0.0, 0.02))),
+    "dimpler": ((0.27, -0.73, 0.07, 0.06, (0.030, -0.006, -0.07)), (0.38, -0.72, 0.09, 0.12, (0.0, 0.0, 0.035))),
 }
 
 _Points = tuple[tuple[float, float], ...]
@@ -75,7 +77,7 @@ FOLDS: tuple[tuple[str, _Points, float, float], ...] = (
     ("levator", ((0.150, -0.36), (0.200, -0.43), (0.225, -0.53), (0.235, -0.60)), 0.020, 1.4),
     ("levator", ((0.06, -0.50), (0.09, -0.56), (0.12, -0.61)), 0.018, 0.8),
     ("smile", ((0.315, -0.62), (0.345, -0.69), (0.345, -0.77)), 0.020, 1.0),
-    ("dimple", ((0.290, -0.68), (0.305, -0.73), (0.295, -0.79)), 0.020, 1.9),
+    ("dimple", ((0.290, -0.68), (0.310, -0.73), (0.295, -0.79)), 0.024, 2.4),
     ("dimple", ((0.345, -0.66), (0.36, -0.73), (0.345, -0.80)), 0.030, -0.8),
     ("frown", ((0.265, -0.755), (0.300, -0.82), (0.315, -0.89)), 0.020, 1.7),
     ("frown", ((0.20, -0.80), (0.24, -0.84), (0.26, -0.90)), 0.035, 0.5),
@@ -105,7 +107,7 @@ FOLD_NAMES: tuple[str, ...] = tuple(dict.fromkeys(name for name, *_ in FOLDS))
 def chart_of(points: np.ndarray) -> np.ndarray:
     """(..., 3) points of the mean head -> (..., 2) fractions of the chart's width and height."""
     angle = np.arctan2(points[..., 0], points[..., 2] - _AXIS)
-    return np.stack([angle / (2 * _HALF_ANGLE) + 0.5, (_TOP - points[..., 1]) / (_TOP - _BOTTOM)], -1)
+    return np.stack([angle / CHART_ANGLE + 0.5, (_TOP - points[..., 1]) / (_TOP - _BOTTOM)], -1)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,12 @@ class Anatomy:
         eyes = np.unique(self.bank.triangles[self.bank.parts == PARTS.index("eye")])
         is_left = self.bank.mean[eyes, 0] > 0
         return eyes[is_left], eyes[~is_left]
+
+    @cached_property
+    def lobes(self) -> tuple[int, ...]:
+        """The lowest vertices of the person's left and right ear."""
+        ears, mean = np.flatnonzero(self.bank.ears > 0.5), self.bank.mean
+        return tuple(min(ears[mean[ears, 0] * sign > 0], key=lambda vertex: mean[vertex, 1]) for sign in (1, -1))
 
     @cached_property
     def upper_teeth(self) -> np.ndarray:
@@ -175,7 +183,7 @@ class Anatomy:
         lashes = np.unique(bank.triangles[bank.parts == PARTS.index("lashes")])
         rims = np.concatenate(list(bank.lids.values()))
         away = np.linalg.norm(bank.mean[lashes][:, None] - bank.mean[rims][None], axis=-1).min(1)
-        away[bank.mean[lashes, 1] < -0.03] *= 2.2  # lower lashes are short
+        away[bank.mean[lashes, 1] < -0.03] *= 4  # lower lashes are short
         values[lashes] = np.stack([bank.mean[lashes, 0] * 2, away / 0.09, np.ones(len(lashes))], 1)
         return values
 
@@ -217,7 +225,7 @@ class Anatomy:
     @cached_property
     def chart_x(self) -> np.ndarray:
         """x of the mean head at each texel."""
-        return self._spread(self.bank.mean[:, 0], np.sin(np.linspace(-_HALF_ANGLE, _HALF_ANGLE, CHART[1])) * 0.8)
+        return self._spread(self.bank.mean[:, 0], np.sin(np.linspace(-0.5, 0.5, CHART[1]) * CHART_ANGLE) * 0.8)
 
     @cached_property
     def chart_y(self) -> np.ndarray:
@@ -281,4 +289,4 @@ def anatomy() -> Anatomy:
     return Anatomy(load_bank())
 
 
-__all__ = ["CHART", "FOLD_NAMES", "Anatomy", "anatomy", "chart_of"]
+__all__ = ["CHART", "CHART_ANGLE", "FOLD_NAMES", "Anatomy", "anatomy", "chart_of"]

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from configuration_mf2.facs import LANDMARK_MIRROR
 from mf2face.data.synthetic.bank import BANK_VERSION, FACTS, HOOD_CENTRE, HOOD_REACH, HOOD_SHAPE, PARTS
-from mf2face.files import write_whole
+from mf2face.files import disk_full, is_disk_full, locked, write_whole
 
 
 HEADS = 2000
@@ -132,11 +132,16 @@ def _rim(mean: np.ndarray, lashes: np.ndarray, eye: np.ndarray) -> np.ndarray:
 # left half of jaw, brow and nose, and the edge of the lower lip.
 _JAW = ((-0.73, 0.08), (-0.73, -0.18), (-0.72, -0.36), (-0.65, -0.65), (-0.57, -0.81), (-0.47, -0.90), (-0.30, -1.03))
 _JAW += ((-0.13, -1.09), (0.0, -1.092))
-_BROW = ((-0.65, 0.18), (-0.53, 0.207), (-0.435, 0.247), (-0.315, 0.25), (-0.17, 0.22))
+_BROW = ((-0.655, 0.20), (-0.53, 0.207), (-0.435, 0.247), (-0.315, 0.25), (-0.17, 0.22))
 _NOSE = ((0.0, 0.045), (0.0, -0.12), (0.0, -0.26), (0.0, -0.348))
-_NOSTRILS = ((-0.124, -0.44), (-0.070, -0.468), (0.0, -0.475))
-_LOWER_LIP = ((-0.138, -0.778), (-0.073, -0.797), (0.0, -0.802))
+_NOSTRILS = ((-0.124, -0.449), (-0.070, -0.480), (0.0, -0.478))
+_LOWER_LIP = ((-0.143, -0.781), (-0.076, -0.807), (0.0, -0.811))
 _CORNERS = ((48, -0.248, -0.705), (60, -0.216, -0.708))
+# From the vertices of lids and lips to where such networks put the points: outwards and up, image's left half.
+_NUDGES = {
+    **{36: (0.014, 0.010), 37: (0.005, 0.021), 38: (0.006, 0.020), 39: (-0.013, -0.008), 40: (-0.013, 0.006)},
+    **{41: (-0.013, -0.008), 49: (-0.008, 0.006), 50: (0.023, 0.007), 51: (0.0, -0.002)},
+}
 
 
 def _hood(mean: np.ndarray, triangles: np.ndarray, is_ear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -194,6 +199,12 @@ def _landmarks(
         put(27 + number, x, y)
     found = _eye_and_lip_vertices(mean, bank, jaw_open, skin)
     vertices[36:] = found[36:, None]
+    for number, (outward, up) in _NUDGES.items():
+        left = mean[found[number]]
+        x = left[0] - outward if number != 51 else 0.0
+        put(number, x, left[1] + up)
+        if number != 51:
+            put(LANDMARK_MIRROR[number], -x, left[1] + up)
     for number, (x, y) in enumerate(_LOWER_LIP):
         put(59 - number, x, y)
         put(55 + number, -x, y)
@@ -315,10 +326,7 @@ def bake(folder: Path) -> Path:
     vertices, weights = _hood(mean, skin, (tensors["ears"][skin] >= 0.2).any(1))
     tensors["hood_vertices"], tensors["hood_weights"] = vertices.astype(np.uint16), weights.astype(np.float16)
 
-    content = save(tensors)
     about = {
-        "version": BANK_VERSION,
-        "sha256": hashlib.sha256(content).hexdigest(),
         "heads": HEADS,
         "variance_kept": round(kept, 4),
         "actions": source.actions,
@@ -329,9 +337,22 @@ def bake(folder: Path) -> Path:
         },
         "note": "Parametric heads of nobody: random shape parameters, no scan and no photograph.",
     }
+    return write_bank(folder, tensors, about)
+
+
+def write_bank(folder: Path, tensors: dict[str, np.ndarray], about: dict) -> Path:
+    """Writes both files of a bank, one process at a time; a reader gets the old or the new one, or an error."""
+    content = save(tensors)
+    about = {"version": BANK_VERSION, "sha256": hashlib.sha256(content).hexdigest(), **about}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "heads.safetensors", content)
-    write_whole(folder / "heads.json", json.dumps(about, indent=2) + "\n")
+    try:
+        with locked(folder / ".baking.lock"):
+            write_whole(folder / "heads.safetensors", content)
+            write_whole(folder / "heads.json", json.dumps(about, indent=2) + "\n")
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(folder, "Free some, or choose another --out", len(content)) from error
+        raise
     return folder / "heads.safetensors"
 
 
@@ -347,4 +368,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["bake"]
+__all__ = ["bake", "write_bank"]

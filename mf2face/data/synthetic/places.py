@@ -43,9 +43,10 @@ class Shot:
     """Quality; 0 for none."""
     is_grey: bool = False
     noise_seed: int = 0
-    occluder: np.ndarray | None = None
-    """A polygon in fractions of the image."""
-    occluder_colour: tuple[float, float, float] = (0.4, 0.3, 0.25)
+    occluder: tuple[tuple[np.ndarray, float], ...] = ()
+    """Lines (points, radius) in fractions of the image, the last one nearest; a hand's fingers, or a thing."""
+    occluder_colour: tuple[float, float, float] | None = None
+    """None for the person's skin."""
     is_masked: bool = False
 
 
@@ -71,13 +72,13 @@ def _lights(style: str, rng: np.random.Generator) -> dict:
         if rng.random() < 0.5:  # a rim light
             directions.append(_direction(rng.choice((-1, 1)) * rng.uniform(2.0, 2.6), rng.uniform(0.1, 0.7)))
             colours.append(rng.uniform(0.3, 0.9) * _warmth(rng, 0.1))
-        ambient, blur = rng.uniform(0.15, 0.45) * _warmth(rng, 0.06), rng.uniform(1.0, 2.5)
+        ambient, blur = rng.uniform(0.08, 0.34) * _warmth(rng, 0.06), rng.uniform(1.0, 2.5)
     elif style == "street":
         sunny = rng.random() < 0.5
         directions = [_direction(rng.uniform(-1.6, 1.6), rng.uniform(0.3, 1.2))]
         colours = [(rng.uniform(0.7, 1.3) if sunny else rng.uniform(0.1, 0.4)) * _warmth(rng, 0.15)]
         ambient, blur = (
-            rng.uniform(0.30, 0.65) * _warmth(rng, 0.15) * (0.95, 1.0, 1.08),
+            rng.uniform(0.20, 0.55) * _warmth(rng, 0.15) * (0.95, 1.0, 1.08),
             rng.uniform(0.8, 1.3) if sunny else 3.0,
         )
         hemisphere[2] = ambient * rng.uniform(0.25, 0.55)  # the sky above, the ground below
@@ -87,7 +88,7 @@ def _lights(style: str, rng: np.random.Generator) -> dict:
     else:
         directions = [_direction(rng.normal(0, 0.7), rng.uniform(-0.35, 1.0))]
         colours = [rng.uniform(0.3, 0.9) * _warmth(rng, 0.35)]
-        ambient, blur = rng.uniform(0.15, 0.55) * _warmth(rng, 0.3), rng.uniform(0.8, 2.5)
+        ambient, blur = rng.uniform(0.08, 0.42) * _warmth(rng, 0.3), rng.uniform(0.8, 2.5)
         for _ in range(int(rng.integers(0, 3))):  # a screen, a lamp, a window
             directions.append(_direction(rng.uniform(-1.8, 1.8), rng.uniform(-0.6, 0.8)))
             colours.append(rng.uniform(0.1, 0.6) * _warmth(rng, 0.5))
@@ -178,7 +179,7 @@ def _camera(style: str, rng: np.random.Generator) -> dict:
     balance = 1 + rng.normal(0, 0.03 if style == "studio" else 0.06, 3)
     camera = {
         "exposure": float(rng.normal(0, 0.22 if style == "studio" else 0.38)),
-        "contrast": float(rng.uniform(0.85, 1.25)),
+        "contrast": float(rng.uniform(0.95, 1.45)),
         "balance": tuple(np.clip(balance, 0.8, 1.2).tolist()),
         "saturation": float(rng.uniform(0.7, 1.15)),
         "is_grey": bool(grey),
@@ -218,15 +219,65 @@ def draw_shot(style: str, rng: np.random.Generator) -> dict:
         "is_masked": bool(rng.random() < 0.015),
     }
     if rng.random() < (0.04 if style == "studio" else 0.10):
-        # A hand, a cup, a phone at the edge of the face.
-        corner, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.06, 0.13)
-        angles = np.linspace(0, 2 * np.pi, 13)[:12]
-        radii = reach * rng.uniform(0.75, 1.25, 12)
-        centre = 0.5 + 0.40 * np.array((np.cos(corner), np.sin(corner)))
-        place["occluder"] = centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+        place["occluder"] = _hand(rng)
+    elif rng.random() < (0.01 if style == "studio" else 0.03):  # a cup, a phone, a microphone
+        place["occluder"] = ((_towards_face(rng, 0.30, 0.45) + rng.normal(0, 0.06, (2, 2)), rng.uniform(0.04, 0.09)),)
         place["occluder_colour"] = tuple(rng.uniform(0.05, 0.7, 3).tolist())
     frame = {"scale": float(rng.uniform(0.80, 0.98)), "shift": tuple(rng.normal(0, 0.014, 2).tolist())}
     return {"pose": pose, "place": place, "frame": frame}
+
+
+def _towards_face(rng: np.random.Generator, nearest: float, farthest: float) -> np.ndarray:
+    """A point so far from the image's middle; seldom above it."""
+    angle, away = rng.uniform(-0.2, 1.2) * np.pi, rng.uniform(nearest, farthest)
+    return 0.5 + away * np.array((np.cos(angle), np.sin(angle)))
+
+
+def _hand(rng: np.random.Generator) -> tuple[tuple[np.ndarray, float], ...]:
+    """Arm, palm, thumb and four fingers that touch the edge of the face."""
+    tip = _towards_face(rng, 0.18, 0.34)
+    lean = np.arctan2(*(0.5 - tip)[::-1]) + rng.normal(0, 0.5)
+    size, side, bend = rng.uniform(0.85, 1.15), rng.choice((-1, 1)), rng.uniform(0, 0.5)
+
+    def line(start: tuple[float, float], lengths: tuple[float, ...], angle: float, radius: float, curl: float = 0.0):
+        points = [np.array(start)]
+        for number, length in enumerate(lengths):
+            turn = angle + curl * number
+            points.append(points[-1] + length * np.array((np.cos(turn), np.sin(turn))))
+        (x, y), (cos, sin) = np.array(points).T, (np.cos(lean), np.sin(lean))
+        x, y = (x - 0.30) * size, y * side * size
+        return np.stack([tip[0] + cos * x - sin * y, tip[1] + sin * x + cos * y], 1), radius * size
+
+    fingers = [
+        line((0.10 - 0.4 * abs(y), y), (0.45 * long, 0.33 * long, 0.22 * long), 1.6 * y, 0.025, bend * (0.4 + y))
+        for y, long in ((0.074, 0.15), (-0.076, 0.18), (0.026, 0.20), (-0.026, 0.21))
+    ]
+    palm = [line((-0.8, 0.0), (0.75,), 0.0, 0.062), line((0.0, -0.03), (0.09,), 0.0, 0.08)]
+    return (*palm, line((0.0, 0.03), (0.09,), 0.0, 0.08), *fingers, line((-0.02, -0.07), (0.09, 0.08), -0.7, 0.03, 0.5))
+
+
+def _cover(line: tuple[np.ndarray, float], size: int) -> np.ndarray:
+    points, cover = np.round(line[0] * size * 16).astype(np.int32), np.zeros((size, size), np.float32)
+    cv2.polylines(cover, [points], False, 1.0, max(round(2 * line[1] * size), 1), cv2.LINE_AA, 4)
+    return cover
+
+
+def occluded(shot: Shot, size: int) -> np.ndarray:
+    """(size, size): whether what is held before the face hides it."""
+    return np.any([np.zeros((size, size), bool), *(_cover(line, size) > 0.5 for line in shot.occluder)], axis=0)
+
+
+def occlude(image: np.ndarray, shot: Shot, skin: np.ndarray) -> np.ndarray:
+    """Draws a hand or a thing over an image from 0 to 1, round and with a soft shadow."""
+    size, colour = len(image), np.float32(skin if shot.occluder_colour is None else shot.occluder_colour)
+    shadow = cv2.GaussianBlur(occluded(shot, size).astype(np.float32), (0, 0), size * 0.025)
+    image = image * (1 - 0.4 * shadow)[..., None]
+    for line in shot.occluder:
+        cover = _cover(line, size)
+        inside = cv2.distanceTransform((cover > 0.5).astype(np.uint8), cv2.DIST_L2, 3) / (line[1] * size)
+        shade = (0.55 + 0.45 * np.sqrt(np.clip(inside * (2 - inside), 0, 1)))[..., None]
+        image = image + cover[..., None] * (colour * shade - image)
+    return image.astype(np.float32)
 
 
 def finish(image: np.ndarray, shot: Shot) -> np.ndarray:
@@ -271,4 +322,4 @@ def finish(image: np.ndarray, shot: Shot) -> np.ndarray:
     return pixels
 
 
-__all__ = ["RENDERED_STYLES", "Shot", "draw_shot", "finish"]
+__all__ = ["RENDERED_STYLES", "Shot", "draw_shot", "finish", "occlude", "occluded"]

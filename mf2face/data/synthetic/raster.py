@@ -71,7 +71,7 @@ def _is_hole(material, a0, a1, a2, strands, ends):
         sparse = 1 - min((a1 - edge) * ends[1, column], np.float32(1.0))
         return density < a2 * np.float32(0.55) + np.float32(0.75) * sparse
     if material == LASHES:
-        stripe = a0 * np.float32(26.0)
+        stripe = a0 * np.float32(42.0)
         stripe -= math.floor(stripe)
         return a1 > a2 * (np.float32(0.35) + np.float32(0.65) * abs(2 * stripe - 1))
     return False

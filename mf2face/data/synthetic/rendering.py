@@ -5,7 +5,7 @@ otherwise, which moves a grey level here and there, and on an edge a pixel.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import cv2
@@ -14,11 +14,11 @@ import numpy as np
 from mf2face.data.synthetic.actions import RENDERED_AUS, add_gaze, add_habits, fold_weights, shape_weights
 from mf2face.data.synthetic.anatomy import CHART, anatomy
 from mf2face.data.synthetic.bank import PARTS
-from mf2face.data.synthetic.people import Person
-from mf2face.data.synthetic.places import Shot, finish
+from mf2face.data.synthetic.people import MEAN_ARCH, Person
+from mf2face.data.synthetic.places import Shot, finish, occlude, occluded
 from mf2face.data.synthetic.raster import LASHES, SKIN, add_folds, moved_points, rasterize, shade, vertex_normals
-from mf2face.data.synthetic.skin import paint_skin
-from mf2face.data.synthetic.worn import Mesh, glasses, hair, headwear, mask, strands_of
+from mf2face.data.synthetic.skin import brow_line, paint_skin
+from mf2face.data.synthetic.worn import Mesh, earrings, glasses, hair, headwear, mask, strands_of
 
 
 SEEN = ("background", "skin", "lips", "eyes", "mouth", "hair", "worn", "clothes", "occluder")
@@ -54,24 +54,38 @@ class Sitter:
     def __init__(self, person: Person, size: int):
         bank = anatomy().bank
         self.person = person
+        names, offsets = anatomy().shapes
+        brows = [names[f"frontalis_{part}{side}"] for part in ("inner", "outer") for side in ("Left", "Right")]
         self.points = bank.mean + np.tensordot(person.head, bank.components, 1).astype(np.float32)
-        texture, relief = paint_skin(person)
+        self.points -= np.float32(person.brow_rest) * offsets[brows].sum(0)
+        self.strands, self.ends = strands_of(person)
+        texture, relief = paint_skin(person, self.ends[0])
         if size <= 160:
             half = CHART[1] // 2, CHART[0] // 2
             texture = cv2.resize(texture, half, interpolation=cv2.INTER_AREA)
             relief = cv2.resize(relief, half, interpolation=cv2.INTER_AREA)
         self.texture, self.relief = np.ascontiguousarray(texture), np.ascontiguousarray(relief)
         self.folds = _folds(self.relief.shape)
-        self.strands, self.ends = strands_of(person)
-        worn = hair(person, self.points, self.ends[0]) + headwear(person, self.points) + glasses(person, self.points)
-        self.worn = [self._body(), *worn]
+        accessories = [made for make in (headwear, glasses, earrings) for made in make(person, self.points)]
+        self.worn = [self._body(), *hair(person, self.points, self.ends[0]), *accessories]
         self.mesh = joined(self.worn)
-        landmarks = _landmarks(self.points)
+        across = (np.abs(bank.mean[bank.landmarks[0][17:27], 0]) * bank.landmarks[1][17:27]).sum(1)
+        along = np.clip((across - 0.075) / 0.46, 0, 1)
+        usual = replace(person, brow_height=0.0, brow_arch=MEAN_ARCH)
+        self.brows = brow_line(person, along)[1] - brow_line(usual, along)[1]
+        landmarks = self.landmarks(self.points)
         eyes, mouth = landmarks[[36, 39, 42, 45]].mean(0), landmarks[[48, 54]].mean(0)
         across = np.linalg.norm(landmarks[45] - landmarks[36])
         # The width of an aligned crop of this face, in decimetres.
         self.crop = float(0.5 * (across / 0.47 + np.linalg.norm(eyes - mouth) / 0.337))
         self.middle = ((eyes + mouth) / 2 - (0, 0, 0.35)).astype(np.float32)
+
+    def landmarks(self, points: np.ndarray) -> np.ndarray:
+        """(68, 3): the bank's, and brows where the person's are painted."""
+        vertices, weights = anatomy().bank.landmarks
+        found = (points[vertices] * weights[..., None]).sum(1)
+        found[17:27, 1] += self.brows
+        return found
 
     def _body(self) -> Mesh:
         bank, person = anatomy().bank, self.person
@@ -130,11 +144,6 @@ def _folds(shape: tuple[int, ...]) -> np.ndarray:
     return _FOLDS[shape]
 
 
-def _landmarks(points: np.ndarray) -> np.ndarray:
-    vertices, weights = anatomy().bank.landmarks
-    return (points[vertices] * weights[..., None]).sum(1)
-
-
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """From the head's axes to the camera's: x to the image's right, y up, z to the camera."""
     cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
@@ -160,9 +169,9 @@ def _shaped(sitter: Sitter, sides: np.ndarray, gaze: tuple[float, float], rng: n
     # At rest the bank's teeth stand in the lips.
     points[body.upper_teeth] += np.float32((0, -0.02, -0.07))
     points[body.lower_teeth] += np.float32((0, -0.05, -0.09))
-    lips = _landmarks(points)
+    lips = sitter.landmarks(points)
     if (lips[[61, 62, 63], 1] - lips[[67, 66, 65], 1]).max() < 0.045:  # closed lips hide what lies behind them
-        points[body.behind_lips] -= np.float32((0, 0, 0.6))
+        points[body.behind_lips] = np.float32((0, -0.7, -0.6))
     return points
 
 
@@ -259,7 +268,7 @@ def render_face(
         np.stack([points[vertices].mean(0) for vertices in anatomy().eye_vertices]).astype(np.float32),
         *(_gaze_axes(gaze, head), _face_numbers(person, sitter.relief), linear),
     )
-    landmarks_at = (_landmarks(shaped) - sitter.middle) @ head.T
+    landmarks_at = (sitter.landmarks(shaped) - sitter.middle) @ head.T
     landmarks = (project(landmarks_at) + np.float32(0.5)) * np.float32(size / side)
     pixels = finish(_developed(linear, seen, person, shot, size), shot)
     truth = None
@@ -328,13 +337,9 @@ def _developed(linear: np.ndarray, seen: np.ndarray, person: Person, shot: Shot,
     colour = np.clip(0.5 + (colour - 0.5) * np.float32(shot.contrast), 0, 1)
     behind = cv2.resize(shot.background, (size, size), interpolation=cv2.INTER_LINEAR)
     image = (colour * alpha + behind * (1 - alpha)).astype(np.float32)
-    if shot.occluder is not None:
-        cover = np.zeros((size, size), np.float32)
-        cv2.fillPoly(cover, [np.round(shot.occluder * size * 16).astype(np.int32)], 1.0, cv2.LINE_AA, 4)
-        shade = cv2.GaussianBlur(cover, (0, 0), size * 0.03)
-        image *= (1 - 0.35 * shade * (1 - cover))[..., None]
-        body = np.float32(shot.occluder_colour) * (0.6 + 0.4 * shade[..., None])
-        image = image * (1 - cover[..., None]) + body.astype(np.float32) * cover[..., None]
+    if shot.occluder:
+        hand = np.clip(np.float32(person.skin) / skin * np.float32(target) * np.float32(shot.balance), 0, 1)
+        image = occlude(image, shot, hand ** np.float32(1 / 2.2))
     return image
 
 
@@ -357,10 +362,7 @@ def _truth(
     across, down = (mesh.attributes[:, k][corners] * share[..., 0] for k in (0, 1))
     is_cloth = down.sum(-1) > person.collar + person.neckline * np.abs(across.sum(-1) - 0.5)
     parts[(parts == 1) & is_cloth] = 7
-    if shot.occluder is not None:
-        cover = np.zeros((size, size), np.uint8)
-        cv2.fillPoly(cover, [np.round(shot.occluder * size * 16).astype(np.int32)], 1, cv2.LINE_8, 4)
-        parts[cover > 0] = 8
+    parts[occluded(shot, size)] = 8
     facing = (normals[corners] * share).sum(2)
     facing = np.where((faces >= 0)[..., None], facing / (np.linalg.norm(facing, axis=-1, keepdims=True) + 1e-9), 0)
     column, row = np.floor(landmarks).astype(int).T

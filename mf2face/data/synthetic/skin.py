@@ -5,7 +5,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from mf2face.data.synthetic.anatomy import CHART, FOLD_NAMES, anatomy
+from mf2face.data.synthetic.anatomy import CHART, CHART_ANGLE, FOLD_NAMES, anatomy
 from mf2face.data.synthetic.people import Person
 
 
@@ -44,6 +44,12 @@ def ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
 
 
+def brow_line(person: Person, along: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) on the mean head, from the brow's inner end at 0 to the outer one at 1."""
+    arch = person.brow_arch * 0.085 * np.sin(np.pi * along**0.8 * 0.93)
+    return 0.075 + 0.46 * along, 0.175 + person.brow_height + arch - 0.035 * along
+
+
 def _brow_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
     """Strokes of hair from the inner to the outer end, on both sides, over a soft shadow."""
     alpha, body = np.zeros(CHART, np.float32), anatomy()
@@ -53,8 +59,7 @@ def _brow_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
         along = np.sort(rng.random(count)) ** 0.9
         thick = 0.036 * person.brow_width * np.clip(1.1 - 0.85 * along**1.8, 0.15, 1) * ramp(along, -0.12, 0.10)
         across = rng.uniform(-1, 1, count) * thick
-        x = 0.075 + 0.46 * along
-        y = 0.175 + person.brow_height + person.brow_arch * 0.085 * np.sin(np.pi * along**0.8 * 0.93) - 0.035 * along
+        x, y = brow_line(person, along)
         lean = np.radians(72 - 78 * along**0.6 + rng.normal(0, 10, count))
         length = rng.uniform(0.035, 0.065, count) * (0.7 + 0.5 * person.brow_width)
         roots = np.stack([side * x, y + across], 1)
@@ -88,17 +93,20 @@ def _beard_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
     return np.clip(shape * np.float32(amount) * grain, 0, 0.96) * lips
 
 
-def _scalp_alpha(person: Person) -> np.ndarray:
-    """Hair too short to stand off: on shaved heads, and under other hair."""
+def _scalp_alpha(person: Person, ends: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Hair too short to stand off: on shaved heads, and where other hair begins. ends: its height around the head."""
     body = anatomy()
     x, y = np.abs(body.chart_x), body.chart_y
-    front = {"receding": 0.95, "bald": 9.0}.get(person.cut, 0.66)
-    line = front - 0.10 * ramp(x, 0.15, 0.5) - 0.30 * ramp(x, 0.52, 0.70)
-    covered = ramp(y - line, 0.0, 0.10)
     if person.cut == "bald":
         covered = np.zeros_like(y)
+    else:
+        grown = 0.66 - 0.10 * ramp(x, 0.15, 0.5) - 0.30 * ramp(x, 0.52, 0.70)
+        columns = (np.linspace(-0.5, 0.5, CHART[1]) * CHART_ANGLE / (2 * np.pi) * len(ends)).astype(int)
+        line = np.maximum(grown, ends[columns] - 0.04)
+        fine = cv2.resize(rng.standard_normal((3, 300)).astype(np.float32), CHART[::-1])
+        covered = ramp(y - line + np.float32(0.025) * fine, -0.02, 0.09)
     sides = ramp(x, 0.67, 0.73) * ramp(y, -0.25, 0.05)
-    return np.maximum(covered, sides * 0.7) * np.float32(0.45 if person.cut == "bald" else 0.8)
+    return np.maximum(covered, sides * 0.7) * np.float32(0.45 if person.cut == "bald" else 0.88)
 
 
 def _spots(colour: np.ndarray, person: Person, rng: np.random.Generator) -> None:
@@ -116,8 +124,8 @@ def _spots(colour: np.ndarray, person: Person, rng: np.random.Generator) -> None
     colour *= 1 - layer * np.float32((0.55, 0.75, 0.85))
 
 
-def paint_skin(person: Person) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, columns, 4): linear RGB and shine; (rows, columns): the relief at rest."""
+def paint_skin(person: Person, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns, 4): linear RGB and shine; (rows, columns): the relief at rest. ends: heights where hair ends."""
     rng, body = np.random.Generator(np.random.PCG64(person.seed)), anatomy()
     x, y = np.abs(body.chart_x), body.chart_y
     base = np.float32(person.skin)
@@ -147,7 +155,7 @@ def paint_skin(person: Person) -> tuple[np.ndarray, np.ndarray]:
     if person.is_male:
         blue = ramp(-y + 0.35 * np.clip(x - 0.3, 0, 1), 0.48, 0.70) * (1 - ramp(-y, 1.15, 1.3))
         colour *= 1 - blue[..., None] * np.float32(rng.uniform(0.0, 0.22)) * np.float32((1.0, 0.85, 0.7))
-    scalp = _scalp_alpha(person)[..., None]
+    scalp = _scalp_alpha(person, ends, rng)[..., None]
     colour = colour * (1 - scalp) + scalp * np.float32(person.hair)
     if person.beard != "none":
         beard = _beard_alpha(person, rng)
@@ -179,4 +187,4 @@ def _relief(person: Person, beard: np.ndarray | np.float32, rng: np.random.Gener
     return np.ascontiguousarray(relief, dtype=np.float32)
 
 
-__all__ = ["bump", "noise", "paint_skin", "ramp"]
+__all__ = ["brow_line", "bump", "noise", "paint_skin", "ramp"]

@@ -24,6 +24,8 @@ ACTIVE_FROM = 2.0
 """The intensity, of 5, from which an AU counts as active."""
 AU_FLIPS, EMOTION_SWAPS, UNKNOWNS = 0.02, 0.08, 0.02
 """Annotators' errors, and the labels they left out."""
+BLINKS = 0.03
+"""The share of rendered frames in which a blink shuts the eyes."""
 
 # How often an emotion comes with each AU, in percent: EMFACS-like prototypes that overlap.
 _PROTOTYPES: dict[str, tuple[int, ...]] = {
@@ -37,14 +39,19 @@ _PROTOTYPES: dict[str, tuple[int, ...]] = {
     "Surprise": (  86, 90,  4,  3,  3,  2,  4, 10,  3,  3,  3,  2,  2, 82, 86),
     "Other": (      6, 54,  8, 36, 52,  4, 12, 44, 70,  8, 22, 52, 44, 16, 50),
 }  # fmt: skip
-# What rendered faces show beside: percent with each emotion; 3 where nothing is said.
+# What rendered faces show beside, or at other odds: percent with each emotion; 3 where nothing is said.
 _MORE_PROTOTYPES: dict[str, dict[str, int]] = {
+    "AU10": {"Anger": 36},
+    "AU23": {"Anger": 52},
+    "AU24": {"Anger": 34},
+    "AU25": {"Anger": 48, "Neutral": 10},
+    "AU26": {"Anger": 24},
     "AU5": {"Fear": 62, "Surprise": 58, "Anger": 34, "Other": 8},
-    "AU16": {"Disgust": 24, "Anger": 10, "Fear": 8},
+    "AU16": {"Disgust": 24, "Anger": 20, "Fear": 12},
     "AU18": {"Other": 12, "Neutral": 4},
     "AU20": {"Fear": 52, "Other": 6},
-    "AU22": {"Anger": 8, "Other": 6},
-    "AU27": {"Surprise": 22, "Fear": 8, "Other": 6},
+    "AU22": {"Anger": 12, "Other": 6},
+    "AU27": {"Surprise": 18, "Fear": 8, "Anger": 6, "Other": 6},
     "AU43": {"Neutral": 7, "Happiness": 6, "Sadness": 7, "Disgust": 7, "Other": 7},
 }
 # Muscles that cannot pull at once: of two drawn together, the second is dropped with this probability.
@@ -100,7 +107,7 @@ def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generat
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
 
 
-_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE = range(10)
+_SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE, _BLINK = range(11)
 
 
 def is_rendered(style: str) -> bool:
@@ -150,10 +157,10 @@ def subject(seed: int, style: str, index: int) -> Subject | Person:
 
 def _odds(style: str, emotion: str) -> np.ndarray:
     """How often each AU comes with an emotion."""
-    drawn = dict(zip(DRAWABLE_AUS, _PROTOTYPES[emotion], strict=True))
-    return (
-        np.array([drawn.get(name, _MORE_PROTOTYPES.get(name, {}).get(emotion, 3)) for name in shown_aus(style)]) / 100
-    )
+    odds = dict(zip(DRAWABLE_AUS, _PROTOTYPES[emotion], strict=True))
+    if is_rendered(style):
+        odds |= {name: more.get(emotion, odds.get(name, 3)) for name, more in _MORE_PROTOTYPES.items()}
+    return np.array([odds.get(name, 3) for name in shown_aus(style)]) / 100
 
 
 @lru_cache(maxsize=64)
@@ -183,7 +190,10 @@ def _follow_lips(row: np.ndarray, names: tuple[str, ...]) -> None:
 
 
 def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
-    """True intensities and emotion: a video goes smoothly from one expression to the next."""
+    """True intensities and emotion: a video goes smoothly from one expression to the next.
+
+    A rendered person blinks now and then (AU45); a single frame shows that as closed eyes, and it counts as AU43.
+    """
     video, frame = divmod(index, FRAMES_PER_VIDEO)
     phase, emotions, intensities = _keyframes(seed, style, video)
     time = min(max((frame + 0.5 * phase - 0.5) / 3, 0.0), 2.0)
@@ -192,6 +202,10 @@ def expression(seed: int, style: str, index: int) -> tuple[np.ndarray, int]:
     share = share * share * (3 - 2 * share)
     # Tenths, downwards, so that a printed 2.0 and an active label agree.
     between = intensities[before] + (intensities[before + 1] - intensities[before]) * share
+    if is_rendered(style):
+        blinks, shut = keyed_rng(seed, style, _BLINK, index).random(2)
+        eyes = shown_aus(style).index("AU43")
+        between[eyes] = max(between[eyes], (blinks < BLINKS) * (ACTIVE_FROM + 3.0 * shut))
     return np.floor(between * 10 + 1e-6) / 10, emotions[before + (share >= 0.5)]
 
 

@@ -1,4 +1,4 @@
-"""What stands off the skin: hair, headwear, glasses and a mask, as triangles around the head.
+"""What stands off the skin: hair, headwear, glasses, earrings and a mask, as triangles around the head.
 
 Hair and hats are one surface, the hood: rays from the head's centre, moved outwards by the hair's thickness and
 falling straight below the ears. Where it ends is a line around the head, which a cut chooses.
@@ -12,14 +12,12 @@ import numpy as np
 
 from mf2face.data.synthetic.anatomy import anatomy
 from mf2face.data.synthetic.bank import HOOD_CENTRE, HOOD_SHAPE
-from mf2face.data.synthetic.people import Person
+from mf2face.data.synthetic.people import Colour, Person
 from mf2face.data.synthetic.raster import CLOTH, GLOSS, HAIR
 
 
 STRANDS = (96, 640)
 """Rows and columns of the texture of hair: height above the eyes from -2 to 2, around the head."""
-_DROP = 0.16
-"""Decimetres between the rows of hair that hangs."""
 
 
 @dataclass
@@ -112,11 +110,15 @@ def strands_of(person: Person) -> tuple[np.ndarray, np.ndarray]:
     field = _strand_fields(cut.curl > 0)[int(rng.integers(6))]
     field = np.roll(field, int(rng.integers(STRANDS[1])), 1)
     wave = rng.uniform(0, 5) if cut.curl == 0 else 0.0
-    shift = (wave * np.sin(np.arange(STRANDS[0]) / rng.uniform(4, 9) + rng.uniform(0, 6))).astype(np.float32)
-    rows, columns = np.meshgrid(
-        np.arange(STRANDS[0], dtype=np.float32), np.arange(STRANDS[1], dtype=np.float32), indexing="ij"
-    )
-    field = cv2.remap(field, columns + shift[:, None], rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    rows, columns = np.meshgrid(*(np.arange(count, dtype=np.float32) for count in STRANDS), indexing="ij")
+    shift = wave * np.sin(rows / rng.uniform(4, 9) + rng.uniform(0, 6))
+    # Combed aside, over the forehead only: strands run down and outwards from a parting, or all to one side.
+    turn = (columns / STRANDS[1] * 360 + 180) % 360 - 180
+    aside = np.clip((turn - rng.uniform(-15, 15)) / 8, -1, 1) if cut.parted else rng.choice((-1, 1))
+    comb = rng.uniform(90, 190) if cut.parted else rng.uniform(0, 70)
+    shift = shift + comb * aside * np.clip((78 - np.abs(turn)) / 40, 0, 1) * (rows * (4 / STRANDS[0]) - 2)
+    source = (columns + shift.astype(np.float32)) % STRANDS[1]
+    field = cv2.remap(field, source, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
     ends = _around(cut)
     ragged = 0.04 if cut.front > 0.5 else 0.07
     jitter = rng.standard_normal(48).astype(np.float32) * ragged
@@ -146,10 +148,10 @@ def _hood(skin: np.ndarray, cut: Cut, ends: np.ndarray, rng: np.random.Generator
     falls = (degrees > 48) & (end < -0.30)
     for column in np.flatnonzero(falls):
         leave = int(np.argmax(heights[:, column] < (0.02 if degrees[column] < 115 else -0.25)))
-        below = np.arange(rows - leave, dtype=np.float32)
-        spread = 1 + 0.02 * below[:, None]
-        anchors[leave:, column] = anchors[leave, column] * np.array((1, 1, 1)) - below[:, None] * (0, _DROP, 0)
-        anchors[leave:, column, 0] *= spread[:, 0]
+        depth = max(heights[leave, column] - end[column] + 0.15, 0.3)
+        below = np.linspace(0, depth, rows - leave, dtype=np.float32)
+        anchors[leave:, column] = anchors[leave, column] - below[:, None] * (0, 1, 0)
+        anchors[leave:, column, 0] *= 1 + 0.12 * below
         outward[leave:, column] = outward[leave, column] * (1, 0.2, 1)
         heights[leave:, column] = anchors[leave:, column, 1]
     crown = np.clip((heights - 0.45) / 0.5, 0, 1)
@@ -213,18 +215,17 @@ def hair(person: Person, skin: np.ndarray, ends: np.ndarray) -> list[Mesh]:
         kept = triangles[seen[triangles].any(1)]
         meshes.append(Mesh(points, kept, attributes, HAIR, np.float32(person.hair)))
     if person.cut == "tied" and rng.random() < 0.5:
-        meshes.append(_ball(np.array((0, 1.22, -0.95)), 0.30, person, rng))
+        meshes.append(_ball(np.array((0, 1.22, -0.95)), 0.30 * rng.uniform(0.9, 1.1, 3), HAIR, person.hair))
     return meshes
 
 
-def _ball(centre: np.ndarray, radius: float, person: Person, rng: np.random.Generator) -> Mesh:
+def _ball(centre: np.ndarray, radii: np.ndarray | float, material: int, colour: Colour) -> Mesh:
     down, around = np.meshgrid(np.linspace(0, np.pi, 10), np.arange(17) * 2 * np.pi / 16, indexing="ij")
     rays = np.stack([np.sin(down) * np.sin(around), np.cos(down), np.sin(down) * np.cos(around)], -1)
-    points = (centre + radius * rays * rng.uniform(0.9, 1.1, 3)).reshape(-1, 3).astype(np.float32)
+    points = (centre + radii * rays).reshape(-1, 3).astype(np.float32)
     attributes = np.stack([around / 6.3, np.full_like(around, 1.5) + 0.3 * np.cos(down), np.zeros_like(around)], -1)
-    return Mesh(
-        points, _grid_triangles(10, 16), attributes.reshape(-1, 3).astype(np.float32), HAIR, np.float32(person.hair)
-    )
+    attributes = attributes.reshape(-1, 3).astype(np.float32)
+    return Mesh(points, _grid_triangles(10, 16), attributes, material, np.float32(colour))
 
 
 def headwear(person: Person, skin: np.ndarray) -> list[Mesh]:
@@ -235,22 +236,33 @@ def headwear(person: Person, skin: np.ndarray) -> list[Mesh]:
     ends = _around(hat)
     anchors, offsets, heights = _hood(skin, hat, ends, rng)
     points, attributes = _layer(anchors, offsets, heights, 1.0, 0.0)
-    low, tall = _end_at(attributes[:, 0], ends), attributes[:, 1]
-    seen = tall > low
+    grid = points.reshape(HOOD_SHAPE[0], -1, 3)
+    low, tall = (values.reshape(grid.shape[:2]) for values in (_end_at(attributes[:, 0], ends), attributes[:, 1]))
+    edge = _cut_off(grid, tall, low[0])
     if person.headwear == "band":
-        seen &= tall < low + 0.35
-    triangles = _grid_triangles(*HOOD_SHAPE)
-    kept = triangles[seen[triangles].any(1)]
-    meshes = [Mesh(points, kept, attributes, CLOTH, np.float32(person.fabric))]
+        _cut_off(grid[::-1], -tall[::-1], -low[0] - 0.35)
+    meshes = [Mesh(points, _grid_triangles(*HOOD_SHAPE), attributes, CLOTH, np.float32(person.fabric))]
     if person.headwear == "cap":
-        meshes.append(_brim(points.reshape(HOOD_SHAPE[0], -1, 3), tall.reshape(HOOD_SHAPE[0], -1), person))
+        meshes.append(_brim(edge, person))
     return meshes
 
 
-def _brim(points: np.ndarray, heights: np.ndarray, person: Person) -> Mesh:
+def _cut_off(grid: np.ndarray, heights: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Draws all rows below a height of each column onto it; the edge (columns, 3)."""
+    columns = np.arange(grid.shape[1])
+    last = np.clip((heights <= low).argmax(0) - 1, 0, None)
+    last = np.where((heights > low).all(0), len(grid) - 2, last)
+    above, below = heights[last, columns], heights[last + 1, columns]
+    share = np.clip((above - low) / np.maximum(above - below, 1e-6), 0, 1)[:, None]
+    edge = grid[last, columns] * (1 - share) + grid[last + 1, columns] * share
+    is_below = np.arange(len(grid))[:, None] > last
+    grid[is_below] = np.broadcast_to(edge, grid.shape)[is_below]
+    return edge
+
+
+def _brim(edge: np.ndarray, person: Person) -> Mesh:
     columns = np.arange(-10, 11) + HOOD_SHAPE[1] // 2
-    rows = [int(np.argmin(np.abs(heights[:, column] - 0.42))) for column in columns]
-    edge = points[rows, columns]
+    edge = edge[columns]
     share = np.cos(np.linspace(-1, 1, len(columns)) * np.pi / 2)[:, None]
     tip = edge + share * np.array((0.0, -0.10, 0.62))
     strip = np.concatenate([edge, tip]).astype(np.float32)
@@ -322,6 +334,30 @@ def glasses(person: Person, skin: np.ndarray) -> list[Mesh]:
     return meshes
 
 
+def earrings(person: Person, skin: np.ndarray) -> list[Mesh]:
+    """A stud, a hoop or a drop at both lobes, of gold or silver."""
+    if person.earrings == "none":
+        return []
+    rng, meshes = np.random.Generator(np.random.PCG64([person.seed, 5])), []
+    metal = ((0.75, 0.52, 0.18), (0.62, 0.62, 0.64))[int(rng.integers(2))]
+    radius, angle = rng.uniform(0.06, 0.15), np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    for lobe in skin[list(anatomy().lobes)]:
+        outside = lobe + np.array((0.02 * np.sign(lobe[0]), 0.03, 0.02))
+        if person.earrings == "hoop":
+            unit = np.stack([0 * angle, np.sin(angle), np.cos(angle)], 1)
+            ring = outside - (0, radius, 0) + radius * unit
+            for across in (np.array((1.0, 0, 0)), unit):
+                points, triangles = _ribbon(ring, 0.022, across, True)
+                blank = np.zeros((len(points), 3), np.float32)
+                meshes.append(Mesh(points.astype(np.float32), triangles, blank, GLOSS, np.float32(metal)))
+        else:
+            meshes.append(_ball(outside, 0.026, GLOSS, metal))
+        if person.earrings == "drop":
+            size = radius * np.array((0.25, 0.6, 0.25))
+            meshes.append(_ball(outside - (0, 0.04 + size[1], 0), size, GLOSS, person.fabric))
+    return meshes
+
+
 def mask(skin: np.ndarray, normals: np.ndarray, colour: np.ndarray) -> Mesh:
     """A cloth over nose, mouth and chin: the skin there, moved outwards and smoothed."""
     body = anatomy()
@@ -336,4 +372,4 @@ def mask(skin: np.ndarray, normals: np.ndarray, colour: np.ndarray) -> Mesh:
     return Mesh(points.astype(np.float32), kept, np.zeros((len(points), 3), np.float32), CLOTH, colour)
 
 
-__all__ = ["STRANDS", "Mesh", "glasses", "hair", "headwear", "mask", "strands_of"]
+__all__ = ["STRANDS", "Mesh", "earrings", "glasses", "hair", "headwear", "mask", "strands_of"]
