@@ -26,7 +26,7 @@ SHIFT_FIGURES = {
 }
 _MOST_ROWS = 4096
 """Training images of the probe: their tokens are held in memory."""
-_DECAYS = (0.01, 0.1, 1.0)
+_DECAYS = (1.0, 10.0, 100.0)
 _EPOCHS, _BATCH = 15, 128
 
 Read = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
