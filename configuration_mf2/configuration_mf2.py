@@ -169,7 +169,7 @@ SIZES: dict[str, dict[str, Any]] = {
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
         **{"units_alone_share": 0.5, "geometry_token": True},
     },
-    # The same, wider and deeper: 22 million parameters, for a GPU or a night.
+    # The same, wider and deeper: 29 million parameters, for a GPU or a night.
     "small": {
         "vision_config": {
             **{**_CONV_TOWER, "image_size": 160, "hidden_size": 320},

@@ -66,6 +66,7 @@ def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
         "image_size": vision.image_size,
         "image_mean": list(vision.image_mean),
         "image_std": list(vision.image_std),
+        **{name: getattr(vision, name) for name in ("alignment", "do_grayscale", "normalize_per_image")},
         "landmarks": "68 points (x, y) in pixels of pixel_values",
         "precision": "float32",
         "weights": weights_mark(model.classifiers.state_dict()),

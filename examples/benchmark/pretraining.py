@@ -158,7 +158,7 @@ def plain_losses(model: MF2ForPreTraining, batch: Batch, loop: bool = True) -> B
     parts |= dict(
         zip(LOSSES[4:7], au.align(*sentences, torch.stack([rows % units, states], dim=1), states >= 0), strict=True)
     )
-    emotion_logits, au_logits = model.classifiers(emo.states, au.states.unflatten(0, (images, units)))
+    emotion_logits, au_logits = model.classifiers(emo.states, au.states.unflatten(0, (images, units)))[:2]
     return parts | classification_losses(config, emotion_logits, batch["emotion_labels"], au_logits, batch["au_labels"])
 
 

@@ -14,7 +14,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
-from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
+from configuration_mf2.configuration_mf2 import MF2VisionConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
 from configuration_mf2.json_files import read_json
 from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
@@ -33,7 +33,7 @@ from mf2face.training.tower import TowerExamples
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
 from processing_mf2.augmentation import HEAVY, SLIGHT, MF2Augmentation
-from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.processing_mf2 import PREPARATION, MF2Processor
 
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,7 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
         if not settings.trains and processor.au_thresholds is not None:
             model.config.au_thresholds = processor.au_thresholds  # an adapter's; the config has its base's
         return Parts(model, processor, processor.tokenizer)
-    if issubclass(model_class.config_class, MF2Config) and "au_sides" in (
-        getattr(train_rows, "column_names", None) or ()
-    ):
+    if ours.model == "mf2" and "au_sides" in (getattr(train_rows, "column_names", None) or ()):
         own = {"sides": True, "intensities": True, **own}  # which rendering knows
     config = _new_config(settings, model_class.config_class, own)
     compared = isinstance(config, ComparedConfig)
@@ -134,6 +132,8 @@ def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: d
     if not issubclass(config_class, ComparedConfig):
         shape = {"label_taught": ours.task == "tower_by_labels"} if task.saves == "tower" else tower_fields(ours)
         fields["vision_config"] = {**shape, "frozen": task.trains != "all", **own.pop("vision_config", {})}
+    elif ours.model_size == "tiny":
+        fields |= _same_tower(tower_fields(ours))
     if "branches" not in task.unused:
         has_units = bool(resolve_label_set(ours.label_set).action_units)
         fields |= {"use_emo_branch": ours.branches != "au", "use_au_branch": ours.branches != "emo" and has_units}
@@ -149,11 +149,19 @@ def tower_fields(arguments: MF2Arguments) -> dict[str, Any]:
     saved = saved.get("vision_config", saved) if isinstance(saved, dict) else {}
     if saved.get("model_type") != MF2VisionConfig.model_type:
         return {}
+    vision = MF2VisionConfig.from_dict(saved)  # what a file lacks has the class's default, not the size's
     own = {field.name for field in dataclasses.fields(MF2VisionConfig)}
     own -= {"frozen", *(field.name for field in dataclasses.fields(PreTrainedConfig))}
-    # What an older file lacks had its default then, not the size's.
-    usual = {"do_grayscale": False, "normalize_per_image": False, "alignment": "steady", "backbone_kwargs": {}}
-    return usual | {name: saved[name] for name in own if name in saved}
+    return {name: getattr(vision, name) for name in own}
+
+
+def _same_tower(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A compared system's fields for MF²'s small tower and its images; none for a timm tower, which is named."""
+    if shape.get("backbone") != "conv":
+        return {}
+    kwargs = {"width": shape["hidden_size"], "patch_size": shape["patch_size"], **shape["backbone_kwargs"]}
+    images = ("image_size", "image_mean", "image_std", *PREPARATION)
+    return {"backbone_kwargs": kwargs, **{name: shape[name] for name in images}}
 
 
 def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source: object) -> None:
