@@ -24,7 +24,7 @@ SHIFT_FIGURES = {
     "probe/emotion_macro_recall": "emotion macro recall of that probe",
     "style_shift/probe_au_f1_macro": "AU F1 at 0.5, macro, of that probe in a style not trained on",
 }
-_MOST_ROWS = 4096
+_MOST_ROWS, _MOST_NUMBERS = 4096, 2**28
 """Training images of the probe: their tokens are held in memory."""
 _DECAYS = (1.0, 10.0, 100.0)
 _EPOCHS, _BATCH = 15, 128
@@ -96,8 +96,10 @@ def probe_scores(
     """`probe/...` of the test images, and `style_shift/probe_...` of those of another style. Weight decay and
     thresholds are chosen on validation images."""
     config, vision = model.config, model.base_model.vision
-    rows = splits["train"]
-    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:_MOST_ROWS])
+    rows, face = splits["train"], config.vision_config
+    numbers = (face.grid_size**2 + face.num_prefix_tokens) * face.hidden_size
+    most = min(_MOST_ROWS, _MOST_NUMBERS // numbers)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:most])
     train, validation = (_read(vision, processor, part) for part in (rows.select(chosen), splits["validation"]))
 
     def measured(probe: LinearProbe, read: Read, thresholds: np.ndarray | None = None) -> dict[str, float]:

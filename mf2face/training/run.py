@@ -209,7 +209,8 @@ def _measure_elsewhere(
         found = score(config, result.predictions, result.label_ids, config.au_thresholds)
         wanted = (*UNIT_TWO, *EMOTION_FOUR, *DETAIL_FIGURES)
         scores = {f"style_shift/{name}": found[name] for name in wanted if name in found}
-    if trainer.is_world_process_zero() and config.action_units and splits["validation"] is not splits["test"]:
+    probes = settings.trains and config.action_units and splits["validation"] is not splits["test"]
+    if probes and trainer.is_world_process_zero():
         scores |= probe_scores(parts.model, parts.processor, splits, shifted)
     return scores
 
