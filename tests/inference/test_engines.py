@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from mf2face import analyze
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.files import cache_folder
+from mf2face.inference.certify import Route, certify, figures, table
 from mf2face.inference.cli import main
 from mf2face.inference.engine import ENGINES, EngineProcessor, read_config, saved_mark
 from mf2face.inference.model import load_model
@@ -166,6 +167,19 @@ def test_confidence_needs_a_calibrated_checkpoint(place: Path, capsys: pytest.Ca
     assert "not calibrated" in capsys.readouterr().err
 
 
+def test_every_route_gives_the_same_answer(place: Path, capsys) -> None:
+    def other(rows: list[dict]) -> list[dict]:
+        return [{**rows[0], "AU06_c": 1 - rows[0]["AU06_c"]}, *rows[1:]]
+
+    routes = certify(place / "in", place / "model", aligned=True, most=3, more={"other": other})
+    assert [route.name for route in routes] == ["torch, one by one", "onnx", "int8", "pipeline", "command", "other"]
+    assert all(route.is_certified and route.faces == 3 for route in routes if route.name not in ("int8", "other"))
+    assert routes[-1].differ == 1 and not routes[-1].is_certified and "NO" in table(routes)
+    assert figures(routes[:-1])["routes_max_difference"] <= 1e-3 and figures(routes)["routes_decisions_differ"] == 1
+    assert not Route("int8", 1, 0.1, 1, 20).is_certified and Route("int8", 1, 0.1, 1, 100).is_certified
+    assert run("certify", place / "gone.png", "--aligned") == 2 and "gone.png" in capsys.readouterr().err
+
+
 def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(place / "model", device="cpu", engine="onnx")
     assert model.pipeline.run.get_session_options().intra_op_num_threads == torch.get_num_threads()
@@ -238,6 +252,7 @@ FULL = [
 LIGHT = f"""
 import sys
 sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))  # none of them can be imported
+from mf2face.inference.certify import Route, certify, figures, table
 from mf2face.inference.cli import main
 code = main(sys.argv[1:])
 print(*sorted(name for name in {FULL!r} if sys.modules.get(name)), file=sys.stderr)
