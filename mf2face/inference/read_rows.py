@@ -140,8 +140,10 @@ def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
             continue
         if ours in TEXT_COLUMNS or ours.endswith(STATE):
             columns[ours] = [value or "" for value in values]
-        else:
+        elif ours in _KEPT or UNIT.fullmatch(ours) or not any(isinstance(value, str) for value in values):
             columns[ours] = _numbers(name, values) * scale
+        else:  # a column that the user added
+            columns[ours] = [value or "" for value in values]
     if tool is not None and not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
         known = "AU01, AU01_c, AU01_r, au_1 or an emotion"
         raise ValueError(f"got the columns {', '.join(list(given)[:6])}, ..., but none of an AU or emotion ({known})")
