@@ -166,6 +166,9 @@ def test_columns_relative_to_a_neutral_picture_and_to_the_quiet_part_of_a_track(
     rows = mf2face.analyze(tmp_path / "in", neutral=faces[0], **settings).rows
     assert rows[0]["AU12_rel"] == pytest.approx(0, abs=1e-5)
     assert rows[1]["AU12_rel"] == pytest.approx(rows[1]["AU12"] - rows[0]["AU12"], abs=1e-4)
+    everything = ["--aligned", "--neutral", str(faces[0]), "--thresholds", "0", "--format", "csv"]
+    assert main([str(faces[1]), *everything], model=embedded()) == 0
+    assert "may not be neutral: AU1 " in capsys.readouterr().err
     (tmp_path / "none.png").write_text("no image")
     for name in ("none.png", "gone.png"):
         with pytest.raises(ValueError, match=f"neutral: .*{name}"):
