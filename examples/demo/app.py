@@ -32,7 +32,7 @@ logger = logging.getLogger("mf2.demo")
 
 
 class Page:
-    """Handlers of the events. Nothing is kept after an answer: the browser sends the picture each time."""
+    """Handlers of events. Nothing is kept: the browser sends the picture each time."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.limits, self.rate = engine, engine.limits, RateLimit()
@@ -101,7 +101,7 @@ def _message(error: Exception) -> str:
     if isinstance(error, Refused):
         return str(error)
     logger.error("an answer failed", exc_info=error)
-    return "Something went wrong on the server; it has noted what. Another picture may work."
+    return "The server failed and has logged why. Another picture may work."
 
 
 def build_app(engine: Engine) -> gr.Blocks:
@@ -144,7 +144,7 @@ def build_app(engine: Engine) -> gr.Blocks:
 
 
 def launch_settings(limits: Limits) -> dict[str, Any]:
-    """No network, no files, no record: not on the server, and not in the browser."""
+    """No network, no files, no record, neither on the server nor in the browser."""
     font = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", radius_size="lg", font=font, font_mono=["monospace"]

@@ -1,4 +1,4 @@
-"""Answers as HTML: every text that came from outside is escaped, every picture lies in the page itself."""
+"""The demo's HTML: all text from outside is escaped, all pictures are `data:` URLs."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def header() -> str:
 
 
 def source(limits: Limits, many: bool = False) -> str:
-    """The inputs for a picture. Without `${` and `{{`, which gradio would take for its own."""
+    """The inputs for pictures. Without `${` and `{{`, which gradio evaluates."""
     note = f"JPEG, PNG or WebP, up to {limits.mebibytes:g} MB"
     note += f" each, {limits.pictures} at most" if many else ""
     title = "Drop pictures here" if many else "Drop or paste a face here"
@@ -92,7 +92,7 @@ def working(done: int, total: int) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], left_out: Sequence[tuple[str, str]]) -> str:
-    """The rows to look at, all of them to download. `left_out`: (name, why)."""
+    """A table of the rows, and all of them to download. left_out: (name, why)."""
     parts = []
     if rows:
         content = csv_lines([columns, *([row[name] for name in columns] for row in rows)])

@@ -11,9 +11,20 @@ import cv2
 import numpy as np
 
 from mf2face.files import whole_file
-from mf2face.inference.explain.page import ACTIVE, AT_REST, INK, MARK, emotion_colours, ink_on, origin, shortened_line
+from mf2face.inference.explain.page import (
+    ACTIVE,
+    AT_REST,
+    INK,
+    MARK,
+    PALE,
+    emotion_colours,
+    ink_on,
+    origin,
+    shortened_line,
+)
 from mf2face.inference.media import Frame
-from mf2face.inference.rows import Columns, OutputError, box_of, has_face, unit_column
+from mf2face.inference.rows import STATE, Columns, OutputError, box_of, has_face, unit_column
+from processing_mf2.reliability import CANNOT_TELL
 
 
 STRIP_SECONDS = 10.0
@@ -29,7 +40,13 @@ def _bgr(colour: str) -> tuple[int, int, int]:
     return blue, green, red
 
 
+_COLOURS = {0.0: _bgr(AT_REST), 0.5: _bgr(PALE), 1.0: _bgr(ACTIVE)}
+"""Of decisions: at rest, cannot tell, active"""
 _PAPER, _LINE, _SOFT, _BRIGHT = _bgr(INK), _bgr("#363c43"), _bgr("#a3adb8"), _bgr("#eceff2")
+
+
+def _decision(row: Mapping[str, Any], name: str) -> float:
+    return 0.5 if row.get(f"{name}{STATE}") == CANNOT_TELL else row[f"{name}_c"]
 
 
 def _put(image: np.ndarray, words: str, place: tuple[float, float], size: float, colour: tuple, halo: int = 0) -> None:
@@ -62,7 +79,7 @@ class FrameView:
         faces = {int(row["face_id"]): row for row in rows if has_face(row)}
         for number, row in faces.items():
             values = [row[name] for name in self.units.values()]
-            values += [row[f"{name}_c"] for name in self.units.values()] + [row[name] for name in self.colours]
+            values += [_decision(row, name) for name in self.units.values()] + [row[name] for name in self.colours]
             self.past.setdefault(number, deque()).append((frame.time_s, np.array(values, float)))
         for number in list(self.past):
             while self.past[number] and self.past[number][0][0] < frame.time_s - STRIP_SECONDS - 1:
@@ -85,7 +102,10 @@ class FrameView:
                 cv2.circle(image, (round(row[f"x_{point}"]), round(row[f"y_{point}"])), line, colour, -1, cv2.LINE_AA)
             emotion = row.get("top_emotion")
             texts = [f"{row['face_id']}" + (f" {emotion} {row[emotion]:.2f}" if emotion else "")]
-            texts.append(" ".join(name for name in self.units.values() if row[f"{name}_c"] == 1) or "no AU active")
+            named = [
+                name + "?" * (decided == 0.5) for name in self.units.values() if (decided := _decision(row, name)) > 0
+            ]
+            texts.append(" ".join(named) or "no AU active")
             texts += [row["quality"].replace("_", " ")] * bool(row["quality"])
             for number, words in enumerate(texts):
                 place = left, bottom + (22 + 26 * number) * scale
@@ -121,15 +141,16 @@ class FrameView:
         _put(panel, f"last {STRIP_SECONDS:.0f} seconds", (strip, 1.2 * high), text, _SOFT)
         for place, (code, name) in enumerate(self.units.items()):
             top = first + place * high
-            share, active = (0.0, False) if row is None else (row[name], row[f"{name}_c"] == 1)
-            _put(panel, code, (8, top + 0.75 * high), text, _BRIGHT if active else _SOFT)
+            share, decided = (0.0, 0.0) if row is None else (row[name], _decision(row, name))
+            ink = _BRIGHT if decided > 0 else _SOFT
+            _put(panel, code + "?" * (decided == 0.5), (8, top + 0.75 * high), text, ink)
             panel[top + 3 : top + high - 3, bar : strip - 3 * high] = _LINE
             if share == share:
                 end = bar + round(share * (strip - 3 * high - bar))
-                panel[top + 3 : top + high - 3, bar:end] = _bgr(ACTIVE if active else AT_REST)
+                panel[top + 3 : top + high - 3, bar:end] = _COLOURS.get(decided, _COLOURS[0.0])
                 if row is not None:
                     value = (strip - 2.7 * high, top + 0.75 * high)
-                    _put(panel, f"{share:.2f}", value, text, _BRIGHT if active else _SOFT)
+                    _put(panel, f"{share:.2f}", value, text, ink)
             if (limit := self.limits[place]) == limit:
                 at = bar + round(limit * (strip - 3 * high - bar))
                 panel[top : top + high, at - 1 : at + 1] = _bgr(MARK)
@@ -145,11 +166,11 @@ class FrameView:
         seen = (at >= 0) & (moments - times[at] <= _GAP * max(usual, 0.04))
         columns = values[at].T  # (values, width)
         levels = 1 - (np.arange(high) + 0.5) / high
-        shares, active = columns[:count, None], columns[count : 2 * count, None] == 1
+        shares, decided = columns[:count, None], columns[count : 2 * count, None]
         filled = (levels[None, :, None] < 0.9 * shares) & seen
         rows = part[: high * count].reshape(count, high, -1, 3)
-        rows[filled & ~active] = _bgr(AT_REST)
-        rows[filled & active] = _bgr(ACTIVE)
+        for decision, colour in _COLOURS.items():
+            rows[filled & (decided == decision)] = colour
         rows[:, -1] = _LINE
         if self.colours and seen.any():
             ribbon = part[high * count + 8 : high * count + 8 + high]

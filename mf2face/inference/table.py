@@ -138,7 +138,8 @@ class FaceTable:
                 words = f"{name} {ACTION_UNITS[code].noun:<25}{_bar(share, limit)} {share:.2f}  {limit:.2f}"
                 lines.append("  ".join([words + self._grade(name, 7), state, *self._details(row, name)]).rstrip())
         if row.get("caption"):
-            lines += ["", f'written by the model: "{row["caption"]}"']
+            but = " (disagrees with the decisions)" * (row["caption_disagrees"] == 1)
+            lines += ["", f'written by the model: "{row["caption"]}"{but}']
         return "\n".join(lines)
 
 

@@ -184,6 +184,24 @@ def test_the_timeline_page_has_values_toggles_and_gaps(tmp_path: Path) -> None:
     assert active[0].startswith("M454.5 ") and active[3].count("M") == 2, "from 0.25 s on; two stretches"
 
 
+def test_what_the_model_cannot_tell_is_a_third_state(tmp_path: Path) -> None:
+    face = a_face()
+    face.action_units["AU12"]["state"] = "cannot tell"
+    words = Page(face_html(face)).words
+    assert "0.80 cannot tell" in words and "AU12?" in words and "0.80  cannot tell" in _texts(draw_face_page(face))
+    rows, _ = some_rows(tmp_path)
+    rows.states = True
+    for row in (rows.stills[0], *rows.videos["v.mp4"]):
+        row["AU12_state"] = "cannot tell"
+    assert "AU1 AU25 AU12?" in Page(contact_html(rows, rows.stills)).words
+    track = tracks_of(rows, "v.mp4")[0]
+    assert track.unsure["AU12"].all() and not track.active["AU12"].any() and track.active["AU25"].any()
+    (path,) = save_timeline_html(rows, "v.mp4", tmp_path / "t.html")
+    pale = [part["d"] for part in Page(path.read_text()).all("path") if part.get("class") == "pale"]
+    assert [bool(path) for path in pale] == [False, True, False] * 2
+    assert "pale blue: cannot tell" in _texts(draw_timeline(rows, "v.mp4", [track], ""))
+
+
 def test_a_long_video_has_a_bounded_timeline(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(row_pictures, "STEPS", 3)
     rows, _ = some_rows(tmp_path)
@@ -227,8 +245,8 @@ def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_
     detector = FakeDetector([[face_at(10, 10, 90)], [face_at(10, 10, 90)], *[[face_at(10, 5)]] * 3])
     arguments = [str(tmp_path / "in"), "-o", str(rows), "--why", str(out)]
     assert main(arguments, model=embedded(), detector=detector) == 0
-    told = capsys.readouterr().err
-    assert "2 face pages, contact sheet, 1 timeline" in told
+    printed = capsys.readouterr().err
+    assert "2 face pages, contact sheet, 1 timeline" in printed
     names = sorted(str(path.relative_to(out)) for path in out.rglob("[!.]*") if path.is_file())
     stems = ["a/face-000-face0", "b/face-000-face0", "contact_sheet", "v-timeline"]
     assert names == sorted(f"{stem}.{ending}" for stem in stems for ending in ("png", "html"))
@@ -267,9 +285,9 @@ def test_pictures_among_the_photographs_are_not_analysed(tmp_path: Path, capsys)
     folder = tmp_path / "in"
     write_faces(folder, 2)
     arguments = [str(folder), "--aligned", "-o", str(folder / "rows.csv"), "--why", str(folder / "why")]
-    for told in ("2 images looked at", "2 inputs stood in"):
+    for printed in ("2 images looked at", "2 inputs stood in"):
         assert main(arguments, model=embedded()) == 0
-        assert told in capsys.readouterr().err and len((folder / "rows.csv").read_text().splitlines()) == 3
+        assert printed in capsys.readouterr().err and len((folder / "rows.csv").read_text().splitlines()) == 3
     assert sorted(path.name for path in (folder / "why").glob("*.png")) == [
         *("contact_sheet.png", "face-000-face0.png", "face-001-face0.png")
     ]
@@ -282,13 +300,13 @@ def test_rows_from_before_without_pages_are_told(tmp_path: Path, capsys) -> None
     write_faces(tmp_path / "in", 2)
     arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv")]
     why = ["--why", str(tmp_path / "why")]
-    for more, told in (
+    for more, printed in (
         ([], "2 images"),
         (why, "no page of 2 faces whose rows were there before; --overwrite makes them"),
         ([*why, "--overwrite"], "2 face pages"),
     ):
         assert main([*arguments, *more], model=embedded()) == 0
-        assert told in capsys.readouterr().err
+        assert printed in capsys.readouterr().err
         assert (tmp_path / "why").exists() == bool(more), "unasked, no picture is written"
 
 
@@ -325,9 +343,11 @@ def test_a_face_that_cannot_be_explained_or_drawn_leaves_the_others_their_pages(
     monkeypatch.setattr(why_folder, "save_timeline", timeline)
     arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
     assert main(arguments, model=embedded()) == 1
-    told = capsys.readouterr().err
-    assert "1 face page, contact sheet, 1 timeline" in told and "left out, 2 times" in told
-    assert "face-000.png: no page of face 0 (error: OpenCV" in told and "v.avi: cannot be drawn (ValueError" in told
+    printed = capsys.readouterr().err
+    assert "1 face page, contact sheet, 1 timeline" in printed and "left out, 2 times" in printed
+    assert (
+        "face-000.png: no page of face 0 (error: OpenCV" in printed and "v.avi: cannot be drawn (ValueError" in printed
+    )
     assert main(["--picture", str(tmp_path / "rows.csv")]) == 1
     assert "v.avi: cannot be drawn" in capsys.readouterr().err
 
@@ -362,8 +382,8 @@ ROW = {
 def test_rows_that_cannot_be_drawn_are_refused_with_their_field(tmp_path: Path, capsys, field: str, value) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, field: value})))
     assert main(["--picture", str(tmp_path / "rows.jsonl")]) == 2
-    told = capsys.readouterr().err
-    assert "rows.jsonl could not be read" in told and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert "rows.jsonl could not be read" in printed and "Traceback" not in printed
 
 
 @pytest.mark.parametrize("content", ["", "[]\n", "7\n", "{\n", "null\n", '{"input": 1}\n', "[" * 100_000, "\0\n"])

@@ -35,9 +35,7 @@ class FaceAttention:
     units: torch.Tensor | None
     """(faces, AU, side, side): queries of each AU; zero outside its region"""
     face: torch.Tensor | None
-    """(faces, side, side): emotion queries"""
-    nowhere: torch.Tensor | None
-    """(faces,): share of the emotion queries' attention on tokens without a place (class, registers)"""
+    """(faces, side, side): emotion queries, without tokens that have no place (class, registers)"""
     corners: torch.Tensor | None
     """(faces, AU, 2, 4, 2): the two squares of an AU's region, in crop pixels"""
 
@@ -96,7 +94,7 @@ def maps_of(
     config: MF2Config, landmarks: torch.Tensor, au: list[torch.Tensor], emo: list[torch.Tensor]
 ) -> FaceAttention:
     """au, emo: weights of each cross-attention layer, from `recorded_attention`."""
-    units = face = nowhere = corners = None
+    units = face = corners = None
     if au:
         side = config.vision_config.grid_size
         tokens = _mean(au).unflatten(0, (-1, len(config.action_units)))  # (faces, AU, tokens)
@@ -104,10 +102,9 @@ def maps_of(
         units, corners = units.unflatten(-1, (side, side)), region_corners(config, landmarks)
     if emo:
         patches = _mean(emo)[:, config.vision_config.num_prefix_tokens :]
-        side, total = math.isqrt(patches.shape[1]), patches.sum(-1)
-        nowhere = 1 - total
-        face = (patches / total[:, None].clamp_min(1e-12)).unflatten(-1, (side, side))
-    return FaceAttention(units, face, nowhere, corners)
+        side = math.isqrt(patches.shape[1])
+        face = (patches / patches.sum(-1, keepdim=True).clamp_min(1e-12)).unflatten(-1, (side, side))
+    return FaceAttention(units, face, corners)
 
 
 def _mean(layers: list[torch.Tensor]) -> torch.Tensor:
@@ -132,7 +129,7 @@ def attention_maps(model: nn.Module, landmarks: torch.Tensor, **images: torch.Te
 CONTROLS = 3
 
 
-def _filled(polygons: Sequence[np.ndarray], size: int) -> np.ndarray:
+def polygon_mask(polygons: Sequence[np.ndarray], size: int) -> np.ndarray:
     """(size, size) bool: pixels whose centres lie in one of the convex polygons."""
     mask = np.zeros((size, size), np.uint8)
     for polygon in polygons:
@@ -140,15 +137,7 @@ def _filled(polygons: Sequence[np.ndarray], size: int) -> np.ndarray:
     return mask.astype(bool)
 
 
-def region_mask(corners: np.ndarray, size: int) -> np.ndarray:
-    return _filled(corners, size)
-
-
-def face_mask(landmarks: np.ndarray, size: int) -> np.ndarray:
-    return _filled([face_outline(landmarks)], size)
-
-
-def control_masks(mask: np.ndarray, face: np.ndarray, count: int = CONTROLS) -> list[np.ndarray]:
+def control_masks(mask: np.ndarray, face: np.ndarray) -> list[np.ndarray]:
     """The mask moved to other places of the face: none overlaps the region, and they overlap each other little."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -162,7 +151,7 @@ def control_masks(mask: np.ndarray, face: np.ndarray, count: int = CONTROLS) -> 
     moved = [shape for shift in shifts if not ((shape := np.roll(mask, shift, (0, 1))) & mask).any()]
     chosen: list[np.ndarray] = []
     value = face.astype(np.float64)
-    while moved and len(chosen) < count:
+    while moved and len(chosen) < CONTROLS:
         best = max(moved, key=lambda shape: value[shape].sum())
         if (best & face).sum() < 0.5 * mask.sum():  # hardly on the face
             break
@@ -188,8 +177,8 @@ def occlusion_check(
     if not config.use_au_branch:
         raise ValueError("occlusion: the model has no AU branch, so there is no region to hide")
     size, points = config.vision_config.image_size, landmarks.float().cpu().numpy()
-    face = face_mask(points, size)
-    masks = [region_mask(corners, size) for corners in region_corners(config, landmarks[None])[0].cpu().numpy()]
+    face = polygon_mask([face_outline(points)], size)
+    masks = [polygon_mask(corners, size) for corners in region_corners(config, landmarks[None])[0].cpu().numpy()]
     tries = [[mask, *control_masks(mask, face)] for mask in masks]
     flat = [np.zeros_like(face), *(mask for of_unit in tries for mask in of_unit)]  # the first hides nothing
     rows: list[torch.Tensor] = []

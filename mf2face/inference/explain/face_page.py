@@ -86,14 +86,6 @@ class Occlusion:
     hidden: float
     controls: tuple[float, ...]
 
-    @property
-    def drop(self) -> float:
-        return self.probability - self.hidden
-
-    @property
-    def control_drop(self) -> float:
-        return self.probability - float(np.mean(self.controls)) if self.controls else float("nan")
-
     def text(self) -> str:
         said = f"region hidden: {self.probability:.2f} → {self.hidden:.2f}; "
         if not self.controls:
