@@ -58,7 +58,7 @@ def dry_run(settings: Settings) -> Figures:
     with tempfile.TemporaryDirectory() as folder:
         scratch = replace(settings, training=_changed(settings.training, output_dir=folder))
         trainer, _ = make_trainer(scratch, parts, splits, columns, Path(folder))
-        figures = _parameters(trainer.model)
+        figures = {f"{name}_images": count for name, count in images.items()} | _parameters(trainer.model)
         figures |= _store_figures(settings, trainer.model, parts, splits["train"], images)
         figures |= _step_figures(scratch, trainer, images)
     figures |= _disk_figures(settings, trainer.model, figures)
