@@ -28,7 +28,7 @@ from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.training.arguments import Settings
 from mf2face.training.build import load_splits, store_options, store_root, with_sources
 from mf2face.training.run import load_parts, make_trainer
-from mf2face.training.stores import StoreOptions, frozen_outputs, packed_outputs
+from mf2face.training.stores import StoreOptions, frozen_outputs
 from mf2face.training.trainer import MF2Trainer
 
 
@@ -130,7 +130,7 @@ def _store_figures(
             begun = time.perf_counter()
             found = plain.__getitems__(range(count))
             inputs = default_collate([{name: example[name] for name in MODEL_INPUTS} for example in found])
-            outputs = packed_outputs(frozen_outputs(frozen, inputs, options), options.dtype)
+            outputs = frozen_outputs(frozen, inputs, options)
             times.append(time.perf_counter() - begun)
         seconds += min(times) / count
         size += sum(tensor.nbytes for name, tensor in outputs.items() if "." not in name) / count
