@@ -76,7 +76,7 @@ def test_what_is_too_small_is_named_with_what_helps(
     settings = parse_arguments(dry(tmp_path / "out", per_device_train_batch_size=56))
     with pytest.raises(ValueError, match=expected) as raised:
         module._check_room(settings, NEEDS | figures)
-    assert figures or "--gradient_accumulation_steps 3" in str(raised.value) and "--bf16 True" in str(raised.value)
+    assert figures or ("--gradient_accumulation_steps 3" in str(raised.value) and "--bf16 True" in str(raised.value))
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_moved(
