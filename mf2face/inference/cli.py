@@ -56,7 +56,8 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="mf2", description=__doc__, epilog=EXIT_CODES, formatter_class=form)
+    words = {"usage": "mf2 INPUTS... [options]", "description": __doc__, "epilog": EXIT_CODES}
+    parser = argparse.ArgumentParser(prog="mf2", formatter_class=form, **words)
     add = parser.add_argument
     add("inputs", nargs="*", help="images, folders, videos, or a .txt file with a path a line")
     add("--camera", nargs="?", const=0, type=int, metavar="NUMBER", help="a camera, the first unless named")
@@ -116,7 +117,10 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        try:
+            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        except ImportError as error:
+            return _fail(2, ImportError(f"{argv[0]} needs the full package ({error}): pip install mf2face"))
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
@@ -276,14 +280,11 @@ def _finish(given: argparse.Namespace, why: Any) -> int:
 
 def _picture(given: argparse.Namespace) -> int:
     from mf2face.inference.explain.folder import picture
-    from mf2face.inference.read_rows import adopted
     from mf2face.inference.rows import OutputError
 
     left_out: list[tuple[str, str]] = []
-    folder = given.why or f"{Path(given.picture).with_suffix('')}_pictures"
     try:
-        with adopted(given.picture) as rows:
-            folder, made = picture(rows, folder, lambda *why: left_out.append(why))
+        folder, made = picture(given.picture, given.why, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:
@@ -333,36 +334,17 @@ class _Lines:
         self.out.flush()
 
 
-class _AroundBar:
-    """Rows on the same screen as the progress bar: it steps aside for them."""
-
-    def __init__(self, sink: Any) -> None:
-        self.sink, self.close = sink, sink.close
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        from tqdm.auto import tqdm
-
-        with tqdm.external_write_mode(file=sys.stdout):
-            self.sink.add(rows)
-
-
-def _beside_bar(analysis: Any, sink: Any) -> Any:
-    return _AroundBar(sink) if analysis.progress else sink
-
-
 def _screen(analysis: Any, format: str) -> Any:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
         sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
-        return _beside_bar(analysis, _Lines(sys.stdout, format, analysis.columns.names))
+        return _Lines(sys.stdout, format, analysis.columns.names)
     from mf2face.inference.media import is_video
     from mf2face.inference.table import FaceTable
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _beside_bar(
-        analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
-    )
+    return FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
 
 
 def _say(text: str) -> None:

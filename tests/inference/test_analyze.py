@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from analysis_media import FakeCamera, FakeDetector, embedded, face_at, write_faces, write_video
+from analysis_media import FakeCamera, FakeDetector, embedded, face_at, write_cut_video, write_faces, write_video
 
 import mf2face
 from mf2face.data.synthetic.faces import draw_example
@@ -84,7 +84,8 @@ def test_a_hundred_faces_in_a_picture_are_a_hundred_rows(tmp_path: Path) -> None
     bad = face_at(0, 0)
     bad.landmarks[:] = 7  # what a network may find in a wall
     summary = analyze(tmp_path / "crowd.png", detector=FakeDetector([[*crowd, bad]]), model=embedded(), batch_size=64)
-    assert [row["face_id"] for row in summary.rows] == list(range(100))
+    assert [row["face_id"] for row in summary.rows[:-1]] == list(range(100))
+    assert not has_face(summary.rows[-1]) and "one spot or one line" in summary.rows[-1]["error"]
     assert summary.rows[57]["FaceRectX"] == 280 and summary.left_out == 1
     assert "one spot or one line" in summary.skipped[0][1] and not summary.skipped[0][1].startswith("inputs")
 
@@ -126,6 +127,39 @@ def test_a_stopped_run_goes_on_to_what_an_unstopped_one_writes(tmp_path: Path, e
         assert whole.read_bytes() == cut.read_bytes()
     again = analyze(str(tmp_path / "in"), cut, detector=FakeDetector([]), **settings)
     assert again.frames == 0 and str(video) not in dict(again.skipped)
+
+
+def test_a_cut_ends_every_track_also_where_a_run_goes_on(tmp_path: Path) -> None:
+    video, still = write_cut_video(tmp_path / "v.avi"), [[face_at(20, 20)]] * 12
+    rows = analyze(video, detector=FakeDetector(still), model=embedded(), batch_size=1).rows
+    assert [(row["scene"], row["face_id"]) for row in rows] == [*[(0, 0)] * 7, *[(1, 1)] * 5]
+    whole = tmp_path / "whole.csv"
+    analyze(video, whole, detector=FakeDetector(still), model=embedded(), batch_size=1)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for left in (4, 7, 8, 9, 10):  # the header, and rows before, at and behind the cut
+        cut = tmp_path / f"{left}.csv"
+        cut.write_bytes(b"".join(lines[:left]))
+        about = json.loads(Path(f"{whole}.about.json").read_text())
+        Path(f"{cut}.about.json").write_text(json.dumps({**about, "finished": False, "bytes": 0}))
+        analyze(video, cut, detector=FakeDetector(still), model=embedded(), batch_size=1)
+        assert cut.read_bytes() == whole.read_bytes(), left
+
+
+def test_what_breaks_the_detector_or_the_model_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    class Breaks(FakeDetector):
+        def detect(self, images):
+            if len(images) > 1 or self.seen == 1:
+                self.seen += len(images) == 1
+                raise RuntimeError("too narrow")
+            return super().detect(images)
+
+    write_faces(tmp_path / "in", 3)
+    summary = analyze(tmp_path / "in", tmp_path / "r.csv", detector=Breaks([[face_at(10, 10)]] * 3), model=embedded())
+    with open(tmp_path / "r.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [False, True, False] and "too narrow" in rows[1]["error"]
+    assert (summary.frames, summary.faces, summary.left_out, summary.without_face) == (3, 2, 1, 0)
+    assert "too narrow" in summary.skipped[0][1]
 
 
 def test_rows_of_other_settings_and_of_cameras_are_not_continued(tmp_path: Path, monkeypatch) -> None:

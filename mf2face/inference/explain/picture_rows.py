@@ -1,26 +1,23 @@
 """Rows of a file or a run as pictures need them: stills apart from videos, and each tracked face as a series."""
 
-import csv
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
-from configuration_mf2.json_files import parse_json, read_json
 from mf2face.inference.explain.page import fills
-from mf2face.inference.rows import STATE, box_of, format_of, has_face, unescape_cell, unit_column
+from mf2face.inference.read_rows import BOX, read_rows
+from mf2face.inference.rows import STATE, box_of, has_face, unit_column
 from processing_mf2.image_io import read_image
 from processing_mf2.reliability import CANNOT_TELL
 
 
-_BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
 _CODES = {unit_column(code): code for code in ACTION_UNITS}
 _EMOTIONS = {name.lower() for labels in LABEL_SETS.values() for name in labels.emotions}
 _EXPECTED = "expected rows as mf2 writes them (-o faces.csv)"
@@ -46,7 +43,7 @@ class PictureRows:
 
     @classmethod
     def of_columns(cls, names: Sequence[str], about: Mapping[str, Any] | None = None) -> "PictureRows":
-        if missing := [name for name in ("input", "frame", "face_id", *_BOX) if name not in names]:
+        if missing := [name for name in ("input", "frame", "face_id", *BOX) if name not in names]:
             raise ValueError(f"rows: got no column {missing[0]}, {_EXPECTED}")
         about = about or {}
         settings = dict(about.get("settings", {}))
@@ -61,14 +58,14 @@ class PictureRows:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         flags = [f"{name}_c" for name in self.units.values()]
-        numbers = ["frame", "time_s", "face_id", *_BOX, *self.units.values(), *self.emotions]
+        numbers = ["frame", "time_s", "face_id", *BOX, *self.units.values(), *self.emotions]
         for row in rows:
             kept = {name: row.get(name) or None for name in ("input", "top_emotion", "caption", "error")}
             kept |= {name: _number(name, row.get(name)) for name in numbers}
             kept |= {name: _number(name, row.get(name)) == 1 for name in (*flags, "caption_disagrees")}
             if self.states:
                 kept |= {f"{name}{STATE}": row.get(f"{name}{STATE}") for name in self.units.values()}
-            for name in ("frame", *(_BOX if has_face(kept) else ())):
+            for name in ("frame", *(BOX if has_face(kept) else ())):
                 if math.isnan(kept[name]):
                     raise ValueError(f"{name}: got {row.get(name)!r} for {row['input']}, expected a number")
             kept["input"] = str(row["input"])
@@ -95,54 +92,15 @@ def _number(name: str, value: Any) -> float:
 
 
 def read_picture_rows(path: str | os.PathLike) -> PictureRows:
-    """A file that mf2 wrote; facts of the run are read from the .about.json beside it."""
-    path = Path(path)
-    read, about_file = {"csv": _csv, "jsonl": _lines, "parquet": _parquet}[format_of(path)], Path(f"{path}.about.json")
+    """A file that mf2 or another tool wrote; facts of the run are read from the .about.json beside it."""
+    table = read_rows(path, may_be_empty=True).with_shares()
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would block
-            raise OSError("not a regular file")
-        batches = read(path)
-        rows = PictureRows.of_columns(list(next(batches)), read_json(about_file) if about_file.is_file() else {})
-        for batch in batches:
-            rows.add(batch)
-    except StopIteration:
-        raise ValueError(f"rows: {path} is empty, {_EXPECTED}") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        rows = PictureRows.of_columns(list(table.columns), table.about)
+        rows.add(table.rows())
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         message = str(error).removeprefix("rows: ")
         raise ValueError(f"rows: {path} could not be read as rows of faces ({message})") from error
     return rows
-
-
-def _csv(path: Path) -> Iterator[Any]:
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames:
-            reader.fieldnames = [unescape_cell(name) for name in reader.fieldnames]
-            yield reader.fieldnames
-            for row in reader:
-                yield [{name: cell and unescape_cell(cell) for name, cell in row.items() if name is not None}]
-
-
-def _lines(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8") as file:
-        for place, line in enumerate(file):
-            row = parse_json(line, f"line {place + 1}")
-            if place == 0:
-                yield list(row)
-            yield [row]
-
-
-def _parquet(path: Path) -> Iterator[Any]:
-    from pyarrow import ArrowInvalid, parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names if not name.startswith(("x_", "y_"))]
-            yield names
-            for batch in file.iter_batches(1000, columns=names):
-                yield batch.to_pylist()
-    except ArrowInvalid as error:
-        raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
