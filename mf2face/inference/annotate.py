@@ -21,7 +21,6 @@ from mf2face.inference.explain.page import (
     emotion_colours,
     ink_on,
     origin,
-    shortened_line,
 )
 from mf2face.inference.media import Frame
 from mf2face.inference.rows import STATE, Columns, OutputError, box_of, has_face, unit_column
