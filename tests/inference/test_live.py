@@ -103,6 +103,7 @@ def test_the_command_shows_and_streams_a_video(tmp_path: Path, capsys, monkeypat
         with urllib.request.urlopen(f"{address}stream", timeout=60) as answer:
             seen.append(answer.read())
 
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("webbrowser.open", lambda address: Thread(target=read, args=[address], daemon=True).start())
     detector = FakeDetector([[face_at(20, 30, side=60)]] * 5)
     arguments = [str(video), "--live", "--osc", "9", "--format", "csv"]
