@@ -14,6 +14,10 @@ from .reliability import add_reliability, conformal_cuts
 Thresholds = float | Sequence[float] | Mapping[str, float] | None
 
 
+ANSWERS = ("emotion_logits", "au_logits", "au_side_logits", "au_intensities")
+"""Outputs of a model that results are made of; few models have the last two."""
+
+
 class NotFiniteError(ValueError):
     """A model answered with NaN or an infinite value."""
 
