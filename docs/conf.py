@@ -74,8 +74,10 @@ def dotted(path: Path) -> str:
 
 
 def module_page(name: str) -> str:
-    """A file is a topic: what is public in it."""
-    return f"""{name}
+    """A file is a topic: what is public in it. The room's page leads here; the sidebar is for the guides."""
+    return f""":orphan:
+
+{name}
 {"=" * len(name)}
 
 .. automodule:: {name}
@@ -93,8 +95,7 @@ def room_page(room: str, about: str, modules: list[Path]) -> str:
         for path in files:
             first = (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "").split("\n\n")[0]
             lines.append(f"- :doc:`{path.stem} <{dotted(path)}>`: {inline(' '.join(first.split()))}")
-    entries = [f"   {path.stem} <{dotted(path)}>" for path in modules]
-    return "\n".join([*lines, "", ".. toctree::", "   :hidden:", "", *entries, ""])
+    return "\n".join([*lines, ""])
 
 
 COMMANDS = ("compare", "events", "certify", "merge", "setup")
