@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 project, author, release = "MF²", "the authors of MF²", VERSION
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme, html_title, html_static_path, html_css_files = "furo", "MF²", ["_static"], ["mf2.css"]
 html_show_sphinx, html_copy_source, html_show_copyright = False, False, False
