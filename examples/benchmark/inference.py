@@ -297,6 +297,7 @@ def live_fps(seconds: float = 20) -> dict[str, float]:
         with urllib.request.urlopen(f"{address}stream") as stream:
             arrived.extend(time.perf_counter() for line in stream if line.startswith(b"--frame"))
 
+    os.environ["DISPLAY"] = ":0"
     webbrowser.open = lambda address: threading.Thread(target=watch, args=[address], daemon=True).start()
     with tempfile.TemporaryDirectory() as scratch:
         video, rows = Path(scratch, "camera.mp4"), Path(scratch, "rows.csv")
