@@ -6,8 +6,8 @@ python examples/rendered_gallery.py [--out outputs/gallery] [--size 96] [--subje
 import argparse
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 from synthetic_gallery import titled, write_sheet
 
 from mf2face.command_line import positive, run_as_command
@@ -36,14 +36,16 @@ def one_sided(name: str, side: int) -> np.ndarray:
     return sides
 
 
-def film(path: Path, sitter: Sitter, size: int) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 15, (size, size))
-    for number in range(150):
-        index, within = divmod(number / 150 * len(PEAKS), 1)
-        level, turn = float(np.sin(np.pi * within) ** 0.7), 2 * np.pi * number / 150
+def film(path: Path, sitter: Sitter, size: int, frames: int = 120) -> Path:
+    """Ten seconds; WebP, which a browser and GitHub show."""
+    pictures = []
+    for number in range(frames):
+        index, within = divmod(number / frames * len(PEAKS), 1)
+        level, turn = float(np.sin(np.pi * within) ** 0.7), 2 * np.pi * number / frames
         shown = {name: level * strength for name, strength in PEAKS[int(index)].items()}
-        writer.write(at(sitter, shown, size, yaw=0.22 * np.sin(turn), pitch=0.05 * np.sin(2 * turn))[..., ::-1].copy())
-    writer.release()
+        pose = {"yaw": 0.22 * np.sin(turn), "pitch": 0.05 * np.sin(2 * turn)}
+        pictures.append(Image.fromarray(at(sitter, shown, size, **pose)))
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=10_000 // frames, loop=0, quality=60)
     return path
 
 
@@ -71,7 +73,7 @@ def main(argv: list[str] | None = None) -> list[Path]:
     faces = [[draw_example(i, style=style, size=given.size)[0] for i in numbers] for style in RENDERED_STYLES]
     sheets["random"] = [half for row in faces for half in (row[:10], row[10:])]
     written = [write_sheet(given.out / f"rendered_{name}.jpg", rows) for name, rows in sheets.items()]
-    written.append(film(given.out / "rendered_film.mp4", people[0], max(given.size, 192) // 2 * 2))
+    written.append(film(given.out / "rendered_film.webp", people[0], 2 * given.size))
     print("\n".join(map(str, written)))
     return written
 

@@ -462,7 +462,8 @@ class MF2Model(MF2PreTrainedModel):
                 "pixel_values, image_tokens: expected one of the two, got "
                 + ("neither" if pixel_values is None else "both")
             )
-        return self.vision(pixel_values) if image_tokens is None else image_tokens
+        tokens = self.vision(pixel_values) if image_tokens is None else image_tokens
+        return tokens.to((self.emo_vl or self.au_vl).queries.dtype)  # a frozen tower may be in half precision
 
     def _frozen(self) -> bool:
         return any(branch is not None and branch.port.frozen for branch in (self.emo_vl, self.au_vl))
@@ -498,6 +499,7 @@ class MF2Model(MF2PreTrainedModel):
     def branch_image(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
         """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions; a
         token of the landmarks comes last, if the model has one."""
+        image_tokens = image_tokens.to(self.branch(name).queries.dtype)  # a frozen tower may be in half precision
         places = self._places(name, image_tokens, landmarks)
         if self.geometry is None:
             return places

@@ -194,11 +194,19 @@ def backbone_fingerprint(model: nn.Module) -> str:
         if isinstance(module, adapters) or getattr(module, "is_dfn_port", False)
     )
     heads = {*getattr(model, "adapter_heads", {}).get("all", [])}
+    return weights_digest(
+        {
+            name.removeprefix("base_model.model."): tensor
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(own) and not heads & set(name.split("."))
+        }
+    )
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Of names, types, shapes and numbers."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if name.startswith(own) or heads & set(name.split(".")):
-            continue
-        name = name.removeprefix("base_model.model.")
+    for name, tensor in weights.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
@@ -234,11 +242,12 @@ def compute_tokens(tower: MF2VisionTower, inputs: Mapping[str, torch.Tensor]) ->
 def frozen_outputs(
     model: nn.Module, inputs: Mapping[str, torch.Tensor], options: StoreOptions
 ) -> dict[str, torch.Tensor]:
-    """What is stored of these images, before it is packed: `pathway.layer` names what is the same for all."""
+    """What is stored of these images; `pathway.layer` names what is the same for all."""
     device = next(model.parameters()).device
     compute = compute_tokens if isinstance(model, MF2VisionTower) else compute_states
     with torch.autocast(device.type, _DTYPES[options.precision], enabled=options.precision != "float32"):
-        return compute(model, {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+        states = compute(model, {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+    return _packed(states, _DTYPES[options.dtype])
 
 
 def frozen_states(
@@ -382,9 +391,9 @@ class _Build:
             yield from (list(rows[start : start + size]) for start in range(0, len(rows), size))
 
     def _compute(self, model: nn.Module, loader: DataLoader, bar: tqdm) -> None:
-        parts, dtype = [], _DTYPES[self.options.dtype]
+        parts = []
         for rows, inputs in loader:
-            parts.append(_packed(frozen_outputs(model, inputs, self.options), dtype))
+            parts.append(frozen_outputs(model, inputs, self.options))
             number = rows[0] // self.plan["shard_rows"]
             if rows[-1] == self._rows_of(number)[-1]:
                 self._write(number, parts)

@@ -62,6 +62,21 @@ def test_a_face_s_row() -> None:
     assert box_of(row) == (10, 20, 40, 70)
 
 
+def test_sides_intensity_and_the_change_from_neutral_have_columns_of_their_own(monkeypatch) -> None:
+    columns = Columns(("AU12",), (), unit_details=("left", "right", "intensity"), relative=True)
+    assert [name for name in columns.names if name.startswith("AU")] == [
+        *("AU12", "AU12_c", "AU12_L", "AU12_R", "AU12_i", "AU12_rel")
+    ]
+    unit = {"probability": 0.75, "active": True, "left": 0.875, "right": 0.125, "intensity": 2.25}
+    answer, points = {"action_units": {"AU12": unit}}, np.zeros((68, 2))
+    row = columns.row("a", 0, 0.0, 0, (0, 0, 9, 9), 0.9, points, "given", answer, neutral={"AU12": 0.25})
+    assert [row[f"AU12_{suffix}"] for suffix in ("L", "R", "i", "rel")] == [0.875, 0.125, 2.25, 0.5]
+    assert columns.measures["AU_i"] == "0 to 5"
+    out = io.StringIO()
+    FaceTable(out, columns, {"AU12": 0.5}, detailed=True).add([row])
+    assert "active  left 0.88  right 0.12  intensity 2.2  from neutral +0.50" in out.getvalue()
+
+
 def test_a_row_without_a_face_has_its_place_and_nothing_else() -> None:
     row = NAMED.empty_row("v.mp4", 3, 0.1)
     assert (row["input"], row["frame"], row["time_s"]) == ("v.mp4", 3, 0.1) and not has_face(row)
@@ -92,6 +107,15 @@ def test_a_run_in_words_counts_everything_and_keeps_memory_flat() -> None:
     assert "  7.png: holds zero bytes" in text and "4,992 more" in text and len(text.splitlines()) < 17
     assert "rows: out.csv" in text and "mf2 --picture out.csv" in text.splitlines()[-1]
     assert repr(summary) == "<Result: 1 image, 2 faces, 5,000 left out, rows in out.csv>"
+
+
+def test_a_result_is_short_in_a_terminal_and_a_table_in_jupyter() -> None:
+    result = Result(frames=30, faces=30, noun="frame", rows=[shown_row("<b>.png")] * 30)
+    assert repr(result) == "<Result: 30 frames, 30 faces>"
+    shown = result._repr_html_()
+    assert "&lt;b&gt;.png" in shown and "<b>" not in shown and "10 further rows" in shown and "x_1" not in shown
+    assert shown.count("<tr>") == 21 and len(result.to_pandas()) == 30
+    assert Result()._repr_html_() == "<p>Result: 0 images, 0 faces</p>"
 
 
 def test_a_run_that_was_stopped_says_by_what_and_whether_it_continues() -> None:

@@ -235,7 +235,7 @@ def _towards_face(rng: np.random.Generator, nearest: float, farthest: float) -> 
 
 def _hand(rng: np.random.Generator) -> tuple[tuple[np.ndarray, float], ...]:
     """Arm, palm, thumb and four fingers that touch the edge of the face."""
-    tip = _towards_face(rng, 0.18, 0.34)
+    tip = _towards_face(rng, 0.23, 0.36)
     lean = np.arctan2(*(0.5 - tip)[::-1]) + rng.normal(0, 0.5)
     size, side, bend = rng.uniform(0.85, 1.15), rng.choice((-1, 1)), rng.uniform(0, 0.5)
 

@@ -172,6 +172,9 @@ def _shaped(sitter: Sitter, sides: np.ndarray, gaze: tuple[float, float], rng: n
     lips = sitter.landmarks(points)
     if (lips[[61, 62, 63], 1] - lips[[67, 66, 65], 1]).max() < 0.045:  # closed lips hide what lies behind them
         points[body.behind_lips] = np.float32((0, -0.7, -0.6))
+    else:  # teeth end before the corners of the mouth
+        low, high = lips[60, 0] + np.float32(0.02), lips[64, 0] - np.float32(0.02)
+        points[body.behind_lips, 0] = np.clip(points[body.behind_lips, 0], low, high)
     return points
 
 
@@ -243,7 +246,7 @@ def render_face(
     mesh = joined(sitter.with_mask(shaped)) if shot.is_masked else sitter.mesh
     points, head = _placed(np.concatenate([shaped, mesh.points[len(shaped) :]]), sitter, shot)
 
-    side = round(size * (2.0 if size <= 160 else 1.5))
+    side = round(size * (1.8 if size <= 160 else 1.5))
     focal = shot.scale * side / sitter.crop * shot.distance
     centre = np.array((0.5 + shot.shift[0], 0.5535 + shot.shift[1])) * side - 0.5
 
