@@ -13,7 +13,7 @@ from mf2face.command_line import run_as_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
-RELEASED = ROOT / "model_cards" / "mf2-tiny-synthetic"
+RELEASED = ROOT / "model_cards" / "mf2-tiny-rendered"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_system_is_trained_measured_and_kept(name: str, tmp_path: Path) -> Non
     assert set(model.loss_names) <= set(history(tmp_path)[0]), "every part of its loss is trained and told"
     assert max(model.config.au_class_weights) > 1.2, "rare AUs count more, by the training labels"
     assert model.config.au_thresholds == MF2Processor.from_pretrained(tmp_path).au_thresholds
-    released = load_file(ROOT / "model_cards" / "mf2-tiny-synthetic" / "model.safetensors")
+    released = load_file(ROOT / "model_cards" / "mf2-tiny-rendered" / "model.safetensors")
     moved = model.vision.backbone.convolutions[0].weight - released["mf2.vision.backbone.convolutions.0.weight"].float()
     assert 0 < moved.abs().max() < 0.02, "the backbone begins where MF²'s tower is, and is trained"
 
