@@ -64,6 +64,7 @@ def test_every_python_block_of_the_readme_runs_alone_in_a_fresh_process(tmp_path
     assert answer in printed, "run docs/figures.py --pictures"
 
 
+@pytest.mark.slow
 def test_the_notebook_and_the_pages_blocks_run(tmp_path: Path) -> None:
     pages = [program for page in PAGES[1:] for program in programs_of(page)]
     printed = run_each([("start.ipynb", notebook()), *pages], tmp_path)
