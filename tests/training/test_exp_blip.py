@@ -161,10 +161,11 @@ def test_an_image_encoder_is_read_before_it_saw_a_caption(tmp_path: Path, task: 
     assert isinstance(model, ExpBlipForFaceAnalysis) and model.config.features == "vision"
     assert model.config.frozen_features == model.config.vision_config.frozen == (task == "linear_probe")
     assert_same(model.mf2.vision.state_dict(), donor.state_dict())
-    assert processor.image_processor.image_mean == [0.5] * 3
+    assert list(processor.image_processor.image_mean) == [0.5] * 3
     monkeypatch.setattr(training_build, "load_vision_weights", lambda model, tower: tower)
     options = ["--features", "vision", "--model_options", f"vision_config={json.dumps(VIT)}"]
-    assert classifier("vit_base_patch16_224.mae")[1].image_processor.image_mean == [0.485, 0.456, 0.406]
+    named = classifier("vit_base_patch16_224.mae").processor.image_processor
+    assert list(named.image_mean) == [0.485, 0.456, 0.406] and list(named.image_std) == [0.229, 0.224, 0.225]
 
 
 def test_stage_one_is_built_as_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
