@@ -52,7 +52,7 @@ _GAP = 0.2
 def _save_pages(
     path: str | os.PathLike, items: Sequence[Any], size: int, save: Callable[[Sequence[Any], Path, list[Path]], Path]
 ) -> list[Path]:
-    """`size` items a page: `sheet.png`, `sheet-02.png`, ...; at least one. save: called with (items, path, all paths)."""
+    """`size` items a page: `sheet.png`, `sheet-02.png`, ...; at least one. save: takes (items, path, all paths)."""
     parts, path = [items[start : start + size] for start in range(0, max(1, len(items)), size)], Path(path)
     digits = len(str(len(parts)))
     paths = [path, *(path.with_stem(f"{path.stem}-{number:0{digits}}") for number in range(2, len(parts) + 1))]
