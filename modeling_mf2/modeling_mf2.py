@@ -506,7 +506,9 @@ class MF2Model(MF2PreTrainedModel):
         vision = self.config.vision_config
         points = landmarks_or_mean(landmarks, len(image_tokens), vision.image_size, image_tokens.device)
         shape = self.geometry[name](points).to(places.dtype)
-        return torch.cat([places, shape.repeat_interleave(len(places) // len(shape), 0)], 1)
+        if name == "au":
+            shape = shape.repeat_interleave(len(self.config.action_units), 0)
+        return torch.cat([places, shape], 1)
 
     def _places(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
         self.branch(name)
