@@ -8,8 +8,8 @@ from huggingface_hub.errors import StrictDataclassError
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import CANONICAL_FACE
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
+from modeling_mf2.heads import FaceLabels, label_losses
 from modeling_mf2.losses import intensity_loss
-from modeling_mf2.modeling_mf2 import FaceLabels, label_losses
 from modeling_mf2.regions import inner_shape
 from processing_mf2 import MF2Processor
 
