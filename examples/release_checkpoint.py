@@ -58,7 +58,8 @@ def main(source: Path, target: Path) -> None:
         kind.from_pretrained(target).save_pretrained(target)  # and their code
     drawn = read_json(target / "run.json")["drawn"]
     if drawn:
-        draw_face(drawn["style"].split("+")[0], drawn["people_seed"]).save(target / EXAMPLE_FACE)
+        alignment = MF2Processor.from_pretrained(target).image_processor.alignment
+        draw_face(drawn["style"], drawn["people_seed"], alignment).save(target / EXAMPLE_FACE)
     write_card(target)
     print(f"{target}: {len(list(target.iterdir()))} files, weights {size / 1e6:.1f} MB")
 
