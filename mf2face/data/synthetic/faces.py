@@ -1,4 +1,4 @@
-"""MFASynthetic: the embedded data set of rendered (for tests: drawn) faces whose action units move pixels; always synthetic."""
+"""MFASynthetic: the embedded data set of rendered faces whose action units move pixels; always synthetic."""
 
 import hashlib
 import inspect
@@ -239,8 +239,8 @@ def MFASynthetic(
 ) -> Dataset | IterableDataset:
     """`n` synthetic faces in the schema of `mfa_features`, cached on disk unless they are streamed.
 
-    Styles: `studio`, `street` and `webcam` are rendered in 3D; `drawn` faces are plain and quick, for tests. with_truth:
-    the columns of `truth_features` too (rendered styles only).
+    Styles: `studio`, `street` and `webcam` are rendered in 3D; `drawn` is plain and quick, for tests. with_truth: the
+    columns of `truth_features` too (rendered styles only).
     Landmarks carry a detector's error unless `exact_landmarks`: exact ones alone give many AUs away.
     The column `split` keeps subjects apart: `ds.filter(lambda split: split == "train", input_columns="split")`.
     """

@@ -15,7 +15,9 @@ from mf2face.data.synthetic.people import Person, draw_person
 from mf2face.data.synthetic.places import RENDERED_STYLES, Shot, draw_shot
 
 
-STYLES = (*RENDERED_STYLES, "drawn")
+_STYLE_KEYS = {"studio": 3, "street": 4, "webcam": 5, "drawn": 1}
+"""What each style's random numbers are keyed by."""
+STYLES = tuple(_STYLE_KEYS)
 """The last one is for tests: plain faces in a millisecond."""
 FRAMES_PER_VIDEO, VIDEOS_PER_SUBJECT = 8, 2
 FRAMES_PER_SUBJECT = FRAMES_PER_VIDEO * VIDEOS_PER_SUBJECT
@@ -82,7 +84,7 @@ class Annotation:
 
 
 def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, _STYLE_KEYS[style], kind, index))))
 
 
 _SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE, _BLINK = range(11)
