@@ -240,8 +240,8 @@ class FaceConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> Any:
-        """`tiny` trains on two CPU cores, `base` is the everyday or published size, MF²'s `giant` the paper's. An
-        override of a sub-config is a dict and changes only the fields that it names."""
+        """`tiny` trains on two CPU cores, `small` in a night; `base` is the everyday or published size, `giant`
+        the paper's. An override of a sub-config is a dict and changes only the fields that it names."""
         if size not in cls.sizes:
             raise ValueError(f"size: got {size!r}, expected one of {list(cls.sizes)}")
         fields = copy.deepcopy(cls.sizes[size])

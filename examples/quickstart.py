@@ -4,18 +4,15 @@ python examples/quickstart.py [--checkpoint FOLDER_OR_NAME | --random] [--save F
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
 from configuration_mf2 import MF2Config
 from mf2face.command_line import run_as_command
 from mf2face.data.synthetic.faces import draw_example
+from mf2face.files import RELEASED
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
-
-
-RELEASED = Path(__file__).resolve().parent.parent / "model_cards" / "mf2-tiny-synthetic"
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -1,36 +1,42 @@
-"""Puts a finished training run among the released checkpoints: its weights, its files, its results, not our code.
+"""Puts a finished training run among the released checkpoints, with its code, its card, and a synthetic face to try.
 
     python examples/release_checkpoint.py outputs/release model_cards/mf2-tiny-synthetic
 
-A checkpoint on the Hub carries the code that it needs. One that lies in this repository takes the code beside it, so
-that there is never a second, older copy: import `modeling_mf2` and `processing_mf2`, then load the folder.
+Where both names are one folder, its code, configs, face and card are renewed.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from configuration_mf2 import MF2Config
 from configuration_mf2.json_files import read_json
 from mf2face.command_line import run_as_command
-from mf2face.files import write_whole
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.files import whole_file
+from mf2face.training.cards import EVAL_RESULTS, EXAMPLE_FACE, write_card
+from processing_mf2 import MF2Processor
+from processing_mf2.geometry import alignment_matrix, warp
 
 
-NAME_CODE = ("auto_map", "custom_pipelines")
+NEEDED = ("config.json", "model.safetensors", "metrics.json", "run.json")
 LEFT_OUT = {".py", ".bin", ".lock", ".tmp"}
 MOST_BYTES = 12_000_000
+FACE, SIDE = 12, 224
 
 
-def without_code(content: object) -> object:
-    """The same JSON, no longer naming the files of code."""
-    if isinstance(content, dict):
-        return {name: without_code(value) for name, value in content.items() if name not in NAME_CODE}
-    return [without_code(value) for value in content] if isinstance(content, list) else content
+def draw_face(style: str, people_seed: int) -> Image.Image:
+    """An aligned crop of a person whom training did not see."""
+    pixels, landmarks = draw_example(FACE, style=style, seed=people_seed + 1, size=SIDE)
+    crop = warp(pixels.transpose(2, 0, 1), alignment_matrix(landmarks, SIDE, SIDE), SIDE, SIDE)
+    return Image.fromarray(np.round(crop).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 def main(source: Path, target: Path) -> None:
-    needed = ("config.json", "model.safetensors", "metrics.json", "README.md")
-    missing = [name for name in needed if not (source / name).is_file()]
+    missing = [name for name in NEEDED if not (source / name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{source}: {', '.join(missing)} not found; expected the output folder of a finished run"
@@ -41,16 +47,18 @@ def main(source: Path, target: Path) -> None:
             f"{source / 'model.safetensors'}: {size} bytes, expected at most {MOST_BYTES}; train with --save_half True"
         )
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if not path.is_file() or path.suffix in LEFT_OUT or path.name.startswith("."):
-            continue
-        if path.suffix == ".json" and any(name in path.read_text(encoding="utf-8") for name in NAME_CODE):
-            content = without_code(read_json(path))
-            write_whole(target / path.name, json.dumps(content, indent=2) + "\n")
-        else:
-            temporary = target / f".{path.name}.tmp"
-            shutil.copyfile(path, temporary)
-            temporary.replace(target / path.name)
+    for path in sorted(source.iterdir()) if source.resolve() != target.resolve() else ():
+        if path.is_file() and path.suffix not in LEFT_OUT and not path.name.startswith("."):
+            with whole_file(target / path.name, shared=True) as part:
+                shutil.copyfile(path, part)
+    if source.resolve() != target.resolve() and (source / EVAL_RESULTS).is_dir():
+        shutil.copytree(source / EVAL_RESULTS, target / EVAL_RESULTS, dirs_exist_ok=True)
+    for kind in (MF2Config, MF2Processor):
+        kind.from_pretrained(target).save_pretrained(target)  # and their code
+    drawn = read_json(target / "run.json")["drawn"]
+    if drawn:
+        draw_face(drawn["style"], drawn["people_seed"]).save(target / EXAMPLE_FACE)
+    write_card(target)
     print(f"{target}: {len(list(target.iterdir()))} files, weights {size / 1e6:.1f} MB")
 
 

@@ -8,6 +8,9 @@ _LAZY = {
     "Analyzer": ("mf2face.inference.batches", "Analyzer"),
     "__version__": ("configuration_mf2.version", "VERSION"),
     "analyze": ("mf2face.inference.analyze", "analyze"),
+    "certify": ("mf2face.inference.certify", "certify"),
+    "compare": ("mf2face.inference.compare", "compare"),
+    "events": ("mf2face.inference.events", "events"),
     "explain": ("mf2face.inference.explain.explainer", "explain"),
     "load_model": ("mf2face.inference.model", "load_model"),
 }
@@ -21,4 +24,8 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-__all__ = ["Analyzer", "__version__", "analyze", "explain", "load_model"]
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__all__ = ["Analyzer", "__version__", "analyze", "certify", "compare", "events", "explain", "load_model"]

@@ -17,6 +17,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
+_HERE = Path(__file__).resolve().parent
+MODEL_CARDS = (_HERE if (_HERE / "model_cards").is_dir() else _HERE.parent) / "model_cards"
+"""Inside the package in a wheel, beside it in a checkout."""
+RELEASED = MODEL_CARDS / "mf2-tiny-synthetic"
+"""The checkpoint that comes along; `make checkpoint` trains it anew."""
+
 _PART = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.\w+)?")
 _FOREIGN_AGE = 24 * 3600
 """Seconds; a process of another machine, container or boot cannot be looked up, so its part goes when it is old."""

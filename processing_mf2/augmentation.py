@@ -1,4 +1,5 @@
-"""Augmentation for training: random rotation, crop, flip, colours and cutout. It does not travel with a checkpoint."""
+"""Augmentation for training: random rotation, crop, flip, colours, cutout, and what cameras and light do to a picture.
+It does not travel with a checkpoint."""
 
 import dataclasses
 import math
@@ -9,6 +10,7 @@ import numpy as np
 
 from configuration_mf2.facs import LANDMARK_MIRROR
 
+from .crops import GREY_WEIGHTS
 from .geometry import transform_points, warp_by_pil, warp_bytes
 from .image_io import BACKGROUND
 
@@ -18,8 +20,6 @@ try:
 except ImportError:  # then nothing is resampled to bytes either
     cv2 = None
 
-_GREY_WEIGHTS = (0.299, 0.587, 0.114)
-
 
 @dataclass(frozen=True)
 class MF2Augmentation:
@@ -27,7 +27,9 @@ class MF2Augmentation:
 
     rotate: degrees either way. scale: relative size either way. shift: share of the crop's side either way (scale and
     shift together are the random crop). flip, cutout: probabilities. cutout_size: largest side of the hidden patch, as
-    a share of the crop's. brightness, contrast, saturation: relative strength either way.
+    a share of the crop's. brightness, contrast, saturation: relative strength either way. grey: probability. The rest
+    is drawn for some images each: gamma: its logarithm either way. light: logarithm of an uneven light (standard
+    deviation). blur: largest sigma in pixels of a crop of 112. noise: largest standard deviation in grey levels.
     """
 
     rotate: float = 10.0
@@ -39,11 +41,16 @@ class MF2Augmentation:
     saturation: float = 0.2
     cutout: float = 0.3
     cutout_size: float = 0.3
+    grey: float = 0.0
+    gamma: float = 0.0
+    light: float = 0.0
+    blur: float = 0.0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            limit = 180.0 if field.name == "rotate" else 1.0
+            limit = {"rotate": 180.0, "blur": 20.0, "noise": 100.0}.get(field.name, 1.0)
             if not 0 <= value <= limit:
                 raise ValueError(f"{field.name}: got {value!r}, expected a number from 0 to {limit:g}")
         if self.scale == 1:
@@ -69,6 +76,22 @@ class MF2Augmentation:
             **{"angle": angle, "scale": scale, "shift_x": shift_x, "shift_y": shift_y, "flips": flips},
             **{"brightness": brightness, "contrast": contrast, "saturation": saturation},
             patch=patch if hides else None,
+            camera=self._draw_camera(np.random.default_rng((seed, index, 1))) if self._has_camera else None,
+        )
+
+    @property
+    def _has_camera(self) -> bool:
+        return any((self.grey, self.gamma, self.light, self.blur, self.noise))
+
+    def _draw_camera(self, rng: np.random.Generator) -> "CameraDraw":
+        happens, size = rng.random(5), rng.random(3)
+        return CameraDraw(
+            is_grey=bool(happens[0] < self.grey),
+            gamma=math.exp(self.gamma * (2 * size[0] - 1)) if happens[1] < 0.6 else 1.0,
+            light=np.exp(self.light * rng.standard_normal((3, 3))).astype(np.float32) if happens[2] < 0.4 else None,
+            blur=self.blur * float(size[1]) if happens[3] < 0.35 else 0.0,
+            noise=self.noise * float(size[2]) if happens[4] < 0.4 else 0.0,
+            noise_seed=int(rng.integers(2**31)),
         )
 
 
@@ -76,6 +99,43 @@ SLIGHT = MF2Augmentation(
     rotate=4.0, scale=0.04, shift=0.02, brightness=0.05, contrast=0.05, saturation=0.05, cutout=0.0
 )
 """For views of an image whose features are frozen: stronger changes cost AUs."""
+
+HEAVY = MF2Augmentation(
+    **{"rotate": 7.0, "scale": 0.1, "shift": 0.05, "brightness": 0.3, "contrast": 0.35, "saturation": 0.5},
+    **{"grey": 0.3, "gamma": 0.5, "light": 0.25, "blur": 1.6, "noise": 9.0, "cutout": 0.35},
+)
+"""For learning from renders what holds on photographs."""
+
+
+@dataclass(frozen=True)
+class CameraDraw:
+    is_grey: bool
+    gamma: float
+    light: np.ndarray | None
+    """(3, 3) factors, spread over the crop."""
+    blur: float
+    noise: float
+    noise_seed: int
+
+    def take(self, crop: np.ndarray) -> np.ndarray:
+        """(height, width, 3), uint8 or float from 0 to 255 -> the same as float32, changed."""
+        if cv2 is None:
+            raise ImportError("augment: a camera's changes need OpenCV; pip install opencv-python-headless")
+        height, width = crop.shape[:2]
+        made = crop.astype(np.float32)
+        if self.is_grey:
+            made = np.repeat(cv2.cvtColor(made, cv2.COLOR_RGB2GRAY)[..., None], 3, -1)
+        if self.light is not None:
+            made *= cv2.resize(self.light, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+        if self.gamma != 1:
+            made = 255 * (made.clip(0, 255) / 255) ** np.float32(self.gamma)
+        if self.blur > 0.3:
+            made = cv2.GaussianBlur(made, (0, 0), self.blur * width / 112)
+        if self.noise:
+            rng = np.random.Generator(np.random.SFC64(self.noise_seed))
+            grains = rng.standard_normal((height, width, 1 if self.is_grey else 3), np.float32)
+            made += np.float32(self.noise) * grains
+        return made.clip(0, 255)
 
 
 @dataclass(frozen=True)
@@ -90,6 +150,7 @@ class AugmentationDraw:
     saturation: float
     patch: tuple[float, float, float, float] | None
     """Centre (x, y), width and height of the hidden patch, as fractions of the crop."""
+    camera: CameraDraw | None = None
 
     def cut(
         self, warp: Callable, pixels: np.ndarray, points: np.ndarray, matrix: np.ndarray, height: int, width: int
@@ -103,6 +164,8 @@ class AugmentationDraw:
             crop = self.recolour_bytes(samples).transpose(2, 0, 1)
         else:
             crop = self.recolour(warp(pixels, matrix, height, width))
+        if self.camera is not None:
+            crop = self.camera.take(crop.transpose(1, 2, 0)).transpose(2, 0, 1)
         return crop, self.reorder_landmarks(transform_points(matrix, points))
 
     def matrix(self, height: int, width: int) -> np.ndarray:
@@ -130,7 +193,7 @@ class AugmentationDraw:
         """(3, height, width) float from 0 to 255, changed in place."""
         # Brightness, then saturation (away from grey), then contrast (away from the mean grey), in one sum: each is
         # linear in the pixels, in their grey and in its mean.
-        grey = np.tensordot(np.array(_GREY_WEIGHTS, np.float32), crop, 1)
+        grey = np.tensordot(np.array(GREY_WEIGHTS, np.float32), crop, 1)
         constant = self.brightness * (1 - self.contrast) * float(grey.mean(dtype=np.float64))
         strength = self.brightness * self.contrast
         crop *= strength * self.saturation
@@ -144,9 +207,9 @@ class AugmentationDraw:
     def recolour_bytes(self, crop: np.ndarray) -> np.ndarray:
         """`recolour` of uint8 (height, width, 3) into new memory, rounded."""
         strength = self.brightness * self.contrast
-        mean_grey = sum(weight * mean for weight, mean in zip(_GREY_WEIGHTS, cv2.mean(crop)[:3], strict=True))
+        mean_grey = sum(weight * mean for weight, mean in zip(GREY_WEIGHTS, cv2.mean(crop)[:3], strict=True))
         mixing = np.empty((3, 4))
-        mixing[:, :3] = np.array(_GREY_WEIGHTS) * (strength * (1 - self.saturation))
+        mixing[:, :3] = np.array(GREY_WEIGHTS) * (strength * (1 - self.saturation))
         mixing[:, :3] += np.eye(3) * (strength * self.saturation)
         mixing[:, 3] = self.brightness * (1 - self.contrast) * mean_grey
         crop = cv2.transform(crop, mixing)

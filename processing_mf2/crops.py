@@ -4,7 +4,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,9 @@ from .landmarks import (
 )
 
 
+Alignment = Literal["steady", "five_points"]
+
+
 class CropSize(NamedTuple):
     height: int
     width: int
@@ -30,11 +33,18 @@ _FIXED = {
     **{"resample": Image.Resampling.BILINEAR, "data_format": "channels_first"},
 }
 _CHOICES = {
+    "alignment": Alignment.__args__,
     "landmark_source": LandmarkSource.__args__,
     "on_no_face": NoFacePolicy.__args__,
     "on_many_faces": ManyFacesPolicy.__args__,
 }
-_SWITCHES = ("do_align", "do_rescale", "do_normalize", "allow_url", "return_landmark_source", "return_faces")
+_SWITCHES = (
+    *("do_align", "do_rescale", "do_normalize", "do_grayscale", "normalize_per_image"),
+    *("allow_url", "return_landmark_source", "return_faces"),
+)
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+_FLAT = 5.0
+"""Grey levels of deviation below which a crop counts as flat, and its noise is not magnified."""
 _DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
 _MOST_LEVEL = 1e6  # of image_mean and image_std
 _LARGEST_CROP = 4096  # pixels a side
@@ -113,7 +123,7 @@ def crop_plan(pixels: np.ndarray, points: np.ndarray | None, settings: Any) -> t
     """The matrix from image to crop and the face's landmarks in the image, the template's for `None`. All movements are
     one matrix, so that pixels are resampled once."""
     if points is not None and settings.do_align:
-        return alignment_matrix(points, *settings.size), points
+        return alignment_matrix(points, *settings.size, settings.alignment), points
     matrix = resize_matrix(*pixels.shape[1:], *settings.size)
     return matrix, template_landmarks(*pixels.shape[1:]) if points is None else points
 
@@ -121,14 +131,20 @@ def crop_plan(pixels: np.ndarray, points: np.ndarray | None, settings: Any) -> t
 def normalize_crops(crops: Sequence[np.ndarray], settings: Any) -> np.ndarray:
     """(crops, 3, height, width) float32 of crops from 0 to 255."""
     pixel_values = np.empty((len(crops), 3, *settings.size), np.float32)
-    if settings.do_normalize:
+    by_image = settings.do_normalize and settings.normalize_per_image
+    if settings.do_normalize and not by_image:
         # In the pixels' own range: each crop is changed twice instead of three times.
         share = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
         levels = (settings.image_mean, settings.image_std)
         mean, std = ((np.array(values, np.float32) * np.float32(share)).reshape(-1, 1, 1) for values in levels)
     for place, crop in zip(pixel_values, crops, strict=True):  # crop by crop: a batch exceeds the CPU's cache
         place[:] = crop
-        if settings.do_normalize:
+        if settings.do_grayscale:
+            place[:] = np.tensordot(np.array(GREY_WEIGHTS, np.float32), place, 1)
+        if by_image:
+            place -= place.mean()
+            place /= place.std() + _FLAT
+        elif settings.do_normalize:
             place -= mean
             place /= std
         elif settings.do_rescale:

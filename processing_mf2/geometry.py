@@ -51,9 +51,15 @@ def fit_similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag], [0, 0, 1]])
 
 
-def alignment_matrix(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    steady = list(STEADY_POINTS)
-    return fit_similarity(landmarks[steady], canonical_landmarks(height, width)[steady])
+def five_points(landmarks: np.ndarray) -> np.ndarray:
+    """Corners of the eyes and base of the nose, which expressions move least."""
+    return np.concatenate([landmarks[[36, 39, 42, 45]], landmarks[31:36].mean(0, keepdims=True)])
+
+
+def alignment_matrix(landmarks: np.ndarray, height: int, width: int, alignment: str = "steady") -> np.ndarray:
+    """alignment: by `STEADY_POINTS`, or by `five_points`."""
+    chosen = five_points if alignment == "five_points" else lambda points: points[list(STEADY_POINTS)]
+    return fit_similarity(chosen(landmarks), chosen(canonical_landmarks(height, width)))
 
 
 def resize_matrix(old_height: int, old_width: int, height: int, width: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from transformers.utils import TensorType, cached_file, logging
 from configuration_mf2.hub import SelfContainedMixin
 from configuration_mf2.json_files import read_json
 
-from .crops import CALLERS_OWN, CropSize, check_names, check_settings, crop_plan, normalize_crops
+from .crops import CALLERS_OWN, Alignment, CropSize, check_names, check_settings, crop_plan, normalize_crops
 from .detection import DETECTORS
 from .geometry import transform_points, warp, warp_by_pil
 from .image_io import MOST_PIXELS, flatten_images, is_tensor, read_image
@@ -106,6 +106,10 @@ class CheckedFilesMixin(SelfContainedMixin):
 class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_align (`bool`): align the face to the canonical one by rotation, scale and shift; `False`: resize the image.
+    alignment (`str`): what is brought to its place: `"steady"`: nose, eyes and sides of the face; `"five_points"`: the
+        corners of the eyes and the base of the nose, which expressions move least.
+    do_grayscale (`bool`): three equal channels, so that grey and coloured photographs are one.
+    normalize_per_image (`bool`): each crop by its own mean and deviation, not by `image_mean` and `image_std`.
     landmark_source (`str`): landmarks of an image for which none are given. `"template"`: the image is a ready-aligned
         crop with the mean face's landmarks; `"insightface112"`, `"ffhq"`: a crop as those align it, which is brought to
         MF²'s own; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
@@ -122,6 +126,9 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     do_align: bool | None
+    alignment: Alignment | None
+    do_grayscale: bool | None
+    normalize_per_image: bool | None
     landmark_source: LandmarkSource | None
     on_no_face: NoFacePolicy | None
     on_many_faces: ManyFacesPolicy | None
@@ -174,6 +181,9 @@ class _AlignedCrops(CheckedFilesMixin):
     do_rescale = True
     do_normalize = True
     do_align = True
+    alignment: Alignment = "steady"
+    do_grayscale = False
+    normalize_per_image = False
     landmark_source: LandmarkSource = "template"
     on_no_face: NoFacePolicy = "raise"
     on_many_faces: ManyFacesPolicy = "largest"
@@ -187,10 +197,11 @@ class _AlignedCrops(CheckedFilesMixin):
     def __init__(self, **kwargs: Unpack[MF2ImageProcessorKwargs]) -> None:
         known = set(self.valid_kwargs.__annotations__)
         check_names(set(kwargs) - _SAVED_BESIDE, known, type(self).__name__)
-        self._settings(kwargs)  # before transformers fails on them without a name
+        self.resolved_settings(kwargs)  # before transformers fails on them without a name
         super().__init__(**kwargs)
 
-    def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of a call that is given these."""
         usual = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return check_settings({**usual, **{name: value for name, value in given.items() if value is not None}})
 
@@ -246,7 +257,7 @@ class _AlignedCrops(CheckedFilesMixin):
             `sample_index` (its place in the call unless given): give each epoch a new seed.
         """
         check_names(kwargs, set(self.valid_kwargs.__annotations__) | _OF_A_CALL, type(self).__name__)
-        settings = SimpleNamespace(**self._settings(kwargs))
+        settings = SimpleNamespace(**self.resolved_settings(kwargs))
         images = flatten_images(images)
         if not images:
             raise ValueError("images: got an empty list, expected at least one image")

@@ -23,6 +23,7 @@ from configuration_mf2.hub import check_finite_weights, check_loading_info
 from .crops import check_choices
 from .image_processing_mf2 import MF2ImageProcessorKwargs
 from .processing_mf2 import MF2Processor
+from .reliability import conformal_cuts
 from .results import check_finite
 from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 
@@ -30,6 +31,7 @@ from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 TEMPLATE = EMOTION_SENTENCE.replace("{emotion}", "{}")
 
 _BY_NOUN = {unit.noun: name for name, unit in ACTION_UNITS.items()}
+_BY_EMOTION = {name.lower(): name for name in EMOTIONS}
 
 
 @dataclass(frozen=True)
@@ -50,29 +52,24 @@ def read_labels(
 
     A mapping gives the sentences: one for a label, one or a pair (active, at rest) for an AU.
     """
-    if branch not in (None, "emo", "au"):
-        raise ValueError(f"branch: got {branch!r}, expected 'emo' or 'au', or none to infer it from the labels")
-    if not isinstance(labels, Mapping | list | tuple) or not labels:
+    if branch is not None:
+        _one_of("branch", branch, ("emo", "au"))
+    names = list(labels) if isinstance(labels, Mapping | list | tuple) else []
+    if not names or not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) < len(names):
         raise ValueError(
-            f"candidate_labels: got {labels!r:.80}, expected a list of at least one label, such as ['Happiness', "
+            f"candidate_labels: got {labels!r:.120}, expected a list of different labels, such as ['Happiness', "
             "'Anger'] or ['AU6', 'AU12'], or a mapping from labels to sentences"
         )
-    names = list(labels)
-    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
-    if wrong or len(set(names)) < len(names):
-        raise ValueError(f"candidate_labels: got {names!r:.120}, expected different strings that are not empty")
     units = [_action_unit(name) for name in names]
-    own = dict(labels) if isinstance(labels, Mapping) else {}
+    own = labels if isinstance(labels, Mapping) else {}
     if branch == "emo" or (branch is None and not any(units)):
-        sentences = [_emotion_sentence(name, own.get(name), template) for name in names]
-        return ZeroShotLabels("emo", tuple(names), tuple(sentences))
+        sentences = tuple(_emotion_sentence(name, own.get(name), template) for name in names)
+        return ZeroShotLabels("emo", tuple(names), sentences)
     wrong = [name for name, unit in zip(names, units, strict=True) if unit not in action_units]
     if wrong:
-        near = difflib.get_close_matches(wrong[0].lower(), _BY_NOUN, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
             f"candidate_labels: got {wrong}, expected action units of this model: {list(action_units)}, by code or "
-            f"noun; {hint}Emotions and your own words need a call without action units"
+            f"noun{_hint(wrong[0].lower(), _BY_NOUN)}; emotions and your own words need a call of their own"
         )
     states = [_unit_sentences(unit, own.get(name)) for name, unit in zip(names, units, strict=True)]
     active, rest = zip(*states, strict=True)
@@ -83,17 +80,14 @@ def _action_unit(label: str) -> str | None:
     """'AU12', 'au 12', 'AU012' and 'Lip corner puller' are AU12; an AU that FACS does not have is kept as written."""
     words = label.strip().lower()
     digits = words.removeprefix("au").strip()
-    if words.startswith("au") and digits.isdigit():
-        return f"AU{int(digits)}"
-    return _BY_NOUN.get(words)
+    return f"AU{int(digits)}" if words.startswith("au") and digits.isdigit() else _BY_NOUN.get(words)
 
 
 def _unit_sentences(unit: str, own: Any) -> tuple[str, str]:
-    usual = au_state_prompts([unit])[unit]
     own = (own,) if isinstance(own, str) else tuple(own or ())
     if len(own) > 2 or not all(isinstance(sentence, str) and sentence.strip() for sentence in own):
         raise ValueError(f"candidate_labels[{unit!r}]: got {own!r:.80}, expected one sentence, or two: active, at rest")
-    return (*own, *usual[len(own) :])
+    return (*own, *au_state_prompts([unit])[unit][len(own) :])
 
 
 def _emotion_sentence(label: str, own: Any, template: str) -> str:
@@ -101,13 +95,13 @@ def _emotion_sentence(label: str, own: Any, template: str) -> str:
         if not isinstance(own, str) or not own.strip():
             raise ValueError(f"candidate_labels[{label!r}]: got {own!r:.80}, expected a sentence")
         return own
-    by_name, words = {name.lower(): name for name in EMOTIONS}, label.strip().lower()
-    if words in by_name and template == TEMPLATE:
-        return emotion_prompts([by_name[words]])[by_name[words]]
-    near = difflib.get_close_matches(words, [*by_name, *_BY_NOUN], n=1, cutoff=0.85)
+    words = label.strip().lower()
+    if words in _BY_EMOTION and template == TEMPLATE:
+        return emotion_prompts([_BY_EMOTION[words]])[_BY_EMOTION[words]]
+    near = difflib.get_close_matches(words, [*_BY_EMOTION, *_BY_NOUN], n=1, cutoff=0.85)
     if near and near[0] != words:
         raise ValueError(
-            f"candidate_labels: got {label!r}, did you mean {by_name.get(near[0], near[0])!r}? If not, give its "
+            f"candidate_labels: got {label!r}, did you mean {_BY_EMOTION.get(near[0], near[0])!r}? If not, give its "
             "sentence: {label: sentence}"
         )
     if template.count("{}") != 1:
@@ -115,14 +109,15 @@ def _emotion_sentence(label: str, own: Any, template: str) -> str:
     return template.format(label)
 
 
+def _hint(value: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{hint}")
+        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{_hint(str(value), choices)}")
 
-
-OnError = Literal["raise", "skip"]
 
 # Faults of an item; any other exception is a defect of the program and is never skipped.
 _ITEM_ERRORS = (ValueError, TypeError, OSError)
@@ -153,40 +148,36 @@ class MF2Pipeline(Pipeline):
         adapted = hasattr(model, "get_base_model")  # peft's wrapper: its layers are inside the model
         super().__init__(model.get_base_model() if adapted else model, *args, **kwargs)
         self.num_workers, self.batch_size = num_workers or 0, batch_size or 1
-        names = {name for step in self.setting_names().values() for name in step}
+        names = {name for step in self.setting_names() for name in step}
         self.settings = {name: kwargs[name] for name in names & kwargs.keys()}
         self.model.eval()  # dropout would make answers random
         if self.processor.au_thresholds is None:  # the processor owns thresholds; older ones lack those of the config
             self.processor.au_thresholds = self.model.config.au_thresholds
 
-    def setting_names(self) -> dict[str, Sequence[str]]:
-        """Names of settings by the step that takes them."""
+    def setting_names(self) -> tuple[Sequence[str], ...]:
+        """Names of the settings that `preprocess`, `forward` and `postprocess` take."""
         own = {"return_landmark_source", "return_faces", *(["on_many_faces"] if self.many_faces == "largest" else [])}
         of_images = sorted(set(MF2ImageProcessorKwargs.__annotations__) - own)
-        return {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
+        return ("on_error", *of_images), self.forward_names, self.postprocess_names
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
-        known = self.setting_names()
-        by_step: dict[str, dict[str, Any]] = {step: {} for step in known}
-        for name, value in given.items():
-            steps = [step for step, names in known.items() if name in names]
-            if not steps:
-                names = [name for names in known.values() for name in names]
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"{type(self).__name__}: got an unknown parameter {name!r}; {hint}Parameters: {names}")
-            by_step[steps[0]][name] = value
-        _one_of("on_error", given.get("on_error", "raise"), OnError.__args__)
+        steps = self.setting_names()
+        names = list(dict.fromkeys(name for step in steps for name in step))
+        for name in given:
+            if name not in names:
+                hint = _hint(name, names)
+                raise TypeError(f"{type(self).__name__}: got an unknown parameter {name!r}{hint} Parameters: {names}")
+        _one_of("on_error", given.get("on_error", "raise"), ("raise", "skip"))
         choices = ("landmark_source", "on_no_face", "on_many_faces")
         check_choices({name: given[name] for name in choices if given.get(name) is not None})
-        return tuple(by_step.values())
+        return tuple({name: given[name] for name in step if name in given} for step in steps)
 
     def __call__(
         self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
     ) -> Any:
         for name in ("images", "image"):  # as transformers' own pipelines call them
             inputs = kwargs.pop(name, inputs)
-        params = self._sanitize_parameters(**{**self.settings, **kwargs})
+        prepare, forward, post = self._sanitize_parameters(**{**self.settings, **kwargs})
         workers = self.num_workers if num_workers is None else num_workers
         size = self.batch_size if batch_size is None else batch_size
         if type(size) is not int or size < 1:
@@ -195,10 +186,18 @@ class MF2Pipeline(Pipeline):
         if isinstance(inputs, np.ndarray | torch.Tensor):
             several = inputs.ndim == 4
         if not several:
-            return self.run_single(inputs, *params)
+            items = _Items(self, prepare, [inputs], numbered=False)
+            return next(self._answers([[items[0]]], 1, forward, post, items))
         if hasattr(inputs, "__len__") and len(inputs) == 0:
             raise ValueError("inputs: got an empty list, expected at least one image")
-        answers = self.get_iterator(inputs, workers, size, *params)
+        items = _Items(self, prepare, inputs)
+        indexable = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+        if indexable and (workers or not isinstance(inputs, Iterable)):
+            batches = DataLoader(items, size, num_workers=workers, collate_fn=list)
+        else:
+            ready = (items.ready(index, value) for index, value in enumerate(inputs))
+            batches = iter(lambda: list(islice(ready, size)), [])
+        answers = self._answers(batches, size, forward, post, items)
         return list(answers) if isinstance(inputs, list | tuple | np.ndarray | torch.Tensor) else answers
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -206,28 +205,7 @@ class MF2Pipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
-        ready = _Ready(self, preprocess_params, numbered=False)
-        return next(self._answers([[ready((0, inputs))]], 1, forward_params, postprocess_params, ready))
-
-    def get_iterator(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict,
-        forward_params: dict,
-        postprocess_params: dict,
-    ) -> Iterator[Any]:
-        ready = _Ready(self, preprocess_params, numbered=True)
-        indexable = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-        if indexable and (num_workers or not isinstance(inputs, Iterable)):
-            batches = DataLoader(_Rows(inputs, ready), batch_size, num_workers=num_workers, collate_fn=list)
-        else:
-            batches = _batches(map(ready, enumerate(inputs)), batch_size)
-        return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
-
-    def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
+    def preprocess(self, item: Any, on_error: str = "raise", **settings: Any) -> dict[str, Any]:
         """A row for every face to judge; none if `on_no_face="skip"` leaves the image out. An item that was prepared
         before, say in another thread, is taken as it is."""
         if isinstance(item, Mapping) and "pixel_values" in item:
@@ -239,12 +217,7 @@ class MF2Pipeline(Pipeline):
         return dict(self.processor.image_processor(item, landmarks, return_tensors="pt", **settings))
 
     def _answers(
-        self,
-        batches: Iterable[list[dict]],
-        batch_size: int,
-        forward_params: dict,
-        postprocess_params: dict,
-        ready: "_Ready",
+        self, batches: Iterable[list[dict]], batch_size: int, forward_params: dict, post_params: dict, items: "_Items"
     ) -> Iterator[Any]:
         with torch.no_grad():
             forward_params = {**forward_params, **self.once_a_call(forward_params)}
@@ -258,27 +231,24 @@ class MF2Pipeline(Pipeline):
                     continue
                 faces = [{"face": face, **next(rows)} for face in item["faces"]]
                 try:
-                    for face in faces:
-                        for name, values in face.items():
-                            if isinstance(values, torch.Tensor):
-                                check_finite(values, name)
-                    answer = self.postprocess(faces, **postprocess_params)
+                    for name, values in (pair for face in faces for pair in face.items()):
+                        if isinstance(values, torch.Tensor):
+                            check_finite(values, name)
+                    answer = self.postprocess(faces, **post_params) if faces else []
                 except ValueError as error:
-                    answer = ready.failed(index, error)
+                    answer = items.failed(index, error)
                 yield answer
 
     def _rows(self, items: list[dict], batch_size: int, forward_params: dict) -> Iterator[dict[str, Any]]:
         """The model's output for each face, `batch_size` faces at once, however many an image has."""
         if not any(item["faces"] for item in items):
             return
-        pixels = torch.cat([item["pixel_values"] for item in items])
-        landmarks = torch.cat([item["landmarks"] for item in items])
+        pixels, landmarks = (torch.cat([item[name] for item in items]) for name in ("pixel_values", "landmarks"))
         for start in range(0, len(pixels), batch_size):
             part = slice(start, start + batch_size)
             # Landmarks stay float32: half precision would move them by up to a pixel.
-            outputs = self.forward(
-                {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}, **forward_params
-            )
+            inputs = {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}
+            outputs = self.forward(inputs, **forward_params)
             for row in range(len(pixels[part])):
                 yield {name: values[row] for name, values in outputs.items()}
 
@@ -287,46 +257,32 @@ class MF2Pipeline(Pipeline):
         return {}
 
 
-class _Ready:
-    """Turns an item into tensors, or into a named error."""
+class _Items(Dataset):
+    """Turns inputs into tensors, or into a named error."""
 
-    def __init__(self, pipeline: MF2Pipeline, params: dict[str, Any], numbered: bool) -> None:
-        self.pipeline, self.params, self.numbered = pipeline, params, numbered
+    def __init__(self, pipeline: MF2Pipeline, params: dict[str, Any], inputs: Any, numbered: bool = True) -> None:
+        self.pipeline, self.params, self.inputs, self.numbered = pipeline, params, inputs, numbered
 
-    def __call__(self, item: tuple[int, Any]) -> dict[str, Any]:
-        index, value = item
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.ready(index, self.inputs[index])
+
+    def ready(self, index: int, value: Any) -> dict[str, Any]:
         try:
             return self.pipeline.preprocess(value, **self.params)
         except _ITEM_ERRORS as error:
             return self.failed(index, error)
 
     def failed(self, index: int, error: Exception) -> dict[str, Any]:
-        name = f"inputs[{index}]" if self.numbered else "inputs"
-        message = f"{name}: {str(error).removeprefix('images: ')}"
+        message = f"inputs{f'[{index}]' if self.numbered else ''}: {str(error).removeprefix('images: ')}"
         if self.params.get("on_error") == "skip":
             return {"error": {"index": index, "type": type(error).__name__, "message": message}}
         kind = type(error) if type(error) in (*_ITEM_ERRORS, FileNotFoundError) else ValueError
         raise kind(message) from error
 
 
-class _Rows(Dataset):
-    def __init__(self, inputs: Any, ready: _Ready) -> None:
-        self.inputs, self.ready = inputs, ready
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.ready((index, self.inputs[index]))
-
-
-def _batches(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-Target = Literal["emotion", "action_units"]
 CAPTIONS: dict[str, str] = {"emotion": "emo", "key_au": "emo", "au": "au"}
 """Kind of caption -> the branch that writes it."""
 
@@ -344,18 +300,16 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
     postprocess_names = ("target", "top_k", "function_to_apply", "thresholds")
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
-        prepare, forward, post = super()._sanitize_parameters(**given)
-        if "target" in given:
-            _one_of("target", given["target"], Target.__args__)
-            forward["target"] = post["target"] = given["target"]
-        if given.get("function_to_apply") is not None:
-            _one_of("function_to_apply", given["function_to_apply"], ("softmax", "sigmoid", "none"))
+        choices = {"target": ("emotion", "action_units"), "function_to_apply": ("softmax", "sigmoid", "none")}
+        for name in choices.keys() & given.keys():
+            if given[name] is not None:
+                _one_of(name, given[name], choices[name])
         top_k = given.get("top_k")
         if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise ValueError(f"top_k: got {top_k!r}, expected a whole number from 1")
-        return prepare, forward, post
+        return super()._sanitize_parameters(**given)
 
-    def _forward(self, inputs: dict[str, torch.Tensor], target: Target | None = None) -> dict[str, torch.Tensor]:
+    def _forward(self, inputs: dict[str, torch.Tensor], target: str | None = None) -> dict[str, torch.Tensor]:
         usual = self.model.config.classification_target
         target, outputs = target or usual, self.model(**inputs)
         logits = getattr(outputs, "emotion_logits" if target == "emotion" else "au_logits", None)
@@ -371,13 +325,11 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
     def postprocess(
         self,
         rows: list[dict[str, Any]],
-        target: Target | None = None,
+        target: str | None = None,
         top_k: int | None = None,
         function_to_apply: str | None = None,
         thresholds: Any = None,
     ) -> list[dict[str, Any]]:
-        if not rows:
-            return []
         config = self.model.config
         of_units = (target or config.classification_target) == "action_units"
         apply = function_to_apply or ("sigmoid" if of_units else "softmax")
@@ -407,16 +359,12 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         prepare, forward, post = super()._sanitize_parameters(**given)
-        if "candidate_labels" in forward:
-            template = forward.pop("hypothesis_template", TEMPLATE)
-            labels, branch = forward.pop("candidate_labels"), forward.pop("branch", None)
-            forward["labels"] = read_labels(labels, self.model.config.action_units, branch, template)
-            self._check_words(forward["labels"])
-        elif forward:
+        if not forward:
+            return prepare, forward, post
+        if "candidate_labels" not in forward:
             raise ValueError(f"candidate_labels: got none, expected them together with {sorted(forward)}")
-        return prepare, forward, post
-
-    def _check_words(self, labels: ZeroShotLabels) -> None:
+        template, branch = forward.get("hypothesis_template", TEMPLATE), forward.get("branch")
+        labels = read_labels(forward["candidate_labels"], self.model.config.action_units, branch, template)
         unknown = self.processor.tokenizer.unk_token_id
         for sentence in (*labels.sentences, *labels.at_rest):
             ids = self.processor.tokenizer(sentence, add_special_tokens=False)["input_ids"]
@@ -425,6 +373,7 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
                     f"candidate_labels: the tokenizer does not know every word of {sentence!r}; write it in the "
                     "language that the model was trained with"
                 )
+        return prepare, {"labels": labels}, post
 
     def once_a_call(self, forward_params: dict) -> dict[str, Any]:
         if "labels" not in forward_params:
@@ -440,20 +389,17 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
     ) -> dict[str, torch.Tensor]:
         model = self.model.base_model
         seen = model.get_image_features(**inputs, branch=labels.branch, return_dict=True).pooler_output
+        temperature = model.branch(labels.branch).temperature.clamp_min(1e-3)
         if labels.branch == "emo":
             near = torch.einsum("bqd,ld->blq", seen, features)
         else:  # each sentence meets the queries of its own AU
             places = [model.config.action_units.index(unit) for unit in labels.action_units] * 2
             near = torch.einsum("blqd,ld->blq", seen[:, places], features)
-        temperature = model.branch(labels.branch).temperature.clamp_min(1e-3)
         logits = (near.amax(dim=-1) / temperature).float()
-        if labels.branch == "au":
-            return {"scores": logits.unflatten(1, (2, -1)).softmax(dim=1)[:, 0], "labels": [labels] * len(logits)}
-        return {"scores": logits.softmax(dim=-1), "labels": [labels] * len(logits)}
+        scores = logits.softmax(-1) if labels.branch == "emo" else logits.unflatten(1, (2, -1)).softmax(1)[:, 0]
+        return {"scores": scores, "labels": [labels] * len(scores)}
 
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if not rows:
-            return []
         labels: ZeroShotLabels = rows[0]["labels"]
         scored = zip(rows[0]["scores"].tolist(), labels.labels, labels.sentences, strict=True)
         answers = [{"score": score, "label": label, "sentence": sentence} for score, label, sentence in scored]
@@ -470,15 +416,13 @@ class _Writing(MF2Pipeline):
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         prepare, forward, post = super()._sanitize_parameters(**given)
-        wanted = forward.get("captions")
-        if wanted is not None:
+        if (wanted := forward.get("captions")) is not None:
             config = self.model.config
             here = [kind for kind, branch in CAPTIONS.items() if getattr(config, f"use_{branch}_branch")]
-            wanted = here if wanted is True else [] if wanted is False else wanted
-            wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-            for kind in wanted:
+            wanted = [wanted] if isinstance(wanted, str) else wanted
+            forward["captions"] = list({True: here, False: []}[wanted] if isinstance(wanted, bool) else wanted)
+            for kind in forward["captions"]:
                 _one_of("captions", kind, here)
-            forward["captions"] = wanted
         return prepare, forward, post
 
     def write(
@@ -489,11 +433,8 @@ class _Writing(MF2Pipeline):
         generate_kwargs: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """A dict a face: kind -> text, or for "au" AU -> text."""
-        settings = dict(generate_kwargs or {})
-        if max_new_tokens is not None:
-            settings["max_new_tokens"] = max_new_tokens
-        if self._writer is None:
-            self._writer = self.model.captioner()
+        settings = {**(generate_kwargs or {}), **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
+        self._writer = self._writer or self.model.captioner()
         units = self.model.config.action_units
         written: list[dict[str, Any]] = [{} for _ in seen["landmarks"]]
         for kind in kinds:
@@ -508,8 +449,7 @@ class _Writing(MF2Pipeline):
         model = self.model.base_model
         if any(model.branch(name).port.reads("vision") for name in model.branch_names):
             return inputs
-        tokens = model.look(inputs["pixel_values"], None)
-        return {"image_tokens": tokens, "landmarks": inputs["landmarks"]}
+        return {"image_tokens": model.look(inputs["pixel_values"], None), "landmarks": inputs["landmarks"]}
 
 
 class MF2ImageToTextPipeline(_Writing):
@@ -527,13 +467,10 @@ class MF2ImageToTextPipeline(_Writing):
 
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         answers = []
-        for kind, text in (rows[0]["captions"] if rows else {}).items():
-            if kind == "au":
-                for unit, words in text.items():
-                    name = ACTION_UNITS[unit].noun
-                    answers.append({"generated_text": words, "kind": kind, "action_unit": unit, "name": name})
-            else:
-                answers.append({"generated_text": text, "kind": kind})
+        for kind, text in rows[0]["captions"].items():
+            for unit, words in (text if kind == "au" else {None: text}).items():
+                of_unit = {"action_unit": unit, "name": ACTION_UNITS[unit].noun} if unit else {}
+                answers.append({"generated_text": words, "kind": kind, **of_unit})
         return answers
 
 
@@ -542,12 +479,17 @@ class MF2FaceAnalysisPipeline(_Writing):
 
     captions: None (default), or as in [`MF2ImageToTextPipeline`]; max_new_tokens, generate_kwargs: for them.
     thresholds: of AUs: one for all, one each, or by name; the checkpoint's unless given.
+    confidence: such as 0.9, for each AU's `state` (active, at rest, cannot tell) and `emotion_set`.
     on_many_faces (`str`): `"all"` (default) or `"largest"`. Faces are detected if `landmark_source="face_alignment"`;
         otherwise an image is one face.
     """
 
-    postprocess_names = ("thresholds",)
+    postprocess_names = ("thresholds", "confidence")
     many_faces = "all"
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        conformal_cuts(given.get("confidence"), self.processor.conformal)  # an error before the first image
+        return super()._sanitize_parameters(**given)
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], captions: Sequence[str] | None = None, **settings: Any
@@ -563,12 +505,12 @@ class MF2FaceAnalysisPipeline(_Writing):
             )
         return {**logits, "captions": self.write(seen, captions, **settings)} if captions else logits
 
-    def postprocess(self, rows: list[dict[str, Any]], thresholds: Any = None) -> list[dict[str, Any]]:
-        if not rows:
-            return []
+    def postprocess(
+        self, rows: list[dict[str, Any]], thresholds: Any = None, confidence: float | None = None
+    ) -> list[dict[str, Any]]:
         names = [name for name in ("emotion_logits", "au_logits") if name in rows[0]]
         outputs = {name: torch.stack([row[name] for row in rows]) for name in names}
-        results = self.processor.post_process_face_analysis(outputs, thresholds)
+        results = self.processor.post_process_face_analysis(outputs, thresholds, confidence=confidence)
         captions = [{"captions": row["captions"]} if "captions" in row else {} for row in rows]
         return [{**row["face"], **said, **text} for row, said, text in zip(rows, results, captions, strict=True)]
 

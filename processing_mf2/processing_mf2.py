@@ -15,6 +15,7 @@ from configuration_mf2.facs import UNKNOWN_LABEL, check_action_units, resolve_la
 
 from .image_io import flatten_images
 from .image_processing_mf2 import CheckedFilesMixin, MF2ImageProcessor
+from .reliability import check_conformal, check_grades
 from .results import FaceResults, resolve_thresholds
 from .wording import KEY_AU_PROMPT
 
@@ -144,6 +145,7 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
     action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
     emotion_max_length: tokens of an emotion caption; au_max_length: of all AU sentences of an image together, and of a
         key-AU caption.
+    grades: label -> `reliable`, `usable` or `experimental`. conformal: cuts by confidence level.
     """
 
     hub_auto_classes = ("AutoProcessor",)
@@ -157,6 +159,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         au_thresholds: Sequence[float] | None = None,
         emotion_max_length: int = 61,
         au_max_length: int = 169,
+        grades: Mapping[str, str] | None = None,
+        conformal: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
         labels = resolve_label_set("mfa")
@@ -170,6 +174,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         if au_thresholds is not None:
             au_thresholds = resolve_thresholds(au_thresholds, self.action_units, name="au_thresholds")
         self.au_thresholds = au_thresholds
+        self.grades = check_grades(grades, [*self.action_units, *self.emotions])
+        self.conformal = check_conformal(conformal, self.action_units, self.emotions)
         self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
         shortest = {"emotion_max_length": 1, "au_max_length": max(1, len(self.action_units))}
         for name, count in shortest.items():
@@ -187,6 +193,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         vision = config.vision_config
         settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
         settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
+        preparation = ("alignment", "do_grayscale", "normalize_per_image")  # the compared systems have none
+        settings |= {name: getattr(vision, name) for name in preparation if hasattr(vision, name)}
         tokenizer = _caption_tokenizer() if tokenizer is None else tokenizer
         processor = cls(
             MF2ImageProcessor(**{**settings, **image_processor_kwargs}),

@@ -8,6 +8,7 @@ import numpy as np
 from configuration_mf2.facs import ACTION_UNITS
 
 from .image_io import is_tensor
+from .reliability import add_reliability, conformal_cuts
 
 
 Thresholds = float | Sequence[float] | Mapping[str, float] | None
@@ -83,20 +84,27 @@ class FaceResults:
     action_units: list[str]
     emotions: list[str]
     au_thresholds: list[float] | None
+    grades: dict[str, str] | None = None
+    conformal: dict[str, Any] | None = None
 
     def thresholds(self, given: Thresholds = None) -> list[float]:
         """One threshold an AU: given (one for all, one each, or by name), else this processor's, else 0.5."""
         return resolve_thresholds(given, self.action_units, self.au_thresholds)
 
     def post_process_face_analysis(
-        self, outputs: Any, thresholds: Thresholds = None, image_index: Sequence[int] | None = None
+        self,
+        outputs: Any,
+        thresholds: Thresholds = None,
+        image_index: Sequence[int] | None = None,
+        confidence: float | None = None,
     ) -> list[dict[str, Any]]:
         """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
         model did not predict is absent.
 
         image_index: as returned with `return_landmark_source=True`; each result then names its image.
+        confidence: adds each AU's `state` (active, at rest, cannot tell) and `emotion_set`, by conformal prediction.
         """
-        limits = self.thresholds(thresholds)
+        limits, cuts = self.thresholds(thresholds), conformal_cuts(confidence, self.conformal)
         emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
         au_rows = _probabilities(outputs, "au_logits", self.action_units)
         if emotion_rows is None and au_rows is None:
@@ -116,5 +124,5 @@ class FaceResults:
                     for au, p, limit in zip(self.action_units, au_rows[row], limits, strict=True)
                 }
                 result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
-            results.append(result)
+            results.append(add_reliability(result, self.grades, cuts))
         return results

@@ -2,6 +2,7 @@
 
     python examples/benchmark/finetuning.py [--size base] [--json FILE] [--markdown FILE]
     python examples/benchmark/finetuning.py --accuracy [--model FOLDER] [any of train.py's arguments]
+    python examples/benchmark/finetuning.py --photos FOLDER [--labels FILE.csv] (to photographs: adaptation.py)
 
 Cost: random weights of `--size`, steps on a few random images, scaled to an epoch of `--images`, one thread; each
 method in a process of its own. Seconds are CPU-seconds of that process: neither other work on the machine nor waiting
@@ -52,9 +53,9 @@ from report import (
 
 from configuration_mf2 import MF2Config
 from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT
-from mf2face.training.build import RELEASED
+from mf2face.files import RELEASED
 from mf2face.training.finetuning import adapt, trainable_parameters
-from mf2face.training.stores import StoredExamples, collate_stored, frozen_states, store_identity
+from mf2face.training.stores import StoredExamples, StoreOptions, collate_stored, frozen_states, store_identity
 from modeling_mf2 import MF2ForFaceAnalysis
 
 
@@ -76,7 +77,6 @@ The paper's own figures, its Table IV (its data, its model, an RTX A6000; not to
 
 
 INPUTS, LABELS = ("pixel_values", "landmarks"), ("au_labels", "emotion_labels")
-_DTYPE = "float16"
 _SHORT = 5  # times as many rounds of what takes little time: steps from a store, inference
 
 
@@ -87,7 +87,8 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "full": Method("full fine-tuning", "full", False),
+    "full_tower": Method("full fine-tuning, tower too", "full", False),
+    "full": Method("full fine-tuning, tower frozen", "full", False),
     "lora": Method("LoRA", "lora", False),
     "ia3": Method("IA3", "ia3", False),
     "linear_probe": Method("linear probe, with store", "linear_probe", True),
@@ -97,7 +98,7 @@ METHODS = {
 
 
 RATIOS = (
-    *("epoch_ratio_full_over_dfn", "epoch_ratio_lora_over_dfn"),
+    *("epoch_ratio_full_over_dfn", "epoch_ratio_frozen_tower_over_dfn", "epoch_ratio_lora_over_dfn"),
     *("memory_ratio_dfn_over_full", "inference_ratio"),
 )
 
@@ -147,9 +148,9 @@ def build_store(model: torch.nn.Module, batch: Batch, folder: Path) -> tuple[Sto
     """What depends on the model's size alone, its fingerprint, is timed apart from what each image costs."""
     count = len(batch["pixel_values"])
     images = [{name: batch[name][row] for name in INPUTS} for row in range(count)]
-    once = cpu_seconds(lambda: store_identity(model, count, 1, "random", None, _DTYPE))
+    once = cpu_seconds(lambda: store_identity(model, count, 1, "random", None, StoreOptions()))
     start = time.process_time()
-    store = frozen_states(model, images, folder, data="random", dtype=_DTYPE, batch_size=count)
+    store = frozen_states(model, images, folder, data="random", batch_size=count)
     spent = time.process_time() - start
     figures = {"store_once_s": once, "store_image_s": max(spent - once, 0.0) / count}
     figures["store_image_kb"] = store.nbytes / count / 2**10
@@ -176,6 +177,7 @@ def measure(name: str, size: str, batch_size: int, epoch_batch: int, rounds: int
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = MF2Config.from_size(size)
+    config.vision_config.frozen = name != "full_tower"
     model = MF2ForFaceAnalysis(config)
     batch = {k: v for k, v in random_batch(config, batch_size, False, torch.float32).items() if k in INPUTS + LABELS}
     _load_the_optimiser()
@@ -233,9 +235,10 @@ def cost_figures(rows: dict[str, dict[str, float]], images: int, epoch_batch: in
         result["first_epoch_s"], result["epoch_s"] = epoch_seconds(result, images, epoch_batch)
     figures = {f"{name}_{figure}": value for name, result in rows.items() for figure, value in result.items()}
     dfn = rows.get("dfn", {})
-    for other in ("full", "lora") if dfn else ():
+    # Full fine-tuning of what DFN reads, which the tower is a part of.
+    for name, other in {"full": "full_tower", "frozen_tower": "full", "lora": "lora"}.items() if dfn else ():
         if other in rows:
-            figures[f"epoch_ratio_{other}_over_dfn"] = rows[other]["epoch_s"] / dfn["epoch_s"]
+            figures[f"epoch_ratio_{name}_over_dfn"] = rows[other]["epoch_s"] / dfn["epoch_s"]
     if "memory_mb" in dfn and "full" in rows:
         figures["memory_ratio_dfn_over_full"] = dfn["memory_mb"] / rows["full"]["memory_mb"]
     if dfn:
@@ -421,6 +424,11 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
+    argv = sys.argv[1:] if argv is None else argv
+    if any(option.partition("=")[0] == "--photos" for option in argv):
+        import adaptation
+
+        return adaptation.main(argv)
     arguments, rest = parse(argv)
     if arguments.measure:
         print(json.dumps(result := measure(**arguments.measure)))

@@ -1,7 +1,11 @@
 """The whole path on a folder of photographs: faces found, time by stage, and what the model's scores are worth.
 
 python examples/benchmark/photographs.py --photos FOLDER [--labels FILE.csv] [--model NAME] [--part choose|report]
-    [--landmarks mediapipe] [--face_alignment] [--points FILE.csv] [--video FILE] [--shards] [--json FILE]
+    [--landmarks mediapipe] [--face_alignment] [--points FILE.csv] [--video FILE] [--shards] [--scores] [--copies]
+    [--json FILE]
+
+The file of `--json` is the evidence by which `examples/benchmark/reliability.py` grades action units and emotions;
+`--scores` measures that alone. `--landmarks FILE.csv`, as `mf2 --landmarks` takes, measures by another chain's points.
 
 Labels: a csv with the columns image (a path below the folder), emotion, and optionally subject and an action unit a
 column (AU1, AU12, ...: 0, 1 or empty). Without labels the times alone are measured. One thread unless OMP_NUM_THREADS
@@ -20,6 +24,8 @@ landmark_disagreement  median distance from the 68 points that another chain fou
 video_fps              frames of --video a second of the wall clock, analysed with one thread beside the reader's
 cold_start_onnx_s      seconds of the installed `mf2 PHOTOGRAPH --engine onnx`, start to end: median of 5, warm disk
 au12_happiness_auc ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
+happiness_auc ...      the same of an emotion's own probability, between its photographs and all others
+happiness_recall ...   share of an emotion's photographs that are called by it
 emotion_macro_recall   mean recall of the emotions that the labels name; `emotion_chance` is one over their count
 ..._low, ..._high      95 % interval over people, by 1,000 resamples of them
 two_shards_over_one    with --shards: seconds of one process over those of two with half of the photographs each, on a
@@ -27,10 +33,14 @@ two_shards_over_one    with --shards: seconds of one process over those of two w
                        whole processes, which other work on the machine hardly moves); the merged rows must be equal
 shards_rows_difference the largest difference of a number: the last digit depends on which faces share a batch
 au12_auc ...           area under the ROC curve by the csv's own action units, where it has them
+grey_ blurred_ ...     with --copies: figures of the same photographs made grey, blurred, tiny (a sixth as wide), 16
+                       bits deep, or covered over the mouth, and `..._marked`, the share that `quality` marks
+model_checksum         of the model's weights, where it is a folder; mediapipe_landmarks: 1 if these were used
 """
 
 import argparse
 import csv
+import functools
 import hashlib
 import os
 import resource
@@ -56,19 +66,20 @@ import mf2face.inference.analyze
 import mf2face.inference.media
 import processing_mf2.detection
 import processing_mf2.image_io
-from mf2face.inference.analyze import prepare
+from mf2face.files import checksum
+from mf2face.inference.analyze import Options, prepare
 from mf2face.inference.faces import GivenLandmarks
-from mf2face.inference.media import Sampling, read_frames
-from mf2face.inference.model import load_model
+from mf2face.inference.media import read_frames
+from mf2face.inference.model import EMBEDDED, load_model
 from mf2face.inference.rows import RowFile
 
 
 SIGNS = {
     "Happiness": ("AU12", "AU6", "AU25"),
     "Surprise": ("AU1", "AU2", "AU25", "AU26"),
-    "Anger": ("AU4", "AU7", "AU10", "AU23"),
-    "Disgust": ("AU10", "AU4"),
-    "Sadness": ("AU15", "AU4", "AU1"),
+    "Anger": ("AU4", "AU7", "AU10", "AU23", "AU24"),
+    "Disgust": ("AU10", "AU4", "AU9"),
+    "Sadness": ("AU15", "AU4", "AU1", "AU17"),
     "Fear": ("AU1", "AU2", "AU4"),
 }
 """Action units that belong to an emotion's prototype (EMFACS): their scores should separate it from neutral faces."""
@@ -167,13 +178,18 @@ def scores(rows: Sequence[dict[str, Any]], labels: dict[str, dict[str, str]]) ->
             add(f"{unit.lower()}_{name.lower()}_auc", separates)
     asked = [name for name in counts if counts[name] >= LEAST and name in known[0][0]]
     if len(asked) > 1:
-        answers = np.array([[row[name] for name in asked] for row, _ in known]).argmax(1)
+        shares = np.array([[row[name] for name in asked] for row, _ in known])
+        answers = shares.argmax(1)
 
-        def recall(chosen: np.ndarray) -> float:
-            of = [chosen[emotion[chosen] == name] for name in asked]
-            return float(np.mean([(answers[places] == i).mean() for i, places in enumerate(of) if len(places)]))
+        def recall(chosen: np.ndarray, names: Sequence[str] = asked) -> float:
+            of = {name: chosen[emotion[chosen] == name] for name in names}
+            recalls = [(answers[rows] == asked.index(name)).mean() for name, rows in of.items() if len(rows)]
+            return float(np.mean(recalls)) if recalls else float("nan")
 
         add("emotion_macro_recall", recall)
+        for place, name in enumerate(asked):
+            add(f"{name.lower()}_recall", functools.partial(recall, names=[name]))
+            add(f"{name.lower()}_auc", lambda rows, p=place, n=name: auc(shares[rows, p], emotion[rows] == n))
         figures["emotion_chance"] = 1 / len(asked)
     for column in sorted(name for name in known[0][1] if name.startswith("AU")):
         score = f"AU{int(column[2:]):02d}"
@@ -195,10 +211,10 @@ def run(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Rows of every face, and the figures of the path."""
     loaded = load_model(model, device="cpu")
-    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
-    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
+    options = Options(loaded, landmarks=landmarks, device="cpu")
+    analysis = prepare(list(labels), options)
     analysis.rows_of(list(read_frames(list(labels)[:4], analysis.sampling)))  # loads and warms
-    analysis = prepare(list(labels), loaded, None, sampling=Sampling(), **where)
+    analysis = prepare(list(labels), options)
     stages, pipeline = Stages(), loaded.pipeline
     stages.wrap(mf2face.inference.media, "read_image", "decode")
     stages.wrap(processing_mf2.detection, "_find_boxes", "detect")
@@ -260,8 +276,7 @@ def disagreement(rows: Sequence[dict[str, Any]], points: Path) -> dict[str, floa
 
 
 def video_fps(video: Path, model: str | None, landmarks: str) -> dict[str, float]:
-    where = {"aligned": False, "landmarks": landmarks, "detector": None, "device": "cpu", "engine": "torch"}
-    analysis = prepare(str(video), load_model(model, device="cpu"), None, sampling=Sampling(), **where)
+    analysis = prepare(str(video), Options(load_model(model, device="cpu"), landmarks=landmarks, device="cpu"))
     start = time.perf_counter()
     rows = analysis.run().rows
     return {
@@ -304,9 +319,54 @@ def over_face_alignment(labels: dict[str, Any], chain_ms: float) -> float:
     return 1000 * float(np.median(spent)) / chain_ms
 
 
+def _covered(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return cv2.rectangle(image, (width // 3, height * 3 // 5), (width * 2 // 3, height * 4 // 5), (40, 40, 40), -1)
+
+
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "grey": lambda image: cv2.cvtColor(image, cv2.COLOR_BGR2GRAY),
+    "deep": lambda image: image.astype(np.uint16) * 257,
+    "tiny": lambda image: cv2.resize(image, None, fx=1 / 6, fy=1 / 6, interpolation=cv2.INTER_AREA),
+    "blurred": lambda image: cv2.GaussianBlur(image, (0, 0), image.shape[1] / 60),
+    "covered": _covered,
+}
+"""Of a BGR image: what happens to photographs. The last covers the mouth of a face in the middle."""
+
+
+def harmed(labels: dict[str, dict[str, str]], model: str | None, landmarks: str) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for kind, change in COPIES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            copies = {}
+            for number, (name, row) in enumerate(labels.items()):
+                image = processing_mf2.image_io.read_image(name, name="image").transpose(1, 2, 0)[..., ::-1]
+                path = f"{folder}/{number}.png"
+                cv2.imwrite(path, change(np.ascontiguousarray(image).astype(np.uint8)))
+                copies[path] = row
+            rows, path_figures = run(copies, model, landmarks)
+        found = scores(rows, copies)
+        figures |= {f"{kind}_{name}": found[name] for name in COPY_FIGURES if name in found}
+        figures[f"{kind}_faces_found"] = path_figures["faces_found"]
+        faces = [row for row in rows if row["face_id"] == row["face_id"]]
+        figures[f"{kind}_marked"] = float(np.mean([bool(row["quality"]) for row in faces])) if faces else 0.0
+    return figures
+
+
+COPY_FIGURES = ("au12_happiness_auc", "au25_surprise_auc", "emotion_macro_recall")
+
+
 def whole_path(labels: dict[str, dict[str, str]], given: argparse.Namespace) -> dict[str, float]:
     rows, figures = run(labels, given.model, given.landmarks)
     figures |= scores(rows, labels)
+    figures["mediapipe_landmarks"] = float(given.landmarks == "mediapipe")
+    weights = Path(given.model or EMBEDDED) / "model.safetensors"
+    if weights.is_file():
+        figures["model_checksum"] = checksum(weights)
+    if given.copies:
+        figures |= harmed(labels, given.model, given.landmarks)
+    if given.scores:
+        return figures
     figures["large_ms"] = large_ms(labels, given.landmarks)
     figures["cold_start_onnx_s"] = cold_start_onnx_s(next(iter(labels)), given.model, given.landmarks)
     if given.points:
@@ -386,6 +446,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--points", type=Path, help="landmarks of the same photographs by another chain")
     parser.add_argument("--video", type=Path)
     parser.add_argument("--shards", action="store_true", help="measure two_shards_over_one alone; needs two cores")
+    parser.add_argument("--scores", action="store_true", help="leave out what is measured about time alone")
+    parser.add_argument("--copies", action="store_true", help="also grey, blurred, tiny, deep and covered copies")
     parser.add_argument("--json", metavar="FILE")
     given = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

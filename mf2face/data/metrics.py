@@ -176,6 +176,9 @@ def emotion_scores(
     scores["emotion_n"] = float(known.sum())
     scores.update({f"emotion_n/{name}": float(n) for name, n in zip(emotions, confusion.sum(1), strict=True)})
     scores["emotion_confusion"] = confusion.tolist()
+    some = [i for i, n in enumerate(confusion.sum(1)) if 0 < n < known.sum()]
+    auc = {f"emotion_roc_auc/{emotions[i]}": roc_auc_score(labels[known] == i, probabilities[known, i]) for i in some}
+    scores.update({name: float(value) for name, value in auc.items()})  # one against the rest
     scores["emotion_no_positive"] = [name for name, n in zip(emotions, confusion.sum(1), strict=True) if not n]
     return scores
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 import cv2
@@ -24,12 +24,24 @@ from mf2face.inference.faces import (
     GivenLandmarks,
     quality_of,
 )
-from mf2face.inference.media import Frame, Sampling, count_frames, files_of, find_inputs, read_frames
+from mf2face.inference.media import Frame, Sampling, count_frames, files_of, find_inputs, read_frames, read_still
 from mf2face.inference.model import AnalysisModel, load_model
-from mf2face.inference.rows import POSE, OutputError, RowFile, Summary, box_of, first_line, format_of
+from mf2face.inference.result import Result
+from mf2face.inference.rows import (
+    AUTO,
+    OutputError,
+    RowFile,
+    box_of,
+    fill_relative,
+    first_line,
+    format_of,
+    has_face,
+    unit_column,
+)
 from mf2face.inference.shards import Shard, fingerprint
 from processing_mf2.detection import DETECTORS
 from processing_mf2.landmarks import TEMPLATES
+from processing_mf2.reliability import conformal_cuts
 from processing_mf2.results import NotFiniteError
 
 
@@ -42,6 +54,34 @@ _MOST_ALIGNED = 64
 
 class RowSink(Protocol):
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run does with its inputs; see [`analyze`]."""
+
+    model: Any = None
+    adapter: str | os.PathLike | None = None
+    _: KW_ONLY
+    aligned: bool = False
+    landmarks: str | os.PathLike | None = None
+    every: int = 1
+    fps: float | None = None
+    seconds: float | None = None
+    caption: bool = False
+    thresholds: Any = None
+    confidence: float | None = None
+    neutral: str | os.PathLike | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    engine: str = "torch"
+
+    def __post_init__(self) -> None:
+        assert self.sampling  # checks its settings
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.every, self.fps, self.seconds)
 
 
 class BatchSize:
@@ -90,24 +130,25 @@ class Analysis:
         inputs: Any,
         model: AnalysisModel,
         source: FaceSource,
+        options: Options = Options(),
         *,
-        sampling: Sampling | None = None,
-        caption: bool = False,
-        thresholds: Any = None,
-        batch_size: int | None = None,
         progress: bool = False,
         shard: Shard | None = None,
     ) -> None:
         self.inputs, self.model, self.source = find_inputs(inputs), model, source
-        self.sampling, self.caption, self.progress = sampling or Sampling(), caption, progress
-        if caption:
+        self.options, self.sampling, self.progress = options, options.sampling, progress
+        if options.caption:
             model.check_caption()
         processor = model.pipeline.processor
-        self.thresholds = dict(zip(processor.action_units, processor.thresholds(thresholds), strict=True))
-        self.columns = model.columns(caption)
-        self.batch = BatchSize(batch_size)
-        self.summary = Summary()
+        limits = processor.thresholds(options.thresholds)
+        self.thresholds = dict(zip(processor.action_units, limits, strict=True))
+        is_calibrated = conformal_cuts(options.confidence, processor.conformal) is not None  # or raises
+        self.columns = model.columns(options.caption, is_calibrated, options.neutral is not None)
+        self.batch = BatchSize(options.batch_size)
+        self.summary = Result()
         self.reader = ThreadPoolExecutor(1, "mf2-reader")
+        self.neutral: dict[str, float] | None = None
+        """Each AU's probability in the picture of the neutral face."""
         self.files, self.shard_settings = self.inputs, {}
         if shard is not None:  # what is wrong with a folder is noted by the first shard alone
             every = list(files_of(self.inputs, *([self.summary.skip] if shard.index == 1 else [])))
@@ -119,26 +160,25 @@ class Analysis:
         """Called with every frame and its rows."""
         self.on_input: Callable[[str], None] | None = None
         """Called with every input that has rows, in their order, those of earlier runs too."""
+        if options.neutral not in (None, AUTO):
+            self.neutral = self._neutral()
 
     @property
     def about(self) -> dict[str, Any]:
         """Facts for the file beside the rows; "settings" must be equal for rows to be added to a file."""
+        options = self.options
         settings = {"model": self.model.name, "adapter": self.model.adapter, "landmarks": self.source.name}
-        settings |= {"every": self.sampling.every, "fps": self.sampling.fps, "caption": self.caption}
-        if self.model.engine != "torch":
-            settings["engine"] = self.model.engine
-        if self.source.fingerprint is not None:
-            settings["landmark_file"] = self.source.fingerprint
-        settings |= self.shard_settings
+        settings |= {"every": options.every, "fps": options.fps, "caption": options.caption}
+        more = {"engine": self.model.engine if self.model.engine != "torch" else None}
+        more["confidence"] = options.confidence
+        more |= {"landmark_file": self.source.fingerprint, "neutral": options.neutral and os.fspath(options.neutral)}
+        settings |= {name: value for name, value in more.items() if value is not None} | self.shard_settings
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
-        return {
-            "settings": settings,
-            **facts,
-            "units": {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1", ", ".join(POSE): "degrees"},
-        }
+        grades = {f"{column}_grade": grade for column, grade in self.model.grades.items()}
+        return {"settings": settings, **facts, **grades, "units": self.columns.measures}
 
-    def run(self, sink: RowSink | None = None) -> Summary:
+    def run(self, sink: RowSink | None = None) -> Result:
         """sink: takes the rows; without one they are in `summary.rows`."""
         summary, done, start = self.summary, getattr(sink, "done", {}), time.monotonic()
         summary.resumed = len(done)
@@ -154,7 +194,7 @@ class Analysis:
         bar = _progress_bar(count_frames(self.files, self.sampling)) if self.progress else None
         try:
             for chunk in self.read_ahead(frames):
-                add([row for _, rows, _ in self.answered(chunk) for row in rows])
+                add([row for _, rows in self.answered(chunk) for row in rows])
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
                 if bar is not None:
                     bar.update(len(chunk.frames))
@@ -168,6 +208,8 @@ class Analysis:
         finally:
             if bar is not None:
                 bar.close()
+        if sink is None and self.options.neutral == AUTO:
+            fill_relative(summary.rows, self.columns)
         return summary
 
     def read_ahead(self, frames: Iterator[Frame]) -> Iterator["Chunk"]:
@@ -203,7 +245,7 @@ class Analysis:
             raise failed[0]
 
     def rows_of(self, frames: Sequence[Frame]) -> list[dict[str, Any]]:
-        return [row for _, rows, _ in self.answered(self.prepare(frames)) for row in rows]
+        return [row for _, rows in self.answered(self.prepare(frames)) for row in rows]
 
     def prepare(self, frames: Sequence[Frame]) -> "Chunk":
         """Finds faces and aligns them: what a thread does for one chunk while the model answers another."""
@@ -220,47 +262,53 @@ class Analysis:
                 items[place] = align(item, landmark_source="template")
         return Chunk(frames, faces, items)
 
-    def answered(self, chunk: "Chunk") -> Iterator[tuple[Frame, list[dict[str, Any]], list[str]]]:
-        """Every frame with its rows, and why it, or a face of it, was left out."""
-        self.summary.frames += sum(not isinstance(of, str) for of in chunk.faces)
+    def answered(self, chunk: "Chunk") -> Iterator[tuple[Frame, list[dict[str, Any]]]]:
+        """Every frame with its rows: one a face, or one without a face; and one for whatever is left out, with why."""
         answers = iter(self._answers(chunk.items))
         for frame, of_frame in zip(chunk.frames, chunk.faces, strict=True):
-            rows, reasons = [], []
-            if isinstance(of_frame, str):
-                reasons.append(of_frame)
-            else:
-                rows = self._rows(frame, of_frame, answers, reasons)
-            name = f"{frame.input}, frame {frame.number}" if frame.is_moving else frame.input
-            for why in reasons:
-                self.summary.skip(name, why)
-            yield frame, rows, reasons
+            if self.on_input is not None:
+                self.on_input(frame.input)
+            failed = isinstance(of_frame, str)
+            checked = [(face, *_checked(next(answers))) for face in ([] if failed else of_frame)]
+            good = [one for one in checked if one[1] is not None]
+            left_out = [of_frame] if failed else [why for _, answer, why in checked if answer is None]
+            rows = self._rows(frame, good)
+            empty = (*frame.place, self._scene(frame))
+            if not rows and not left_out:
+                rows.append(self.columns.empty_row(*empty))
+                self.summary.without_face += 1
+            rows += [self.columns.empty_row(*empty, error=why) for why in left_out]
+            self.summary.frames += len(left_out) < len(rows)
+            name = frame.input
+            if frame.is_moving:
+                name, self.summary.noun = f"{name}, frame {frame.number}", "frame"
+            for row in rows:
+                if row["error"] is not None:
+                    self.summary.skip(name, row["error"])
+            if self.on_frame is not None:
+                self.on_frame(frame, rows)
+            yield frame, rows
 
-    def _rows(self, frame: Frame, faces: Sequence[Face], answers: Iterator[Any], reasons: list[str]) -> list[dict]:
-        if self.on_input is not None:
-            self.on_input(frame.input)
-        good = [(face, answer) for face in faces if (answer := _checked(next(answers), reasons)) is not None]
-        numbers = self._numbers(frame, [face for face, _ in good])
+    def _rows(self, frame: Frame, good: Sequence[tuple[Face, dict, str | None]]) -> list[dict[str, Any]]:
+        numbers = self._numbers(frame, [face for face, _, _ in good])
         self.summary.faces += len(good)
         rows: list[dict[str, Any]] = []
-        if not good:
-            self.summary.without_face += not faces
-            rows.append(self.columns.empty_row(frame.input, frame.number, frame.time_s))
-        for (face, answer), number in zip(good, numbers, strict=True):
-            place = (frame.input, frame.number, frame.time_s, number)
-            marks = {"pose": face.pose, "quality": quality_of(frame.pixels, face)}
-            rows.append(self.columns.row(*place, face.box, face.score, face.landmarks, face.source, answer, **marks))
+        for (face, answer, why), number in zip(good, numbers, strict=True):
+            place = (*frame.place, number, face.box, face.score, face.landmarks, face.source, answer)
+            marks = {"pose": face.pose, "quality": quality_of(frame.pixels, face), "scene": self._scene(frame)}
+            rows.append(self.columns.row(*place, **marks, error=why, neutral=self.neutral))
             if self.on_face is not None and answer:
                 self.on_face(frame, face, number)
-        if self.on_frame is not None:
-            self.on_frame(frame, rows)
         return rows
 
     def _answers(self, items: Sequence[dict[str, Any]]) -> list[Any]:
         if not items:
             return []
         settings = {"landmark_source": "template", "on_error": "skip", "thresholds": self.thresholds}
-        if self.caption:
+        if self.options.caption:
             settings["captions"] = ["emotion"]
+        if self.options.confidence is not None:
+            settings["confidence"] = self.options.confidence
         # On a CPU this thread's own time, which other work on the machine does not lengthen.
         clock = time.thread_time if self.model.device == "cpu" else time.perf_counter
         while True:
@@ -284,15 +332,29 @@ class Analysis:
             return list(range(len(faces)))
         if frame.input not in self.trackers or frame.number == 0:
             self.trackers = {frame.input: FaceTracker()}  # videos come one after the other
-        return self.trackers[frame.input].follow([face.box for face in faces])
+        return self.trackers[frame.input].follow([face.box for face in faces], is_cut=frame.is_cut)
+
+    def _scene(self, frame: Frame) -> int:
+        return self.trackers[frame.input].scene if frame.is_moving else 0
 
     def _remember_tracks(self, sink: Any) -> None:
         last = getattr(sink, "last_frames", None)
         if last:
             tracker = self.trackers[sink.last_input] = FaceTracker()
-            for rows in last:
-                tracker.remember([box_of(row) for row in rows], [int(float(row["face_id"])) for row in rows])
+            for scene, rows in last:
+                tracker.remember([box_of(row) for row in rows], [int(float(row["face_id"])) for row in rows], scene)
             tracker.next_id = sink.next_id
+
+    def _neutral(self) -> dict[str, float]:
+        """Probabilities of the AUs in the picture of the person's neutral face."""
+        name, wrong = os.fspath(self.options.neutral), []
+        frames = list(read_still(name, name, lambda _, why: wrong.append(why)))
+        for row in self.rows_of(frames):
+            wrong += [row["error"]] if row["error"] else [] if has_face(row) else ["no face was found"]
+        faces, self.summary = self.summary.faces, Result()
+        if wrong or faces != 1:
+            raise ValueError(f"neutral: {name}: {wrong[0] if wrong else f'got {faces} faces, expected one'}")
+        return {code: row[unit_column(code)] for code in self.columns.action_units}
 
 
 def _progress_bar(total: int | None) -> Any:
@@ -301,51 +363,35 @@ def _progress_bar(total: int | None) -> Any:
     return tqdm(total=total, desc="faces", unit="image", leave=False)
 
 
-def _checked(answer: Any, reasons: list[str]) -> dict[str, Any] | None:
-    """None: the face is left out; empty: its row has its place and NaN, for the model gave no number."""
+def _checked(answer: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """(answer, why it is missing). None: the face is left out; empty: its row has its place and NaN."""
     if not isinstance(answer, Mapping):
-        return answer[0]
-    reasons.append(re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"]))
-    return {} if answer["error"].get("type") == NotFiniteError.__name__ else None
+        return answer[0], None
+    why = re.sub(r"^inputs\[\d+\]: ", "", answer["error"]["message"])
+    return {} if answer["error"].get("type") == NotFiniteError.__name__ else None, why
 
 
-def prepare(
-    inputs: Any,
-    model: AnalysisModel | str | os.PathLike | None,
-    adapter: str | os.PathLike | None,
-    *,
-    aligned: bool,
-    landmarks: str | os.PathLike | None,
-    detector: Detector | None,
-    sampling: Sampling,
-    device: str | None,
-    engine: str,
-    **settings: Any,
-) -> Analysis:
+def prepare(inputs: Any, options: Options, *, detector: Detector | None = None, **settings: Any) -> Analysis:
     """A run that is ready to start; settings: those of `Analysis`."""
     found = find_inputs(inputs)
     only = found[0] if len(found) == 1 and isinstance(found[0], str) else None
-    source = face_source(aligned=aligned, landmarks=landmarks, detector=detector, device=device, only=only)
-    model = model if isinstance(model, AnalysisModel) else load_model(model, adapter, device, engine)
-    return Analysis(found, model, source, sampling=sampling, **settings)
+    source = face_source(options, detector, only)
+    model = options.model
+    if not isinstance(model, AnalysisModel):
+        model = load_model(model, options.adapter, options.device, options.engine)
+    return Analysis(found, model, source, options, **settings)
 
 
-def face_source(
-    *,
-    aligned: bool,
-    landmarks: str | os.PathLike | None,
-    detector: Detector | None,
-    device: str | None,
-    only: str | None,
-) -> FaceSource:
+def face_source(options: Options, detector: Detector | None, only: str | None) -> FaceSource:
     """only: the input of a csv of landmarks that does not name any."""
-    if aligned + (landmarks is not None) + (detector is not None) > 1:
+    landmarks, device = options.landmarks, options.device
+    if options.aligned + (landmarks is not None) + (detector is not None) > 1:
         raise ValueError("aligned, landmarks, detector: got several, expected one of them: each says where faces are")
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal():  # as torch does: one machine may have a process a core
         cv2.setNumThreads(int(threads))
-    if aligned or landmarks in TEMPLATES:
-        return AlignedCrops("template" if aligned else landmarks)
+    if options.aligned or landmarks in TEMPLATES:
+        return AlignedCrops("template" if options.aligned else landmarks)
     if landmarks is not None and landmarks not in DETECTORS:
         return GivenLandmarks(landmarks, only)
     return DetectedFaces(detector or landmarks, "cpu" if device in (None, "auto") else device)
@@ -365,6 +411,8 @@ def analyze(
     seconds: float | None = None,
     caption: bool = False,
     thresholds: Any = None,
+    confidence: float | None = None,
+    neutral: str | os.PathLike | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     engine: str = "torch",
@@ -372,7 +420,7 @@ def analyze(
     overwrite: bool = False,
     progress: bool = False,
     shard: str | None = None,
-) -> Summary:
+) -> Result:
     """Every face in images, folders, videos or a camera, a row each.
 
     inputs: a path, a list of them, a `.txt` list of paths, or a number for a camera.
@@ -384,39 +432,44 @@ def analyze(
         Without any, the detector that is set up.
     every, fps, seconds: of videos, every n-th frame, or so many a second; at most up to this time.
     caption: also a sentence by the model. thresholds: of AUs, the model's unless given.
+    confidence: such as 0.9: also if each AU is active, at rest or not to be told, and possible emotions.
+    neutral: a picture of the person's neutral face, or `auto`: the quiet part of each track of a video. Columns
+        `AU12_rel` then have each probability minus the neutral one.
     engine: `torch`; `onnx` or `int8` on a CPU, of a model that is named, not loaded.
     shard: `2/8`: the second of eight parts of the inputs, into an output of its own: `faces-2-of-8.csv`.
     """
+    options = Options(
+        *(model, adapter),
+        **{"aligned": aligned, "landmarks": landmarks, "every": every, "fps": fps, "seconds": seconds},
+        **{"caption": caption, "thresholds": thresholds, "confidence": confidence, "neutral": neutral},
+        **{"batch_size": batch_size, "device": device, "engine": engine},
+    )
     part = None if shard is None else Shard.parse(shard)
-    if output is not None and not hasattr(output, "add"):
+    is_file = output is not None and not hasattr(output, "add")
+    if is_file:
         format = format_of(output, format)  # before the model is loaded
         output = output if part is None else part.path(output)
-    where = {"aligned": aligned, "landmarks": landmarks, "detector": detector, "device": device, "engine": engine}
-    settings = {"caption": caption, "thresholds": thresholds, "batch_size": batch_size, "progress": progress}
-    settings |= {"shard": part}
-    analysis = prepare(inputs, model, adapter, sampling=Sampling(every, fps, seconds), **where, **settings)
-    if output is None or hasattr(output, "add"):
-        return analysis.run(output)
-    return run_into_file(analysis, output, format=format, overwrite=overwrite)
+    analysis = prepare(inputs, options, detector=detector, progress=progress, shard=part)
+    return run_into_file(analysis, output, format=format, overwrite=overwrite) if is_file else analysis.run(output)
 
 
 def run_into_file(
     analysis: Analysis, output: str | os.PathLike, *, format: str | None = None, overwrite: bool = False
-) -> Summary:
+) -> Result:
     """Whatever happens, the rows so far are in the file and the facts beside it."""
     live = any(isinstance(one, int) for one in analysis.inputs)
     if live and not overwrite and os.path.exists(output):
         raise OutputError(f"output: {output} is there, and a camera cannot be continued; name another or overwrite it")
     rows = RowFile(output, analysis.columns, analysis.about, format=format, overwrite=overwrite)
-    analysis.summary.opened, analysis.summary.continues = True, not live
+    analysis.summary.output, analysis.summary.continues = output, not live
+    finished = False
     try:
         analysis.run(rows)
-    except BaseException:
-        with contextlib.suppress(OutputError):  # what stopped the run is reported, not what followed from it
-            rows.close(finished=False, **analysis.summary.facts())
-        if live and not analysis.summary.frames:  # no camera: an empty file would be in the way of the next try
+        finished = True
+    finally:
+        with contextlib.nullcontext() if finished else contextlib.suppress(OutputError):  # the first error is raised
+            rows.close(finished=finished, **analysis.summary.facts())
+        if live and not finished and not analysis.summary.frames:  # no camera: nothing to keep
             rows.remove()
-            analysis.summary.opened = False
-        raise
-    rows.close(finished=True, **analysis.summary.facts())
+            analysis.summary.output = None
     return analysis.summary

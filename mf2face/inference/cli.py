@@ -5,13 +5,18 @@ mf2 photos -o faces.csv                     a folder and all below it; the same 
 mf2 film.mp4 --fps 5 -o film.parquet        five frames of each second; faces keep their number
 mf2 --camera --seconds 30                   the first camera, as a table
 mf2 photos --why pictures                   and of every face a page that shows why
-mf2 --picture faces.csv                     contact sheet and timelines of rows that are there
+mf2 --picture faces.csv                     contact sheet and timelines of rows, also of OpenFace, py-feat, LibreFace
 mf2 photos -o faces.csv --shard 2/8         the second of eight parts; `mf2 merge faces.csv` joins their outputs
+mf2 compare a.csv b.csv                     how two files of rows agree, AU by AU, without the media
+mf2 events film.csv                         blinks and other AUs of followed faces: start, peak, end
+mf2 certify photos                          torch, ONNX, 8 bits, pipeline and command: the same answers?
 mf2 setup                                   once: fetch the networks that find faces in photographs
 """
 
 import argparse
 import contextlib
+import dataclasses
+import importlib
 import logging
 import os
 import signal
@@ -20,6 +25,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+from configuration_mf2.version import VERSION
 
 
 EXIT_CODES = """exit codes:
@@ -37,26 +44,49 @@ class _Terminated(KeyboardInterrupt):
     """A kill that asks (SIGTERM): ends like Ctrl-C."""
 
 
+COMMANDS = {
+    "setup": "mf2face.inference.setup",
+    "merge": "mf2face.inference.shards",
+    "compare": "mf2face.inference.compare",
+    "events": "mf2face.inference.events",
+    "certify": "mf2face.inference.certify",
+}
+"""First word -> the module whose `main` takes the rest. A folder of such a name is ./setup."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="mf2", description=__doc__, epilog=EXIT_CODES, formatter_class=form)
-    parser.add_argument("inputs", nargs="*", help="images, folders, videos, or a .txt file with a path a line")
-    parser.add_argument(
-        "--camera", nargs="?", const=0, type=int, metavar="NUMBER", help="a camera, the first unless named"
+    add = parser.add_argument
+    add("inputs", nargs="*", help="images, folders, videos, or a .txt file with a path a line")
+    add("--camera", nargs="?", const=0, type=int, metavar="NUMBER", help="a camera, the first unless named")
+    add("--version", action="store_true", help="print the version")
+    add("--quiet", action="store_true", help="no progress and no summary")
+
+    add = parser.add_argument_group("output").add_argument
+    add("-o", "--output", metavar="FILE", help="rows as .csv, .jsonl or .parquet; a table unless given")
+    add("--format", choices=("table", "csv", "jsonl", "parquet"), help="by the output's ending unless given")
+    add("--overwrite", action="store_true", help="start the output anew instead of continuing it")
+    shards = "part I of N of the inputs, for N machines; FILE.csv becomes FILE-I-of-N.csv; see `mf2 merge --help`"
+    add("--shard", metavar="I/N", help=shards)
+
+    add = parser.add_argument_group("model").add_argument
+    add("--model", metavar="NAME", help="a folder or a name on the Hub; else the small synthetic one")
+    add("--adapter", metavar="NAME", help="of the model, or with its own base")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    engines = {"choices": ("torch", "onnx", "int8"), "default": "torch"}
+    add("--engine", **engines, help="onnx, int8: on a CPU; exported at the first use")
+    add("--batch_size", type=int, metavar="N", help="chosen by measurement unless given")
+    add("--thresholds", type=float, metavar="P", help="of all action units; the model's own unless given")
+    add(
+        "--confidence", type=float, metavar="P", help="such as 0.9: also active, at rest or cannot tell, by calibration"
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="rows as .csv, .jsonl or .parquet; a table unless given")
-    parser.add_argument(
-        "--format", choices=("table", "csv", "jsonl", "parquet"), help="by the output's ending unless given"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start the output anew instead of continuing it")
-    parser.add_argument(
-        "--shard",
-        metavar="I/N",
-        help="part I of N of the inputs, for N machines; FILE.csv becomes FILE-I-of-N.csv; see `mf2 merge --help`",
-    )
-    parser.add_argument("--model", metavar="NAME", help="a folder or a name on the Hub; else the small synthetic one")
-    parser.add_argument("--adapter", metavar="NAME", help="of the model, or with its own base")
-    where = parser.add_mutually_exclusive_group()
+    add("--caption", action="store_true", help="a sentence by the model as well (slower)")
+    neutral = "a picture of the person's neutral face, or auto: the quiet part of each track; adds columns AU12_rel"
+    add("--neutral", metavar="FILE|auto", help=neutral)
+
+    group = parser.add_argument_group("where faces are")
+    where = group.add_mutually_exclusive_group()
     where.add_argument("--aligned", action="store_true", help="each image is one face that fills it (no detector)")
     where.add_argument(
         "--landmarks",
@@ -64,67 +94,39 @@ def build_parser() -> argparse.ArgumentParser:
         help="mediapipe or face_alignment; insightface112 or ffhq: each image is a crop in that alignment; or a csv "
         "with 68 points a face: x_0..x_67, y_0..y_67, input, frame",
     )
-    parser.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video every n-th frame")
-    parser.add_argument("--fps", type=float, metavar="N", help="of a video so many frames a second, by its own clock")
-    parser.add_argument("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
-    parser.add_argument("--caption", action="store_true", help="a sentence by the model as well (slower)")
-    parser.add_argument(
-        "--thresholds", type=float, metavar="P", help="of all action units; the model's own unless given"
-    )
-    parser.add_argument("--batch_size", type=int, metavar="N", help="found by itself unless given")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
-    engines = {"choices": ("torch", "onnx", "int8"), "default": "torch"}
-    parser.add_argument("--engine", **engines, help="onnx, int8: on a CPU; exported at the first use")
-    parser.add_argument(
-        "--why", metavar="FOLDER", help="pictures there: where the model looked, what it wrote; PNG and HTML"
-    )
-    parser.add_argument("--occlusion", action="store_true", help="with --why: also hide each AU's region and ask again")
-    parser.add_argument(
-        "--picture", metavar="ROWS", help="of a file of rows, without a model; into --why, or beside it"
-    )
-    parser.add_argument(
-        "--annotate", metavar="FILE.mp4", help="of one video: it again, with boxes, landmarks, active AUs and emotions"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    group.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
+
+    add = parser.add_argument_group("videos").add_argument
+    add("--every", type=int, default=1, metavar="N", help="every n-th frame")
+    add("--fps", type=float, metavar="N", help="so many frames a second, by the video's clock")
+    add("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
+    add("--annotate", metavar="FILE.mp4", help="one video again, with boxes, landmarks, active AUs and emotions")
+
+    add = parser.add_argument_group("pictures").add_argument
+    add("--why", metavar="FOLDER", help="pictures there: where the model looked, what it wrote; PNG and HTML")
+    add("--occlusion", action="store_true", help="with --why: also hide each AU's region and ask again")
+    add("--picture", metavar="ROWS", help="of a file of rows, without a model; into --why, or beside it")
     return parser
 
 
 def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any = None) -> int:
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["setup"]:  # a folder of this name is ./setup
-        from mf2face.inference.setup import main as setup
-
-        return setup(argv[1:])
-    if argv[:1] == ["merge"]:
-        from mf2face.inference.shards import main as merge
-
-        return merge(argv[1:])
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
-    if given.occlusion and (given.why is None or given.picture is not None):
-        parser.error("--occlusion: got no faces to explain, expected images and --why FOLDER with it")
-    if given.annotate is not None:
-        if not given.annotate.endswith(".mp4") or len(inputs) != 1 or given.camera is not None:
-            parser.error("--annotate: expected one video as input and a name that ends in .mp4")
-        if given.output is not None and os.path.exists(given.output) and not given.overwrite:
-            parser.error("--annotate: a run that is continued has only the rest of its frames; add --overwrite")
-        if given.shard is not None:
-            parser.error("--annotate, --shard: expected one of them: a video is in one shard as a whole")
+    if given.version:
+        print(f"mf2face {VERSION}")
+        return 0
+    if wrong := _wrong_options(given, inputs):
+        parser.error(wrong)
     if given.picture is not None:
-        if inputs:
-            parser.error("--picture: got inputs too, expected a file of rows alone")
         try:
             return _picture(given)
         except ImportError as error:
-            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install -e ."))
-    if not inputs:
-        parser.error("got no input, expected images, folders, videos, a .txt list of them, or --camera")
-    missing = [one for one in given.inputs if not os.path.exists(one)]
-    if missing and len(missing) == len(inputs):
-        parser.error(f"there is no {missing[0]}" + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""))
+            return _fail(2, ImportError(f"--picture needs the full package ({error}): pip install mf2face"))
     with _quiet_libraries(), _kill_like_interrupt():
         try:
             return _run(given, inputs, detector, model)
@@ -135,10 +137,31 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
             return _stopped(stop)
 
 
+def _wrong_options(given: argparse.Namespace, inputs: Sequence[str | int]) -> str | None:
+    if given.occlusion and (given.why is None or given.picture is not None):
+        return "--occlusion: got no faces to explain, expected images and --why FOLDER with it"
+    if given.annotate is not None:
+        if not given.annotate.endswith(".mp4") or len(inputs) != 1 or given.camera is not None:
+            return "--annotate: expected one video as input and a name that ends in .mp4"
+        if given.output is not None and os.path.exists(given.output) and not given.overwrite:
+            return "--annotate: a run that is continued has only the rest of its frames; add --overwrite"
+        if given.shard is not None:
+            return "--annotate, --shard: expected one of them: a video is in one shard as a whole"
+    if given.neutral == "auto" and given.output is None:
+        return "--neutral auto: got no output, expected -o FILE: it needs whole tracks"
+    if given.picture is not None:
+        return "--picture: got inputs too, expected a file of rows alone" if inputs else None
+    if not inputs:
+        return "got no input, expected images, folders, videos, a .txt list of them, or --camera"
+    missing = [one for one in given.inputs if not os.path.exists(one)]
+    if missing and len(missing) == len(inputs):
+        return f"there is no {missing[0]}" + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+    return None
+
+
 def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, model: Any) -> int:
-    # Torch takes seconds to import: --help and a wrong option need it not.
-    from mf2face.inference.analyze import prepare, run_into_file
-    from mf2face.inference.media import Sampling
+    # --help and a wrong option need none of them.
+    from mf2face.inference.analyze import Options, prepare, run_into_file
     from mf2face.inference.rows import OutputError, format_of
     from mf2face.inference.shards import Shard
 
@@ -150,15 +173,14 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
             for name in ("output", "why"):
                 if getattr(given, name) is not None:
                     setattr(given, name, str(shard.path(getattr(given, name))))
-        names = ("adapter", "aligned", "landmarks", "device", "engine", "caption", "thresholds", "batch_size")
-        settings = {name: getattr(given, name) for name in names} | {"detector": detector, "shard": shard}
-        settings["sampling"] = Sampling(given.every, given.fps, given.seconds)
-        settings["progress"] = not given.quiet and sys.stderr.isatty()
+        named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
+        options = Options(**named | {"model": model or given.model})
         if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
             from mf2face.inference.setup import setup_mediapipe
 
             setup_mediapipe()
-        analysis = prepare(inputs, model or given.model, **settings)
+        progress = not given.quiet and sys.stderr.isatty()
+        analysis = prepare(inputs, options, detector=detector, progress=progress, shard=shard)
         if given.why is not None:
             from mf2face.inference.explain.folder import WhyFolder
 
@@ -170,7 +192,9 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
     if not given.quiet:
         loaded, source = analysis.model, analysis.source.name
         _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
-        _say(f"landmarks: {_SOURCES.get(source, source)}")
+        graded = "; the model's grades were measured with MediaPipe's" * bool(loaded.grades and source != "mediapipe")
+        _say(f"landmarks: {_SOURCES.get(source, source)}{graded}")
+    summary = analysis.summary
     try:
         with _annotated(given.annotate, analysis):
             if given.output is not None:
@@ -181,23 +205,24 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
                     analysis.run(sink if why is None else why.beside(sink))
                 finally:
                     sink.close()
+        nothing = not summary.frames and not summary.resumed and analysis.files != []  # a shard may have no input
+        code = 3 if nothing else _finish(given, why) or int(summary.left_out > 0)
     except OutputError as error:
-        return _end(given, analysis, _fail(4, error))
+        code = _fail(4, error)
     except BrokenPipeError:
         raise
     except OSError as error:  # a camera that is not there
-        if not analysis.summary.frames:
-            analysis.summary.stopped = None  # it is said once
-        return _end(given, analysis, _fail(2 if not analysis.summary.frames else 1, error))
+        if not summary.frames:
+            summary.stopped = None  # it is said once
+        code = _fail(1 if summary.frames else 2, error)
     except KeyboardInterrupt as stop:
         alone = all(isinstance(one, int) for one in analysis.inputs) and not isinstance(stop, _Terminated)
         if alone:
-            analysis.summary.stopped = None
-        return _end(given, analysis, _finish(given, why) if alone else _stopped(stop))
-    summary = analysis.summary
-    nothing = not summary.frames and not summary.resumed and analysis.files != []  # a shard may have no input
-    code = 0 if nothing else _finish(given, why)
-    return _end(given, analysis, code or (3 if nothing else 1 if summary.left_out else 0))
+            summary.stopped = None
+        code = _finish(given, why) if alone else _stopped(stop)
+    if not given.quiet:
+        _say(summary.text())
+    return code
 
 
 @contextlib.contextmanager
@@ -226,11 +251,14 @@ def _finish(given: argparse.Namespace, why: Any) -> int:
 
 def _picture(given: argparse.Namespace) -> int:
     from mf2face.inference.explain.folder import picture
+    from mf2face.inference.read_rows import adopted
     from mf2face.inference.rows import OutputError
 
     left_out: list[tuple[str, str]] = []
+    folder = given.why or f"{Path(given.picture).with_suffix('')}_pictures"
     try:
-        folder, made = picture(given.picture, given.why, lambda *why: left_out.append(why))
+        with adopted(given.picture) as rows:
+            folder, made = picture(rows, folder, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:
@@ -307,7 +335,9 @@ def _screen(analysis: Any, format: str) -> Any:
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _beside_bar(analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, detailed=detailed))
+    return _beside_bar(
+        analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
+    )
 
 
 def _say(text: str) -> None:
@@ -316,12 +346,6 @@ def _say(text: str) -> None:
 
 def _fail(code: int, error: BaseException) -> int:
     _say(f"mf2: {error}")
-    return code
-
-
-def _end(given: argparse.Namespace, analysis: Any, code: int) -> int:
-    if not given.quiet:
-        _say(analysis.summary.text(given.output))
     return code
 
 

@@ -33,6 +33,7 @@ from processing_mf2.crops import CALLERS_OWN, check_settings, crop_plan, normali
 from processing_mf2.geometry import transform_points, warp
 from processing_mf2.image_io import MOST_PIXELS, read_image
 from processing_mf2.landmarks import check_landmarks, check_orientation, face_in_image
+from processing_mf2.reliability import check_conformal, check_grades
 from processing_mf2.results import FaceResults, resolve_thresholds
 
 
@@ -83,6 +84,7 @@ def read_config(name: str) -> SimpleNamespace:
     content = read_object(name, "config.json")
     check_version(content.get(FIELD), name)
     vision = {"image_size": 224, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    vision |= {"alignment": "steady", "do_grayscale": False, "normalize_per_image": False}
     fields = {"use_au_branch": True, "use_emo_branch": True, "au_thresholds": None, **content}
     with _naming(name, "config.json"):
         if content.get("model_type") != "mf2":
@@ -113,12 +115,15 @@ class EngineProcessor(FaceResults):
         if limits is not None:
             limits = resolve_thresholds(limits, self.action_units, name="au_thresholds")
         self.au_thresholds = limits
+        self.grades = check_grades(content.get("grades"), [*self.action_units, *self.emotions])
+        self.conformal = check_conformal(content.get("conformal"), self.action_units, self.emotions)
         saved = content.get("image_processor", {})
         if not isinstance(saved, Mapping):
             raise ValueError(f"image_processor: got {saved!r:.80}, expected an object")
         vision = config.vision_config
         settings = {
             **dict.fromkeys(("do_align", "do_rescale", "do_normalize"), True),
+            **{name: getattr(vision, name) for name in ("alignment", "do_grayscale", "normalize_per_image")},
             **{"size": vision.image_size, "image_mean": vision.image_mean, "image_std": vision.image_std},
             **{"rescale_factor": 1 / 255, "max_pixels": MOST_PIXELS},
             **{field: value for field, value in saved.items() if value is not None and field not in CALLERS_OWN},
@@ -169,11 +174,12 @@ class EnginePipeline:
         *,
         batch_size: int = 1,
         thresholds: Any = None,
+        confidence: float | None = None,
         landmark_source: str = "template",
         on_error: str = "raise",
     ) -> list[Any]:
         if not isinstance(images, list):
-            settings = {"thresholds": thresholds, "landmark_source": landmark_source}
+            settings = {"thresholds": thresholds, "confidence": confidence, "landmark_source": landmark_source}
             return self([images], **settings)[0]
         answers: list[Any] = [None] * len(images)
         ready = {}
@@ -188,7 +194,7 @@ class EnginePipeline:
             for row, index in enumerate(indexes):
                 logits = {name: values[row : row + 1] for name, values in zip(self.names, outputs, strict=True)}
                 with _answering(answers, index, on_error):
-                    (found,) = self.processor.post_process_face_analysis(logits, thresholds)
+                    (found,) = self.processor.post_process_face_analysis(logits, thresholds, confidence=confidence)
                     answers[index] = [{**ready[index]["face"], **found}]
         return answers
 

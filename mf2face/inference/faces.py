@@ -98,7 +98,8 @@ class DetectedFaces:
 
     def _next(self, frame: Frame) -> list[Face] | str:
         try:
-            known = self.followed if frame.is_moving and frame.number and frame.input == self.video else []
+            goes_on = frame.is_moving and frame.number and frame.input == self.video and not frame.is_cut
+            known = self.followed if goes_on else []
             faces = [face for face in self.detector.follow(frame.pixels, known) if face is not None]
             self.frames_followed += 1
             if not faces or len(faces) < len(known) or self.frames_followed >= DETECT_EVERY:
@@ -151,13 +152,11 @@ class GivenLandmarks:
     def _read(self, reader: Iterator[list[str]], only: str | None) -> None:
         fields = [name.strip() for name in next(reader, [])]
         wanted = [f"{axis}_{point}" for axis in "xy" for point in range(68)]
-        missing = [name for name in wanted if name not in fields]
-        if missing:
+        if missing := [name for name in wanted if name not in fields]:
             raise ValueError(
                 f"landmarks: {self.path} has no column {missing[0]}, expected x_0 to x_67 and y_0 to y_67, in pixels"
             )
-        twice = [name for name in (*wanted, "input", "frame", "success") if fields.count(name) > 1]
-        if twice:
+        if twice := [name for name in (*wanted, "input", "frame", "success") if fields.count(name) > 1]:
             raise ValueError(f"landmarks: {self.path} has the column {twice[0]} more than once, expected it once")
         if "input" not in fields and only is None:
             raise ValueError(f"landmarks: {self.path} has no column input, which several images need; name each row's")
@@ -168,15 +167,12 @@ class GivenLandmarks:
                 continue
             try:
                 if len(cells) != len(fields):
-                    raise ValueError(
-                        f"got {len(cells)} cells, expected {len(fields)}, as many as columns; is it cut off?"
-                    )
+                    raise ValueError(f"got {len(cells)} cells, expected {len(fields)}; is the line cut off?")
                 row = dict(zip(fields, cells, strict=True))
                 if row.get("success") in ("0", "0.0"):
                     continue
                 name = unescape_cell(row["input"]) if "input" in fields else only
-                points = _points([row[column] for column in wanted])
-                frame = _frame_number(row.get("frame"), first)
+                points, frame = _points([row[column] for column in wanted]), _frame_number(row.get("frame"), first)
                 if not name:
                     raise ValueError("input: got an empty cell, expected the name of an image or video")
             except ValueError as error:
@@ -235,29 +231,27 @@ def known_face(pixels: np.ndarray, points: np.ndarray | None, template: str = "t
 
 def check_detector(name: str | None = None) -> str:
     """The detector to use: the one asked for, or the first that is set up. Nothing is downloaded unasked."""
-    found = "" if missing_networks() else "mediapipe"
-    if name == "mediapipe" and found == name:
-        return name
-    if name == "face_alignment" or (name is None and not found):
+    if name != "face_alignment" and not missing_networks():
+        return "mediapipe"
+    if name != "mediapipe":
         try:
             folder, missing = missing_weights()
         except ImportError as error:
             if name is not None:
                 raise OSError(str(error)) from error
             missing = ["the package"]
-        found = "" if missing else "face_alignment"
-        if name == "face_alignment" and missing:
+        if not missing:
+            return "face_alignment"
+        if name is not None:
             raise OSError(
                 f"face-alignment has no weights in {folder}, and nothing is downloaded unasked: `mf2 setup "
                 f"face_alignment` fetches them, or put {' and '.join(missing)} there"
             )
-    if not found:
-        raise OSError(
-            "no face detector is set up, and nothing is downloaded unasked: `mf2 setup` (or --yes) fetches one (7 MB). "
-            "Without it: --aligned for images that one face fills (ready-aligned crops), or --landmarks FILE.csv with "
-            "each face's 68 points"
-        )
-    return found
+    raise OSError(
+        "no face detector is set up, and nothing is downloaded unasked: `mf2 setup` (or --yes) fetches one (7 MB). "
+        "Without it: --aligned for images that one face fills (ready-aligned crops), or --landmarks FILE.csv with "
+        "each face's 68 points"
+    )
 
 
 _SMALL, _BLURRED, _TURNED, _OUTSIDE = 24.0, 0.08, (35.0, 45.0), 0.1
@@ -294,38 +288,35 @@ LEAST_OVERLAP = 0.2
 
 
 class FaceTracker:
-    """`follow` a video's frames in their order. The best overlapping pair is joined first; each face has one number."""
+    """`follow` a video's frames in their order. The best overlapping pair is joined first; each face has one number.
+    No face is followed over a cut of the scene."""
 
     def __init__(self) -> None:
-        self.next_id = 0
-        self.boxes = np.zeros((0, 4))
-        self.ids: list[int] = []
-        self.unseen: list[int] = []
+        self.next_id = self.scene = 0
+        self.hidden: list[tuple[np.ndarray, int, int]] = []
+        """(box, number, frames in which it was not seen) of every face that may come again."""
 
-    def follow(self, boxes: Sequence[Sequence[float]]) -> list[int]:
-        found = np.asarray(boxes, np.float64).reshape(-1, 4)
+    def follow(self, boxes: Sequence[Sequence[float]], is_cut: bool = False) -> list[int]:
+        found, scene = np.asarray(boxes, np.float64).reshape(-1, 4), self.scene + is_cut
+        known = [] if is_cut else self.hidden
         numbers = [-1] * len(found)
-        scores = overlaps(self.boxes, found)
+        scores = overlaps(np.array([box for box, _, _ in known]).reshape(-1, 4), found)
         for place in np.argsort(-scores, axis=None, kind="stable"):
             old, new = divmod(int(place), max(1, len(found)))
             if scores[old, new] < LEAST_OVERLAP:
                 break
-            if numbers[new] < 0 and self.ids[old] not in numbers:
-                numbers[new] = self.ids[old]
+            if numbers[new] < 0 and known[old][1] not in numbers:
+                numbers[new] = known[old][1]
         for new, number in enumerate(numbers):
             if number < 0:
                 numbers[new], self.next_id = self.next_id, self.next_id + 1
-        self.remember(found, numbers)
+        self.remember(found, numbers, scene)
         return numbers
 
-    def remember(self, boxes: np.ndarray, numbers: Sequence[int]) -> None:
+    def remember(self, boxes: Any, numbers: Sequence[int], scene: int = 0) -> None:
         """A frame whose faces have their numbers already, such as one of an output that is resumed."""
-        hidden = [
-            (box, number, unseen + 1)
-            for box, number, unseen in zip(self.boxes, self.ids, self.unseen, strict=True)
-            if number not in numbers and unseen < PATIENCE
-        ]
-        self.boxes = np.array([*np.asarray(boxes).reshape(-1, 4), *(box for box, _, _ in hidden)]).reshape(-1, 4)
-        self.ids = [*numbers, *(number for _, number, _ in hidden)]
-        self.unseen = [0] * len(numbers) + [unseen for _, _, unseen in hidden]
+        known = [] if scene != self.scene else self.hidden
+        self.hidden = [(box, number, 0) for box, number in zip(np.asarray(boxes), numbers, strict=True)]
+        self.hidden += [(*face, n + 1) for *face, n in known if face[1] not in numbers and n < PATIENCE]
+        self.scene = scene
         self.next_id = max([self.next_id, *(number + 1 for number in numbers)])

@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,13 @@ class Frame:
     pixels: np.ndarray
     """(3, height, width) as the eye sees it."""
     is_moving: bool = False
-    """One of many of the same scene, in which faces are followed."""
+    """One of a video or camera, in which faces are followed."""
+    is_cut: bool = False
+    """The first of another scene."""
+
+    @property
+    def place(self) -> tuple[str, int, float]:
+        return self.input, self.number, self.time_s
 
 
 @dataclass(frozen=True)
@@ -189,11 +195,31 @@ def read_frames(
     for one in files_of(inputs, note):
         done = after(name_of(one))
         if isinstance(one, int):
-            yield from _camera(one, sampling)
+            yield from _cuts_marked(_camera(one, sampling))
         elif is_video(one):
-            yield from _video(one, sampling, note, -1 if done is None else done)
+            done = -1 if done is None else done
+            yield from (frame for frame in _cuts_marked(_video(one, sampling, note, done)) if frame.number > done)
         elif done is None:
             yield from read_still(one, one, note)
+
+
+_CUT_LEVELS, _CUT_CORRELATION = 20.0, 0.5
+
+
+def _cuts_marked(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """Marks a frame that differs from the one before by 20 of 255 grey levels and does not correlate with it (below
+    0.5), both at 32 x 32 pixels: a lamp changes the level alone, and a head moves before the same room."""
+    before = None
+    for frame in frames:
+        green = frame.pixels[1]
+        step = max(1, min(green.shape) // 64)
+        small = cv2.resize(green[::step, ::step].astype(np.float32), (32, 32), interpolation=cv2.INTER_AREA)
+        if before is not None and np.abs(small - before).mean() > _CUT_LEVELS:
+            one, other = small - small.mean(), before - before.mean()
+            likeness = (one * other).sum() / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-6)
+            frame = replace(frame, is_cut=bool(likeness < _CUT_CORRELATION))
+        before = small
+        yield frame
 
 
 def read_still(image: Any, name: str, note: Note) -> Iterator[Frame]:
@@ -269,16 +295,11 @@ def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Fra
     choose, number, before, damaged = sampling.chooser(), -1, -1.0, 0
     with _Capture(path) as capture:
         if not capture.opened:
-            note(
-                path, "not a video that OpenCV can read; it may be cut off (a recording that was not closed) or damaged"
-            )
+            note(path, "not a video that OpenCV can read; it is damaged, or was cut off before it was closed")
             return
         if capture.width * capture.height > MOST_VIDEO_PIXELS:
-            note(
-                path,
-                f"has frames of {capture.width} x {capture.height} pixels, expected at most {MOST_VIDEO_PIXELS:,}; "
-                "convert it to smaller ones",
-            )
+            size = f"{capture.width} x {capture.height} pixels"
+            note(path, f"has frames of {size}, expected at most {MOST_VIDEO_PIXELS:,}; convert it to smaller ones")
             return
         while capture.grab():
             number, time_s = number + 1, capture.seconds()
@@ -287,7 +308,7 @@ def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Fra
             before = time_s
             if sampling.seconds is not None and time_s >= sampling.seconds:
                 return
-            if not choose(number, time_s) or number <= done:
+            if not choose(number, time_s) or number < done:  # the last one that is done tells whether a cut follows
                 continue
             pixels = capture.pixels()
             if pixels is None:
@@ -300,11 +321,8 @@ def _video(path: str, sampling: Sampling, note: Note, done: int) -> Iterator[Fra
     if read == 0:
         note(path, "no frame could be read; the video is damaged, or OpenCV lacks its codec: convert it to mp4")
     elif is_damaged or announced - read > max(2, _LOST * announced) or _is_cut_avi(path):
-        note(
-            path,
-            f"ends after {read:,} of {announced:,} frames ({before:.1f} s): {'damaged' if is_damaged else 'cut off'}; "
-            "the frames before are there",
-        )
+        how = "damaged" if is_damaged else "cut off"
+        note(path, f"ends after {read:,} of {announced:,} frames ({before:.1f} s): {how}; the frames before are there")
 
 
 def _is_cut_avi(path: str) -> bool:

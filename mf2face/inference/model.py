@@ -4,15 +4,12 @@ import importlib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from configuration_mf2.json_files import read_json
+from mf2face.files import RELEASED as EMBEDDED
 from mf2face.inference.engine import check_engine, engine_pipeline, file_of, read_object
-from mf2face.inference.rows import Columns, first_line
-
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
+from mf2face.inference.rows import Columns, column_of, first_line
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,17 @@ class AnalysisModel:
             return "its files do not say what it was trained on"
         return "trained on what its card says"
 
-    def columns(self, caption: bool) -> Columns:
+    @property
+    def grades(self) -> dict[str, str]:
+        """Name of a column -> how far its answers can be trusted; empty if the checkpoint does not say."""
+        return {column_of(label): grade for label, grade in (self.pipeline.processor.grades or {}).items()}
+
+    def columns(self, caption: bool, states: bool = False, relative: bool = False) -> Columns:
         config = self.pipeline.model.config
         units = tuple(config.action_units) if config.use_au_branch else ()
-        return Columns(units, tuple(config.emotions) if config.use_emo_branch else (), caption)
+        emotions = tuple(config.emotions) if config.use_emo_branch else ()
+        sides, intensities = (tuple(getattr(config, name, None) or ()) for name in ("sides", "intensities"))
+        return Columns(units, emotions, caption, states, relative, sides, intensities)
 
     def check_caption(self) -> None:
         model = self.pipeline.model

@@ -1,33 +1,37 @@
-"""Columns as in py-feat and OpenFace, files of rows that can be continued, and the summary of a run."""
+"""Columns as in py-feat and OpenFace, and files of rows that can be continued."""
 
 import contextlib
 import csv
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import numpy as np
 
+from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
-from mf2face.files import append_whole, private, whole_file, write_whole
+from mf2face.files import append_whole, locked, private, whole_file, write_whole
 
 
 NAN = float("nan")
 PATIENCE = 5
 """Looked-at frames for which a face may be hidden and still keep its number."""
 
-TEXT_COLUMNS = ("input", "top_emotion", "caption", "landmark_source", "quality")
+TEXT_COLUMNS = ("input", "top_emotion", "emotion_set", "caption", "landmark_source", "quality", "error")
+STATE = "_state"
 POSE = ("Pitch", "Roll", "Yaw")
-_WHOLE = ("frame", "face_id")
+_WHOLE = ("frame", "face_id", "scene")
+AUTO = "auto"
+"""The neutral face of each track is its quiet part."""
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 
 
@@ -57,13 +61,24 @@ def unit_column(code: str) -> str:
     return f"AU{int(code.removeprefix('AU')):02d}"
 
 
+def column_of(label: str) -> str:
+    """Of an AU or an emotion."""
+    return unit_column(label) if label in ACTION_UNITS else label
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold that the model was saved with."""
+    """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold; AU06_L, AU06_R: probabilities of
+    the person's left and right side; AU06_i: intensity, 0 to 5; AU06_rel: probability minus that of the neutral face.
+    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
     caption: bool = False
+    states: bool = False
+    relative: bool = False
+    sides: tuple[str, ...] = ()
+    intensities: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -75,22 +90,37 @@ class Columns:
             *POSE,
             *units,
             *(f"{name}_c" for name in units),
+            *(f"{name}{STATE}" for name in units if self.states),
+            *(f"{unit_column(code)}_{side}" for code in self.sides for side in "LR"),
+            *(f"{unit_column(code)}_i" for code in self.intensities),
+            *(f"{name}_rel" for name in units if self.relative),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
+            *(["emotion_set"] if self.emotions and self.states else []),
             *(["caption"] if self.caption else []),
-            *("landmark_source", "quality"),
+            *("landmark_source", "quality", "scene", "error"),
         ]
 
+    @property
+    def measures(self) -> dict[str, str]:
+        """Column -> its unit."""
+        intensity = {"AU_i": "0 to 5"} if self.intensities else {}
+        relative = {"AU_rel": "probability minus the neutral face's"} if self.relative else {}
+        pixels = {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1", ", ".join(POSE): "degrees"}
+        return pixels | intensity | relative
+
     def is_text(self, name: str) -> bool:
-        return name in TEXT_COLUMNS and name not in self.emotions
+        return (name in TEXT_COLUMNS or name.endswith(STATE)) and name not in self.emotions
 
     def is_whole(self, name: str) -> bool:
         return name in _WHOLE
 
-    def empty_row(self, input: str, frame: int, time_s: float) -> dict[str, Any]:
-        """No face was found: every number is NaN, every text empty."""
+    def empty_row(
+        self, input: str, frame: int, time_s: float, scene: int = 0, error: str | None = None
+    ) -> dict[str, Any]:
+        """A frame without a face: every number is NaN, every text empty. error: why something is left out."""
         blank = {name: None if self.is_text(name) else NAN for name in self.names}
-        return {**blank, "input": input, "frame": frame, "time_s": _round(time_s, 4)}
+        return {**blank, "input": input, "frame": frame, "time_s": _round(time_s, 4), "scene": scene, "error": error}
 
     def row(
         self,
@@ -105,13 +135,16 @@ class Columns:
         answer: Mapping[str, Any],
         pose: Sequence[float] = (NAN, NAN, NAN),
         quality: str = "",
+        neutral: Mapping[str, float] | None = None,
+        **place: Any,
     ) -> dict[str, Any]:
         """Pixels to a hundredth, degrees to a tenth, probabilities to six digits: finer than any is known.
 
-        pose: pitch, yaw and roll. quality: marks of an unreliable face, see `quality_of`.
+        pose: pitch, yaw and roll. quality: marks of an unreliable face, see `quality_of`. neutral: probabilities of the
+        AUs in the neutral face. place: `scene` and `error`, as in `empty_row`.
         """
         left, top, right, bottom = box
-        row = self.empty_row(input, frame, time_s)
+        row = self.empty_row(input, frame, time_s, **place)
         row |= {"face_id": face_id, "FaceScore": _round(score, 4), "landmark_source": source, "quality": quality}
         row |= dict(zip(POSE, (_round(pose[place], 1) for place in (0, 2, 1)), strict=True))
         row |= {"FaceRectX": _round(left, 2), "FaceRectY": _round(top, 2)}
@@ -119,14 +152,46 @@ class Columns:
         for point, (x, y) in enumerate(landmarks):
             row[f"x_{point}"], row[f"y_{point}"] = _round(x, 2), _round(y, 2)
         for code, unit in answer.get("action_units", {}).items():
-            row[unit_column(code)] = _round(unit["probability"], 6)
-            row[f"{unit_column(code)}_c"] = int(unit["active"])
+            name = unit_column(code)
+            row[name], row[f"{name}_c"] = _round(unit["probability"], 6), int(unit["active"])
+            for key, column in (("left", f"{name}_L"), ("right", f"{name}_R"), ("intensity", f"{name}_i")):
+                if column in row and unit.get(key) is not None:
+                    row[column] = _round(unit[key], 4)
+            if self.states:
+                row[f"{name}{STATE}"] = unit["state"]
+            if self.relative and neutral is not None:
+                row[f"{name}_rel"] = _round(unit["probability"] - neutral[code], 6)
         row |= {name: _round(value, 6) for name, value in answer.get("emotions", {}).items()}
         if self.emotions:
             row["top_emotion"] = answer.get("emotion")
+            if self.states:
+                row["emotion_set"] = "|".join(answer.get("emotion_set", ()))
         if self.caption:
             row["caption"] = answer.get("captions", {}).get("emotion")
         return row
+
+
+_QUIET = 0.2
+_LEAST_FRAMES = 10
+
+
+def fill_relative(rows: Sequence[dict[str, Any]], columns: Columns) -> None:
+    """Fills `AU.._rel` of each followed face that has at least 10 frames: its probabilities minus their medians over
+    the fifth of its reliable frames whose sum of probabilities is least."""
+    tracks: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        if has_face(row) and not math.isnan(float(row["time_s"])):
+            tracks.setdefault((row["input"], float(row["face_id"])), []).append(row)
+    names = [unit_column(code) for code in columns.action_units]
+    for track in tracks.values():
+        reliable = [not row["quality"] for row in track]
+        values = np.array([[row[name] for name in names] for row in track], float)
+        usable = values[reliable & ~np.isnan(values).any(1)]
+        if len(usable) < _LEAST_FRAMES:
+            continue
+        quiet = usable[np.argsort(usable.sum(1), kind="stable")[: max(1, round(_QUIET * len(usable)))]]
+        for row, relative in zip(track, values - np.median(quiet, axis=0), strict=True):
+            row |= {f"{name}_rel": _round(value, 6) for name, value in zip(names, relative, strict=True)}
 
 
 def _round(value: float, digits: int) -> float:
@@ -147,8 +212,16 @@ FORMATS: dict[str, str] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl",
 _ROW_GROUP = 1000
 
 
+_ADVICE = "choose another output, or overwrite it (--overwrite)"
+
+
 class OutputError(OSError):
     """The output cannot be written, or is not ours to continue."""
+
+
+def lock_of(output: Path) -> contextlib.AbstractContextManager[None]:
+    busy = OutputError(f"output: {output} is being written by another run; wait for it, or name another")
+    return locked(output.with_name(f".{output.name}.lock"), busy)
 
 
 def format_of(path: str | os.PathLike, wanted: str | None = None) -> str:
@@ -200,62 +273,45 @@ class RowFile:
         self.write = csv_rows if self.format == "csv" else json_lines
         self.done: dict[str, int] = {}
         self.last_input: str | None = None
-        self.last_frames: list[list[dict[str, Any]]] = []
-        """Faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
+        self.last_frames: list[tuple[int, list[dict[str, Any]]]] = []
+        """Scene and faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
         self.next_id = 0
-        self.lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0, thread_local=False)
+        self.lock = contextlib.ExitStack()
+        """Held for the run: rows of two runs would mix."""
         try:
-            self._claim()
-            if overwrite:
-                for old in (self.path, self.lines, self.about_file):
-                    old.unlink(missing_ok=True)
-            known = self._check_same_run()
-            if self.format == "parquet" and not self.lines.exists() and known:
-                known["bytes"] = self._unpack()
-            self.size = self._read(known.get("bytes")) if self.lines.exists() else 0
-            self._write_about(finished=False)  # before the rows, which could not be continued without it
-            # Without a buffer: what could not be written is not tried once more by whoever closes the file.
-            mode = "r+b" if self.lines.exists() else "w+b"
-            self.file: FileIO = open(self.lines, mode, buffering=0, opener=private)
-            self.file.truncate(self.size)
-            self.file.seek(self.size)
-            if self.size == 0 and self.format == "csv":
-                self._append(csv_lines([self.names]))
+            self._open(overwrite)
         except OSError as error:
-            self._release()
+            self.lock.close()
             if isinstance(error, OutputError):
                 raise
             raise OutputError(f"output: {self.path} cannot be written ({error.strerror or error})") from error
         # What pyarrow, csv and numbers in a damaged file raise besides.
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, csv.Error) as error:
-            self._release()
-            raise OutputError(
-                f"output: {self.path} or {self.about_file.name} is damaged, and cannot be continued ({error}); choose "
-                "another output, or overwrite it (--overwrite)"
-            ) from error
+            self.lock.close()
+            names = f"{self.path} or {self.about_file.name}"
+            raise OutputError(f"output: {names} is damaged, and cannot be continued ({error}); {_ADVICE}") from error
 
-    def _claim(self) -> None:
-        """For the time of a run: rows of two would stand in one another. The system releases a dead one's."""
+    def _open(self, overwrite: bool) -> None:
         if self.path.exists() and not self.path.is_file():
-            raise OutputError(
-                f"output: {self.path} is no file; expected one to write, or none and --format csv for a pipe"
-            )
+            raise OutputError(f"output: {self.path} is no file; expected one, or none and --format csv for a pipe")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire()
-        except Timeout:
-            raise OutputError(
-                f"output: {self.path} is being written by another run; wait for it, or name another"
-            ) from None
-
-    def _release(self) -> None:
-        if self.lock.is_locked:
-            with contextlib.suppress(OSError):
-                os.unlink(self.lock.lock_file)
-        self.lock.release()
+        self.lock.enter_context(lock_of(self.path))
+        if overwrite:
+            self.remove()
+        known = self._check_same_run()
+        if self.format == "parquet" and not self.lines.exists() and known:
+            known["bytes"] = self._unpack()
+        self.size = self._read(known.get("bytes")) if self.lines.exists() else 0
+        self._write_about(finished=False)  # before the rows, which could not be continued without it
+        # Without a buffer: what could not be written is not tried once more when the file is closed.
+        mode = "r+b" if self.lines.exists() else "w+b"
+        self.file: FileIO = open(self.lines, mode, buffering=0, opener=private)
+        self.file.truncate(self.size)
+        self.file.seek(self.size)
+        if self.size == 0 and self.format == "csv":
+            self._append(csv_lines([self.names]))
 
     def remove(self) -> None:
-        """Removes the files of a run that wrote no row."""
         for file in (self.path, self.lines, self.about_file):
             file.unlink(missing_ok=True)
 
@@ -265,24 +321,21 @@ class RowFile:
 
     def close(self, *, finished: bool, **facts: Any) -> None:
         """facts: more facts for the file about the run."""
-        try:
-            self._close(finished, facts)
-        finally:
-            self._release()
-
-    def _close(self, finished: bool, facts: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # what matters was flushed by `add`
             self.file.close()
         self.about |= facts
         try:
+            if finished and self.about["settings"].get("neutral") == AUTO:
+                self._fill_relative()
             if self.format == "parquet":
                 self._pack()
             self._write_about(finished=finished)
         except OSError as error:
             kept = f"; the rows are in {self.lines}, and the same command continues" if self.lines.exists() else ""
-            raise OutputError(
-                f"output: {self.path} could not be completed ({error.strerror or error}){kept}"
-            ) from error
+            why = error.strerror or error
+            raise OutputError(f"output: {self.path} could not be completed ({why}){kept}") from error
+        finally:
+            self.lock.close()
 
     def _append(self, text: str) -> None:
         try:
@@ -297,18 +350,15 @@ class RowFile:
         there = [file for file in (self.path, self.lines) if file.exists() and not self._holds_no_row(file)]
         if not there:
             return {}
-        advice = "choose another output, or overwrite it (--overwrite)"
         try:
             known = read_json(self.about_file)
             if not isinstance(known, dict) or not isinstance(known.get("settings", {}), dict):
                 raise ValueError("got no JSON object of settings")
         except (OSError, ValueError) as error:
-            raise OutputError(
-                f"output: {there[0]} is there, but {self.about_file.name}, which says how it was made, is "
-                f"missing or damaged; {advice}"
-            ) from error
+            name = self.about_file.name
+            raise OutputError(f"output: {there[0]} exists, but {name} is missing or damaged; {_ADVICE}") from error
         if differ := differing_settings(known.get("settings", {}), self.about["settings"]):
-            raise OutputError(f"output: {there[0]} was made with {differ}; {advice}")
+            raise OutputError(f"output: {there[0]} was made with {differ}; {_ADVICE}")
         return known
 
     def _holds_no_row(self, file: Path) -> bool:
@@ -322,7 +372,7 @@ class RowFile:
         size = self.lines.stat().st_size
         before = end = next_before = 0
         place: tuple[str, int] | None = None
-        open_frames: list[list[dict[str, Any]]] = []
+        open_frames: list[tuple[int, list[dict[str, Any]]]] = []
         for offset, row in _rows_of(self.lines, self.format, self.names):
             here = (row["input"], int(float(row["frame"])))
             if here != place:
@@ -330,10 +380,10 @@ class RowFile:
                     self.done[place[0]] = place[1]
                     if place[0] != here[0]:
                         open_frames, self.next_id = [], 0
-                open_frames = [*open_frames[-PATIENCE:], []]
+                open_frames = [*open_frames[-PATIENCE:], (int(float(row["scene"])), [])]
                 before, next_before, place = end, self.next_id, here
             if has_face(row):
-                open_frames[-1].append(row)
+                open_frames[-1][1].append(row)
                 self.next_id = max(self.next_id, int(float(row["face_id"])) + 1)
             end = offset
         if place is not None and end == size == complete:
@@ -366,19 +416,39 @@ class RowFile:
         kinds |= {name: pyarrow.int64() for name in self.names if self.columns.is_whole(name)}
         schema = pyarrow.schema(list(kinds.items()), {"mf2": json.dumps(self.about, default=str)})
         with whole_file(self.path) as part, parquet.ParquetWriter(part, schema) as writer:
-            group: list[dict[str, Any]] = []
-            for _, row in _rows_of(self.lines, self.format, self.names):
-                group.append(_for_parquet(row, self.columns))
-                if len(group) == _ROW_GROUP:
-                    writer.write_table(pyarrow.Table.from_pylist(group, schema))
-                    group = []
-            if group:
+            rows = (_for_parquet(row, self.columns) for _, row in _rows_of(self.lines, self.format, self.names))
+            while group := list(itertools.islice(rows, _ROW_GROUP)):
                 writer.write_table(pyarrow.Table.from_pylist(group, schema))
         self.lines.unlink()
+
+    def _fill_relative(self) -> None:
+        """In two passes over the file, of which the first keeps no landmarks."""
+        kept = ["input", "time_s", "face_id", "quality", *map(unit_column, self.columns.action_units)]
+        slim = [{name: row[name] for name in kept} for row in self._values()]
+        fill_relative(slim, self.columns)
+        with whole_file(self.lines) as part, open(part, "wb") as file:
+            if self.format == "csv":
+                file.write(csv_lines([self.names]).encode())
+            for row, filled in zip(self._values(), slim, strict=True):
+                file.write(self.write([row | filled], self.names).encode("utf-8", "surrogateescape"))
+        self.size = self.lines.stat().st_size
+
+    def _values(self) -> Iterator[dict[str, Any]]:
+        def value(name: str, cell: Any) -> Any:
+            if self.columns.is_text(name):
+                return cell
+            return NAN if cell is None else cell if not isinstance(cell, str) else _number(cell)
+
+        for _, row in _rows_of(self.lines, self.format, self.names):
+            yield {name: value(name, cell) for name, cell in row.items()}
 
     def _write_about(self, finished: bool) -> None:
         content = {**self.about, "finished": finished, "bytes": self.size}
         write_whole(self.about_file, json.dumps(content, indent=1, default=str) + "\n", shared=False)
+
+
+def _number(cell: str) -> float:
+    return int(cell) if cell.isdecimal() else float(cell)
 
 
 def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
@@ -389,22 +459,17 @@ def _for_parquet(row: dict[str, Any], columns: Columns) -> dict[str, Any]:
         escaped = value and value.replace("\\x", "\\x5cx")
         return escaped and escaped.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
-    return {
-        name: text(value)
-        if columns.is_text(name)
-        else value
-        if columns.is_whole(name) or value is not None
-        else math.nan
-        for name, value in row.items()
-    }
+    def number(name: str, value: Any) -> Any:
+        return math.nan if value is None and not columns.is_whole(name) else value
+
+    return {name: text(value) if columns.is_text(name) else number(name, value) for name, value in row.items()}
 
 
 def _from_parquet(row: dict[str, Any]) -> dict[str, Any]:
-    def raw(byte: re.Match[str]) -> str:
-        return os.fsdecode(bytes([int(byte[1], 16)]))
+    def raw(text: str) -> str:
+        return re.sub(r"\\x([0-9a-f]{2})", lambda byte: os.fsdecode(bytes.fromhex(byte[1])), text)
 
-    pattern = r"\\x([0-9a-f]{2})"
-    return {name: re.sub(pattern, raw, value) if isinstance(value, str) else value for name, value in row.items()}
+    return {name: raw(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -420,7 +485,7 @@ def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[in
                 offset += len(line)
                 yield line.decode("utf-8", "surrogateescape")
 
-    wrong = f"output: {path} has not the columns of this run; choose another, or overwrite it (--overwrite)"
+    wrong = f"output: {path} has not the columns of this run; {_ADVICE}"
     if format == "csv":
         reader = ([unescape_cell(cell) for cell in cells] for cells in csv.reader(whole_lines()))
         header = next(reader, None)
@@ -443,79 +508,6 @@ def _rows_of(path: Path, format: str, names: Sequence[str]) -> Iterator[tuple[in
         if list(row) != list(names):
             raise OutputError(wrong)
         yield offset, row
-
-
-_MOST_KEPT = 1000
-_MOST_SHOWN = 8
-
-
-@dataclass
-class Summary:
-    frames: int = 0
-    """Images and frames that were looked at."""
-    faces: int = 0
-    without_face: int = 0
-    """Frames; each has a row of NaN."""
-    seconds: float = 0.0
-    """Time of the analysis, without loading the model."""
-    resumed: int = 0
-    """Inputs of which the output held rows already."""
-    left_out: int = 0
-    """How often `skipped` got an entry."""
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(input, why), the first thousand."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """All of them, if there is no output to write them to."""
-    stopped: str | None = None
-    """Why the run ended early."""
-    batch_size: int = 0
-    opened: bool = False
-    """Whether the output is this run's."""
-    continues: bool = True
-    """Whether the same command goes on where it was stopped; a camera's does not."""
-
-    def skip(self, name: str, why: str) -> None:
-        self.left_out += 1
-        if len(self.skipped) < _MOST_KEPT:
-            self.skipped.append((name, why))
-
-    def facts(self) -> dict[str, Any]:
-        facts = {"frames": self.frames, "faces": self.faces, "frames_without_face": self.without_face}
-        facts |= {"seconds": round(self.seconds, 2), "batch_size": self.batch_size, "stopped": self.stopped}
-        skipped = [{"input": name, "why": why} for name, why in self.skipped]
-        return {**facts, "left_out": self.left_out, "skipped": skipped}
-
-    def text(self, output: str | None = None) -> str:
-        speed = f", {self.frames / self.seconds:.1f} images a second" if self.frames and self.seconds > 0 else ""
-        lines = [f"{_count(self.frames, 'image')} looked at, {_count(self.faces, 'face')}{speed}"]
-        if self.without_face:
-            lines.append(f"{_count(self.without_face, 'image')} without a face (a row of NaN each)")
-        if self.resumed:
-            lines.append(f"{_count(self.resumed, 'input')} stood in {output} already")
-        if self.left_out:
-            lines.append(f"left out, {_count(self.left_out, 'time')}:")
-            lines += self._reasons()
-        if self.stopped:
-            kept = f"; the rows so far are in {output}" if output and self.opened else ""
-            goes_on = ", and the same command continues there" if kept and self.continues else ""
-            lines.append(f"stopped before the end: {self.stopped}{kept}{goes_on}")
-        elif output and self.opened:
-            lines.append(f"rows: {output}")
-        return "\n".join(lines)
-
-    def _reasons(self) -> list[str]:
-        """The first ones; by cause, if one of them took many."""
-        lines = [f"  {name}: {why}" for name, why in self.skipped[:_MOST_SHOWN]]
-        more = self.left_out - len(lines)
-        if more > 0:
-            causes = Counter(why for _, why in self.skipped[_MOST_SHOWN:]).most_common(3)
-            common = "; ".join(f"{count:,} times {why!r}" for why, count in causes if count > 1)
-            lines.append(f"  and {more:,} more" + (f", such as {common}" if common else ""))
-        return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def first_line(error: BaseException) -> str:

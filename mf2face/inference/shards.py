@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from configuration_mf2.json_files import read_json
-from mf2face.files import locked, whole_file, write_whole
-from mf2face.inference.rows import OutputError, Summary, differing_settings, format_of, has_face
+from mf2face.files import whole_file, write_whole
+from mf2face.inference.result import Result
+from mf2face.inference.rows import OutputError, differing_settings, format_of, has_face, lock_of
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,12 @@ def fingerprint(files: Iterable[str | int]) -> str:
     return f"{len(names)} with hash {hashlib.sha256(os.fsencode(chr(0).join(names))).hexdigest()[:12]}"
 
 
-def merge_shards(output: str | os.PathLike, *, format: str | None = None, overwrite: bool = False) -> Summary:
+def merge_shards(output: str | os.PathLike, *, format: str | None = None, overwrite: bool = False) -> Result:
     """Writes the outputs of all shards as that of one run, and the facts beside it. The shards' files stay."""
     path, format = Path(output), format_of(output, format)
-    busy = OutputError(f"output: {path} is being written by another run; wait for it, or name another")
     try:
         shards = _find(path)
-        with locked(path.with_name(f".{path.name}.lock"), busy):
+        with lock_of(path):
             if path.exists() and not overwrite:
                 raise OutputError(f"output: {path} is there; name another, or overwrite it (--overwrite)")
             about = [_facts(shard, file, format) for shard, file in shards.items()]
@@ -116,7 +116,7 @@ def _facts(shard: Shard, file: Path, format: str) -> dict[str, Any]:
     return about
 
 
-def _merge(path: Path, files: Sequence[Path], about: Sequence[dict[str, Any]], format: str) -> Summary:
+def _merge(path: Path, files: Sequence[Path], about: Sequence[dict[str, Any]], format: str) -> Result:
     summary = _summary(files, about, format)
     settings = {name: value for name, value in about[0]["settings"].items() if name != "inputs"}
     merged = {**about[0], **summary.facts(), "settings": settings, "finished": True}
@@ -129,22 +129,26 @@ def _merge(path: Path, files: Sequence[Path], about: Sequence[dict[str, Any]], f
             merged["bytes"] = part.stat().st_size
         path.unlink(missing_ok=True)  # the facts never stand beside rows of another run
         write_whole(f"{path}.about.json", json.dumps(merged, indent=1) + "\n", shared=False)
+    summary.output = path
     return summary
 
 
-def _summary(files: Sequence[Path], about: Sequence[dict[str, Any]], format: str) -> Summary:
+def _summary(files: Sequence[Path], about: Sequence[dict[str, Any]], format: str) -> Result:
     """Frames and faces are counted anew: the facts of a shard that was continued name those of its last run only."""
-    summary = Summary(seconds=sum(one["seconds"] for one in about), opened=True)
+    summary = Result(seconds=sum(one["seconds"] for one in about))
     summary.batch_size = max(one["batch_size"] for one in about)
     for one in about:
         for entry in one["skipped"]:
             summary.skip(entry["input"], entry["why"])
         summary.left_out += one["left_out"] - len(one["skipped"])
     for file in files:
-        for _, rows in groupby(_places(file, format), lambda row: (row["input"], row["frame"])):
+        for _, group in groupby(_places(file, format), lambda row: (row["input"], row["frame"])):
+            rows = [row for row in group if not row["error"]]
             faces = sum(map(has_face, rows))
-            summary.frames, summary.faces = summary.frames + 1, summary.faces + faces
-            summary.without_face += not faces
+            summary.frames, summary.faces = summary.frames + bool(rows), summary.faces + faces
+            summary.without_face += bool(rows) and not faces
+            if rows and str(rows[0]["time_s"] or "NaN") not in ("NaN", "nan"):
+                summary.noun = "frame"
     return summary
 
 
@@ -153,7 +157,7 @@ def _places(file: Path, format: str) -> Iterator[Mapping[str, Any]]:
         from pyarrow import parquet
 
         with parquet.ParquetFile(file) as packed:
-            for batch in packed.iter_batches(columns=["input", "frame", "face_id"]):
+            for batch in packed.iter_batches(columns=["input", "frame", "time_s", "face_id", "error"]):
                 yield from batch.to_pylist()
         return
     with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
@@ -199,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     except (OutputError, ValueError) as error:
         print(f"mf2 merge: {error}", file=sys.stderr)
         return 4 if isinstance(error, OutputError) else 2
-    print(summary.text(given.output), file=sys.stderr)
+    print(summary.text(), file=sys.stderr)
     return 0
 
 

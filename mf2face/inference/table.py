@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from configuration_mf2.facs import ACTION_UNITS
-from mf2face.inference.rows import POSE, Columns, has_face, unit_column
+from mf2face.inference.rows import POSE, STATE, Columns, has_face, unit_column
 
 
 _BAR = 24
@@ -20,9 +20,16 @@ class FaceTable:
     """detailed: of each face everything, instead of a line."""
 
     def __init__(
-        self, out: TextIO, columns: Columns, thresholds: Mapping[str, float], *, detailed: bool = False
+        self,
+        out: TextIO,
+        columns: Columns,
+        thresholds: Mapping[str, float],
+        grades: Mapping[str, str] | None = None,
+        *,
+        detailed: bool = False,
     ) -> None:
         self.out, self.columns, self.thresholds, self.detailed = out, columns, thresholds, detailed
+        self.grades = grades or {}
         self.width = min(160, max(80, shutil.get_terminal_size((_WIDE, 24)).columns))
         self.boxes = self.width >= _WIDE
         self.word = max(11, *map(len, columns.emotions), 0)
@@ -30,8 +37,8 @@ class FaceTable:
         self.room = max(12, min(40, self.width - fixed - 19))  # beside four action units
         self.plain = "utf" not in (getattr(out, "encoding", None) or "utf-8").lower()
         self.units = {unit_column(code): code for code in columns.action_units}
-        self.named: dict[str, str] = {}
-        """AUs that were shown, for the legend."""
+        self.named: dict[str, list[str]] = {}
+        """AUs that were shown with their nouns, and emotions that have a grade, for the legend."""
         self.before: str | None = None
         self.lines = 0
 
@@ -45,7 +52,10 @@ class FaceTable:
 
     def close(self) -> None:
         if self.named and not self.detailed:
-            self.out.write("\n" + _wrap([f"{name} {noun}" for name, noun in sorted(self.named.items())], self.width))
+            words = [
+                " ".join([name, *noun, *self._grade(name, 0).split()]) for name, noun in sorted(self.named.items())
+            ]
+            self.out.write("\n" + _wrap(words, self.width))
             self.out.flush()
 
     def _line(self, row: Mapping[str, Any]) -> str:
@@ -63,11 +73,16 @@ class FaceTable:
         if not self._is_answered(row):
             return head + self._columns([*place, row["face_id"], *box, "no answer", "", ""])
         active = [name for name in self.units if row[f"{name}_c"] == 1]
-        self.named |= {name: ACTION_UNITS[self.units[name]].noun for name in active}
+        self.named |= {name: [ACTION_UNITS[self.units[name]].noun] for name in active}
         emotion = row.get("top_emotion") or ""
+        if emotion in self.grades:
+            self.named[emotion] = []
         sure = _number(row[emotion], 2) if emotion else ""
         line = self._columns([*place, row["face_id"], *box, emotion, sure, active or ["none"]])
         return head + line + (f"\n    {row['caption']}" if row.get("caption") else "")
+
+    def _grade(self, column: str, gap: int) -> str:
+        return f"{' ' * gap}{self.grades[column]:<12}" if self.grades else ""
 
     def _is_answered(self, row: Mapping[str, Any]) -> bool:
         return all(row[name] == row[name] for name in (*self.units, *self.columns.emotions))
@@ -100,18 +115,21 @@ class FaceTable:
         if not self._is_answered(row):
             return lines[0] + "; the model gave no answer"
         if self.columns.emotions:
-            lines += ["", f"{'emotion':<30}{'probability':<{_BAR + 7}}"]
+            head = f"{'emotion':<30}{'probability':<{_BAR + 7}}"
+            lines += ["", head + ("grade" if self.grades else "")]
+            possible = (row.get("emotion_set") or "").split("|")
             for name in sorted(self.columns.emotions, key=lambda name: -row[name]):
                 mark = "  top" if name == row["top_emotion"] else ""
-                lines.append(f"{name:<30}{_bar(row[name])} {row[name]:.2f}{mark}")
+                mark += "  possible" if name in possible else ""
+                lines.append(f"{name:<30}{_bar(row[name])} {row[name]:.2f}{self._grade(name, 2)}{mark}".rstrip())
         if self.units:
-            lines += ["", f"{'action unit':<30}{'probability':<{_BAR + 7}}threshold"]
+            head = f"{'action unit':<30}{'probability':<{_BAR + 7}}threshold"
+            lines += ["", head + ("  grade" if self.grades else "")]
             for name, code in self.units.items():
                 share, limit = row[name], self.thresholds[code]
-                state = "  active" if row[f"{name}_c"] == 1 else ""
-                lines.append(
-                    f"{name} {ACTION_UNITS[code].noun:<25}{_bar(share, limit)} {share:.2f}  {limit:.2f}{state}"
-                )
+                state = row.get(f"{name}{STATE}") or ("active" if row[f"{name}_c"] == 1 else "")
+                words = f"{name} {ACTION_UNITS[code].noun:<25}{_bar(share, limit)} {share:.2f}  {limit:.2f}"
+                lines.append(f"{words}{self._grade(name, 7)}  {state}".rstrip())
         if row.get("caption"):
             lines += ["", f'written by the model: "{row["caption"]}"']
         return "\n".join(lines)

@@ -1,11 +1,13 @@
 """The command line of train.py: our options in groups, then transformers' own TrainingArguments."""
 
+import argparse
+import difflib
 import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 # TrainingArguments, which load torch, are imported where a run begins: --help is instant.
 import transformers
@@ -35,7 +37,7 @@ class ModelArguments:
         "measure. exp_blip has pretrain (its stage 1), caption (stage 2), linear_probe and full",
         choices=tuple(dict.fromkeys(task for _, task in TASKS)),
     )
-    model_size: str = _option("tiny", "tiny, base or giant; compared systems: tiny or base, hsemotion b2 too")
+    model_size: str = _option("tiny", "tiny, small, base or giant; compared systems: tiny or base, hsemotion b2 too")
     model_options: list[str] = field(
         default_factory=list, metadata={"help": "NAME=VALUE of the model's config, such as use_llga=False"}
     )
@@ -56,18 +58,30 @@ class ModelArguments:
 class DataArguments:
     _argument_group_name = "data"
 
-    dataset: str = _option("synthetic", "synthetic (drawn or rendered faces), or MFA's folder or name on the Hub")
+    dataset: str = _option(
+        "synthetic",
+        "synthetic (drawn or rendered faces); MFA's folder or name on the Hub; or own:FOLDER, your pictures with a "
+        "labels.csv, or in a folder an emotion",
+    )
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
-    style: str = _option("paint", "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn)")
+    style: str = _option(
+        "paint",
+        "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn); studio+street: both, half "
+        "of the images each",
+    )
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
     landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
-    augment: bool = _option(False, "crop, rotate, flip, recolour and hide parts of the training crops")
+    augment: Literal["none", "light", "heavy"] | None = _option(
+        None,
+        "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "
+        "light, blur and noise (tower's default)",
+    )
+    balance: bool = _option(False, "show training images of rarer emotions more often, up to eight times")
     views: int = _option(
         1, "fixed forms of each training image: itself and slightly turned, moved, mirrored ones; they can be stored"
     )
-    use_labels: bool = _option(True, "tower: without, it learns landmarks and hidden patches, no AU and no emotion")
     use_captions: bool = _option(True, "without, the alignment losses are off")
     captions_by_rule: bool | None = _option(
         None, "compared systems: write missing captions from the labels (default for synthetic faces), else an error"
@@ -110,12 +124,47 @@ class ExpBlipArguments:
 
 
 _GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments)
-_EPILOG = (
-    "All of transformers' TrainingArguments are options too: --output_dir, --max_steps, --num_train_epochs, "
-    "--learning_rate, --per_device_train_batch_size, --gradient_accumulation_steps, --seed, --bf16, --use_cpu, "
-    "--report_to, --push_to_hub, --hub_model_id and more, see "
-    "https://huggingface.co/docs/transformers/main_classes/trainer"
+_COMMON = {
+    "task": "pretrain, full, dfn, lora, ia3, linear_probe, tower or evaluate, see below",
+    "model_size": "tiny, base or giant",
+    "dataset": "synthetic, or MFA's folder or name on the Hub",
+    "output_dir": "where the run is saved; the same command continues it",
+    "model_name_or_path": "start from this checkpoint",
+    "label_set": "mfa, or a corpus's own, such as bp4d or affectnet",
+    "num_train_epochs": "passes over the training split",
+    "max_steps": "steps, in place of epochs",
+    "learning_rate": "the paper's, or the tiny size's, unless given",
+    "per_device_train_batch_size": "images of a step on each device",
+    "seed": "of weights, order and augmentation",
+    "bf16": "True: half precision",
+}
+"""Options that most runs use, at the top of --help."""
+_DESCRIPTION = "\n".join(
+    ["Trains, evaluates and saves MF².", "", "used most:", *(f"  --{name:28} {text}" for name, text in _COMMON.items())]
 )
+_EPILOG = """All of transformers' TrainingArguments are options too: --gradient_accumulation_steps, --use_cpu,
+--report_to, --push_to_hub and more, see https://huggingface.co/docs/transformers/main_classes/trainer"""
+
+
+class _Form(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+class _Parser(HfArgumentParser):
+    """Errors of one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _check_known(rest: Sequence[str], known: Collection[str]) -> None:
+    for word in rest:
+        name = word.partition("=")[0]
+        option = name[2:].replace("-", "_").removeprefix("no_")
+        if name.startswith("--") and not any(one.startswith(option) for one in known):
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean --{near[0]}" if near else "see --help, and transformers' TrainingArguments"
+            raise ValueError(f"{name}: there is no such option; {hint}")
 
 
 @dataclass(frozen=True)
@@ -145,17 +194,17 @@ class Settings:
 
 def parse_arguments(argv: Sequence[str]) -> Settings:
     """Checks all that can be checked before anything is drawn or loaded."""
-    parser = HfArgumentParser(_GROUPS, description="Trains, evaluates and saves MF².", epilog=_EPILOG)
+    words = {"usage": "train.py [--NAME VALUE ...]", "description": _DESCRIPTION, "epilog": _EPILOG}
+    parser = _Parser(_GROUPS, prog="train.py", formatter_class=_Form, **words)
     *groups, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
     given = MF2Arguments(**{name: value for group in groups for name, value in vars(group).items()})
     given = replace(given, task=given.task or tasks_of(given.model)[0])
     task = _task_of(given)
-    parser = HfArgumentParser(transformers.TrainingArguments)
+    parser = _Parser(transformers.TrainingArguments, prog="train.py")
+    _check_known(rest, [one.name for kind in (MF2Arguments, transformers.TrainingArguments) for one in fields(kind)])
     streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if given.streaming else {}  # it has no epochs
     parser.set_defaults(**task.training_defaults(given.model_size) | streaming)
     values = vars(parser.parse_args(rest)) | task.fixed
-    if given.task == "tower" and not given.use_labels:
-        values["load_best_model_at_end"] = False  # its AU and emotion readouts learn nothing, and can judge nothing
     push, token = values["push_to_hub"], values["hub_token"]
     (training,) = parser.parse_dict(values | {"push_to_hub": False, "hub_token": None})
     arguments = _resolve(given, task)
@@ -180,7 +229,8 @@ def _task_of(given: MF2Arguments) -> Task:
 
 def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     """Decides what was left open."""
-    changes = given.streaming or given.augment  # images that change, or do not come again, are not stored
+    augment = given.augment or ("heavy" if given.task == "tower" else "none")
+    changes = given.streaming or augment != "none"  # images that change, or do not come again, are not stored
     stores = given.model_size == "tiny" and not changes and given.views == 1
     by_default = {
         "captions_by_rule": given.dataset == "synthetic",
@@ -188,7 +238,7 @@ def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
     }
     decided = {name: value for name, value in by_default.items() if getattr(given, name) is None}
     no_store = given.no_store or changes or given.align or "states" not in task.stores
-    return replace(given, **decided, no_store=no_store)
+    return replace(given, **decided, no_store=no_store, augment=augment)
 
 
 def _check(ours: MF2Arguments, task: Task) -> None:
@@ -199,7 +249,9 @@ def _check(ours: MF2Arguments, task: Task) -> None:
     read_options("model_options", ours.model_options, config_class)
     if ours.num_images < 1:
         raise ValueError(f"num_images: got {ours.num_images}, expected 1 or more")
-    if ours.views < 1 or (ours.views > 1 and (ours.streaming or ours.augment or ours.align or ours.store_vision)):
+    if ours.views < 1 or (
+        ours.views > 1 and (ours.streaming or ours.augment != "none" or ours.align or ours.store_vision)
+    ):
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
@@ -207,8 +259,8 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if not (Path(ours.dataset).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        built = "synthetic, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+    if not (Path(ours.dataset.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
+        built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
         raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
 
 
@@ -217,6 +269,8 @@ def _check_training(ours: MF2Arguments, training: "transformers.TrainingArgument
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
     if not ours.streaming:
         return
+    if ours.balance:
+        raise ValueError("balance, streaming: got both, expected one: a stream does not know how rare an emotion is")
     if training.max_steps <= 0 and ours.task != "evaluate":
         raise ValueError("max_steps: got none, expected how many steps to train on a stream, which has no end")
     if ours.store_vision:

@@ -1,5 +1,6 @@
 """What a run works on: the splits of its data set, its model, and their rows as the model's examples."""
 
+import dataclasses
 import logging
 import pkgutil
 from collections.abc import Mapping
@@ -9,33 +10,38 @@ from typing import Any, NamedTuple
 
 import datasets
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
+from configuration_mf2.configuration_mf2 import MF2VisionConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
+from configuration_mf2.json_files import read_json
 from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
+from mf2face.data.build.own import PREFIX, build_own
 from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
+from mf2face.data.synthetic.subjects import is_rendered
+from mf2face.files import RELEASED
 from mf2face.training.arguments import MF2Arguments, Settings, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
 from mf2face.training.tasks import SYSTEMS, TASKS
+from mf2face.training.tower import TowerExamples
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
-from processing_mf2.augmentation import SLIGHT, MF2Augmentation
+from processing_mf2.augmentation import HEAVY, SLIGHT, MF2Augmentation
 from processing_mf2.processing_mf2 import MF2Processor
 
 
 logger = logging.getLogger(__name__)
 
+AUGMENTATIONS = {"none": None, "light": MF2Augmentation(), "heavy": HEAVY}
+
 LANGUAGE_TOKENIZER = "language_tokenizer"
 """The folder of a tokenizer that is not the processor's."""
-
-# The released checkpoint, whose tower stands in for a downloaded one; `make checkpoint` trains both anew.
-RELEASED = Path(__file__).resolve().parents[2] / "model_cards" / "mf2-tiny-synthetic"
 
 
 class Parts(NamedTuple):
@@ -53,7 +59,7 @@ def with_sources(settings: Settings) -> Settings:
         checkpoint = str(RELEASED)
     if checkpoint or tower == "none":
         tower = None
-    elif tower is None and ours.task != "tower" and ours.model_size == "tiny" and RELEASED.is_dir():
+    elif tower is None and task.saves != "tower" and ours.model_size == "tiny" and RELEASED.is_dir():
         tower = str(RELEASED)
     if not settings.trains:
         task = TASKS[ours.model, trained_task(checkpoint, ours.model)]
@@ -109,7 +115,7 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
     if tower is not None:
         report = (load_backbone_weights if compared else load_vision_weights)(model, tower)
         logger.info("%s", f"backbone from {tower}, without {len(report)} tensors" if compared else report)
-    elif ours.task != "tower" and not has_vision:
+    elif settings.task.saves != "tower" and not has_vision:
         logger.warning("the vision tower has random weights: name some in --vision_name_or_path")
     if ours.text_name_or_path is not None:
         logger.info("%s", load_bert_weights(model, ours.text_name_or_path))
@@ -122,13 +128,28 @@ def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: d
     ours, task = settings.arguments, settings.task
     fields = {"label_set": ours.label_set}
     if not issubclass(config_class, ComparedConfig):
-        fields["vision_config"] = {"frozen": task.trains != "all", **own.pop("vision_config", {})}
+        shape = {"label_taught": ours.task == "tower_by_labels"} if task.saves == "tower" else tower_fields(ours)
+        fields["vision_config"] = {**shape, "frozen": task.trains != "all", **own.pop("vision_config", {})}
     if "branches" not in task.unused:
         has_units = bool(resolve_label_set(ours.label_set).action_units)
         fields |= {"use_emo_branch": ours.branches != "au", "use_au_branch": ours.branches != "emo" and has_units}
     if ours.caption_set is not None:
         fields["caption_set"] = ours.caption_set
     return config_class.from_size(ours.model_size, **fields | own)
+
+
+def tower_fields(arguments: MF2Arguments) -> dict[str, Any]:
+    """The shape of the tower that a run starts from, and how its images are prepared, where a folder tells it."""
+    file = Path(arguments.vision_name_or_path or "none") / "config.json"
+    saved = read_json(file) if file.is_file() else {}
+    saved = saved.get("vision_config", saved) if isinstance(saved, dict) else {}
+    if saved.get("model_type") != MF2VisionConfig.model_type:
+        return {}
+    own = {field.name for field in dataclasses.fields(MF2VisionConfig)}
+    own -= {"frozen", *(field.name for field in dataclasses.fields(PreTrainedConfig))}
+    # What an older file lacks had its default then, not the size's.
+    usual = {"do_grayscale": False, "normalize_per_image": False, "alignment": "steady", "backbone_kwargs": {}}
+    return usual | {name: saved[name] for name in own if name in saved}
 
 
 def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source: object) -> None:
@@ -151,16 +172,20 @@ def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: b
 
 def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     """The rows of each split; the column `split` says which, or the dataset's own splits do."""
-    drawn = {"style": arguments.style, "seed": arguments.people_seed, "label_set": arguments.label_set}
+    drawn = {"seed": arguments.people_seed, "label_set": arguments.label_set}
+    source = arguments.dataset
+    if source.startswith(PREFIX):
+        template = arguments.landmarks == "template"
+        source = str(build_own(source.removeprefix(PREFIX), arguments.label_set, template=template))
     if arguments.streaming:
-        return stream_splits(arguments.dataset, n=arguments.num_images, **drawn)
-    folder = Path(arguments.dataset)
-    if arguments.dataset == "synthetic":
-        rows = MFASynthetic(arguments.num_images, **drawn)
+        return stream_splits(source, n=arguments.num_images, style=arguments.style, **drawn)
+    folder = Path(source)
+    if source == "synthetic":
+        rows = synthetic_faces(arguments.num_images, arguments.style, **drawn)
     elif any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        rows = datasets.load_from_disk(arguments.dataset)
+        rows = datasets.load_from_disk(source)
     else:
-        rows = datasets.load_dataset(arguments.dataset)
+        rows = datasets.load_dataset(source)
     if isinstance(rows, dict):
         splits = {name: rows[name] for name in SPLITS if name in rows}
     else:
@@ -175,6 +200,17 @@ def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
     splits.setdefault("validation", splits.get("test"))
     splits.setdefault("test", splits["validation"])
     return splits
+
+
+def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
+    """`n` faces of one style, or of several joined by "+"; rendered ones with what rendering knows of them."""
+    names = styles.split("+")
+    counts = [n // len(names) + (place < n % len(names)) for place in range(len(names))]
+    parts = [
+        MFASynthetic(count, style, with_truth=is_rendered(style), **settings)
+        for style, count in zip(names, counts, strict=True)
+    ]
+    return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
 def name_data(dataset: str, rows: Dataset) -> tuple[bool, str]:
@@ -201,6 +237,20 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     return dict(splits)
 
 
+def store_root(kind: str) -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / f"mf2_{kind}"
+
+
+def store_options(settings: Settings) -> dict[str, Any]:
+    """Frozen outputs are computed where and as the training computes."""
+    ours, training = settings.arguments, settings.training
+    return {
+        **{"dtype": ours.store_dtype, "rebuild": ours.rebuild_store, "device": training.device},
+        "precision": "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
+        **{"workers": training.dataloader_num_workers, "batch_size": training.per_device_eval_batch_size},
+    }
+
+
 def build_examples(
     settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
 ) -> dict[str, MF2Examples]:
@@ -218,10 +268,11 @@ def build_examples(
     examples = {}
     for name in splits if task.measures else ("train",):
         rows, learning = splits[name], name == "train"
-        if learning and ours.task == "tower" and not ours.use_labels:
-            rows = rows.remove_columns([label for label in LABELS if label in (rows.column_names or LABELS)])
-            warned.update(LABELS)
-        augment = MF2Augmentation() if learning and ours.augment else None
+        augment = AUGMENTATIONS[ours.augment] if learning else None
+        if task.measures == "rendering":
+            grid = parts.model.config.vision_config.grid_size
+            examples[name] = TowerExamples(rows, parts.processor, grid, augment, training.seed)
+            continue
         own = {"augment": augment, "seed": training.seed, **shared}
         if learning and ours.streaming:
             ranks = {"rank": training.process_index, "world_size": training.world_size}
@@ -230,8 +281,7 @@ def build_examples(
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
-            root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_vision"
-            made.stored = load_or_store(tower, [plain], root, ours.store_dtype, ours.rebuild_store)
+            made.stored = load_or_store(tower, [plain], store_root("vision"), **store_options(settings))
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

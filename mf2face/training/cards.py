@@ -13,7 +13,15 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 from safetensors import safe_open
 from transformers import PreTrainedConfig, TrainingArguments
 
@@ -25,11 +33,12 @@ from configuration_mf2.version import VERSION
 from mf2face.data.metrics import confusion_scores
 from mf2face.data.reference_scores import BASELINES
 from mf2face.data.synthetic.faces import CORPUS
-from mf2face.files import write_whole
+from mf2face.files import MODEL_CARDS, write_whole
 from mf2face.training.arguments import Settings
 from mf2face.training.build import LANGUAGE_TOKENIZER
 from mf2face.training.evaluation import EMOTION_FOUR, UNIT_TWO
 from mf2face.training.language import LANGUAGE_FIGURES
+from mf2face.training.reliability import EVIDENCE, LEVELS
 from mf2face.training.tasks import SYSTEMS, TASKS
 from processing_mf2.processing_mf2 import MF2Processor
 
@@ -166,6 +175,34 @@ def calibration_table(figures: Figures) -> str:
     return _table_of(figures, "", keys, [*columns, ("calibration error", number, "au_ece")])
 
 
+def grade_table(evidence: Mapping[str, Any]) -> str:
+    """From `reliability.json`: grade and measured evidence of each label."""
+    rows = []
+    for label, found in evidence.get("labels", {}).items():
+        noun = f"{label} {ACTION_UNITS[label].noun}" if label in ACTION_UNITS else label
+        photographs = MISSING
+        if "value" in found:
+            photographs = f"{found['value']:.3f} ({found['photographs']:.3f} to {found['high']:.3f})"
+        cells = [number(found, "test"), number(found, "style_shift"), photographs, number(found, "recall")]
+        rows.append([noun, found["grade"], *cells])
+    names = ["test people", "other style", "photographs (95 % interval)", "recall, photographs"]
+    return table(["", "grade", *names], rows)
+
+
+def coverage_table(figures: Figures, evidence: Mapping[str, Any]) -> str:
+    """What conformal prediction covers and tells on test images, and on the data of `reliability.json`."""
+    data = {"test images": figures}
+    data |= {what: _below(evidence["figures"], where) for where, what in evidence.get("data", {}).items()}
+    rows = []
+    for name, known in data.items():
+        for level in LEVELS:
+            percent = f"{float(level) * 100:g}"
+            keys = [f"{what}_{percent}_{kind}" for kind in ("au", "emotion") for what in ("coverage", "told")]
+            rows.append([name, f"{percent} %", *(number(known, key) for key in keys)])
+    rows = [row for row in rows if set(row[2:]) != {MISSING}]
+    return table(["faces", "asked", "AUs covered", "AUs told", "emotions covered", "emotions told"], rows)
+
+
 def language_table(figures: Figures) -> str:
     rows = [[f"`{name}`", number(figures, name), interval(figures, name), w] for name, w in LANGUAGE_FIGURES.items()]
     return table(["figure", "value", "95 % interval", "what it is"], [row for row in rows if row[1] != MISSING])
@@ -220,13 +257,14 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
         "branches": None if compared else ours.branches,
         "model options": ", ".join(ours.model_options) or None,
         "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[ours.landmarks],
-        "labels used": ours.use_labels if task.saves == "tower" else None,
+        "tower taught by labels": ours.task == "tower_by_labels" if task.saves == "tower" else None,
         "features": None if "features" in task.unused else ours.features,
         "captions used": (", ".join(captions) or False) if compared else learns_captions,
         "views of an image": ours.views if ours.views > 1 else None,
         "adapter options": ", ".join(ours.adapter_options) or None,
         "states stored as": None if ours.no_store else ours.store_dtype,
-        "augmentation": ours.augment,
+        "augmentation": None if ours.augment == "none" else ours.augment,
+        "emotions balanced": ours.balance or None,
         "seed": training.seed,
         "epochs, at most": training.num_train_epochs if steps <= 0 else None,
         "steps": steps if steps > 0 else None,
@@ -263,8 +301,9 @@ def _hardware(training: TrainingArguments) -> str:
     return words
 
 
-# Beside the rooms both in a checkout and where a wheel is installed.
-TEMPLATE = Path(__file__).resolve().parents[2] / "model_cards" / "template.md"
+TEMPLATE = MODEL_CARDS / "template.md"
+EXAMPLE_FACE = "face.png"
+"""A released checkpoint has a synthetic face, so that its card's code runs as it stands."""
 KINDS = ("model", "tower", "adapter", "compared")
 _METHODS = {"dfn": "DFN", "lora": "LoRA", "ia3": "IA3"}
 
@@ -280,10 +319,9 @@ def write_card(folder: str | Path, facts: Mapping[str, Any] | None = None) -> Pa
     run, figures = _read(folder, "run.json"), _read(folder, "metrics.json")
     if run.get("kind") not in KINDS:
         raise ValueError(f"{folder / 'run.json'}: kind is {run.get('kind')!r}, expected one of {list(KINDS)}")
-    if run["kind"] == "tower" and not run["settings"]["labels used"]:  # its readouts learned nothing
-        figures = {name: figures[name] for name in figures if not name.startswith(("au_", "emotion_", "baseline/"))}
     text = _render(_fields(folder, run, figures), card_data(run, figures))
     ModelCard(text)  # raises where the metadata cannot be read back
+    write_eval_results(folder, run, figures)
     write_whole(folder / "README.md", text)
     return folder / "README.md"
 
@@ -341,9 +379,27 @@ def card_data(run: Mapping[str, Any], figures: Figures) -> ModelCardData:
     )
 
 
+EVAL_RESULTS = ".eval_results"
+
+
+def write_eval_results(folder: Path, run: Mapping[str, Any], figures: Figures) -> None:
+    """`.eval_results/DATASET.yaml`, which the Hub shows beside the card's `model-index`: the overall scores."""
+    keys, entries = {name: key for key, name in _OVERALL_NAMES.items()}, []
+    for result in eval_results(run, figures):
+        if key := keys.get(result.metric_name):
+            notes = f"{result.metric_name}; {result.dataset_name}; subjects unseen in training"
+            entries.append(EvalResultEntry(result.dataset_type, key, result.metric_value, notes=notes))
+    if entries:
+        (folder / EVAL_RESULTS).mkdir(exist_ok=True)
+        file = folder / EVAL_RESULTS / f"{entries[0].dataset_id.replace('/', '--')}.yaml"
+        write_whole(file, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+
+
 _TASK_NAME = "Action units and emotions of a face, from the image alone"
 _TOWER_TASK_NAME = "Action units and emotions of a face, by a readout that is not part of the checkpoint"
 _THRESHOLDS = {"au_f1": " at threshold 0.5", "au_f1_tuned": " at the threshold tuned on validation images"}
+_OVERALL_NAMES = {f"{kind}_macro": f"AU F1, macro{at}" for kind, at in _THRESHOLDS.items()}
+_OVERALL_NAMES |= {key: f"emotion {words.removeprefix('emotion ')}" for key, words in EMOTION_FOUR.items()}
 
 
 def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
@@ -356,12 +412,12 @@ def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
         "dataset_split": "test",
         "dataset_args": {"protocol": "subjects unseen in training", **run["drawn"]},
     }
-    scores = {f"{kind}_macro": ("f1", f"AU F1, macro{at}") for kind, at in _THRESHOLDS.items()}
+    types = ("f1", "f1", "accuracy", "recall", "f1", "accuracy")
+    overall = {key: (kind, name) for (key, name), kind in zip(_OVERALL_NAMES.items(), types, strict=True)}
+    scores = {key: overall[key] for key in UNIT_TWO}
     for kind, at in _THRESHOLDS.items():
         scores |= {f"{kind}/{name}": ("f1", f"{name} F1{at}") for name in names_of(figures, "au_n")}
-    types = ("accuracy", "recall", "f1", "accuracy")
-    for (key, words), metric_type in zip(EMOTION_FOUR.items(), types, strict=True):
-        scores[key] = (metric_type, words if words.startswith("emotion") else f"emotion {words}")
+    scores |= {key: overall[key] for key in EMOTION_FOUR}
     scores |= {f"emotion_f1/{name}": ("f1", f"{name} F1") for name in names_of(figures, "emotion_n")}
     results = []
     for key in (key for key in scores if key in figures):
@@ -383,6 +439,7 @@ def _fields(folder: Path, run: Mapping[str, Any], figures: Figures) -> dict[str,
     """What the template fills in; an empty table leaves its section out."""
     figures = {name: value for name, value in figures.items() if isinstance(value, int | float)}
     config = _config(folder, run)
+    evidence = read_json(folder / EVIDENCE) if (folder / EVIDENCE).is_file() else {}
     return {
         **{"run": run, "kind": run["kind"], "config": config, "title": run["name"].split("/")[-1]},
         "figures": figures,
@@ -390,11 +447,15 @@ def _fields(folder: Path, run: Mapping[str, Any], figures: Figures) -> dict[str,
         "system": SYSTEMS.get(run.get("system", "mf2")),
         "method": _METHODS.get(run["settings"]["task"]),
         "parameters": _count_parameters(folder),
+        "has_face": (folder / EXAMPLE_FACE).is_file(),
         "summary": summary_table(figures),
         "baselines": baseline_table(figures),
         "units": unit_table(figures) if "au_f1_macro" in figures else "",
         "emotions": emotion_table(figures),
         "calibration": calibration_table(figures),
+        "evidence": evidence,
+        "grades": grade_table(evidence),
+        "coverage": coverage_table(figures, evidence),
         "groups": group_table(figures),
         "language": language_table(figures),
         "without_positives": without_positives(figures),
@@ -429,7 +490,7 @@ def _render(fields: Mapping[str, Any], metadata: ModelCardData) -> str:
 
 
 # Weights, configuration, code, card and results. Never the Trainer's pickles, its checkpoints or its lock.
-PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png")
+PUBLISHED = ("*.safetensors", "*.json", "*.txt", "*.py", "*.md", "*.png", "*.yaml")
 
 
 def publish(folder: str | Path, training: TrainingArguments, token: str | None) -> str:
@@ -439,7 +500,8 @@ def publish(folder: str | Path, training: TrainingArguments, token: str | None) 
     api, folder = HfApi(token=token), Path(folder)
     name = training.hub_model_id or folder.resolve().name
     repo = api.create_repo(name, private=training.hub_private_repo, exist_ok=True).repo_id
-    others = [path.name for path in folder.iterdir() if path.is_dir() and path.name != LANGUAGE_TOKENIZER]
+    kept = (LANGUAGE_TOKENIZER, EVAL_RESULTS)
+    others = [path.name for path in folder.iterdir() if path.is_dir() and path.name not in kept]
     commit = api.upload_folder(
         repo_id=repo,
         folder_path=folder,

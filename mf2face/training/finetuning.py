@@ -102,12 +102,37 @@ class MF2Views(torch.utils.data.Dataset):
         return [self.views[view][index] for view, index in zip(drawn, indexes, strict=True)]
 
 
+class BalancedExamples(torch.utils.data.Dataset):
+    """Examples whose rarer emotions come several times an epoch, at most eight."""
+
+    def __init__(self, examples: Any, emotions: Sequence[int], rows: Sequence[int] | None = None) -> None:
+        """rows: of the examples, which are used; emotions: of these."""
+        self.examples, emotions = examples, np.asarray(emotions)
+        counts = np.bincount(emotions[emotions >= 0], minlength=1)
+        repeats = np.where(emotions >= 0, np.clip(counts.max() // counts[emotions].clip(1), 1, 8), 1)
+        self.rows = np.repeat(np.arange(len(emotions)) if rows is None else np.asarray(rows), repeats)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "examples":  # not yet there while a worker unpickles
+            raise AttributeError(name)
+        return getattr(self.examples, name)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.examples[int(self.rows[index])]
+
+    def __getitems__(self, indexes: Sequence[int]) -> Any:
+        return self.examples.__getitems__(self.rows[list(indexes)].tolist())
+
+
 def with_states(
-    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, dtype: str, rebuild: bool = False
+    model: torch.nn.Module, examples: MF2Examples | MF2Views, root: str | Path, **options: Any
 ) -> StoredExamples:
     """The examples as stored states and labels; a store of them that is missing under `root` is built."""
     views = examples.views if isinstance(examples, MF2Views) else [examples]
-    return StoredExamples(load_or_store(model, views, root, dtype, rebuild), _labels(views[0]))
+    return StoredExamples(load_or_store(model, views, root, **options), _labels(views[0]))
 
 
 def _labels(examples: MF2Examples) -> dict[str, torch.Tensor]:

@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
-import datasets
 import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
@@ -21,6 +19,8 @@ from mf2face.training.build import (
     load_splits,
     name_data,
     save_parts,
+    store_options,
+    store_root,
     with_captions,
     with_sources,
 )
@@ -39,9 +39,11 @@ from mf2face.training.evaluation import (
     write_scores,
 )
 from mf2face.training.exp_blip import CaptionedFaces, caption_trainer, measure_captions, stage_one_config
-from mf2face.training.finetuning import adapt, peft_config, trainable_parameters, with_states
+from mf2face.training.finetuning import BalancedExamples, adapt, peft_config, trainable_parameters, with_states
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
+from mf2face.training.reliability import calibrate, coverage
 from mf2face.training.stores import collate_stored
+from mf2face.training.tower import tower_scores
 from mf2face.training.trainer import (
     Cost,
     MF2Trainer,
@@ -51,6 +53,7 @@ from mf2face.training.trainer import (
 )
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
 from modeling_mf2.pretraining import MF2ForPreTraining
+from processing_mf2.processing_mf2 import MF2Processor
 
 
 # Arguments that do not change the weights that a run ends with.
@@ -88,6 +91,8 @@ def _run(settings: Settings) -> dict[str, float]:
     scores = {}
     if task.measures == "captions":
         scores = measure_captions(settings, parts, examples["test"], *columns)
+    elif task.measures == "rendering":
+        scores = tower_scores(trainer.model, examples["test"])
     elif task.measures == "labels":
         scores = _measure_labels(settings, parts, trainer, examples, splits)
         figures["inference_cpu_seconds"] = inference_seconds(trainer, splits["test"], parts.processor)
@@ -100,7 +105,7 @@ def _run(settings: Settings) -> dict[str, float]:
         if task.measures == "labels" and not ours.streaming:
             baselines = baseline_scores(splits["train"], splits["test"], labels.action_units, labels.emotions)
             scores |= {f"baseline/{name}": value for name, value in baselines.items()}
-        if isinstance(parts.model, MF2ForPreTraining) and task.measures and examples["test"].captions:
+        if isinstance(parts.model, MF2ForPreTraining) and task.measures == "labels" and examples["test"].captions:
             scores |= language_scores(parts.model, parts.processor, examples["test"], examples["validation"])
         figures |= cost.figures()
         _write(settings, parts, scores, figures, splits["test"], trainer.state.log_history, columns)
@@ -123,13 +128,15 @@ def _trainer(
     if task.trains in ("adapter", "heads"):
         model = adapt(model, ours.task, ours.adapter_options)
     if not ours.no_store:
-        root = Path(datasets.config.HF_DATASETS_CACHE) / "mf2_states"
-        how = (root, ours.store_dtype, ours.rebuild_store)
-        examples = {name: with_states(model, made, *how) for name, made in examples.items()}
+        how = store_options(settings)
+        examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
+    learned = examples["train"]
+    if ours.balance and settings.trains:
+        learned = BalancedExamples(learned, splits["train"]["emotion"][:])
     trainer = MF2Trainer(
         model=model,
         args=training,
-        train_dataset=examples["train"],
+        train_dataset=learned,
         eval_dataset=examples.get("validation"),
         data_collator=MF2Collator(parts.processor.tokenizer.pad_token_id) if ours.no_store else collate_stored,
         compute_metrics=metrics_for_trainer(parts.model.config),
@@ -171,29 +178,42 @@ def _measure_labels(
     if settings.trains and settings.task.saves == "adapter":
         # Before its own thresholds are tuned: the base answers with those that it came with.
         with trainer.model.disable_adapter():
-            scores = measure(trainer, examples, splits, tune=False)
+            scores = measure(trainer, parts.processor, examples, splits, tune=False)
         base = {f"base/{name}": value for name, value in scores.items() if name in (*UNIT_TWO, *EMOTION_FOUR)}
-    scores = measure(trainer, examples, splits, tune=settings.trains) | base
+    scores = measure(trainer, parts.processor, examples, splits, tune=settings.trains) | base
     if isinstance(parts.model, VLFAUForFaceAnalysis) and examples["test"].captions:
         scores |= word_scores(parts.model, parts.processor, examples["test"])
     return scores
 
 
 def measure(
-    trainer: MF2Trainer, examples: Mapping[str, MF2Examples], splits: Mapping[str, Dataset], tune: bool
+    trainer: MF2Trainer,
+    processor: MF2Processor,
+    examples: Mapping[str, MF2Examples],
+    splits: Mapping[str, Dataset],
+    tune: bool,
 ) -> dict[str, float | list]:
     """Scores of the test images. Thresholds are tuned on validation images and kept in the config, unless the config
-    has some and `tune` is False, or the validation images are the test's."""
+    has some and `tune` is False, or the validation images are the test's; the processor is calibrated on them too, and
+    loses the grades of other weights."""
     rows, config = splits["test"], trainer.model.config
-    thresholds = config.au_thresholds
-    if (tune or thresholds is None) and config.action_units and splits["validation"] is not rows:
+    thresholds, labels = config.au_thresholds, (config.action_units, config.emotions)
+    if tune:
+        processor.grades = processor.conformal = None
+    if (tune or thresholds is None) and splits["validation"] is not rows:
         result = trainer.predict(examples["validation"])
-        thresholds = tune_thresholds(probabilities(result.predictions)[1], result.label_ids[1]).tolist()
-        config.au_thresholds = thresholds
+        found = probabilities(result.predictions)
+        if config.action_units:
+            thresholds = config.au_thresholds = tune_thresholds(found[1], result.label_ids[1]).tolist()
+        if tune:
+            processor.conformal = calibrate(found, result.label_ids, *labels)
     result = trainer.predict(examples["test"])
     answers = (config, result.predictions, result.label_ids, thresholds)
     subjects, groups = (rows[name][:] if name in rows.column_names else None for name in ("subject", "group"))
-    return score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
+    scores = score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
+    if processor.conformal is not None:
+        scores |= coverage(probabilities(result.predictions), result.label_ids, *labels, processor.conformal)
+    return scores
 
 
 def _write(

@@ -1,30 +1,37 @@
 """Stores of frozen outputs: a vision tower's tokens, or the states that an adapter reads, computed once a run.
 
-A store is a folder of safetensors shards and `store.json`: identity, checksums. An interrupted build continues.
+A store is a folder of safetensors shards and `store.json`: identity, checksums. Several processes share a build, each
+on its own device; an interrupted build continues.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets.fingerprint import generate_fingerprint
 from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
 from configuration_mf2.json_files import read_json
 from mf2face.data.examples import MF2Examples
-from mf2face.files import check_room, checksum, is_disk_full, locked, write_whole
+from mf2face.files import check_room, checksum, disk_full, is_disk_full, locked, remove_leftovers, write_whole
 from modeling_mf2.dfn.layer import DFNLayer
 from modeling_mf2.dfn.states import compute_states, ports_of, towers_of
+from modeling_mf2.losses import world_size
 from modeling_mf2.vision import MF2VisionTower
 
 
@@ -33,12 +40,35 @@ _REBUILD = "build the store anew (rebuild=True; train.py: --rebuild_store True)"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _INPUTS = ("pixel_values", "image_tokens", "landmarks")  # what the frozen part reads of an example
 _EXACT = ("landmarks",)  # stored as they are, whatever the dtype
-_FORMAT = 4
+_FORMAT = 5
 _IRRELEVANT_FIELDS = {
     *("au_thresholds", "au_class_weights", "loss_weights", "classification_target", "auto_map", "architectures"),
     *("problem_type", "dtype", "id2label", "label2id", "_name_or_path", "mf2_version", "transformers_version"),
 }
 _DAY = 24 * 3600
+_SAVE_ROOM = "Give a folder on another disk, dtype='float16', fewer views, or go without a store"
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a store is built.
+
+    dtype: of what is stored. precision: of the computation, by autocast unless it is float32. device: where it runs;
+    None: where the model is. workers: processes that prepare images for this one.
+    """
+
+    dtype: str = "float16"
+    precision: str = "float32"
+    device: torch.device | str | None = None
+    workers: int = 0
+    batch_size: int = 64
+    shard_rows: int = 256
+    rebuild: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dtype", "precision"):
+            if getattr(self, name) not in _DTYPES:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {list(_DTYPES)}")
 
 
 class StaleStoreError(ValueError):
@@ -174,10 +204,10 @@ def backbone_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-def store_identity(model: nn.Module, count: int, views: int, data: str, processor: Any, dtype: str) -> dict[str, Any]:
+def store_identity(
+    model: nn.Module, count: int, views: int, data: str, processor: Any, options: StoreOptions
+) -> dict[str, Any]:
     """Cache key; a mismatch raises StaleStoreError."""
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype: got {dtype!r}, expected one of {list(_DTYPES)}")
     read: Any = "image_tokens"
     if not isinstance(model, MF2VisionTower):
         read = {
@@ -188,8 +218,8 @@ def store_identity(model: nn.Module, count: int, views: int, data: str, processo
     config = _digest({name: value for name, value in fields.items() if name not in _IRRELEVANT_FIELDS})
     return {
         **{"format": _FORMAT, "backbone": backbone_fingerprint(model), "config": config},
-        **{"read": read, "dtype": dtype, "processor": _digest(processor), "data": data},
-        **{"images": count, "views": views},
+        **{"read": read, "dtype": options.dtype, "precision": options.precision},
+        **{"processor": _digest(processor), "data": data, "images": count, "views": views},
     }
 
 
@@ -201,6 +231,16 @@ def compute_tokens(tower: MF2VisionTower, inputs: Mapping[str, torch.Tensor]) ->
     return {"image_tokens": tokens, "landmarks": inputs["landmarks"]}
 
 
+def frozen_outputs(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], options: StoreOptions
+) -> dict[str, torch.Tensor]:
+    """What is stored of these images, before it is packed: `pathway.layer` names what is the same for all."""
+    device = next(model.parameters()).device
+    compute = compute_tokens if isinstance(model, MF2VisionTower) else compute_states
+    with torch.autocast(device.type, _DTYPES[options.precision], enabled=options.precision != "float32"):
+        return compute(model, {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+
+
 def frozen_states(
     model: nn.Module,
     examples: Sequence[Mapping[str, Any]],
@@ -209,67 +249,60 @@ def frozen_states(
     data: str,
     processor: Any = None,
     more_views: Sequence[Sequence[Mapping[str, Any]]] = (),
-    dtype: str = "float16",
-    batch_size: int = 64,
-    shard_rows: int = 256,
-    rebuild: bool = False,
     named: bool = False,
+    **options: Any,
 ) -> StateStore:
     """The store of these examples in `folder`, opened, or built where there is none.
 
     model: a vision tower, or a model whose ports an adapter reads. more_views: the same images, augmented otherwise.
     data: changes when the examples do, such as a dataset's fingerprint. processor: what prepared them, as JSON can hold
-    it. named: `folder` holds several stores, each named by its identity. Of several processes one builds, the others
-    wait.
+    it. named: `folder` holds several stores, each named by its identity. options: of `StoreOptions`. Processes that
+    call it at the same time share the work.
     """
     views = [examples, *more_views]
     if any(len(view) != len(examples) for view in views) or not len(examples):
         raise ValueError(
             f"examples: got views of {[len(view) for view in views]} images, expected equally many, 1 or more"
         )
-    identity = store_identity(model, len(examples), len(views), data, processor, dtype)
+    options = StoreOptions(**options)
+    identity = store_identity(model, len(examples), len(views), data, processor, options)
     folder = Path(folder)
     if named:
         _remove_old_builds(folder)
         folder /= _digest(identity)[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (folder.with_name(f"{folder.name}.{ending}") for ending in ("partial", "old"))
     with locked(_lock_file(folder)):
         if folder.exists() and not (folder / MANIFEST).is_file():
             raise FileExistsError(f"{folder}: is there and is no store; give another folder, or remove it")
-        if rebuild or not folder.exists():
-            _build(partial, model, views, identity, batch_size, shard_rows)
-            shutil.rmtree(old, ignore_errors=True)
-            if folder.exists():
-                folder.rename(old)
-            partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(_old(folder), ignore_errors=True)  # of a process that was killed
+        build = _Build(folder, identity, options) if options.rebuild or not folder.exists() else None
+    if options.rebuild and world_size() > 1:
+        dist.barrier()  # all take part, before the first one finds it complete
+    if build is not None:
+        build.run(model.to(options.device or next(model.parameters()).device), views)
     return StateStore(folder, identity)
 
 
-def load_or_store(
-    model: nn.Module,
-    views: Sequence[MF2Examples],
-    root: str | Path,
-    dtype: str = "float16",
-    rebuild: bool = False,
-    batch_size: int = 64,
-) -> StateStore:
+def load_or_store(model: nn.Module, views: Sequence[MF2Examples], root: str | Path, **options: Any) -> StateStore:
     """The store of these rows below `root`. views: the rows as they are, then augmented in fixed ways."""
     first, *others = views
     data = f"{generate_fingerprint(first.dataset)} landmarks={first.read.landmarks}"
     data += "".join(f" view={view.read.seed} {view.read.augment}" for view in others)
-    source = {"data": data, "processor": first.processor.image_processor.to_dict(), "more_views": others}
-    how = {"dtype": dtype, "rebuild": rebuild, "batch_size": batch_size}
-    return frozen_states(model, first, root, named=True, **source, **how)
+    processor = first.processor.image_processor.to_dict()
+    return frozen_states(model, first, root, data=data, processor=processor, more_views=others, named=True, **options)
 
 
-def _lock_file(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.lock"
+def _lock_file(folder: Path, part: str = "") -> Path:
+    return folder.parent / f".{folder.name}{part}.lock"
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.old")
 
 
 def _remove_old_builds(root: Path) -> None:
-    """Removes builds that were killed more than a day ago; a younger one may be continued."""
+    """Removes builds in which nothing was written for more than a day; a younger one may be continued."""
     for partial in root.glob("*.partial"):
         try:
             with locked(_lock_file(partial.with_suffix("")), BlockingIOError()):
@@ -279,47 +312,142 @@ def _remove_old_builds(root: Path) -> None:
             pass
 
 
-def _build(
-    partial: Path, model: nn.Module, views: list, identity: dict[str, Any], batch_size: int, shard_rows: int
-) -> None:
-    plan = {"identity": identity, "shard_rows": shard_rows, "batch_size": batch_size}
-    if partial.exists() and _read_plan(partial) != plan:
-        shutil.rmtree(partial)  # begun for something else
-    partial.mkdir(exist_ok=True)
-    compute = compute_tokens if isinstance(model, MF2VisionTower) else compute_states
-    device, dtype = next(model.parameters()).device, _DTYPES[identity["dtype"]]
-    total = identity["images"] * identity["views"]
-    try:
-        write_whole(partial / _PLAN, json.dumps(plan))
-        progress = tqdm(total=total, desc="frozen states", unit="image")
-        for number, start in enumerate(range(0, total, shard_rows)):
-            stop = min(start + shard_rows, total)
-            if not (partial / shard_name(number)).is_file() or not (partial / SHARED).is_file():
+class _Build:
+    """The shards of a store that is being built, in a folder beside it. A process claims each shard by a lock, which
+    the system releases if the process dies: processes share the work, and take over from those that were killed."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], options: StoreOptions) -> None:
+        self.folder, self.options = folder, options
+        self.partial = folder.with_name(f"{folder.name}.partial")
+        plan = _read_plan(self.partial)
+        if plan is None or plan["identity"] != identity:  # begun for something else
+            shutil.rmtree(self.partial, ignore_errors=True)
+            plan = {"identity": identity, "shard_rows": options.shard_rows, "batch_size": options.batch_size}
+            self.partial.mkdir(exist_ok=True)
+            write_whole(self.partial / _PLAN, json.dumps(plan))
+        self.plan, self.total = plan, identity["images"] * identity["views"]
+        self.claimed: dict[int, contextlib.ExitStack] = {}
+
+    def run(self, model: nn.Module, views: list) -> None:
+        rows, first = _Rows(views), os.environ.get("LOCAL_RANK", "0") == "0"
+        done = self.total - self._missing_rows()
+        bar = tqdm(total=self.total, initial=done, desc="frozen states", unit="image", disable=not first)
+        with bar, contextlib.ExitStack() as held:
+            held.callback(lambda: [lock.close() for lock in self.claimed.values()])
+            try:
+                # What other processes are at is left to them; then it is waited for, and built where they died.
+                for wait, workers in ((False, self.options.workers), (True, 0)):
+                    self._compute(model, self._loader(rows, wait, workers), bar)
+            except OSError as error:
+                if is_disk_full(error):
+                    raise self._stopped() from error
+                raise
+        with locked(_lock_file(self.folder)):
+            if self.partial.is_dir() and not self._missing_rows():
+                self._finish()
+
+    def _loader(self, rows: "_Rows", wait: bool, workers: int) -> DataLoader:
+        # A generator of its own: whether a store is built must not change the numbers that are drawn after it.
+        own = torch.Generator()
+        return DataLoader(
+            rows, batch_sampler=self._batches(wait), num_workers=workers, collate_fn=_collate, generator=own
+        )
+
+    def _rows_of(self, number: int) -> range:
+        size = self.plan["shard_rows"]
+        return range(number * size, min((number + 1) * size, self.total))
+
+    def _missing(self) -> list[int]:
+        count = -(-self.total // self.plan["shard_rows"])
+        return [number for number in range(count) if not (self.partial / shard_name(number)).is_file()]
+
+    def _missing_rows(self) -> int:
+        return sum(len(self._rows_of(number)) for number in self._missing())
+
+    def _batches(self, wait: bool) -> Iterator[list[int]]:
+        """The rows of the shards that this process claims."""
+        busy = None if wait else BlockingIOError()
+        for number in self._missing():
+            if number in self.claimed:
+                continue
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(locked(_lock_file(self.folder, f".{number}"), busy))
+                except BlockingIOError:
+                    continue
+                if (self.partial / shard_name(number)).is_file() or not self.partial.is_dir():
+                    continue
+                self.claimed[number] = stack.pop_all()
+            rows, size = self._rows_of(number), self.plan["batch_size"]
+            yield from (list(rows[start : start + size]) for start in range(0, len(rows), size))
+
+    def _compute(self, model: nn.Module, loader: DataLoader, bar: tqdm) -> None:
+        parts, dtype = [], _DTYPES[self.options.dtype]
+        for rows, inputs in loader:
+            parts.append(_packed(frozen_outputs(model, inputs, self.options), dtype))
+            number = rows[0] // self.plan["shard_rows"]
+            if rows[-1] == self._rows_of(number)[-1]:
+                self._write(number, parts)
+                self.claimed.pop(number).close()
                 parts = []
-                for first in range(start, stop, batch_size):
-                    inputs = _fetch(views, range(first, min(first + batch_size, stop)))
-                    parts.append(_packed(compute(model, {n: t.to(device) for n, t in inputs.items()}), dtype))
-                _write_shard(partial, number, parts, (total - start) / (stop - start))
-            progress.update(stop - start)
-        progress.close()
-        sums = {path.name: checksum(path) for path in sorted(partial.glob("*.safetensors"))}
-        write_whole(partial / MANIFEST, json.dumps({**plan, "checksums": sums}, indent=1))
-    except OSError as error:
-        if is_disk_full(error):
-            shutil.rmtree(partial, ignore_errors=True)  # the disk is left as it was
-        raise
+                bar.update(self.total - self._missing_rows() - bar.n)
+
+    def _write(self, number: int, parts: list[dict[str, torch.Tensor]]) -> None:
+        own = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if "." not in name}
+        size = sum(tensor.nbytes for tensor in own.values())
+        check_room(self.partial, size * self._missing_rows() // len(self._rows_of(number)), _SAVE_ROOM)
+        write_whole(self.partial / SHARED, save({name: tensor for name, tensor in parts[0].items() if "." in name}))
+        write_whole(self.partial / shard_name(number), save(own))
+
+    def _stopped(self) -> OSError:
+        """At a full disk: whole shards are kept, unless there are none."""
+        done = self.total - self._missing_rows()
+        if not done:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return disk_full(self.folder.parent, _SAVE_ROOM)
+        size = sum(path.stat().st_size for path in self.partial.iterdir())
+        advice = f"{done} of {self.total} images are stored: make room, and the same command continues; or remove "
+        return disk_full(self.folder.parent, f"{advice}{self.partial}", size * (self.total - done) // done)
+
+    def _finish(self) -> None:
+        remove_leftovers(self.partial)
+        sums = {path.name: checksum(path) for path in sorted(self.partial.glob("*.safetensors"))}
+        write_whole(self.partial / MANIFEST, json.dumps({**self.plan, "checksums": sums}, indent=1))
+        old = _old(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        self.partial.rename(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_plan(partial: Path) -> Any:
+def _read_plan(partial: Path) -> dict[str, Any] | None:
     try:
-        return read_json(partial / _PLAN)
-    except (OSError, ValueError):
+        plan = read_json(partial / _PLAN)
+        sizes = (plan["shard_rows"], plan["batch_size"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return plan if "identity" in plan and all(type(size) is int and size > 0 for size in sizes) else None
 
 
-def _fetch(views: list, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-    examples = [views[row // len(views[0])][row % len(views[0])] for row in rows]
-    return default_collate([{name: example[name] for name in _INPUTS if name in example} for example in examples])
+class _Rows(Dataset):
+    """Row numbers of a store to (number, what the frozen part reads of the example)."""
+
+    def __init__(self, views: list) -> None:
+        self.views = views
+
+    def __getitems__(self, rows: Sequence[int]) -> list[tuple[int, dict[str, torch.Tensor]]]:
+        images, found = len(self.views[0]), []
+        for number, of_view in itertools.groupby(rows, lambda row: row // images):
+            view, places = self.views[number], [row % images for row in of_view]
+            at_once = getattr(view, "__getitems__", None)
+            found += at_once(places) if at_once else [view[place] for place in places]
+        kept = [{name: example[name] for name in _INPUTS if name in example} for example in found]
+        return list(zip(rows, kept, strict=True))
+
+
+def _collate(rows: list[tuple[int, dict[str, torch.Tensor]]]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    return [row for row, _ in rows], default_collate([inputs for _, inputs in rows])
 
 
 def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -331,11 +459,3 @@ def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, to
                 "them with dtype='float32', and look at the model's weights if that does not help"
             )
     return packed
-
-
-def _write_shard(partial: Path, number: int, parts: list[dict[str, torch.Tensor]], shards_left: float) -> None:
-    own = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if "." not in name}
-    needed = int(shards_left * sum(tensor.nbytes for tensor in own.values()))
-    check_room(partial, needed, "Give a folder on another disk, dtype='float16', fewer views, or go without a store")
-    write_whole(partial / SHARED, save({name: tensor for name, tensor in parts[0].items() if "." in name}))
-    write_whole(partial / shard_name(number), save(own))

@@ -58,7 +58,7 @@ class Task:
     trains: Literal["all", "above the tower", "adapter", "heads"]
     learns: tuple[Literal["captions", "labels"], ...]
     """The losses' sources; a batch holds captions only where they are learned from."""
-    measures: Literal["labels", "captions"] | None = "labels"
+    measures: Literal["labels", "captions", "rendering"] | None = "labels"
     stores: tuple[Literal["tokens", "states"], ...] = ()
     """Outputs of frozen parts that are computed once: the tower's tokens, the states that the trained part reads."""
     captions: Mapping[str, str | None] = field(default_factory=dict)
@@ -111,6 +111,17 @@ _ADAPTER = replace(
     adapts_released=True,
     unused=_FOR_EXP_BLIP,
     defaults={"num_train_epochs": 10},
+)
+_TOWER = replace(
+    _MF2,
+    builds="mf2face.training.tower:MF2ForTowerTraining",
+    trains="all",
+    stores=(),
+    saves="tower",
+    pipeline_tag="image-feature-extraction",
+    unused=(*_MF2.unused, "views", "store_vision"),
+    output="tower",
+    defaults={"learning_rate": 1e-3, "num_train_epochs": 6},
 )
 _EXP_BLIP = Task(
     builds="modeling_mf2.baselines.exp_blip:ExpBlipForPreTraining",
@@ -177,16 +188,14 @@ TASKS: Mapping[tuple[str, str], Task] = {
         output="linear_probe",
     ),
     ("mf2", "tower"): replace(
-        _MF2,
-        builds="mf2face.training.tower:MF2ForTowerTraining",
-        trains="all",
-        stores=(),
-        saves="tower",
-        pipeline_tag="image-feature-extraction",
-        unused=(*_MF2.unused, "views", "store_vision"),
-        output="tower",
-        defaults={"learning_rate": 1e-3, "num_train_epochs": 6},
+        _TOWER,
+        learns=(),
+        measures="rendering",
+        unused=(*_TOWER.unused, "streaming", "use_captions"),
+        tiny={"learning_rate": 2e-3, "num_train_epochs": 12, "warmup_steps": 100},
+        fixed={"load_best_model_at_end": False, "eval_strategy": "no"},
     ),
+    ("mf2", "tower_by_labels"): _TOWER,
     ("mf2", "evaluate"): replace(_MF2, needs="the model to measure"),
     **_compared(
         "vl_fau",

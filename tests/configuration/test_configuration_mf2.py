@@ -77,14 +77,17 @@ def test_a_mistake_is_an_error_that_names_what_is_valid(fields, said):
         MF2Config(**fields)
 
 
-@pytest.mark.parametrize(("size", "width", "patches"), [("tiny", 128, 7), ("base", 768, 14), ("giant", 1408, 16)])
+@pytest.mark.parametrize(
+    ("size", "width", "patches"), [("tiny", 128, 14), ("small", 320, 20), ("base", 768, 14), ("giant", 1408, 16)]
+)
 def test_sizes(size, width, patches, tmp_path):
     config = MF2Config.from_size(size)
     assert len(config.action_units) == 12 and len(config.emotions) == 8
     for branch in (config.emo_config, config.au_config):
         assert branch.encoder_hidden_size == config.vision_config.hidden_size == width
     assert config.vision_config.grid_size == patches
-    assert size == "tiny" or (config.emo_config.num_query_tokens, config.emo_config.num_hidden_layers) == (32, 12)
+    queries = config.emo_config.num_query_tokens, config.emo_config.num_hidden_layers
+    assert size in ("tiny", "small") or queries == (32, 12)
     fields = {"au_thresholds": [0.25] * 12, "loss_weights": {"au": 2}, "region_window": 2, "use_emo_branch": False}
     config = MF2Config.from_size(size, label_set="bp4d", **fields)
     config.save_pretrained(tmp_path)

@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from configuration_mf2.facs import EMOTIONS
+from mf2face.data.build.own import build_own
 from mf2face.data.build.splits import plan_mfa
 from mf2face.data.corpora.label_files import CorpusError
 from mf2face.data.corpora.read import protocol, read_corpus
+from mf2face.data.synthetic.faces import draw_example
+from mf2face.training.arguments import MF2Arguments, parse_arguments
+from mf2face.training.build import load_splits
 
 
 @pytest.fixture
@@ -34,6 +39,40 @@ def test_a_table_says_what_is_known(folder):
     assert [video.subject for video in frames.videos[:3]] == ["anna", "bo", "anna"]
     assert list(frames.missing) == ["d.jpg"]
     assert frames.landmarks is None and "labels.csv" in protocol("own")
+
+
+def test_a_table_may_lie_elsewhere(folder, tmp_path_factory):
+    table = tmp_path_factory.mktemp("labels") / "mine.csv"
+    table.write_text("image,emotion\na.jpg,Fear\n")
+    assert len(read_corpus("own", folder, labels=str(table))) == 1
+    with pytest.raises(CorpusError, match=r"got no .*elsewhere\.csv"):
+        read_corpus("own", folder, labels=str(table.with_name("elsewhere.csv")))
+
+
+def test_own_pictures_are_built_once_and_again_when_a_label_changes(tmp_path, monkeypatch):
+    """Rendered faces: their landmarks come with the table, so that no detector is asked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = []
+    for index in range(0, 64, 4):
+        pixels, points = draw_example(index, style="studio", seed=5)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        emotion = ("Contempt", "happy", "Anger")[index % 3]
+        rows.append(
+            {"image": f"{index}.png", "emotion": emotion, "subject": f"p{index // 16}", "landmarks": points.tolist()}
+        )
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    built = build_own(tmp_path)
+    splits = load_splits(MF2Arguments(dataset=f"own:{tmp_path}", task="dfn"))
+    assert {row["corpus"] for rows in splits.values() for row in rows} == {"own"} and len(splits) == 3
+    emotions = {EMOTIONS[code] for rows in splits.values() for code in rows["emotion"]}
+    assert emotions == {"Happiness", "Anger"}, "Contempt is no emotion of the label set: unknown, and left out"
+    people = [set(rows["subject"]) for rows in splits.values()]
+    assert sum(map(len, people)) == len(set.union(*people)) == 4
+    assert build_own(tmp_path) == built and len(list(built.parent.iterdir())) == 2  # with its lock
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows[:-1])))
+    assert build_own(tmp_path) != built
+    with pytest.raises(ValueError, match="dataset: there is no folder"):
+        parse_arguments(["--task", "dfn", "--dataset", f"own:{tmp_path}/nowhere"])
 
 
 def test_landmarks_come_with_jsonl(folder):

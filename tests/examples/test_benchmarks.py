@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,9 @@ import datasets
 import numpy as np
 import pytest
 from example_scripts import load
+from PIL import Image
+
+from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 
 
 BENCHMARKS = {
@@ -247,7 +251,66 @@ def test_scores_follow_from_the_largest_face_of_each_photograph(labels: Path) ->
     assert figures["au12_happiness_auc"] == figures["au12_auc"] == 1 and figures["au6_happiness_auc"] == 0.5
     assert figures["emotion_macro_recall"] == 1 and figures["emotion_chance"] == 0.5  # fear has too few photographs
     assert figures["au12_happiness_auc_low"] == 1 and "au1_fear_auc" not in figures
+    assert figures["happiness_auc"] == figures["happiness_recall"] == figures["neutral_recall"] == 1
     assert photographs().scores([{**row, "face_id": float("nan")} for row in rows], known) == {}
+
+
+def test_copies_are_harmed_as_named() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    made = {kind: change(image.copy()) for kind, change in photographs().COPIES.items()}
+    assert made["grey"].shape == (60, 90) and made["tiny"].shape == (10, 15, 3)
+    assert made["deep"].dtype == np.uint16 and np.array_equal(made["deep"] >> 8, image)
+    assert made["blurred"].std() < 0.7 * image.std() and (made["covered"] != image).any(2).mean() < 0.1
+    import cv2
+
+    for kind in ("grey", "deep"):
+        encoded = cv2.imencode(".png", made[kind])[1].tobytes()
+        pixels = photographs().processing_mf2.image_io.read_image(encoded)
+        expected = image[..., ::-1] if kind == "deep" else np.repeat(made[kind][..., None], 3, 2)
+        np.testing.assert_allclose(pixels.transpose(1, 2, 0), expected, atol=0.6)
+
+
+def test_a_checkpoint_is_calibrated_graded_and_its_card_written_anew(tmp_path: Path) -> None:
+    released = sorted(path.parent for path in (Path(__file__).parents[2] / "model_cards").glob("*/run.json"))[0]
+    folder = tmp_path / "model"
+    shutil.copytree(released, folder)
+    saved = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps(saved | {"conformal": None, "grades": None}))
+    reliability, evidence = load("benchmark/reliability"), tmp_path / "photographs.json"
+    measured = {"photographs": 900, "mediapipe_landmarks": 1.0}
+    measured |= {f"au12_happiness_auc{end}": 0.99 for end in ("", "_low", "_high")}
+    evidence.write_text(json.dumps(measured | {"model_checksum": 1}))
+    command = [str(folder), "--photographs", str(evidence), "--styles", "paint", "sketch", "--images", "96"]
+    with pytest.raises(SystemExit):
+        reliability.main(command)
+    evidence.write_text(json.dumps(measured | {"model_checksum": reliability.checksum(folder / "model.safetensors")}))
+    figures = reliability.main([*command, "--json", str(tmp_path / "figures.json")])
+    assert {"test/coverage_90_au", "style_shift/au_f1_macro", "grey_au_f1_difference"} <= set(figures)
+    saved, card = json.loads((folder / "processor_config.json").read_text()), (folder / "README.md").read_text()
+    assert set(saved["grades"]) == {*saved["action_units"], *saved["emotions"]} and set(saved["conformal"]) >= {"0.9"}
+    assert "How far to trust each answer" in card and f"| {saved['grades']['AU12']} |" in card
+    assert f"{figures['style_shift/coverage_90_au']:.3f}" in card and "synthetic (drawn) faces, style sketch" in card
+    assert list((folder / ".eval_results").glob("*.yaml"))
+
+
+def test_adaptation_answers_every_photograph_by_people_that_it_did_not_learn_from(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    adaptation, rows = load("benchmark/adaptation"), []
+    monkeypatch.setattr(adaptation, "LEAST", 2)
+    truth = synthetic_truth(64, "paint", seed=5)
+    for index in range(0, 64, 2):
+        pixels, points = draw_example(index, style="paint", seed=5)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+        emotion = ("Happiness", "Neutral", "")[min(2, truth["emotion"][index] % 3)]
+        rows.append(
+            {"image": f"{index}.png", "emotion": emotion, "subject": f"p{index // 4}", "landmarks": points.tolist()}
+        )
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["--photos", str(tmp_path), "--labelled", "12", "--steps", "1", "--json", str(tmp_path / "figures.json")]
+    figures = adaptation.main(command)
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures and figures["chance"] == 0.5
+    for method in ("released", *(f"{method}_12" for method in adaptation.TASKS)):
+        assert 0 <= figures[f"{method}_macro_recall_low"] <= figures[f"{method}_macro_recall"] <= 1
 
 
 def test_an_interval_is_over_people(labels: Path) -> None:

@@ -5,6 +5,7 @@ import http.client
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from PIL import Image
 from configuration_mf2.facs import LABEL_SETS
 from mf2face.data.metrics import action_unit_scores
 from mf2face.data.synthetic.faces import draw_example, synthetic_truth
+from mf2face.files import RELEASED
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
 
@@ -61,8 +63,7 @@ def test_the_released_checkpoint_reads_people_that_it_has_not_seen(capsys: pytes
     assert "RANDOM" not in capsys.readouterr().out
     active = {name for name, state in zip(units, truth["au_labels"][7], strict=True) if state}
     assert len(active ^ set(result["active_action_units"])) <= 2
-    released = ROOT / "model_cards" / "mf2-tiny-synthetic"
-    model, processor = MF2ForFaceAnalysis.from_pretrained(released).eval(), MF2Processor.from_pretrained(released)
+    model, processor = MF2ForFaceAnalysis.from_pretrained(RELEASED).eval(), MF2Processor.from_pretrained(RELEASED)
     drawn, truth = [draw_example(index, seed=2) for index in range(160)], synthetic_truth(160, seed=2)
     with torch.no_grad():
         found = model(**processor(images=[face for face, _ in drawn], landmarks=[points for _, points in drawn]))
@@ -71,24 +72,23 @@ def test_the_released_checkpoint_reads_people_that_it_has_not_seen(capsys: pytes
     assert (found.emotion_logits.argmax(1).numpy() == truth["emotion"]).mean() > 0.45
 
 
-def test_a_finished_run_is_released_without_code(tmp_path: Path) -> None:
-    run, target = tmp_path / "run", tmp_path / "released"
-    load("quickstart").main(["--random", "--save", str(run)])
-    release = load("release_checkpoint").main
-    with pytest.raises(FileNotFoundError, match=r"metrics\.json, README\.md not found; expected the output"):
-        release(run, target)
-    for name in ("metrics.json", "README.md"):
-        (run / name).write_text("{}")
+def test_a_finished_run_is_released_with_its_code_and_a_face(tmp_path: Path) -> None:
+    release, target = load("release_checkpoint").main, tmp_path / "released"
+    run = shutil.copytree(RELEASED, tmp_path / "run", ignore=shutil.ignore_patterns("*.py", "face.png", "README.md"))
+    (run / "training_args.bin").write_bytes(b"left out")
+    release(run, target)
+    files = {path.name for path in target.iterdir()}
+    assert files == {path.name for path in RELEASED.iterdir()} and "training_args.bin" not in files
+    assert "mf2_hub_code" in (target / "config.json").read_text()
+    assert (target / "model.safetensors").read_bytes() == (RELEASED / "model.safetensors").read_bytes()
+    assert (target / "face.png").read_bytes() == (RELEASED / "face.png").read_bytes()
+    with open(run / "model.safetensors", "r+b") as weights:
+        weights.truncate(12_000_001)
     with pytest.raises(ValueError, match=r"bytes, expected at most 12000000; train with --save_half True"):
         release(run, target)
-    model = MF2ForFaceAnalysis.from_pretrained(run)
-    model.save_pretrained(run, state_dict={name: tensor.half() for name, tensor in model.state_dict().items()})
-    release(run, target)
-    assert not list(target.glob("*.py")) and "auto_map" not in (target / "config.json").read_text()
-    again = MF2ForFaceAnalysis.from_pretrained(target)
-    assert again.dtype == torch.float32
-    for name, tensor in again.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name].half().to(tensor.dtype)), name
+    (run / "metrics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"metrics\.json not found; expected the output"):
+        release(run, target)
 
 
 def test_build_dataset_makes_a_folder_of_pictures_trainable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

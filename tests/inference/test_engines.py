@@ -23,6 +23,7 @@ from mf2face.files import cache_folder
 from mf2face.inference.cli import main
 from mf2face.inference.engine import ENGINES, EngineProcessor, read_config, saved_mark
 from mf2face.inference.model import load_model
+from mf2face.inference.rows import unit_column
 from modeling_mf2 import MF2ForPreTraining
 from modeling_mf2.onnx_files import FILE, INT8_FILE, weights_mark
 from processing_mf2 import MF2Processor, build_tokenizer
@@ -121,6 +122,33 @@ def test_analyze_takes_a_file_beside_the_checkpoint_and_refuses_anothers(place: 
     checkpoint(there, action_units=["AU1", "AU12", "AU25"])
     with pytest.raises(ValueError, match=r"action_units: got \['AU1', 'AU6', 'AU25'\]"):
         analyze(path, engine="int8", model=there, aligned=True)
+
+
+def test_states_and_grades_are_those_of_torch(place: Path, tmp_path: Path, capsys) -> None:
+    there = shutil.copytree(place / "model", tmp_path / "model")
+    config = json.loads((there / "processor_config.json").read_text())
+    units, emotions = config["action_units"], config["emotions"]
+    with pytest.raises(ValueError, match="confidence: this checkpoint is not calibrated"):
+        analyze(place / "in", engine="onnx", model=place / "model", aligned=True, confidence=0.9)
+    assert run(place / "in", "--aligned", "--model", place / "model", "--confidence", 0.9) == 2
+    cuts = {unit: [0.4, 0.6] for unit in units} | dict.fromkeys(emotions, 0.2)
+    grades = dict.fromkeys([*units, *emotions], "usable") | {units[0]: "experimental"}
+    (there / "processor_config.json").write_text(json.dumps(config | {"conformal": {"0.9": cuts}, "grades": grades}))
+    found = {}
+    for engine in ("torch", "onnx"):
+        out = tmp_path / f"{engine}.csv"
+        assert run(place / "in", "--aligned", "--model", there, "--confidence", 0.9, "--engine", engine, "-o", out) == 0
+        with open(out) as file:
+            found[engine] = [
+                (row[f"{unit_column(units[1])}_state"], row["emotion_set"]) for row in csv.DictReader(file)
+            ]
+        about = json.loads(Path(f"{out}.about.json").read_text())
+        assert about["settings"]["confidence"] == 0.9 and about[f"{unit_column(units[0])}_grade"] == "experimental"
+    assert found["torch"] == found["onnx"] and all(states for _, states in found["torch"])
+    capsys.readouterr()
+    assert run(place / "in" / "face-000.png", "--aligned", "--model", there, "--engine", "onnx") == 0
+    shown = capsys.readouterr()
+    assert "experimental" in shown.out and "grades were measured with MediaPipe's" in shown.err
 
 
 def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Rows: their columns, their files that survive a kill at any byte and are continued, and their table in a terminal."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -15,11 +16,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from mf2face.inference.result import Result
 from mf2face.inference.rows import (
     Columns,
     OutputError,
     RowFile,
-    Summary,
     box_of,
     csv_lines,
     format_of,
@@ -45,7 +46,7 @@ def test_columns_have_one_name_each_in_the_order_of_their_users() -> None:
     names = [name for name in NAMED.names if not name.startswith(("x_", "y_"))]
     assert len(NAMED.names) == len(set(NAMED.names)) == len(names) + 136
     assert names[:4] == ["input", "frame", "time_s", "face_id"] and names[4].startswith("FaceRect")
-    assert names[9:14] == ["Pitch", "Roll", "Yaw", "AU01", "AU12"] and names[-2:] == ["landmark_source", "quality"]
+    assert names[9:14] == ["Pitch", "Roll", "Yaw", "AU01", "AU12"] and names[-2:] == ["scene", "error"]
     assert "caption" not in Columns((), ()).names and "top_emotion" not in Columns((), ()).names
 
 
@@ -64,7 +65,7 @@ def test_a_face_s_row() -> None:
 def test_a_row_without_a_face_has_its_place_and_nothing_else() -> None:
     row = NAMED.empty_row("v.mp4", 3, 0.1)
     assert (row["input"], row["frame"], row["time_s"]) == ("v.mp4", 3, 0.1) and not has_face(row)
-    others = [value for name, value in row.items() if name not in ("input", "frame", "time_s")]
+    others = [value for name, value in row.items() if name not in ("input", "frame", "time_s", "scene")]
     assert all(value is None or math.isnan(value) for value in others)
     assert row["landmark_source"] is None and math.isnan(row["AU12_c"])
 
@@ -80,22 +81,24 @@ def test_a_name_is_no_formula_in_a_csv_and_comes_back_as_it_was(name: str) -> No
 
 
 def test_a_run_in_words_counts_everything_and_keeps_memory_flat() -> None:
-    summary = Summary(frames=1, faces=2, without_face=1200, seconds=0.5, resumed=3, opened=True)
+    summary = Result(frames=1, faces=2, without_face=1200, seconds=0.5, resumed=3, output="out.csv")
     for index in range(5000):
         summary.skip(f"{index}.png", "holds zero bytes")
     assert summary.left_out == 5000 and len(summary.skipped) == 1000
     assert summary.facts()["skipped"][0] == {"input": "0.png", "why": "holds zero bytes"}
-    text = summary.text("out.csv")
+    text = summary.text()
     for figure in ("1 image ", "2 faces", "2.0 images a second", "1,200 images without", "3 inputs", "5,000 times"):
         assert figure in text
-    assert "  7.png: holds zero bytes" in text and "4,992 more" in text and len(text.splitlines()) < 16
-    assert text.endswith("rows: out.csv")
+    assert "  7.png: holds zero bytes" in text and "4,992 more" in text and len(text.splitlines()) < 17
+    assert "rows: out.csv" in text and "mf2 --picture out.csv" in text.splitlines()[-1]
+    assert repr(summary) == "<Result: 1 image, 2 faces, 5,000 left out, rows in out.csv>"
 
 
 def test_a_run_that_was_stopped_says_by_what_and_whether_it_continues() -> None:
     stopped = {"frames": 3, "stopped": "interrupted"}
-    for settings, continues in (({"opened": True}, True), ({"opened": True, "continues": False}, False), ({}, False)):
-        text = Summary(**stopped, **settings).text("out.csv")
+    out = {"output": "out.csv"}
+    for settings, continues in ((out, True), ({**out, "continues": False}, False), ({}, False)):
+        text = Result(**stopped, **settings).text()
         assert "interrupted" in text and ("the same command continues" in text) == continues
 
 
@@ -174,7 +177,7 @@ def test_a_finished_output_is_not_done_again_and_takes_more(tmp_path: Path, endi
     write(path, frames()[:3])
     more = RowFile(path, COLUMNS, dict(ABOUT))
     assert more.done == {"ä, b.mp4": 2} and more.last_input == "ä, b.mp4" and more.next_id == 2
-    assert [[int(float(one["face_id"])) for one in group] for group in more.last_frames] == [[0, 1], [1], []]
+    assert [[int(float(one["face_id"])) for one in group] for _, group in more.last_frames] == [[0, 1], [1], []]
     more.add(frames()[3])
     more.close(finished=True)
     again = tmp_path / f"again.{ending}"
@@ -202,7 +205,7 @@ def test_parquet_s_rows_outlive_a_kill(tmp_path: Path) -> None:
     out = RowFile(path, COLUMNS, dict(ABOUT))
     out.add(frames()[0])
     out.add(frames()[1])  # and no close
-    out.lock.release()  # as the system does for a process that is killed
+    out.lock.close()  # as the system does for a process that is killed
     assert not path.exists()
     again = RowFile(path, COLUMNS, dict(ABOUT))
     assert again.done == {"ä, b.mp4": 0}  # the last frame may be half there
@@ -392,6 +395,28 @@ def test_a_single_image_shows_every_figure_with_its_name_and_threshold() -> None
     assert weak.index("│") - weak.index("█") == 6  # a quarter of the bar
     assert '"The face shows happiness."' in lines[-1]
     assert show([NAMED.empty_row("a.png", 0, 0.0)], detailed=True) == ["a.png: no face found"]
+
+
+def test_states_have_columns_and_the_table_shows_them_with_grades() -> None:
+    columns = dataclasses.replace(NAMED, states=True)
+    units = {name: {**unit, "state": "cannot tell"} for name, unit in ANSWER["action_units"].items()}
+    answer = {**ANSWER, "action_units": units, "emotion_set": ["Happiness", "Neutral"]}
+    row = columns.row("a.png", 0, 0.0, 0, (0, 0, 9, 9), 0.9, np.zeros((68, 2)), "given", answer)
+    assert list(row) == columns.names and columns.is_text("AU12_state") and columns.is_text("emotion_set")
+    assert (row["AU12_state"], row["emotion_set"]) == ("cannot tell", "Happiness|Neutral")
+    assert columns.empty_row("a.png", 0, 0.0)["AU12_state"] is None and columns.row(
+        *("a.png", 0, 0.0, 0, (0, 0, 9, 9), 0.9, np.zeros((68, 2)), "given", {})
+    )["emotion_set"] in ("", None)
+    grades = {"AU01": "experimental", "AU12": "reliable", "Neutral": "usable", "Happiness": "usable"}
+    out = io.StringIO()
+    FaceTable(out, columns, LIMITS, grades, detailed=True).add([row])
+    weak, strong, happy = (
+        next(line for line in out.getvalue().splitlines() if line.startswith(name)) for name in ("AU01", "AU12", "Happ")
+    )
+    assert weak.endswith("experimental  cannot tell") and "reliable" in strong and strong.endswith("cannot tell")
+    assert happy.split()[-3:] == ["usable", "top", "possible"]
+    lines = show([shown_row()], grades=grades)
+    assert lines[-1] == "AU12 lip corner puller reliable · Happiness usable"
 
 
 def test_a_terminal_that_knows_ascii_only_gets_ascii() -> None:

@@ -52,6 +52,7 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         parse_arguments(["--help"])
     printed = capsys.readouterr().out
     assert all(f"--{field.name}" in printed for field in dataclasses.fields(MF2Arguments)) and "stores" in printed
+    assert printed.index("used most") < printed.index("--learning_rate") < printed.index("model and task:")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--model_size b2", "model_size: got 'b2'"),
         ("--model hsemotion --landmarks template", "landmarks: got 'template'"),
         ("--model hsemotion --caption_set au", "caption_set: got 'au'"),
-        ("--model exp_blip --task caption --model_name_or_path . --augment True", "augment: got True"),
+        ("--model exp_blip --task caption --model_name_or_path . --augment light", "augment: got 'light'"),
         ("--model exp_blip --task caption", "model_name_or_path: got none"),
         ("--model exp_blip --task full", "model_name_or_path: got none"),
         ("--task evaluate", "model_name_or_path: got none"),
@@ -75,9 +76,12 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--task caption", "task: got 'caption'"),
         ("--task full --adapter_options r=4", "adapter_options: got ['r=4']"),
         ("--task linear_probe --align True", "align: got True"),
-        ("--task dfn --views 2 --augment True", "views: got 2"),
+        ("--task dfn --views 2 --augment light", "views: got 2"),
         ("--streaming True", "max_steps: got none"),
         ("--num_images 0", "num_images: got 0"),
+        ("--datset x", "--datset: there is no such option; did you mean --dataset"),
+        ("--learning_rate fast", "--learning_rate"),
+        ("--task pretrian", "'pretrian'"),
         ("--task dfn --model_name_or_path /no/such/folder", "there is no folder or file /no/such/folder"),
         ("--dataset /no/such/folder", "there is no folder /no/such/folder"),
     ],

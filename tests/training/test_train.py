@@ -41,9 +41,9 @@ def command(tower: Path, folder: Path, **options: object) -> list[str]:
 
 def test_a_tower_is_trained_and_kept_and_the_token_is_in_no_file(tower: Path) -> None:
     kept = MF2VisionTower.from_pretrained(tower)
-    assert kept(torch.zeros(1, 3, 112, 112)).shape == (1, 49, 128)
+    assert kept(torch.zeros(1, 3, 112, 112)).shape == (1, 196, 128)
     first = history(tower)[0]
-    assert {"au", "emotion", "landmark"} <= set(first) and "pixel" not in first
+    assert {"landmark", "identity", "pixel"} <= set(first) and not {"au", "emotion", "part"} & set(first)
     fresh = MF2VisionTower(kept.config)
     assert not torch.equal(kept.backbone.convolutions[0].weight, fresh.backbone.convolutions[0].weight)
     written = {str(path): path.read_bytes() for path in tower.rglob("*") if path.is_file()}
@@ -165,7 +165,7 @@ def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
 def test_a_few_minutes_teach_what_all_ones_does_not_know(tmp_path: Path) -> None:
     """Always answering yes has about 0.40 macro F1 on these faces, and the most frequent emotion 0.13 top-1."""
     longer = ["--num_images", "2400", "--use_cpu", "True", "--disable_tqdm", "True"]
-    tower = train.main(["--task", "tower", *longer, "--output_dir", str(tmp_path / "tower")])
+    tower = train.main(["--task", "tower_by_labels", *longer, "--output_dir", str(tmp_path / "tower")])
     assert tower["au_f1_macro"] > 0.6 and tower["emotion_top1"] > 0.35
     vision = ["--vision_name_or_path", str(tmp_path / "tower")]
     whole = train.main([*vision, *longer, "--store_vision", "True", "--output_dir", str(tmp_path / "mf2")])

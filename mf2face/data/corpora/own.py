@@ -30,12 +30,13 @@ _AU_CODES = {"": UNKNOWN_LABEL, "-1": UNKNOWN_LABEL, "0": 0, "1": 1, "0.0": 0, "
 
 @dataclass
 class _Own(ImageCorpus):
-    """emotion_map: name in the file -> emotion of the label set, or "unknown"."""
+    """emotion_map: name in the file -> emotion of the label set, or "unknown". labels: the file, if elsewhere."""
 
     name: str = "own"
     licence: str = "as its owner says"
     label_set: Any = "mfa"
     emotion_map: Mapping[str, str] | None = None
+    labels: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,9 +81,10 @@ class OwnTable(_Own):
     advice = "Name a folder that holds labels.csv or labels.jsonl and the pictures that it lists"
 
     def read(self) -> Frames:
-        files = [self.root / name for name in ("labels.csv", "labels.jsonl") if (self.root / name).is_file()]
+        usual = [self.root / name for name in ("labels.csv", "labels.jsonl")]
+        files = [file for file in ([Path(self.labels)] if self.labels else usual) if file.is_file()]
         if len(files) != 1:
-            got = " and ".join(path.name for path in files) or "neither"
+            got = " and ".join(path.name for path in files) or (f"no {self.labels}" if self.labels else "neither")
             raise CorpusError(self.root, got, "one of labels.csv and labels.jsonl", self.advice)
         file, listing = files[0], Listing(files[0])
         columns: dict[str, list] = defaultdict(list)
@@ -227,7 +229,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 def own_corpus(root: str | Path, **options: Any) -> ImageCorpus:
     """The reader that fits what lies in the folder."""
-    has_table = any((Path(root) / name).is_file() for name in ("labels.csv", "labels.jsonl"))
+    has_table = options.get("labels") or any((Path(root) / name).is_file() for name in ("labels.csv", "labels.jsonl"))
     return (OwnTable if has_table else OwnFolders)(root, **options)
 
 

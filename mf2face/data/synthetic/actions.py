@@ -10,8 +10,8 @@ from mf2face.data.synthetic.anatomy import FOLD_NAMES, anatomy
 
 # What an action unit does at intensity 5. Shapes of the bank or of `anatomy`; "name*" has a left and a right half.
 _SHAPES: dict[str, dict[str, float]] = {
-    "AU1": {"browInnerUp": 0.75, "frontalis_inner*": 0.85},
-    "AU2": {"browOuterUp*": 1.0, "frontalis_outer*": 0.65},
+    "AU1": {"browInnerUp": 0.9, "frontalis_inner*": 0.95},
+    "AU2": {"browOuterUp*": 1.0, "frontalis_outer*": 0.85},
     "AU4": {"browDown*": 0.9, "corrugator*": 1.0, "eyeSquint*": 0.15},
     "AU5": {"eyeWide*": 1.25},
     "AU6": {"cheekSquint*": 0.9, "cheek_lift*": 0.7, "eyeSquint*": 0.40},
@@ -20,7 +20,7 @@ _SHAPES: dict[str, dict[str, float]] = {
     "AU10": {"mouthUpperUp*": 1.0, "levator*": 0.9, "noseSneer*": 0.30},
     "AU12": {"mouthSmile*": 1.10, "cheekSquint*": 0.10, "cheek_lift*": 0.25},
     "AU14": {"mouthDimple*": 0.65, "dimpler*": 1.2, "mouthPress*": 0.25},
-    "AU15": {"mouthFrown*": 1.05, "triangularis*": 0.9},
+    "AU15": {"mouthFrown*": 0.65, "triangularis*": 0.85},
     "AU16": {"mouthLowerDown*": 1.0},
     "AU17": {"mouthShrugLower": 0.75, "mentalis*": 0.8, "mouthShrugUpper": 0.20},
     "AU18": {"mouthPucker": 0.95, "lip_narrow*": 0.3},

@@ -52,6 +52,8 @@ class Person:
     brow_arch: float = 1.0
     brow_density: float = 0.8
     brow_height: float = 0.0
+    brow_rest: float = 0.0
+    """How far the brows lie below the bank's, in strengths of the muscles that raise them."""
     cut: str = "short"
     beard: str = "none"
     headwear: str = "none"
@@ -142,6 +144,7 @@ def draw_person(rng: np.random.Generator) -> Person:
         brow_arch=float(rng.uniform(0.2, 1.3) * (0.7 if is_male else 1.0)),
         brow_density=float(rng.uniform(0.5, 1.0)),
         brow_height=float(rng.normal(0, 0.012)),
+        brow_rest=float(np.clip(rng.normal(0.6, 0.35), -0.3, 1.2)),
         cut=str(rng.choice(CUTS, p=_cut_odds(is_male, age, facts["african"]))),
         beard=str(rng.choice(BEARDS[1:], p=(0.36, 0.10, 0.14, 0.25, 0.15))) if bearded else "none",
         headwear=str(rng.choice(HEADWEAR, p=(0.89, 0.035, 0.03, 0.03, 0.015))),
@@ -154,7 +157,7 @@ def draw_person(rng: np.random.Generator) -> Person:
         neckline=float(rng.uniform(-0.3, 0.15) if rng.random() < 0.6 else 0.0),
         make_up=float(rng.uniform(0.2, 0.8)) if painted else 0.0,
         freckles=float(rng.random() ** 3 * (1 - tone)),
-        wrinkles=float(np.clip(0.62 + 0.55 * age, 0.5, 1.2) * rng.uniform(0.85, 1.2)),
+        wrinkles=float(np.clip(0.55 + 0.6 * age, 0.4, 1.15) * rng.uniform(0.5, 1.3)),
         shine=float(rng.uniform(0.15, 0.75)),
         teeth=_colour(np.array((0.72, 0.68, 0.58)) * rng.uniform(0.75, 1.1) * (1, 1, rng.uniform(0.85, 1.1))),
         lashes=float(rng.uniform(0.15, 0.4) if is_male else rng.uniform(0.3, 0.8)),

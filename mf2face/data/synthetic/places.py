@@ -72,13 +72,13 @@ def _lights(style: str, rng: np.random.Generator) -> dict:
         if rng.random() < 0.5:  # a rim light
             directions.append(_direction(rng.choice((-1, 1)) * rng.uniform(2.0, 2.6), rng.uniform(0.1, 0.7)))
             colours.append(rng.uniform(0.3, 0.9) * _warmth(rng, 0.1))
-        ambient, blur = rng.uniform(0.15, 0.45) * _warmth(rng, 0.06), rng.uniform(1.0, 2.5)
+        ambient, blur = rng.uniform(0.08, 0.34) * _warmth(rng, 0.06), rng.uniform(1.0, 2.5)
     elif style == "street":
         sunny = rng.random() < 0.5
         directions = [_direction(rng.uniform(-1.6, 1.6), rng.uniform(0.3, 1.2))]
         colours = [(rng.uniform(0.7, 1.3) if sunny else rng.uniform(0.1, 0.4)) * _warmth(rng, 0.15)]
         ambient, blur = (
-            rng.uniform(0.30, 0.65) * _warmth(rng, 0.15) * (0.95, 1.0, 1.08),
+            rng.uniform(0.20, 0.55) * _warmth(rng, 0.15) * (0.95, 1.0, 1.08),
             rng.uniform(0.8, 1.3) if sunny else 3.0,
         )
         hemisphere[2] = ambient * rng.uniform(0.25, 0.55)  # the sky above, the ground below
@@ -88,7 +88,7 @@ def _lights(style: str, rng: np.random.Generator) -> dict:
     else:
         directions = [_direction(rng.normal(0, 0.7), rng.uniform(-0.35, 1.0))]
         colours = [rng.uniform(0.3, 0.9) * _warmth(rng, 0.35)]
-        ambient, blur = rng.uniform(0.15, 0.55) * _warmth(rng, 0.3), rng.uniform(0.8, 2.5)
+        ambient, blur = rng.uniform(0.08, 0.42) * _warmth(rng, 0.3), rng.uniform(0.8, 2.5)
         for _ in range(int(rng.integers(0, 3))):  # a screen, a lamp, a window
             directions.append(_direction(rng.uniform(-1.8, 1.8), rng.uniform(-0.6, 0.8)))
             colours.append(rng.uniform(0.1, 0.6) * _warmth(rng, 0.5))
@@ -179,7 +179,7 @@ def _camera(style: str, rng: np.random.Generator) -> dict:
     balance = 1 + rng.normal(0, 0.03 if style == "studio" else 0.06, 3)
     camera = {
         "exposure": float(rng.normal(0, 0.22 if style == "studio" else 0.38)),
-        "contrast": float(rng.uniform(0.85, 1.25)),
+        "contrast": float(rng.uniform(0.95, 1.45)),
         "balance": tuple(np.clip(balance, 0.8, 1.2).tolist()),
         "saturation": float(rng.uniform(0.7, 1.15)),
         "is_grey": bool(grey),
@@ -235,7 +235,7 @@ def _towards_face(rng: np.random.Generator, nearest: float, farthest: float) -> 
 
 def _hand(rng: np.random.Generator) -> tuple[tuple[np.ndarray, float], ...]:
     """Arm, palm, thumb and four fingers that touch the edge of the face."""
-    tip = _towards_face(rng, 0.18, 0.34)
+    tip = _towards_face(rng, 0.23, 0.36)
     lean = np.arctan2(*(0.5 - tip)[::-1]) + rng.normal(0, 0.5)
     size, side, bend = rng.uniform(0.85, 1.15), rng.choice((-1, 1)), rng.uniform(0, 0.5)
 

@@ -54,7 +54,10 @@ class Sitter:
     def __init__(self, person: Person, size: int):
         bank = anatomy().bank
         self.person = person
+        names, offsets = anatomy().shapes
+        brows = [names[f"frontalis_{part}{side}"] for part in ("inner", "outer") for side in ("Left", "Right")]
         self.points = bank.mean + np.tensordot(person.head, bank.components, 1).astype(np.float32)
+        self.points -= np.float32(person.brow_rest) * offsets[brows].sum(0)
         self.strands, self.ends = strands_of(person)
         texture, relief = paint_skin(person, self.ends[0])
         if size <= 160:

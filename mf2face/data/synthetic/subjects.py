@@ -40,14 +40,19 @@ _PROTOTYPES: dict[str, tuple[int, ...]] = {
     "Surprise": (  86, 90,  4,  3,  3,  2,  4, 10,  3,  3,  3,  2,  2, 82, 86),
     "Other": (      6, 54,  8, 36, 52,  4, 12, 44, 70,  8, 22, 52, 44, 16, 50),
 }  # fmt: skip
-# What rendered faces show beside: percent with each emotion; 3 where nothing is said.
+# What rendered faces show beside, or at other odds: percent with each emotion; 3 where nothing is said.
 _MORE_PROTOTYPES: dict[str, dict[str, int]] = {
+    "AU10": {"Anger": 36},
+    "AU23": {"Anger": 52},
+    "AU24": {"Anger": 34},
+    "AU25": {"Anger": 48, "Neutral": 10},
+    "AU26": {"Anger": 24},
     "AU5": {"Fear": 62, "Surprise": 58, "Anger": 34, "Other": 8},
-    "AU16": {"Disgust": 24, "Anger": 10, "Fear": 8},
+    "AU16": {"Disgust": 24, "Anger": 20, "Fear": 12},
     "AU18": {"Other": 12, "Neutral": 4},
     "AU20": {"Fear": 52, "Other": 6},
-    "AU22": {"Anger": 8, "Other": 6},
-    "AU27": {"Surprise": 22, "Fear": 8, "Other": 6},
+    "AU22": {"Anger": 12, "Other": 6},
+    "AU27": {"Surprise": 18, "Fear": 8, "Anger": 6, "Other": 6},
     "AU43": {"Neutral": 7, "Happiness": 6, "Sadness": 7, "Disgust": 7, "Other": 7},
 }
 # Muscles that cannot pull at once: of two drawn together, the second is dropped with this probability.
@@ -107,10 +112,10 @@ def subject(seed: int, style: str, index: int) -> DrawnPerson | Person:
 
 def _odds(style: str, emotion: str) -> np.ndarray:
     """How often each AU comes with an emotion."""
-    drawn = dict(zip(DRAWABLE_AUS, _PROTOTYPES[emotion], strict=True))
-    return (
-        np.array([drawn.get(name, _MORE_PROTOTYPES.get(name, {}).get(emotion, 3)) for name in shown_aus(style)]) / 100
-    )
+    odds = dict(zip(DRAWABLE_AUS, _PROTOTYPES[emotion], strict=True))
+    if is_rendered(style):
+        odds |= {name: more.get(emotion, odds.get(name, 3)) for name, more in _MORE_PROTOTYPES.items()}
+    return np.array([odds.get(name, 3) for name in shown_aus(style)]) / 100
 
 
 @lru_cache(maxsize=64)

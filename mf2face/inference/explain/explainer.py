@@ -81,7 +81,7 @@ class Explainer:
 
 def _crop_matrix(processor: Any, pixels: np.ndarray, given: np.ndarray | None, size: int) -> np.ndarray:
     if given is not None and processor.do_align:
-        return alignment_matrix(np.asarray(given, np.float64), size, size)
+        return alignment_matrix(np.asarray(given, np.float64), size, size, processor.alignment)
     return resize_matrix(*pixels.shape[1:], size, size)
 
 
