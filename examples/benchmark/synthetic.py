@@ -349,7 +349,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         own: dict[str, float] = {}
         speed(32 if quick else 320, style, own)
         if is_rendered(style):
-            by_a_detector(6 if quick else 100, style, own)
+            by_a_detector(6 if quick else 80, style, own)
             from_facts(400 if quick else 8000, style, own)
         if style == given.styles[0]:
             two_processes(64 if quick else 640, style, own)

@@ -122,7 +122,9 @@ def test_each_side_moves_alone(sitters):
             change = np.abs(render_face(sitters[0], sides, Shot())[0] - rest).mean(-1)
             # The person's left is at the image's right.
             own, other = change[half], change[~half]
-            assert (own if side == 0 else other).mean() > 2.5 * (other if side == 0 else own).mean()
+            # Lips that one corner pulls move beyond the middle.
+            least = 1.8 if name == "AU12" else 5
+            assert (own if side == 0 else other).mean() > least * (other if side == 0 else own).mean()
 
 
 def test_shapes_grow_with_intensity_and_lids_and_lips_stay_shut():

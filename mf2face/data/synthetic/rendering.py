@@ -243,7 +243,7 @@ def render_face(
     mesh = joined(sitter.with_mask(shaped)) if shot.is_masked else sitter.mesh
     points, head = _placed(np.concatenate([shaped, mesh.points[len(shaped) :]]), sitter, shot)
 
-    side = round(size * (2.0 if size <= 160 else 1.5))
+    side = round(size * (1.8 if size <= 160 else 1.5))
     focal = shot.scale * side / sitter.crop * shot.distance
     centre = np.array((0.5 + shot.shift[0], 0.5535 + shot.shift[1])) * side - 0.5
 

@@ -39,6 +39,13 @@ def bump(distance: np.ndarray, width: float) -> np.ndarray:
     return np.exp(-((distance * np.float32(1 / width)) ** 2))
 
 
+@lru_cache(maxsize=64)
+def _patch(x: float, y: float, radius: float, wide: float = 1.0, tall: float = 1.0) -> np.ndarray:
+    """Soft spots at (x, y) and (-x, y) of the mean head, the same for everyone."""
+    body = anatomy()
+    return bump(np.hypot((np.abs(body.chart_x) - x) / np.float32(wide), (body.chart_y - y) / np.float32(tall)), radius)
+
+
 def ramp(value: np.ndarray, low: float, high: float) -> np.ndarray:
     """0 up to `low`, 1 from `high`, a line between."""
     return np.clip((value - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
@@ -76,7 +83,7 @@ def _beard_alpha(person: Person, rng: np.random.Generator) -> np.ndarray:
     x, y = np.abs(body.chart_x), body.chart_y
     below = ramp(-y + 0.35 * np.clip(x - 0.3, 0, 1), 0.48, 0.66)
     cheeks = 1 - 0.95 * ramp(x, 0.20, 0.30) * ramp(y, -0.86, -0.66) * (1 - ramp(x, 0.56, 0.66))
-    mouth = 1 - bump(np.hypot(x / 1.55, y + 0.735), 0.145)
+    mouth = 1 - _patch(0.0, -0.735, 0.145, 1.55)
     throat = ramp(y, -1.32, -1.14)
     jaw = below * cheeks * mouth * throat
     moustache = bump(y + 0.585 + 0.10 * x, 0.062) * (1 - ramp(x, 0.20, 0.27))
@@ -135,39 +142,37 @@ def paint_skin(person: Person, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
     )
     colour = base * tone[..., None]
     # Blood: cheeks, nose, ears, chin; blotches.
-    red = 0.8 * bump(np.hypot(x - 0.40, y + 0.30), 0.24) + 0.8 * bump(np.hypot(x, y + 0.36), 0.15)
-    red += 0.4 * bump(np.hypot(x, y + 0.98), 0.16) + 0.6 * ramp(x, 0.68, 0.74)
+    red = 0.8 * _patch(0.40, -0.30, 0.24) + 0.8 * _patch(0.0, -0.36, 0.15)
+    red += 0.4 * _patch(0.0, -0.98, 0.16) + 0.6 * ramp(x, 0.68, 0.74)
     red = red * rng.uniform(0.1, 0.75) + np.float32(0.16 * rng.random()) * np.clip(
         noise(rng, 12) + noise(rng, 40), 0, 3
     )
-    red += person.make_up * 0.9 * bump(np.hypot((x - 0.47) / 1.3, y + 0.24), 0.17)
+    red += person.make_up * 0.9 * _patch(0.47, -0.24, 0.17, 1.3)
     colour *= 1 - red[..., None] * np.float32((0.02, 0.24, 0.20)) * np.float32(light)
     # Eye sockets and lids; shadow and liner of make-up.
-    hollow = bump(np.hypot((x - 0.29) / 1.5, (y + 0.13) / 0.7), 0.10) * rng.uniform(0.05, 0.45)
-    hollow += bump(np.hypot((x - 0.31) / 1.5, (y - 0.07) / 0.8), 0.10) * (rng.uniform(0.0, 0.28) + 0.3 * person.make_up)
+    hollow = _patch(0.29, -0.13, 0.10, 1.5, 0.7) * rng.uniform(0.05, 0.45)
+    hollow += _patch(0.31, 0.07, 0.10, 1.5, 0.8) * (rng.uniform(0.0, 0.28) + 0.3 * person.make_up)
     colour *= 1 - hollow[..., None] * np.float32((0.42, 0.50, 0.44))
     if person.make_up > 0:
-        shadow = bump(np.hypot((x - 0.32) / 1.5, (y - 0.065) / 0.75), 0.095)[..., None] * np.float32(
-            0.55 * person.make_up
-        )
-        colour = colour * (1 - shadow) + shadow * np.float32(rng.uniform(0.02, 0.30, 3))
+        shadow = _patch(0.32, 0.065, 0.095, 1.5, 0.75)[..., None] * np.float32(0.55 * person.make_up)
+        colour += shadow * (np.float32(rng.uniform(0.02, 0.30, 3)) - colour)
     _spots(colour, person, rng)
     if person.is_male:
         blue = ramp(-y + 0.35 * np.clip(x - 0.3, 0, 1), 0.48, 0.70) * (1 - ramp(-y, 1.15, 1.3))
         colour *= 1 - blue[..., None] * np.float32(rng.uniform(0.0, 0.22)) * np.float32((1.0, 0.85, 0.7))
     scalp = _scalp_alpha(person, ends, rng)[..., None]
-    colour = colour * (1 - scalp) + scalp * np.float32(person.hair)
+    colour += scalp * (np.float32(person.hair) - colour)
     if person.beard != "none":
         beard = _beard_alpha(person, rng)
-        colour = colour * (1 - beard[..., None]) + beard[..., None] * np.float32(person.brow)
+        colour += beard[..., None] * (np.float32(person.brow) - colour)
     else:
         beard = np.float32(0.0)
     lips = body.chart_lips[..., None]
     stripes = np.float32(1) + np.float32(0.06) * noise(rng, 256)[..., None]
-    colour = colour * (1 - lips) + lips * np.float32(person.lips) * stripes
+    colour += lips * (np.float32(person.lips) * stripes - colour)
     brows = _brow_alpha(person, rng)[..., None]
-    colour = colour * (1 - brows) + brows * np.float32(person.brow)
-    shine = 0.65 + 0.5 * bump(np.hypot(x * 1.4, y - 0.45), 0.35) + 0.8 * bump(np.hypot(x, y + 0.30), 0.14)
+    colour += brows * (np.float32(person.brow) - colour)
+    shine = 0.65 + 0.5 * _patch(0.0, 0.45, 0.35, 1 / 1.4) + 0.8 * _patch(0.0, -0.30, 0.14)
     shine = np.clip(shine + 0.22 * noise(rng, 128), 0.1, 2.0) * (1 - 0.7 * brows[..., 0]) * (1 - 0.8 * beard)
     shine = shine * (1 - lips[..., 0]) + lips[..., 0] * np.float32(1.2 + 1.6 * person.make_up)
     texture = np.concatenate([np.clip(colour, 0.004, 1), shine[..., None]], -1).astype(np.float32)
@@ -175,7 +180,7 @@ def paint_skin(person: Person, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _relief(person: Person, beard: np.ndarray | np.float32, rng: np.random.Generator) -> np.ndarray:
-    body, age = anatomy(), np.clip(person.age, 0, 1)
+    body, age = anatomy(), min(max(person.age, 0.0), 1.0)
     rough = (0.010 + 0.016 * age) * rng.uniform(0.4, 1.6)
     relief = np.float32(rough) * noise(rng, 200) + np.float32(0.6 * rough) * noise(rng, 90)
     relief = relief + beard * np.float32(0.06) * noise(rng, 256)
