@@ -14,7 +14,11 @@ from mf2face.training.arguments import parse_arguments
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     settings = parse_arguments(sys.argv[1:] if argv is None else argv)
-    from mf2face.training.run import run  # torch: --help needs none
+    if settings.arguments.dry_run:  # imported here: they load torch, and --help needs none
+        from mf2face.training.dry_run import dry_run
+
+        return dry_run(settings)
+    from mf2face.training.run import run
 
     return run(settings)
 

@@ -1,7 +1,9 @@
 """Sphinx: reference from the docstrings, guides from the examples, options from the commands' help."""
 
+import ast
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -14,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "100"
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from docstrings import to_rst
+from docstrings import inline, to_rst
 
 from configuration_mf2.version import VERSION
 
@@ -28,8 +30,9 @@ exclude_patterns = ["_build"]
 html_theme, html_title, html_static_path, html_css_files = "furo", "MF²", ["_static"], ["mf2.css"]
 html_show_sphinx, html_copy_source, html_show_copyright = False, False, False
 myst_heading_anchors = 3
-# Parts of the README begin at its third level; a default value or a parameter may be called as several attributes are.
-suppress_warnings = ["myst.header", "ref.python"]
+html_search_scorer = str(HERE / "_static" / "scorer.js")
+# A default value or a parameter may be called as several attributes are; a page that is announced may not be there yet.
+suppress_warnings = ["ref.python", "toc.empty_glob"]
 autodoc_inherit_docstrings = False  # torch's words about forward() say nothing here
 autodoc_member_order, autodoc_typehints_format, autodoc_preserve_defaults = "bysource", "short", True
 python_maximum_signature_line_length = 100
@@ -52,8 +55,12 @@ def write_pages() -> None:
     """Writes the generated pages into `_generated`, and removes those of files that are gone."""
     folder = HERE / "_generated"
     folder.mkdir(exist_ok=True)
-    pages = {f"{room.removesuffix('_mf2')}.rst": room_page(room, about) for room, about in ROOMS.items()}
-    pages |= {"mf2.txt": help_of("mf2face.inference.cli"), "train.txt": help_of("train")}
+    pages = {f"mf2{'_' * bool(name)}{name}.txt": help_of("mf2face.inference.cli", name) for name in ("", *COMMANDS)}
+    pages["train.txt"] = help_of("train")
+    for room, about in ROOMS.items():
+        modules = [path.relative_to(ROOT) for path in sorted((ROOT / room).rglob("*.py")) if path.stem != "__init__"]
+        pages |= {f"{dotted(path)}.rst": module_page(dotted(path)) for path in modules}
+        pages[f"{room.removesuffix('_mf2')}.rst"] = room_page(room, about, modules)
     for name in {path.name for path in folder.iterdir()} - set(pages):
         (folder / name).unlink()
     for name, text in pages.items():
@@ -62,23 +69,43 @@ def write_pages() -> None:
             target.write_text(text, encoding="utf-8")
 
 
-def room_page(room: str, about: str) -> str:
-    """One section a file, with what is public in it."""
-    lines = [room, "=" * len(room), "", about]
-    for path in sorted((ROOT / room).rglob("*.py")):
-        if path.stem != "__init__":
-            options = "   :members:\n   :undoc-members:\n   :show-inheritance:\n"
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            lines += ["", name, "-" * len(name), "", f".. automodule:: {name}\n{options}"]
-    return "\n".join(lines)
+def dotted(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts)
 
 
-def help_of(module: str) -> str:
+def module_page(name: str) -> str:
+    """A file is a topic: what is public in it."""
+    return f"""{name}
+{"=" * len(name)}
+
+.. automodule:: {name}
+   :members:
+   :undoc-members:
+   :show-inheritance:
+"""
+
+
+def room_page(room: str, about: str, modules: list[Path]) -> str:
+    """A line a topic, by folder."""
+    lines = [room, "=" * len(room), "", about, ""]
+    for folder, files in itertools.groupby(sorted(modules, key=lambda path: path.parent), lambda path: path.parent):
+        lines += ["", str(folder), "-" * len(str(folder)), ""] if folder != Path(room) else []
+        for path in files:
+            first = (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+            lines.append(f"- :doc:`{path.stem} <{dotted(path)}>`: {inline(' '.join(first.split()))}")
+    entries = [f"   {path.stem} <{dotted(path)}>" for path in modules]
+    return "\n".join([*lines, "", ".. toctree::", "   :hidden:", "", *entries, ""])
+
+
+COMMANDS = ("compare", "events", "certify", "merge", "setup")
+
+
+def help_of(module: str, command: str = "") -> str:
     """As the command prints it, on a terminal of 100 columns, with this machine's folders left out."""
     main = __import__(module, fromlist=["main"]).main
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        main(["--help"])
+        main([*command.split(), "--help"])
     # The Trainer's two hundred options are listed once, not in the usage as well.
     text = re.sub(r"^usage: (?!mf2).*?\n\n", f"usage: {module}.py [options]\n\n", output.getvalue(), flags=re.DOTALL)
     return text.replace(str(ROOT) + os.sep, "").replace(str(Path.home()), "~")

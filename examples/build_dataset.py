@@ -10,12 +10,15 @@ Reader options behind --reader: --reader threshold=1 images=original.
 
 import argparse
 
+import numpy as np
+
 from mf2face.command_line import named, python_value, run_as_command
 from mf2face.data.build.landmark_cache import LandmarkCache
-from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
-from mf2face.data.build.splits import PAPER_PROTOCOL, plan_mfa
+from mf2face.data.build.mfa import BuildOptions, build_mfa, split_counts, summary
+from mf2face.data.build.splits import PAPER_PROTOCOL, differences_from_paper, plan_mfa
 from mf2face.data.corpora.frames import REQUIRED
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
+from mf2face.data.schema import SPLITS
 from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks
 
 
@@ -41,7 +44,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--balance", action=argparse.BooleanOptionalAction, help=alike)
     parser.add_argument("--official", action=argparse.BooleanOptionalAction, help="the corpus's own split")
     parser.add_argument("--fold", type=int, help="of the corpus's folds, the one to test on")
-    parser.add_argument("--paper", action="store_true", help="the MFA paper's counts (for aff_wild2)")
+    parser.add_argument(
+        "--paper", action="store_true", help="the MFA paper's protocol and counts, as near as the videos allow"
+    )
     parser.add_argument("--landmark_cache", help="cache of detected landmarks; beside the images unless given")
     parser.add_argument("--detector", choices=DETECTORS, help="mediapipe if `mf2 setup` was run, else face_alignment")
     parser.add_argument("--device", default="cpu", help="of face_alignment")
@@ -63,6 +68,10 @@ def main(argv: list[str] | None = None) -> dict:
     plan |= {name: dict(getattr(given, name) or ()) or None for name in ("sizes", "videos", "per_emotion")}
     plan = {name: value for name, value in plan.items() if value is not None}
     frames, split = plan_mfa(frames, **((PAPER_PROTOCOL if given.paper else {}) | plan))
+    if given.paper:  # before hours of cropping
+        planned = {name: np.flatnonzero(np.array(split) == name) for name in SPLITS}
+        lines = differences_from_paper(split_counts(frames, planned)) or ["the paper's counts of images and videos"]
+        print("\n".join(f"--paper, planned: {line}" for line in lines))
     if options.landmarks == "detector":
         name = given.detector or ("face_alignment" if missing_networks() else "mediapipe")
         detector = MediaPipeDetector() if name == "mediapipe" else None
@@ -72,6 +81,8 @@ def main(argv: list[str] | None = None) -> dict:
     else:
         report = build_mfa(frames, split, given.out, options)
     print(summary(report, given.out))
+    for line in differences_from_paper(report["counts"]) if given.paper else ():
+        print(f"--paper: {line}")
     return report
 
 

@@ -3,6 +3,7 @@
 python examples/write_captions.py                                               # by rule: offline, at once
 python examples/write_captions.py --dataset mfa --writer chat --estimate        # what gpt-4o would cost
 python examples/write_captions.py --dataset mfa --writer chat --budget 20 --send_images
+python examples/write_captions.py --dataset mfa --writer chat --protocol paper  # images, three prompts, as the paper
 python examples/write_captions.py --writer chat --model my-model --base_url http://localhost:8000/v1
 
 The key is read from OPENAI_API_KEY. After a kill, run the same line again: what is in the journal is not paid again.
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> Path | None:
     parser.add_argument("--model", default="gpt-4o")
     parser.add_argument("--base_url", help="another server that speaks OpenAI's chat API")
     parser.add_argument("--send_images", action="store_true", help="else the model sees labels only")
+    separate = "paper: three separate prompts an image, with the image, as the MFA paper; joint: one for all captions"
+    parser.add_argument("--protocol", default="joint", choices=("joint", "paper"), help=separate)
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--budget", type=float, help="dollars that are never passed")
     parser.add_argument("--price", type=float, nargs=2, metavar=("IN", "OUT"), help="dollars for a million tokens")
@@ -40,14 +43,15 @@ def main(argv: list[str] | None = None) -> Path | None:
     synthetic = arguments.dataset == "synthetic"
     dataset = MFASynthetic(64, size=64) if synthetic else load_folder(arguments.dataset)
     labels = described_labels(dataset) or "mfa"
-    rows = CaptionRows(dataset, images=arguments.send_images)
+    send_images = arguments.send_images or arguments.protocol == "paper"
+    rows = CaptionRows(dataset, images=send_images)
     if arguments.writer == "rule":
         captions = list(write_by_rule(rows, arguments.style, labels, seed=arguments.seed))
     else:
         writer = ChatWriter(
             arguments.model,
             **{"style": arguments.style, "label_set": labels, "base_url": arguments.base_url},
-            **{"send_images": arguments.send_images, "concurrency": arguments.concurrency},
+            **{"send_images": send_images, "concurrency": arguments.concurrency, "protocol": arguments.protocol},
             **{"budget": arguments.budget, "price": Price(*arguments.price) if arguments.price else None},
         )
         print(writer.estimate(rows, batch=arguments.batch))

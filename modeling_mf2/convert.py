@@ -83,7 +83,7 @@ def _base(model: PreTrainedModel) -> MF2Model:
 
 
 def _check_config(source: str | Path, config: MF2QFormerConfig) -> None:
-    """What shapes do not show. A lone file has no config, and is taken at its word."""
+    """Compares what shapes do not show. A lone file has no config to compare."""
     if Path(source).is_file():
         return
     try:
@@ -134,7 +134,7 @@ def _plan_vision(plan: _Plan, backbone: nn.Module, state: State) -> None:
 
 
 def _fitted(name: str, tensor: torch.Tensor, ours: torch.Tensor) -> tuple[torch.Tensor, str | None]:
-    """A tensor in our number of rows, where that number may differ, and what was done."""
+    """Cuts or extends a tensor to our number of rows, where that may differ; the note says how."""
     if name == "temperature" and tensor.numel() == 1:
         return tensor.reshape(1), None
     dim = int(name == "queries")
@@ -174,6 +174,13 @@ def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_
                 f"{size}: {plan.source} has {theirs}, the model's {branch} branch {getattr(config, size)}; build the "
                 f"model with {size}={theirs} in {branch}_config"
             )
+    words = named.get("qformer.word_embeddings.weight")
+    if words and config.bos_token_id not in (len(words[1]) - 1, len(words[1])):
+        raise ValueError(
+            f"bos_token_id: {plan.source} has {len(words[1])} words, but the model's {branch} branch starts a sentence "
+            f"with {config.bos_token_id}: its tokenizer is another, and every id would mean another word. Before the "
+            "model is built, MF2Processor.for_model(config, load_bert_tokenizer(source)), with vocab_size its length"
+        )
     positions = named.get("qformer.position_embeddings.weight")
     if positions and (types := named.pop("qformer.token_type_embeddings.weight", None)):
         # BERT adds row 0 to every token. Among the positions it does so without touching the tied language head.
@@ -191,14 +198,15 @@ def _plan_branch(plan: _Plan, mf2: MF2Model, branch: Branch, state: State, copy_
 
 @torch.no_grad()
 def _carry_out(plan: _Plan, mf2: MF2Model, scope: tuple[str, ...], optional: set[str]) -> ConversionReport:
+    """Copies every tensor or, after an error, none. optional: parts that the source may lack."""
     ours = {name: tensor for name, tensor in mf2.state_dict().items() if name.startswith(scope)}
     begun = {(name.split(".")[0], part_of(name)) for name in plan.copies}
     missing = [name for name in ours if name not in plan.copies]
     plan.fresh = [n for n in missing if part_of(n) in optional and (n.split(".")[0], part_of(n)) not in begun]
     problems = {
-        "keys that nothing here is called after": list(dict.fromkeys(plan.unknown)),
-        "tensors of ours that it does not fill": [name for name in missing if name not in set(plan.fresh)],
-        "shapes": [
+        "unknown keys": list(dict.fromkeys(plan.unknown)),
+        "missing tensors": [name for name in missing if name not in set(plan.fresh)],
+        "wrong shapes": [
             f"{key}: got {tuple(tensor.shape)}, expected {tuple(ours[name].shape)} ({name})"
             for name, (key, tensor) in plan.copies.items()
             if tensor.shape != ours[name].shape

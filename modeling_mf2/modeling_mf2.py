@@ -422,7 +422,7 @@ class MF2Model(MF2PreTrainedModel):
 
     def branch_image(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
         """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions."""
-        self.branch(name)
+        image_tokens = image_tokens.to(self.branch(name).queries.dtype)  # a frozen tower may be in half precision
         if name == "emo":
             return self._as_fine_as_tokens(image_tokens)
         return self.regions(image_tokens[:, self.config.vision_config.num_prefix_tokens :], landmarks).flatten(0, 1)

@@ -1,5 +1,6 @@
 """Weights as others store them: a file, a folder, a repository on the Hub -> tensors by the names they have there."""
 
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -16,7 +17,27 @@ State = dict[str, torch.Tensor]
 _IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _expected_sha256(path: Path) -> str | None:
+    """From `FILE.sha256`, as sha256sum writes it; else from the Hub's cache, which names large files so."""
+    beside = path.with_name(f"{path.name}.sha256")
+    named = beside.read_text().split(maxsplit=1)[0].lower() if beside.is_file() else path.resolve().name
+    return named if re.fullmatch("[0-9a-f]{64}", named) else None
+
+
+def _damage(path: Path) -> str:
+    expected = _expected_sha256(path)
+    hashes = f"SHA-256 {_sha256(path)}" + (f", expected {expected}" if expected else "")
+    return f"{path} cannot be read: damaged or half downloaded ({path.stat().st_size:,} bytes, {hashes})"
+
+
 def _read_file(path: Path) -> State:
+    if path.with_name(f"{path.name}.sha256").is_file() and _sha256(path) != _expected_sha256(path):
+        raise ValueError(f"source: {_damage(path)}")
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -24,8 +45,8 @@ def _read_file(path: Path) -> State:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"source: {path} cannot be read: it is damaged, or holds more than tensors (code in a file is never run); "
-            f"re-save its tensors with safetensors. {type(error).__name__}: {str(error)[:200]}"
+            f"source: {_damage(path)}; or it holds more than tensors (code in a file is never run): then re-save its "
+            f"tensors with safetensors. {type(error).__name__}: {str(error)[:200]}"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(f"source: {path} holds a {type(state).__name__}, expected a dict of tensors by name")
@@ -111,7 +132,7 @@ _NO_PLACE_IN_BRANCH: Rules = (
 )
 _NO_PLACE_IN_TOWER: Rules = (
     (r"^(?:head|head_dist|fc|classifier|pre_logits|attn_pool|fc_norm|lm_head)\.", "classifier head"),
-    (r"^mask_token$", "used in the source's pretraining only"),
+    (r"^(?:mask_token$|decoder_)", "used in the source's pretraining only"),  # decoder: MAE's
     (r"(?:^|\.)(?:relative_position_index|attn_mask|k_bias|rope\..*|periods)$", "a constant the tower makes itself"),
 )
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -376,6 +376,14 @@ def au_sentence_state(sentence: str, action_unit: str) -> int:
     if said in wording.active:
         return 1
     return int(not any(said in (*other.active, *other.rest) for other in AU_WORDING.values()))
+
+
+def caption_disagrees(caption: str, emotion: str | None, emotions: Sequence[str], active: Mapping[str, bool]) -> bool:
+    """Whether a caption names another emotion than `emotion`, or an AU (by code or cue) that is not `active`."""
+    if emotion is not None and parse_emotion(caption, emotions) not in (None, emotion):
+        return True
+    inactive = [(unit, AU_WORDING[unit].cue.removeprefix("a ")) for unit, is_active in active.items() if not is_active]
+    return any(re.search(rf"\b(?:{unit}|{cue})\b", caption, re.IGNORECASE) for unit, cue in inactive)
 
 
 def parse_emotion(text: str, emotions: Sequence[str]) -> str | None:

@@ -30,7 +30,7 @@ except ImportError:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 """Formats that PIL may open. Others start programs (EPS) or decode without bounds."""
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".heic", ".heif")
 """File names that are looked for in a folder."""
 
 BACKGROUND = 127.5
@@ -47,10 +47,12 @@ MOST_PIXELS = 51_000_000
 
 _USUAL_BYTES = 10  # measured on a progressive JPEG: decoder, PIL and result together
 _DECODED_BYTES = {
-    **{"CMYK": 12, "WEBP": 20, "TIFF": 16, "I": 20, "F": 20, "I;16": 16, "I;16B": 16, "I;16L": 16, "float": 24}
+    **{"CMYK": 12, "WEBP": 20, "TIFF": 16, "HEIF": 20, "I": 20, "F": 20},
+    **{"I;16": 16, "I;16B": 16, "I;16L": 16, "float": 24},
 }
 _STRIP = 2**20  # pixels that are converted at once
 _SHORTEST_BASE64 = 100  # characters; no image file is that small, and few paths are that long
+_HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 _ORIENTATION = 0x0112  # EXIF tag
 
 DOWNLOAD_SECONDS = 30.0
@@ -209,10 +211,12 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, Bina
     """The image, with only its header read, and its file."""
     where = f"{str(source)!r}" if isinstance(source, Path) else "the bytes"
     with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        if not file.read(1):
+        head = file.read(12)
+        if not head:
             raise ValueError(f"{name}: {where} holds zero bytes, expected an image file")
+        formats = (*FORMATS, "HEIF") if head[4:] in _HEIC and _reads_heic(f"{name}: {where}") else FORMATS
         try:
-            opened = Image.open(file, formats=FORMATS)
+            opened = Image.open(file, formats=formats)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _pil_refuses(error, name) from error
         except Image.UnidentifiedImageError as error:
@@ -223,6 +227,18 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, Bina
         except Exception as error:  # PIL raises anything on a damaged header
             raise ValueError(f"{name}: {where} could not be read as an image, it seems damaged ({error})") from error
         yield opened, file
+
+
+def _reads_heic(what: str) -> bool:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        message = (
+            f"{what} is a HEIC photograph, which needs pillow-heif: pip install pillow-heif; or convert it to JPEG"
+        )
+        raise ValueError(message) from error
+    register_heif_opener()
+    return True
 
 
 def _pil_refuses(error: Exception, name: str) -> ValueError:

@@ -14,6 +14,10 @@ from .reliability import add_reliability, conformal_cuts
 Thresholds = float | Sequence[float] | Mapping[str, float] | None
 
 
+UNIT_SUFFIXES = {"left": "_L", "right": "_R", "intensity": "_i"}
+"""Entries of an action unit's result that not every model has, and how a column of them is called: AU12_L, AU12_i."""
+
+
 class NotFiniteError(ValueError):
     """A model answered with NaN or an infinite value."""
 

@@ -3,9 +3,11 @@
 import functools
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
+from transformers.utils import has_file
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS, LabelSet
 
@@ -62,3 +64,41 @@ def load_bert_tokenizer(name_or_path: str = "bert-base-uncased", **kwargs: objec
     tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer
+
+
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt")
+
+
+def tokenizer_beside(weights: str | Path) -> PreTrainedTokenizerBase | None:
+    """BERT's tokenizer of a folder, a file's folder or a name on the Hub. None where there is none (transformers would
+    make up an empty one) and where it is a language model's, whose words a Q-Former does not read."""
+    source = Path(weights).parent if Path(weights).is_file() else weights
+    try:
+        if not any(has_file(str(source), name) for name in _VOCABULARY_FILES):
+            return None
+    except OSError:  # out of reach: the weights will say so
+        return None
+    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        return None
+    return load_bert_tokenizer(str(source))
+
+
+def tokenizer_of_weights(*weights: str) -> PreTrainedTokenizerBase:
+    """The one tokenizer that BERT's and BLIP-2's weights were trained with; `bert-base-uncased` where none lies beside
+    them, as BLIP-2 reads it too."""
+    found = {name: tokenizer for name in weights if (tokenizer := tokenizer_beside(name)) is not None}
+    first, *others = found or [None]
+    for other in others:
+        if found[other].get_vocab() != found[first].get_vocab():
+            counts = " and ".join(f"{name} has {len(found[name])} words" for name in (first, other))
+            raise ValueError(f"tokenizer: {counts}, which differ; expected weights of one vocabulary")
+    if found:
+        return found[first]
+    try:
+        return load_bert_tokenizer()
+    except OSError as error:
+        raise ValueError(
+            f"tokenizer: none lies beside {' or '.join(weights)}, and bert-base-uncased is out of reach; expected "
+            "BERT's tokenizer.json or vocab.txt there, or a folder that has it in --tokenizer_name_or_path"
+        ) from error

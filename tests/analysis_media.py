@@ -39,6 +39,17 @@ def write_video(path: Path, count: int = 20, *, fps: int = 10, size: tuple[int, 
     return path
 
 
+def write_cut_video(path: Path, count: int = 12, cut: int = 7) -> Path:
+    """Stripes that get brighter; from frame `cut` on they lie."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 96))
+    stripes = np.where(np.arange(96) // 12 % 2, 150, 20) + np.zeros((96, 1), int)
+    for index in range(count):
+        grey = (stripes if index < cut else stripes.T) + (index >= 3) * 60
+        writer.write(np.repeat(grey[:, :, None], 3, 2).astype(np.uint8))
+    writer.release()
+    return path
+
+
 def turned(video: Path, path: Path) -> Path:
     """As a phone held upright writes it: the pixels lie, and a matrix in the header turns them by 90 degrees."""
     content = bytearray(video.read_bytes())

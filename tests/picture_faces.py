@@ -6,8 +6,7 @@ import cv2
 import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, CANONICAL_FACE
-from mf2face.inference.explain.explanation import EMOTION, Explanation
-from mf2face.inference.explain.occlusion import Occlusion
+from mf2face.inference.explain.face_page import EMOTION, Explanation, Occlusion
 from mf2face.inference.explain.picture_rows import PictureRows
 from mf2face.inference.rows import Columns
 

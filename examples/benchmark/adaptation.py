@@ -71,7 +71,7 @@ class Photographs:
 
     def examples(self, method: str, model: torch.nn.Module) -> Any:
         if method in ("dfn", "probe"):
-            return with_states(model, self.plain, cache_folder("own") / "states", "float16")
+            return with_states(model, self.plain, cache_folder("own") / "states")
         if method != "untrained":
             return self.tokens
         if not self.ready:

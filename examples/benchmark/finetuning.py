@@ -404,7 +404,10 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--held_out", nargs=2, type=int, default=[VALIDATION, TEST], help=argparse.SUPPRESS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--methods_trained", nargs="+", choices=METHODS, default=[name for name in METHODS if name != "dfn_no_store"]
+        "--methods_trained",
+        nargs="+",
+        choices=METHODS,
+        default=[name for name in METHODS if name not in ("dfn_no_store", "full_tower")],
     )
     parser.add_argument(
         "--learning_rates", nargs="+", default=[], metavar="METHOD=RATE", help="in place of train.py's own"

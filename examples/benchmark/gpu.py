@@ -1,6 +1,11 @@
 """Images a second in pre-training and at inference on a GPU, and how long the paper's data would take so.
 
 python examples/benchmark/gpu.py [--size giant] [--batch_size 56] [--compile] [--stored_tokens] [--json FILE]
+    [--parts steps memory dfn launch]
+
+memory: the dry run's estimate against what two steps of train.py take. dfn: its store of random images, and steps from
+it. launch: two steps of train.py by each file of examples/accelerate that this machine has the GPUs for. With --json
+in results/, what ran is noted for the table in docs/paper.md.
 
 Weights, images and captions are random and made on the device: nothing is loaded, decoded or copied meanwhile, so these
 are figures of the model, not of a data loader. A training step is forward, backward and AdamW with all losses; the
@@ -15,21 +20,35 @@ import itertools
 import math
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
-from report import options, write_json
+from accelerate.utils import send_to_device
+from report import options, record_run, write_json
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import CANONICAL_FACE
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.build import load_splits, with_sources
+from mf2face.training.dry_run import GB, allocated_peak, dry_run
+from mf2face.training.finetuning import adapt
+from mf2face.training.run import load_parts, make_trainer
+from mf2face.training.stores import StoredExamples, frozen_states
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 
 
+ROOT = Path(__file__).resolve().parents[2]
 Batch = dict[str, torch.Tensor]
 TRAINING_IMAGES, VALIDATION_IMAGES = 31_320, 3_376  # the paper's
 PAPER = "The paper's own figures, on an RTX A6000: 62.3 min an epoch, 5.1 min for inference."
@@ -228,8 +247,113 @@ def measure(stored_tokens: bool, arguments: argparse.Namespace) -> dict[str, flo
     return {f"{name}_stored_tokens": value for name, value in figures.items()} if stored_tokens else figures
 
 
+def measure_memory(size: str, batch_size: int, device: str, *more: str) -> dict[str, float]:
+    """The dry run's estimate, and the allocator's high-water mark of a model's construction and two steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = f"--model_size {size} --num_images 160 --vision_name_or_path none --output_dir {folder}".split()
+        command += ["--per_device_train_batch_size", str(batch_size), "--store_vision", "False"]
+        command += [*more, *(["--use_cpu", "True"] if device == "cpu" else [])]
+        estimate = dry_run(parse_arguments(command))["memory_gb"]
+        command += "--max_steps 2 --save_strategy no --eval_strategy no --load_best_model_at_end False".split()
+        settings = with_sources(parse_arguments([*command, "--disable_tqdm", "True"]))
+        splits = load_splits(settings.arguments)
+        profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True) if device == "cpu" else nullcontext()
+        free(torch.device(device))
+        with profiled:
+            parts, splits, _, columns, _ = load_parts(settings, splits)
+            make_trainer(settings, parts, splits, columns, Path(folder))[0].train()
+    measured = allocated_peak(profiled) if device == "cpu" else torch.cuda.max_memory_allocated()
+    figures = {"dry_run_memory_gb": estimate, "measured_memory_gb": measured / GB}
+    return {**figures, "dry_run_memory_error": abs(estimate * GB / measured - 1)}
+
+
+def measure_dfn(arguments: argparse.Namespace) -> dict[str, float]:
+    """Random images: what decoding costs is not in it."""
+    free(arguments.device)
+    torch.manual_seed(0)
+    config = MF2Config.from_size(arguments.size)
+    model = adapt(MF2ForFaceAnalysis(config), "dfn")
+    count, side = arguments.batch_size, config.vision_config.image_size
+    faces = torch.tensor(CANONICAL_FACE) * side
+    images = [{"pixel_values": torch.randn(3, side, side), "landmarks": faces} for _ in range(count)]
+    labels = random_batch(config, count, True, torch.float32)
+    labels = {name: labels[name] for name in ("au_labels", "emotion_labels")}
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"device": arguments.device, "precision": "bfloat16", "batch_size": max(1, count // 4)}
+        frozen_states(model, images[:1], Path(folder) / "warm_up", data="random", **how)
+        begun = time.perf_counter()
+        store = frozen_states(model, images, Path(folder) / "store", data="random", **how)
+        seconds = time.perf_counter() - begun
+        states = StoredExamples(store, labels)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+
+        def step() -> None:
+            batch = send_to_device(states.__getitems__(range(count)), arguments.device)
+            model.train()(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        figures = {"dfn_images_per_s": count / seconds_a_step(step, arguments)}
+        figures["dfn_store_kb_per_image"] = sum(t[0].nbytes for t in store.shards[0].values()) / 1e3
+    figures["dfn_epoch_minutes"] = TRAINING_IMAGES / figures["dfn_images_per_s"] / 60
+    return {**figures, "store_images_per_s": count / seconds, "store_minutes": TRAINING_IMAGES * seconds / count / 60}
+
+
+def launches(device: str) -> dict[str, list[str]]:
+    """What starts train.py on the processes that this machine has room for, by name."""
+    accelerate, configs = [sys.executable, "-m", "accelerate.commands.launch"], ROOT / "examples" / "accelerate"
+    if device == "cpu":
+        return {"ddp": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]}
+    count = str(torch.cuda.device_count())
+    found = {"ddp": count != "1", "fsdp": True, "deepspeed_zero2": find_spec("deepspeed") is not None}
+    return {
+        name: [*accelerate, "--config_file", str(configs / f"{name}.yaml"), "--num_processes", count]
+        for name, possible in found.items()
+        if possible
+    }
+
+
+def measure_launches(arguments: argparse.Namespace) -> dict[str, float]:
+    """1: two steps ran, and the weights are there; 0: they did not."""
+    figures, device = {}, arguments.device.type
+    for name, command in launches(device).items():
+        with tempfile.TemporaryDirectory() as folder:
+            command += ["train.py", "--num_images", "160", "--max_steps", "2", "--output_dir", folder]
+            command += "--eval_strategy no --save_strategy no --load_best_model_at_end False".split()
+            command += ["--use_cpu", "True"] if device == "cpu" else ["--bf16", "True"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            figures[f"launch_{name}"] = float(done.returncode == 0 and (Path(folder) / "model.safetensors").is_file())
+        if figures[f"launch_{name}"]:
+            record_run(arguments.json, f"examples/accelerate/{name}.yaml", device, "tiny, two steps")
+        else:
+            print(f"{name}: {done.stderr[-500:]}")
+    return figures
+
+
+def measure_steps(arguments: argparse.Namespace) -> dict[str, float]:
+    figures = measure(False, arguments)
+    chosen = [name for name in ("mixed", "compile", "checkpointing") if getattr(arguments, name)]
+    for name in ("pre-training and inference", *(f"--{name}" for name in chosen)):
+        record_run(arguments.json, name, arguments.device.type, f"{arguments.size}, {arguments.batch_size} images")
+    return figures | measure(True, arguments) if arguments.stored_tokens else figures
+
+
+def measure_part(part: str, arguments: argparse.Namespace) -> dict[str, float]:
+    device, settings = arguments.device.type, f"{arguments.size}, {arguments.batch_size} images"
+    if part == "memory":
+        precision = ["--bf16", "True"] if arguments.mixed else []
+        figures = measure_memory(arguments.size, arguments.batch_size, device, *precision)
+        record_run(arguments.json, "memory as the dry run estimates it", device, settings)
+        return figures
+    figures = {"steps": measure_steps, "dfn": measure_dfn, "launch": measure_launches}[part](arguments)
+    if part == "dfn":
+        record_run(arguments.json, "DFN: a store, and steps from it", device, settings)
+    return figures
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = options(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=("steps", "memory", "dfn", "launch"), default=["steps"])
     parser.add_argument("--size", default="giant", choices=("tiny", "base", "giant"))
     parser.add_argument("--batch_size", type=int, default=56)
     parser.add_argument("--rounds", type=int, default=7)
@@ -250,9 +374,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     name = torch.cuda.get_device_name(arguments.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     chosen = [key for key in ("mixed", "compile", "checkpointing") if getattr(arguments, key)]
     print(f"MF2 {arguments.size} on {name}: batch {arguments.batch_size}, {', '.join(['bfloat16', *chosen])}")
-    figures = measure(False, arguments)
-    if arguments.stored_tokens:
-        figures |= measure(True, arguments)
+    figures: dict[str, float] = {}
+    for part in arguments.parts:
+        figures |= measure_part(part, arguments)
     for figure, value in figures.items():
         print(f"{figure:40} {value:12.2f}")
     print(

@@ -1,11 +1,11 @@
 """What the `mf2` command costs beside the bare model, and the model beside a plain ViT-B; ONNX and 8 bits beside torch.
 
-python examples/benchmark/inference.py [--size base] [--images 500] [--only folder vit engines f1 memory curve]
-    [--au_queries N] [--rounds 5] [--json FILE]
+python examples/benchmark/inference.py [--size base] [--images 500] [--au_queries N] [--rounds 5] [--json FILE]
+    [--only folder vit engines f1 memory curve routes compare live sheet]
 
-Weights are random, faces drawn; only `f1` uses the embedded checkpoint. One thread unless OMP_NUM_THREADS is set.
-What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios within
-one round. Every ratio of time has a twin `..._cpu` of CPU-seconds, which other work on the machine hardly moves.
+Weights are random, faces drawn; `f1` and `routes` use the embedded checkpoint. One thread unless OMP_NUM_THREADS is
+set. What is compared takes turns, in short rounds and turning order; figures are medians over the rounds of ratios
+within one round. Every ratio of time has a twin `..._cpu` of CPU-seconds, which other work on the machine hardly moves.
 
 folder_over_bare       seconds of the whole command over a folder (start, model, decoding, rows written, batch size
                        chosen automatically), over those of bare forward passes of as many ready faces; at most 1.25
@@ -16,6 +16,16 @@ int8_over_eager        speed of 8 bits over speed of torch; at least 1.5
 int8_f1_loss           macro AU F1 of the embedded checkpoint minus that of its 8 bits, on drawn faces; at most 0.01
 memory_folder_ratio    peak memory of the command over a ten times larger folder, over that of a folder; 1 is flat
 memory_video_ratio     the same of a video ten times as long
+routes_max_difference  of a probability by torch one by one, ONNX, the pipeline, the command and the demo, from torch in
+                       batches, on the embedded checkpoint and drawn faces; at most 1e-3 (`mf2 certify`)
+routes_decisions_differ  AUs and emotions that those routes decide otherwise; none
+int8_decisions_differ  share of them that 8 bits decide otherwise; at most 0.01
+compare_seconds        of `mf2 compare` with two csv files of 100,000 rows; at most 10
+live_fps               frames a second that a client of `mf2 --live` receives, of a 640 x 480 file of 60 frames a second
+                       in place of the camera, with the embedded checkpoint, detector and two threads; at least 15
+live_faces             share of these frames in which the drawn face was found
+sheet_seconds          from the start of loading to the first frame drawn of a contact sheet of 5,000 faces in Chromium,
+                       slowest of its pages, median of the rounds; at most 3
 cost_N                 seconds of the whole forward pass with N queries an AU, over those of the tower alone
 f1_N                   with --accuracy DIR: macro AU F1 of short trainings of the tiny size with N queries, scored on
                        further faces of other people, thresholds tuned on validation subjects; finished runs are read
@@ -23,11 +33,15 @@ f1_N                   with --accuracy DIR: macro AU F1 of short trainings of th
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,17 +52,22 @@ from report import further_faces, in_turns, mean_sd, options, run_once, save_fig
 from torch import nn
 
 from configuration_mf2 import MF2Config
+from configuration_mf2.facs import EMOTIONS, LABEL_SETS
 from mf2face.data.synthetic.faces import draw_example
+from mf2face.inference.certify import certify, table
+from mf2face.inference.certify import figures as certified
+from mf2face.inference.rows import Columns
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2.export import INPUTS, example_inputs, export_onnx, quantize_onnx, session
 from processing_mf2 import MF2Processor, face_pipeline
+from processing_mf2.image_io import read_image
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import export_model
 
 
-PARTS = ("folder", "vit", "engines", "f1", "memory", "curve")
+PARTS = ("folder", "vit", "engines", "f1", "memory", "routes", "compare", "live", "sheet", "curve")
 
 
 def spent(function: Callable[[], object]) -> tuple[float, float]:
@@ -86,11 +105,11 @@ print(json.dumps([code, time.perf_counter() - start, used.ru_utime + used.ru_sti
 """
 
 
-def write_faces(folder: Path, count: int) -> list[Path]:
-    """JPEG files; of many, some are copies."""
+def write_faces(folder: Path, count: int, different: int = _DRAWN) -> list[Path]:
+    """JPEG files; beyond so many different ones they are copies."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for index in range(min(count, _DRAWN)):
+    for index in range(min(count, different)):
         pixels, _ = draw_example(16 * index, seed=5, size=_SIDE)
         drawn.append(cv2.imencode(".jpg", pixels[..., ::-1])[1].tobytes())
     paths = [folder / f"{index:06d}.jpg" for index in range(count)]
@@ -230,6 +249,109 @@ def int8_f1_loss(faces: int) -> dict[str, float]:
     return {"int8_f1_loss": figures["torch"]["f1"] - figures["int8"]["f1"]}
 
 
+def routes(faces: int) -> dict[str, float]:
+    sys.path.insert(0, str(_ROOT / "examples" / "demo"))
+    from demo_engine import Engine, Picture
+
+    engine = Engine(device="cpu")
+    (name,) = engine.models
+
+    def by_demo(rows: Sequence[dict]) -> list[dict]:
+        pictures = (Picture(row["input"], read_image(row["input"])) for row in rows)
+        return [row for picture in pictures for row in engine.rows(picture, name, aligned=True)[1]]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        write_faces(Path(scratch), faces, faces)
+        found = certify(scratch, aligned=True, most=faces, more={"demo": by_demo})
+    print(table(found))
+    return certified(found)
+
+
+def compare_seconds(rows: int = 100_000) -> dict[str, float]:
+    """Of the whole command; rows have all 12 AUs and the landmarks."""
+    columns, random = Columns(LABEL_SETS["mfa"].action_units, tuple(EMOTIONS)), np.random.default_rng(0)
+    units = [name for name in columns.names if name.startswith("AU") and "_" not in name]
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [Path(scratch) / f"{name}.csv" for name in "ab"]
+        for file in files:
+            values = random.random((rows, len(units))).round(6)
+            with open(file, "w") as out:
+                out.write(",".join(columns.names) + "\n")
+                for frame, answers in enumerate(values.tolist()):
+                    row = dict.fromkeys(columns.names, "100.25") | dict(zip(units, map(str, answers), strict=True))
+                    row |= {f"{name}_c": str(int(value > 0.5)) for name, value in zip(units, answers, strict=True)}
+                    place = {"input": "film.mp4", "frame": str(frame), "face_id": "0", "top_emotion": "Neutral"}
+                    out.write(",".join((row | place).values()) + "\n")
+        cost = spent_by([sys.executable, "-m", "mf2face.inference.cli", "compare", *map(str, files)])
+    print(f"compare: {rows:,} rows, {cost['wall']:.1f}s, {cost['peak_mb']:.0f} MiB at most")
+    return {"compare_seconds": cost["wall"], "compare_rows": rows, "compare_peak_mb": cost["peak_mb"]}
+
+
+def live_fps(seconds: float = 20) -> dict[str, float]:
+    from mf2face.inference.cli import main as mf2
+
+    arrived: list[float] = []
+
+    def watch(address: str) -> None:
+        with urllib.request.urlopen(f"{address}stream") as stream:
+            arrived.extend(time.perf_counter() for line in stream if line.startswith(b"--frame"))
+
+    webbrowser.open = lambda address: threading.Thread(target=watch, args=[address], daemon=True).start()
+    with tempfile.TemporaryDirectory() as scratch:
+        video, rows = Path(scratch, "camera.mp4"), Path(scratch, "rows.csv")
+        writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), 60, (640, 480))
+        face = cv2.cvtColor(draw_example(24, seed=5, size=320)[0], cv2.COLOR_RGB2BGR)
+        for number in range(round(60 * seconds)):
+            frame, left = np.full((480, 640, 3), 190, np.uint8), 160 + round(60 * np.sin(number / 40))
+            frame[80:400, left : left + 320] = face
+            writer.write(frame)
+        writer.release()
+        mf2([str(video), "--live", "-o", str(rows), "--quiet"])
+        about = json.loads(Path(f"{rows}.about.json").read_text())
+    print(f"live: {len(arrived)} of {about['frames']} frames arrived, {about['faces']} faces")
+    return {"live_fps": (len(arrived) - 1) / (arrived[-1] - arrived[0]), "live_faces": about["faces"] / about["frames"]}
+
+
+_OPENED = """<script>addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
+  document.body.innerHTML = `<p id="ms">${performance.now()}</p>`; })));</script></body>"""
+
+
+def sheet_seconds(rounds: int, faces: int = 5000) -> dict[str, float]:
+    from mf2face.inference.explain.picture_rows import PictureRows
+    from mf2face.inference.explain.row_pictures import save_contact_html
+    from mf2face.inference.rows import Columns
+
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("sheet: no Chromium here")
+        return {}
+    config = MF2Config.from_size("tiny")
+    columns = Columns(tuple(config.action_units), tuple(config.emotions))
+    units = {unit: {"probability": 0.7, "active": True} for unit in config.action_units[:4]}
+    answer = {"action_units": units, "emotions": {config.emotions[0]: 0.8}, "emotion": config.emotions[0]}
+    rows = PictureRows.of_columns(columns.names)
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in write_faces(Path(scratch, "images"), faces):
+            box, points = (20, 20, _SIDE - 20, _SIDE - 20), np.zeros((68, 2))
+            rows.add([columns.row(str(path), 0, float("nan"), 0, box, 1.0, points, "given", answer)])
+        pages = save_contact_html(rows, Path(scratch, "sheet.html"))
+        command = [browser, "--headless", "--no-sandbox", "--dump-dom", "--window-size=1280,900"]
+        command.append(f"--user-data-dir={scratch}/profile")
+        slowest = []
+        for page in pages:
+            page.write_text(page.read_text(encoding="utf-8").replace("</body>", _OPENED), encoding="utf-8")
+            shown = [
+                subprocess.run([*command, page.as_uri()], capture_output=True, text=True).stdout for _ in range(rounds)
+            ]
+            slowest.append(statistics.median(float(one.split('id="ms">')[1].split("<")[0]) / 1000 for one in shown))
+        size = max(page.stat().st_size for page in pages) / 2**20
+    print(
+        f"sheet: {faces} faces on {len(pages)} pages of at most {size:.1f} MiB: "
+        + " ".join(f"{s:.2f}s" for s in slowest)
+    )
+    return {"sheet_seconds": max(slowest), "sheet_pages": len(pages)}
+
+
 TRAINING = ["--task", "full", "--num_images", "2000", "--num_train_epochs", "8", "--disable_tqdm", "True"]
 PEOPLE, TEST_IMAGES = 7, 1600  # a tenth of so few images would leave the order of the points to chance
 
@@ -323,6 +445,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vit_images", type=int, default=8, help="files of a round")
     parser.add_argument("--f1_faces", type=int, default=1600)
+    parser.add_argument("--routes_faces", type=int, default=200)
+    parser.add_argument("--compare_rows", type=int, default=100_000)
     parser.add_argument("--video_minutes", type=float, default=20, help="of the longer video")
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="points of the curve")
     parser.add_argument("--accuracy", type=Path, help="train the curve's points there, or read what is finished")
@@ -342,6 +466,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         "engines": lambda: engine_speeds(*model, given.batch_size, given.rounds),
         "f1": lambda: int8_f1_loss(given.f1_faces),
         "memory": lambda: memory_ratios(given.images, given.video_minutes),
+        "routes": lambda: routes(given.routes_faces),
+        "compare": lambda: compare_seconds(given.compare_rows),
+        "live": live_fps,
+        "sheet": lambda: sheet_seconds(given.rounds),
         "curve": lambda: cost_curve(given.size, given.queries, given.batch_size, given.rounds),
     }
     figures: dict[str, float] = {}

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,32 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: str | os.PathLike | None, figures: Mapping[str, object]) -> None:
     if path is not None:
         write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = RESULTS.parent / "run_where.json"
+
+
+def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) -> None:
+    """Notes in `RUNS`, the source of the table in docs/paper.md, that something ran; only beside a kept result."""
+    if kept is None or Path(kept).resolve().parent != RESULTS:
+        return
+    runs, kind = read_json(RUNS) or {}, "cpu" if device == "cpu" else "cuda"
+    machine = f"{os.cpu_count()} CPU cores"
+    if kind == "cuda":
+        import torch
+
+        machine = torch.cuda.get_device_name()
+    runs.setdefault(what, {})[kind] = {"settings": settings, "machine": machine, **origin()}
+    write_json(RUNS, dict(sorted(runs.items())))
+
+
+def origin() -> dict[str, str]:
+    """Command, commit and date of a result."""
+    git = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    script = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return {"command": shlex.join(script), "commit": commit, "date": time.strftime("%Y-%m-%d")}
 
 
 def read_json(path: Path) -> dict | None:

@@ -18,6 +18,7 @@ facts_auc           how well light, age, glasses, skin and pose tell the labels 
 
 import resource
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -300,7 +301,7 @@ def regions(train: Faces, test: Faces, minutes: float, figures: dict[str, float]
     net = train_small_net((crops_of(train)[0], train.labels == 1, np.maximum(train.emotions, 0)), minutes, 0)
     answers, labels = scores_of(net, crops), test.true_labels
     plain = aucs(answers, labels)
-    figures["small_net_auc"] = float(plain.mean())
+    figures["small_net_auc"], figures["images_trained_on"] = float(plain.mean()), float(len(train.labels))
     figures["small_net_f1"] = mfa_f1(answers > 0, test.labels, test.names)
     drops = np.stack([plain - aucs(scores_of(net, hide_region(crops, landmarks, n)), labels) for n in test.names])
     print("\nAUC lost (points) when a region is hidden; rows: region, columns: AU")
@@ -326,7 +327,7 @@ _SMALL_IS_GOOD = ("knn_f1", "pixel_logreg_f1", "landmark_agreement", "facts_auc"
 
 def worst(figures: dict[str, float], styles: list[str]) -> dict[str, float]:
     """The figures of all styles as they are, behind the worst of each."""
-    names = dict.fromkeys(name.partition("_")[2] for name in figures)
+    names = dict.fromkeys(name.partition("_")[2] for name in figures if name.startswith(tuple(styles)))
     found = {name: [figures[f"{style}_{name}"] for style in styles if f"{style}_{name}" in figures] for name in names}
     return {name: (max if name in _SMALL_IS_GOOD else min)(values) for name, values in found.items()} | figures
 
@@ -344,30 +345,34 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     quick, count = given.quick, (10 if given.quick else given.people) * FRAMES_PER_SUBJECT
     datasets.disable_progress_bars()
     torch.set_num_threads(1)
-    figures, parts = {}, []
-    for style in given.styles:
+    figures: dict[str, float] = {}
+    scale = 1 if quick else 10
+
+    def measured(step: Callable[..., None], *arguments: object, style: str) -> None:
+        """Runs one step, and writes what is known so far: a run that is stopped has not been in vain."""
         own: dict[str, float] = {}
-        speed(32 if quick else 320, style, own)
-        if is_rendered(style):
-            by_a_detector(6 if quick else 80, style, own)
-            from_facts(400 if quick else 8000, style, own)
-        if style == given.styles[0]:
-            two_processes(64 if quick else 640, style, own)
-            streamed_memory(100 if quick else given.streamed, style, own)
-        faces = draw_faces(count, style)
-        held = count // 5 // FRAMES_PER_SUBJECT * FRAMES_PER_SUBJECT
+        step(*arguments, own)
+        figures.update({f"{style}_{name}" if style else name: round(value, 4) for name, value in own.items()})
+        write_json(given.json, worst(figures, given.styles))
+
+    parts = []
+    for style in given.styles:
+        faces, held = draw_faces(count, style), count // 5 // FRAMES_PER_SUBJECT * FRAMES_PER_SUBJECT
         parts.append((faces.part(slice(held, None)), faces.part(slice(0, held))))
-        baselines(*parts[-1], own)
-        figures |= {f"{style}_{name}": value for name, value in own.items()}
-    figures = worst(figures, given.styles)
+        measured(baselines, *parts[-1], style=style)
     train, test = (joined([pair[which] for pair in parts]) for which in (0, 1))
-    regions(train, test, 0.05 if quick else given.minutes, figures)
-    figures |= {"examples_timed": 32.0 if quick else 320.0, "images_trained_on": float(len(train.labels))}
-    figures = {name: round(value, 4) for name, value in figures.items()}
+    measured(regions, train, test, 0.05 if quick else given.minutes, style="")
+    for style in given.styles:
+        measured(speed, 32 * scale, style, style=style)
+        if is_rendered(style):
+            measured(by_a_detector, 8 * scale, style, style=style)
+            measured(from_facts, 800 * scale, style, style=style)
+    measured(two_processes, 64 * scale, given.styles[0], style=given.styles[0])
+    measured(streamed_memory, 100 if quick else given.streamed, given.styles[0], style=given.styles[0])
+    figures = worst(figures, given.styles)
     print(f"\nSynthetic faces, {' '.join(given.styles)}" + (" (quick: not a measurement)" if quick else ""))
     for name, value in figures.items():
         print(f"  {name:<36}{value:10.3f}")
-    write_json(given.json, figures)
     return figures
 
 

@@ -39,6 +39,7 @@ def _options(**options: object) -> tuple[str, ...]:
 _BACKBONE_RATE = 1e-3
 _DFN_RATE_SAME_IMAGES = 3e-4  # on the images that its base has learned: a higher rate overfits
 _PROBE_RATE = 2e-2  # two linear layers on frozen features
+_READ_BY = (("probe", "linear_probe", _PROBE_RATE), ("tuned", "full", _BACKBONE_RATE))
 _AUS, _EMOTIONS, _BOTH = ("AUs",), ("emotions",), ("AUs", "emotions")
 _NO_EMOTION = (*_options(loss_weights={"emotion": 0}), "--metric_for_best_model", "au_f1_macro")
 _NO_AUS = (*_options(loss_weights={"au": 0}), "--metric_for_best_model", "emotion_macro_f1")
@@ -56,13 +57,16 @@ def exp_blip(captions: str, features: str, read_by: str) -> str:
 def _exp_blip_cells() -> dict[str, Cell]:
     """Two stages on captions, and then as many epochs on labels as every system has."""
     cells = {}
+    for read_by, task, rate in _READ_BY:
+        command = (*_EXP_BLIP, "--task", task, "--features", "vision")
+        cells[f"image_encoder_{read_by}"] = Cell(f"image encoder without captions, {task}", command, rate=rate)
     for captions, title in EXP_BLIP.items():
         first, second = f"exp_blip_{captions}_stage1", f"exp_blip_{captions}_stage2"
         pretrain = (*_EXP_BLIP, "--task", "pretrain", "--caption_set", captions)
         cells[first] = Cell("", pretrain, share=0.5, needs={"au": _AUS, "emot": _EMOTIONS}.get(captions, ()))
         cells[second] = Cell(f"Exp-BLIP({title})", (*_EXP_BLIP, "--task", "caption"), first, 0.5, further=False)
         for features, place in (("vision", "image encoder"), ("qformer", "Q-Former")):
-            for read_by, task, rate in (("probe", "linear_probe", _PROBE_RATE), ("tuned", "full", _BACKBONE_RATE)):
+            for read_by, task, rate in _READ_BY:
                 name = exp_blip(captions, features, read_by)
                 shown = "Exp-BLIP" if name == "exp_blip" else f"Exp-BLIP({title}), {place}, {task}"
                 command = (*_EXP_BLIP, "--task", task, "--features", features)

@@ -83,7 +83,8 @@ TABLES: dict[str, Table] = {
     ),
     "expblip": Table(
         "Exp-BLIP's Tables 2 and 6: what its features are worth",
-        {
+        {"image_encoder_probe": "tower, untouched, linear probe", "image_encoder_tuned": "tower, fine-tuned alone"}
+        | {
             exp_blip(captions, features, read_by): f"{place}({title}), {words}"
             for read_by, words in (("probe", "linear probe"), ("tuned", "fine-tuned"))
             for captions, title in EXP_BLIP.items()

@@ -24,7 +24,7 @@ from demo_engine import EXAMPLES, Engine, Picture, example
 from demo_limits import Guard, Limits, RateLimit, Refused, decode, read_picture
 from starlette.middleware import Middleware
 
-from mf2face.inference.explain.page import ACTIVE, AT_REST, MARK
+from mf2face.inference.explain.page import banner
 
 
 NONE = "none"
@@ -32,20 +32,22 @@ logger = logging.getLogger("mf2.demo")
 
 
 class Page:
-    """Handlers of the events. Nothing is kept after an answer: the browser sends the picture each time."""
+    """Handlers of events. Nothing is kept: the browser sends the picture each time."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.limits, self.rate = engine, engine.limits, RateLimit()
 
-    def one(self, sent: Any, model: str, adapter: str | None, aligned: bool, words: bool, request: gr.Request) -> str:
+    def one(self, sent: Any, model: str, adapter: str | None, aligned: bool, words: bool, request: gr.Request) -> Any:
+        """(banner, answer)"""
         try:
             self._count(request, 1)
             look = self.engine.look(self._picture(sent), model, _chosen(adapter), aligned=aligned, words=words)
-            return view.answer(look)
+            return banner(look.faces[0].about), view.answer(look)
         except Exception as error:
-            return view.problem(_told(error))
+            return gr.skip(), view.problem(_message(error))
 
-    def many(self, sent: Any, model: str, adapter: str | None, aligned: bool, request: gr.Request) -> Iterator[str]:
+    def many(self, sent: Any, model: str, adapter: str | None, aligned: bool, request: gr.Request) -> Iterator[Any]:
+        """(banner, table) and before them how many are done."""
         left_out: list[tuple[str, str]] = []
         try:
             items = [{"example": name} for name in EXAMPLES] if sent.get("examples") else list(sent["files"])
@@ -55,17 +57,17 @@ class Page:
             columns: list[str] = []
             rows: list[dict[str, Any]] = []
             for done, item in enumerate(items):
-                yield view.working(done, len(items))
+                yield gr.skip(), view.working(done, len(items))
                 try:
                     columns, found = self.engine.rows(self._picture(item), model, _chosen(adapter), aligned=aligned)
                     rows += found
                 except Exception as error:
-                    left_out.append((_name(item), _told(error)))
+                    left_out.append((_name(item), _message(error)))
             with self.engine.using(model, _chosen(adapter)) as ready:
-                origin = (ready.synthetic, ready.trained_on)
-            yield view.table(columns, rows, left_out, origin)
+                about = ready.about
+            yield banner(about), view.table(columns, rows, left_out)
         except Exception as error:
-            yield view.problem(_told(error))
+            yield gr.skip(), view.problem(_message(error))
 
     def adapters(self, model: str) -> Any:
         return gr.Radio(choices=[NONE, *self.engine.adapters_of(model)], value=NONE)
@@ -95,11 +97,11 @@ def _name(sent: Any) -> str:
     return name.replace("\\", "/").rpartition("/")[2][:120] or "picture"
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, Refused):
         return str(error)
     logger.error("an answer failed", exc_info=error)
-    return "Something went wrong on the server; it has noted what. Another picture may work."
+    return "The server failed and has logged why. Another picture may work."
 
 
 def build_app(engine: Engine) -> gr.Blocks:
@@ -109,6 +111,7 @@ def build_app(engine: Engine) -> gr.Blocks:
     plain = {"padding": False, "apply_default_css": False}
     with gr.Blocks(title="MF² · reads a face", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(view.header(), **plain)
+        top = gr.HTML("", elem_id="about", **plain)
         with gr.Row():
             model = gr.Dropdown(models, value=models[0], label="Model", scale=2, visible=len(models) > 1)
             choices = [NONE, *engine.adapters_of(models[0])]
@@ -133,23 +136,22 @@ def build_app(engine: Engine) -> gr.Blocks:
                 )
                 all_aligned = gr.Checkbox(engine.finder is None, label="Each picture is one face that fills it")
                 rows = gr.HTML("", js_on_load=None, elem_id="rows", **plain)
-        ask = {"fn": page.one, "inputs": [sent, model, adapter, aligned, words], "outputs": result, **settings}
+        ask = {"fn": page.one, "inputs": [sent, model, adapter, aligned, words], "outputs": [top, result], **settings}
         gr.on([app.load, sent.submit, adapter.input, aligned.input, words.input], **ask)
         model.input(page.adapters, model, adapter, api_visibility="private").then(**ask)
-        files.submit(page.many, [files, model, adapter, all_aligned], rows, **settings)
+        files.submit(page.many, [files, model, adapter, all_aligned], [top, rows], **settings)
     return app.queue(max_size=engine.limits.waiting)
 
 
 def launch_settings(limits: Limits) -> dict[str, Any]:
-    """No network, no files, no record: not on the server, and not in the browser."""
+    """No network, no files, no record, neither on the server nor in the browser."""
     font = ["system-ui", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
     theme = gr.themes.Base(
         primary_hue="blue", neutral_hue="slate", radius_size="lg", font=font, font_mono=["monospace"]
     )
-    css = view.CSS.replace("ACTIVE", ACTIVE).replace("AT_REST", AT_REST).replace("MARK", MARK)
     guard = Middleware(Guard, most_bytes=limits.body)
     return {
-        **{"theme": theme, "css": css, "footer_links": [], "run_history": False, "enable_monitoring": False},
+        **{"theme": theme, "css": view.CSS, "footer_links": [], "run_history": False, "enable_monitoring": False},
         **{"share": False, "pwa": False, "ssr_mode": False, "mcp_server": False, "max_file_size": 1},
         **{"app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None}},
         "state_session_capacity": 100,

@@ -1,4 +1,4 @@
-"""Models and their adapters, kept loaded and asked by many at once, each of whom has chosen another one."""
+"""Models and adapters, kept loaded, for many users at once with different choices."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ from peft.utils import load_peft_weights
 from configuration_mf2.hub import check_finite_weights
 from mf2face.inference.analyze import Analysis
 from mf2face.inference.explain.explainer import Explainer
-from mf2face.inference.explain.explanation import Explanation
+from mf2face.inference.explain.face_page import Explanation
 from mf2face.inference.faces import DetectedFaces, Detector, Face, known_face
 from mf2face.inference.media import Frame
 from mf2face.inference.model import EMBEDDED, AnalysisModel, any_synthetic, is_synthetic, load_model
@@ -25,10 +25,10 @@ from processing_mf2.pipelines import face_pipeline
 from processing_mf2.processing_mf2 import MF2Processor
 
 
-NO_FACE = "No face was found. If the picture is one face that fills it, say so with the switch below it."
+NO_FACE = "No face was found. If one face fills the picture, turn on the switch below it."
 NO_DETECTOR = (
-    "This server has no face detector (its weights are not installed), so it cannot find a face in a picture. If "
-    "yours is one face that fills it, upright and cropped, say so with the switch below it; or try a rendered face."
+    "This server has no face detector (its weights are not installed). If one upright face fills the picture, turn on "
+    "the switch below it; or try a rendered face."
 )
 
 
@@ -37,14 +37,14 @@ class Picture:
     name: str
     pixels: np.ndarray
     landmarks: tuple[np.ndarray, ...] = ()
-    """(68, 2) of each face, where they are known: of rendered ones."""
+    """(68, 2) of each face, if known: of rendered faces"""
     drawn: str | None = None
-    """The labels of a rendered face, which a model ought to find."""
+    """The labels that it was rendered with"""
 
 
 @dataclass
 class Look:
-    """The faces of one picture; `before`: each face's probabilities without the adapter, if one is used."""
+    """The faces of one picture. before: each face's probabilities without the adapter, if one is used."""
 
     picture: Picture
     faces: list[Explanation]
@@ -57,12 +57,12 @@ class Adapter:
     label: str
     folder: Path
     base: str
-    """Last part of its model's name: folders may be moved."""
+    """Last part of the name of its model: folders may be moved"""
     kind: str
 
     @staticmethod
     def find(places: Iterable[str | Path]) -> list["Adapter"]:
-        """Folders of adapters, and folders of such folders; not the checkpoints of a run, which are its past."""
+        """Adapters in folders, and in folders of such folders, without the checkpoints of a run."""
         found: dict[str, Adapter] = {}
         for place in map(Path, places):
             configs = [place / "adapter_config.json"] if (place / "adapter_config.json").is_file() else []
@@ -80,8 +80,8 @@ class Adapter:
 
 
 class _Loaded:
-    """One model with all adapters of one method on it. Which of them is at work is a state of the model, so whoever
-    asks holds the lock from choosing to the last answer."""
+    """One model with all adapters of one method. The active adapter is a state of the model: the lock is held from
+    choosing it to the last answer."""
 
     def __init__(self, base: AnalysisModel) -> None:
         self.lock, self.base = threading.RLock(), base
@@ -119,7 +119,7 @@ class _Loaded:
 
 
 class Engine:
-    """models: folders or names on the Hub; the embedded one unless given."""
+    """models: folders or names on the Hub; the embedded one by default."""
 
     def __init__(
         self,
@@ -153,13 +153,13 @@ class Engine:
 
     @contextlib.contextmanager
     def using(self, model: str, adapter: str | None) -> Iterator[AnalysisModel]:
-        """The model with this adapter; nobody else's choice changes it before the block ends."""
+        """The model with this adapter; no other user's choice changes it within the block."""
         if model not in self.models:
             raise Refused(f"There is no model {model!r} here.")
         chosen = next((one for one in self.adapters if (one.label, one.base) == (adapter, model)), None)
         if adapter is not None and chosen is None:
             raise Refused(f"The model {model} has no adapter {adapter!r} here.")
-        # peft mixes no two methods on one model: each has its own copy.
+        # peft cannot mix methods on one model: each method has a copy.
         kinds = [one.kind for one in self.adapters if one.base == model] or [""]
         with self._loading(model, kinds[0] if chosen is None else chosen.kind).using(chosen) as ready:
             yield ready
@@ -186,10 +186,10 @@ class Engine:
     def rows(
         self, picture: Picture, model: str, adapter: str | None = None, *, aligned: bool = False
     ) -> tuple[list[str], list[dict[str, Any]]]:
-        """(columns, rows), as the command `mf2` writes them."""
+        """(columns, rows) as the command `mf2` writes them."""
         faces = self._faces(picture, aligned)
         with self.using(model, adapter) as ready:
-            analysis = Analysis("picture", ready, _Found(faces))  # not its name: it is no path
+            analysis = Analysis("picture", ready, _Known(faces))  # its name is no path
             rows = analysis.rows_of([Frame(picture.name, 0, float("nan"), picture.pixels)])
         if analysis.summary.skipped:
             raise Refused(analysis.summary.skipped[0][1])
@@ -211,8 +211,8 @@ class Engine:
 
 
 @dataclass
-class _Found:
-    """The faces of one picture, for `Analysis`."""
+class _Known:
+    """A source of faces for `Analysis`: those of one picture."""
 
     of_picture: list[Face]
     name: str = "picture"
@@ -240,7 +240,7 @@ EXAMPLES: dict[str, tuple[tuple[str, int], ...]] = {
     "webcam, happy": (("webcam", 455),),
     "webcam, sad": (("webcam", 684),),
 }
-"""Rendered faces of people that the embedded model has not seen: name -> (style, number) of those side by side."""
+"""Rendered faces that the embedded model was not trained on: name -> (style, number) of those side by side."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Limits of what a visitor may send: size, format, rate. A picture stays in memory and never becomes a file."""
+"""Limits of uploads (size, format, rate). Pictures stay in memory and are never written to a file."""
 
 import base64
 import binascii
@@ -19,47 +19,47 @@ from processing_mf2.image_io import read_image
 
 
 KINDS = ("JPEG", "PNG", "WEBP")
-"""Formats that browsers show and PIL reads by itself. The content decides, never the name."""
+"""Formats by content, not by name"""
 
 _DECODING = threading.Lock()
-"""One picture at a time: the largest takes a quarter of a gigabyte until it is shrunk."""
+"""One picture at a time: the largest takes 250 MB until it is shrunk"""
 
 _DATA_URL = re.compile(r"data:[\w.+/-]*;base64,")
 
 
 class Refused(ValueError):
-    """Told to the user as it is."""
+    """Its message is shown to the user."""
 
 
 @dataclass(frozen=True)
 class Limits:
     mebibytes: float = 8
-    """Size of a picture."""
+    """File size of a picture"""
     megapixels: float = 24
     side: int = 1280
-    """Pixels; a larger picture is shrunk to it before a face is looked for."""
+    """Pixels; a larger picture is shrunk before faces are detected"""
     pictures: int = 24
-    """In the tab of many."""
+    """Most in the tab of many pictures"""
     at_once: int = 2
-    """Requests that are answered; of the others at most `waiting` wait, each with its pictures in memory."""
+    """Requests answered at once; at most `waiting` others wait, with their pictures in memory"""
     waiting: int = 16
     faces: int = 8
-    """The largest faces of a picture."""
+    """Explained faces of a picture, the largest first"""
     per_session: int = 90
-    """Pictures a minute, of one browser tab; it names itself, so the address counts too."""
+    """Pictures a minute of one browser tab; tabs name themselves, so addresses are limited too"""
     per_address: int = 240
 
     @property
     def body(self) -> int:
-        """Bytes of the largest request: pictures of the many together may be as large as four of the largest."""
+        """Bytes of the largest request: as many as four of the largest pictures"""
         return int(4 * self.mebibytes * 2**20 * 4 / 3) + 2**16
 
 
 def decode(sent: Any, limits: Limits) -> bytes:
-    """The bytes of a `data:` URL, as made by a browser's FileReader."""
+    """Bytes of a `data:` URL as a browser's FileReader makes it."""
     start = _DATA_URL.match(sent[:100]) if isinstance(sent, str) else None
     if start is None:
-        raise Refused("Nothing that could be read arrived. Choose the picture again.")
+        raise Refused("No readable picture arrived. Choose it again.")
     if (len(sent) - start.end()) * 3 / 4 > limits.mebibytes * 2**20 + 2:
         raise Refused(f"The file is larger than {limits.mebibytes:g} MB. Choose a smaller picture.")
     try:
@@ -69,14 +69,14 @@ def decode(sent: Any, limits: Limits) -> bytes:
 
 
 def read_picture(content: bytes, limits: Limits) -> np.ndarray:
-    """(3, height, width), turned as the eye sees it, and no side longer than `limits.side`."""
+    """(3, height, width), upright, with no side longer than `limits.side`."""
     try:
         with Image.open(io.BytesIO(content), formats=KINDS) as header:
             width, height = header.size
     except Image.DecompressionBombError:
         raise Refused(f"The picture has more than {limits.megapixels:g} million pixels. Shrink it first.") from None
     except Exception:  # PIL's plugins raise whatever a crafted header leads them to
-        raise Refused("This is no JPEG, PNG or WebP picture, whatever its name says.") from None
+        raise Refused("This is no JPEG, PNG or WebP picture.") from None
     if width * height > limits.megapixels * 1e6:
         raise Refused(
             f"The picture has {width} × {height} pixels, more than {limits.megapixels:g} million. Shrink it first."
@@ -100,7 +100,7 @@ def _shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
 
 @dataclass
 class RateLimit:
-    """Pictures in the last minute, by whoever asks. In memory, and only of those who asked of late."""
+    """Pictures of the last minute by session and address, in memory, of the latest ones only."""
 
     minute: float = 60.0
     most_known: int = 10_000
@@ -109,7 +109,7 @@ class RateLimit:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, allowed: Mapping[str, int], cost: int = 1) -> None:
-        """allowed: who -> how many a minute. All of them have room, or nothing is counted."""
+        """allowed: key -> limit a minute. Counts for all keys, or raises and counts for none."""
         now = self.clock()
         with self._lock:
             for who, most in allowed.items():
@@ -128,10 +128,8 @@ class RateLimit:
 
 
 class Guard:
-    """Before gradio: only what this page needs gets through, nothing that writes a file, and no body without an end.
-
-    The browser, too, is made to talk to this server only: whatever a library may come to load from elsewhere stays out.
-    """
+    """ASGI middleware before gradio: passes the requests that the page needs, none that writes a file, and no body of
+    unknown length. By its headers the browser talks to this server only."""
 
     posts = ("/queue/join", "/cancel", "/reset")
     closed = (

@@ -20,7 +20,7 @@ WEIGHTS = ("*.json", "*.safetensors", "*.txt", "README.md")
 
 
 def write_space(target: Path, adapters: Sequence[Path] = ()) -> Path:
-    """Whole or not at all: it is put together beside its place, and moved there."""
+    """Assembled beside its place and renamed, so that it is whole or absent."""
     if target.exists():
         raise FileExistsError(f"target: {target} is there already; name another, or remove it")
     chosen = _chosen(adapters)
@@ -42,7 +42,7 @@ def write_space(target: Path, adapters: Sequence[Path] = ()) -> Path:
 
 
 def _chosen(places: Sequence[Path]) -> dict[str, Path]:
-    """Name -> folder, as the page finds them; each has to get a place of its own beside the others."""
+    """Name -> folder of each adapter; names must differ."""
     chosen: dict[str, Path] = {}
     for place in places:
         found = Adapter.find([place])

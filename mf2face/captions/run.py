@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+import operator
 import os
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
@@ -40,9 +41,13 @@ class BatchOpenError(CaptionError):
 
 @dataclass
 class CaptionReport:
-    """What a run did. `usd` is None if the price is unknown; `usd_unsure` belongs to requests whose answer never came;
-    `failed`: row -> why it was given up; the next run tries it again."""
+    """What a run did, in `unit`: rows, or captions that were asked for one by one.
 
+    `usd` is None if the price is unknown; `usd_unsure` belongs to requests whose answer never came; `failed`: row ->
+    why it was given up; the next run tries it again.
+    """
+
+    unit: str = "rows"
     written: int = 0
     kept: int = 0
     unlabelled: int = 0
@@ -57,7 +62,9 @@ class CaptionReport:
     def __str__(self) -> str:
         money = "" if self.usd is None else f", ${self.usd:,.4f}"
         money += f" and perhaps ${self.usd_unsure:,.4f} for answers that never came" if self.usd_unsure else ""
-        text = f"{self.written} rows written ({self.by_rule} with a caption by rule), {self.kept} kept from before"
+        text = (
+            f"{self.written} {self.unit} written ({self.by_rule} with a caption by rule), {self.kept} kept from before"
+        )
         text += f", {self.unlabelled} without labels, {self.requests} requests{money}"
         if self.open_batches:
             text += f", {self.open_batches} batch jobs under way"
@@ -71,14 +78,14 @@ class Run:
     """What one call of a writer shares, whether its requests are single or in batches."""
 
     def __init__(self, writer: "ChatWriter", client: ChatClient, book: CaptionJournal, rows: Iterable[CaptionRow]):
-        self.writer, self.client, self.book, self.rows = writer, client, book, rows
-        self.report = CaptionReport(usd=0.0 if writer.price else None)
+        self.writer, self.client, self.book, self.rows = writer, client, book, writer.questions(rows)
+        self.report = CaptionReport(writer.unit, usd=0.0 if writer.price else None)
 
     def unwritten(self, report: CaptionReport) -> Iterator[CaptionRow]:
         """The rows that need a caption; counts the others into the report."""
         seen: set[int] = set()
         for row in self.rows:
-            if (name := hash(row.id)) in seen:
+            if (name := hash((row.id, row.caption))) in seen:
                 raise ValueError(f"rows: the id {row.id!r} occurs twice, expected one id a row: give ids")
             seen.add(name)
             if not self.writer.style.asked_of(row):
@@ -117,8 +124,10 @@ class CaptionRun(Run):
 
     async def go(self) -> CaptionReport:
         async with self.client:
-            total = len(self.rows) if hasattr(self.rows, "__len__") else None
-            with tqdm(total=total, desc="captions", unit="row", disable=not self.writer.progress) as self.bar:
+            total = operator.length_hint(self.rows) or None
+            with tqdm(
+                total=total, desc="captions", unit=self.writer.unit[:-1], disable=not self.writer.progress
+            ) as self.bar:
                 # One row alone: a wrong key, an unknown model or an old server shows once, not `concurrency` times.
                 await self._finish([asyncio.create_task(self._work(at_most=1))])
                 if self.stopped is None:
@@ -255,6 +264,19 @@ class CaptionRun(Run):
             await asyncio.sleep(min(left, 0.5))
 
 
+class OneByOne:
+    """Rows as questions for one caption each, read as often as the rows can be."""
+
+    def __init__(self, rows: Iterable[CaptionRow], captions: Sequence[str]) -> None:
+        self.rows, self.captions = rows, captions
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.captions)
+
+    def __iter__(self) -> Iterator[CaptionRow]:
+        return (replace(row, caption=caption) for row in self.rows for caption in self.captions)
+
+
 def run_to_end(work: Coroutine[Any, Any, Any]) -> Any:
     """`asyncio.run`, also where a loop is running already, as in a notebook."""
     try:
@@ -269,6 +291,8 @@ def run_to_end(work: Coroutine[Any, Any, Any]) -> Any:
 class ChatWriter:
     """Asks an OpenAI-compatible server (`base_url`; your own vLLM or llama.cpp too) for a style's captions.
 
+    protocol: joint asks for all captions of an image at once; paper as the MFA paper did, three separate prompts of
+    three stages each (role, worked example, cue), with the image. Answers are checked against the labels alike.
     send_images: faces are personal data, so only labels are sent unless this is set; then the longer side is
     `image_side` at most. concurrency: requests under way at once. max_attempts: failures after which a row is given up.
     budget: dollars, over all runs of a journal, that are never passed. price: for models that `PRICES` lacks; only a
@@ -278,6 +302,7 @@ class ChatWriter:
     model: str = "gpt-4o"
     _: KW_ONLY
     style: Any = "mfa"
+    protocol: Literal["joint", "paper"] = "joint"
     label_set: str | LabelSet = "mfa"
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
@@ -301,6 +326,11 @@ class ChatWriter:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if self.detail not in ("low", "high"):
             raise ValueError(f"detail: got {self.detail!r}, expected 'low' or 'high'")
+        if self.protocol not in ("joint", "paper"):
+            raise ValueError(f"protocol: got {self.protocol!r}, expected 'joint' or 'paper'")
+        if self.protocol == "paper" and (self.style != "mfa" or not self.send_images):
+            got = f"style {self.style!r}, send_images {self.send_images}"
+            raise ValueError(f"protocol: got 'paper' with {got}, expected 'mfa' and True: GPT-4o saw the images")
         self.price = self.price or PRICES.get(self.model)
         if self.budget is not None and self.price is None:
             advice = "pass price=Price(input=..., output=...), in dollars for a million tokens"
@@ -310,6 +340,14 @@ class ChatWriter:
         self.prompt = prompt_version(self.style.asked, self.send_images)
         if self.send_images:
             self.prompt += f"-{self.detail}{self.image_side}"
+        self.prompt += "-paper" if self.protocol == "paper" else ""
+
+    @property
+    def unit(self) -> str:
+        return "captions" if self.protocol == "paper" else "rows"
+
+    def questions(self, rows: Iterable[CaptionRow]) -> Iterable[CaptionRow]:
+        return OneByOne(rows, self.style.asked) if self.protocol == "paper" else rows
 
     @property
     def identity(self) -> dict[str, str]:
@@ -357,7 +395,7 @@ class ChatWriter:
         """Counts every row, also those that a journal may already have."""
         requests = tokens_in = tokens_out = 0
         at_most = 0.0
-        for row in rows:
+        for row in self.questions(rows):
             if not (asked := self.style.asked_of(row)):
                 continue
             messages, image_tokens = self.messages(row, image=False)
@@ -387,10 +425,20 @@ class ChatWriter:
             raise FileNotFoundError(f"journal: there is no file {str(journal)!r}; write the captions first")
         with CaptionJournal(journal) as book:
             for row in rows:
-                if not self.style.asked_of(row):
-                    yield Captions(row.id, dict.fromkeys(self.style.captions, ""))
-                else:
-                    yield book.captions(self.key(row)) if self.key(row) in book else None
+                keys = [self.key(one) for one in self.questions([row]) if self.style.asked_of(one)]
+                yield self._joined(row, map(book.captions, keys)) if all(key in book for key in keys) else None
+
+    def _joined(self, row: CaptionRow, parts: Iterable[Captions]) -> Captions:
+        """A row's captions from the answers to its questions; none where nothing is known of it."""
+        texts, writer, by_rule = dict.fromkeys(self.style.captions, ""), "", []
+        for part in parts:
+            written = {name: text for name, text in part.texts.items() if text}
+            texts |= written
+            writer = part.writer if self.protocol == "joint" else self.model
+            by_rule += written if part.writer != self.model else []
+        if self.protocol == "paper" and by_rule:
+            writer = f"{self.model} (rule: {', '.join(by_rule)})"
+        return Captions(row.id, texts, writer)
 
 
 def _texts(messages: Sequence[Mapping]) -> list[str]:

@@ -39,12 +39,13 @@ _ID_COLUMNS, _LABEL_COLUMNS = ("corpus", "video", "frame"), ("au_labels", "emoti
 @dataclass(frozen=True)
 class CaptionRow:
     """id: names the row in the journal. au_labels: aligned with the label set, -1 is unknown. emotion: an index or a
-    name. image: read only by a writer that sends images."""
+    name. image: read only by a writer that sends images. caption: the only one that is asked for."""
 
     id: str
     au_labels: Sequence[int] | None = None
     emotion: int | str | None = None
     image: Any = None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class CaptionStyle:
     def asked_of(self, row: CaptionRow) -> tuple[str, ...]:
         """The captions that a chat model is asked for: none about labels that are unknown."""
         has_aus = any(state != UNKNOWN_LABEL for state in self.states(row).values())
-        return known_captions(self.asked, has_aus, self.emotion(row) is not None)
+        asked = self.asked if row.caption is None else (row.caption,)
+        return known_captions(asked, has_aus, self.emotion(row) is not None)
 
     def by_rule(self, row: CaptionRow) -> Captions:
         texts = {name: self._text_by_rule(name, row) for name in self.captions}
@@ -95,7 +97,7 @@ class CaptionStyle:
 
     def key(self, row: CaptionRow, *writer: str) -> str:
         """Names a caption in the journal: with other labels, style, model or prompt it is another one."""
-        parts = [row.id, self.states(row), self.emotion(row), self.name, *writer]
+        parts = [row.id, self.states(row), self.emotion(row), self.name, *writer, *filter(None, [row.caption])]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def _text_by_rule(self, name: str, row: CaptionRow) -> str:

@@ -99,7 +99,7 @@ class RowReader:
             if argument != "au_sentences":
                 given[argument] = [row[name] for row in rows]
             elif "au_labels" in self.labels:
-                given[argument] = [self._sentences(name, *pair, epoch) for pair in zip(rows, indexes, strict=True)]
+                given[argument] = [self.sentences(name, *pair, epoch) for pair in zip(rows, indexes, strict=True)]
         if stored is None:
             given |= {"images": [row["image"] for row in rows], "landmarks": [row.get("landmarks") for row in rows]}
             if self.augment is not None:
@@ -114,7 +114,7 @@ class RowReader:
             examples.append({**example, "index": torch.tensor(index)})
         return examples
 
-    def _sentences(self, column: str, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
+    def sentences(self, column: str, row: Mapping[str, Any], index: int, epoch: int) -> list[str]:
         names = self.processor.action_units
         if not row[column]:
             return [""] * len(names)

@@ -53,32 +53,43 @@ def f1_from_counts(true_positive: np.ndarray, false_positive: np.ndarray, false_
     return divide(2 * true_positive, 2 * true_positive + false_positive + false_negative)
 
 
+FEWEST_POSITIVES = 20
+"""An AU with fewer positive labels takes the threshold that all AUs share: its own would be chance."""
+
+
 def tune_thresholds(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
-    """One threshold an AU, the one of best F1 on these (validation) images; 0.5 for an AU without a positive label.
+    """One threshold an AU, the one of best F1 on these (validation) images; AUs with fewer than 20 positive labels
+    share that of best F1 over the labels of all AUs, or 0.5 if there is no positive one.
 
     An AU is active from its threshold on (>=). Of equally good thresholds the one nearest to 0.5 is taken.
     """
     columns = [f"column {i}" for i in range(np.shape(probabilities)[-1])]
     probabilities, labels = _check(probabilities, labels, columns)
-    thresholds = np.full(labels.shape[1], DEFAULT_THRESHOLD)
-    for column in range(labels.shape[1]):
-        known = labels[:, column] != -1
-        positive = labels[known, column] == 1
-        if not positive.any():
-            continue
-        order = np.argsort(-probabilities[known, column], kind="stable")
-        scores, hits = probabilities[known, column][order], np.cumsum(positive[order])
-        # A cut lies between two different scores; the last one accepts everything.
-        ends = np.flatnonzero(np.append(scores[:-1] != scores[1:], True))
-        f1 = 2 * hits[ends] / (ends + 1 + positive.sum())
-        upper, lower = scores[ends], np.append(scores[ends[:-1] + 1], 0.0)
-        # Anywhere in (lower, upper] decides the same on these images: 0.5 if it lies within, else the middle.
-        inside = (lower < DEFAULT_THRESHOLD) & (upper >= DEFAULT_THRESHOLD)
-        cuts = np.where(inside, DEFAULT_THRESHOLD, (lower + upper) / 2)
-        cuts = np.where(cuts > lower, cuts, upper)  # neighbours too close to have a middle
-        best = np.flatnonzero(f1 >= f1.max() - 1e-12)
-        thresholds[column] = cuts[best[np.abs(cuts[best] - DEFAULT_THRESHOLD).argmin()]]
+    known = labels != -1
+    enough = (labels == 1).sum(0) >= FEWEST_POSITIVES
+    shared = DEFAULT_THRESHOLD if enough.all() else _best_cut(probabilities[known], labels[known] == 1)
+    thresholds = np.full(labels.shape[1], shared)
+    for column in np.flatnonzero(enough):
+        there = known[:, column]
+        thresholds[column] = _best_cut(probabilities[there, column], labels[there, column] == 1)
     return thresholds
+
+
+def _best_cut(scores: np.ndarray, positive: np.ndarray) -> float:
+    if not positive.any():
+        return DEFAULT_THRESHOLD
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], np.cumsum(positive[order])
+    # A cut lies between two different scores; the last one accepts everything.
+    ends = np.flatnonzero(np.append(scores[:-1] != scores[1:], True))
+    f1 = 2 * hits[ends] / (ends + 1 + positive.sum())
+    upper, lower = scores[ends], np.append(scores[ends[:-1] + 1], 0.0)
+    # Anywhere in (lower, upper] decides the same on these images: 0.5 if it lies within, else the middle.
+    inside = (lower < DEFAULT_THRESHOLD) & (upper >= DEFAULT_THRESHOLD)
+    cuts = np.where(inside, DEFAULT_THRESHOLD, (lower + upper) / 2)
+    cuts = np.where(cuts > lower, cuts, upper)  # neighbours too close to have a middle
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    return float(cuts[best[np.abs(cuts[best] - DEFAULT_THRESHOLD).argmin()]])
 
 
 def _cuts(thresholds: ArrayLike | None, action_units: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """The one schema of every MFA example, synthetic or real; splits by subject, and the leak check."""
 
 import hashlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from datasets import Array2D, Dataset, Features, Image, IterableDataset, List, Value
@@ -55,19 +56,23 @@ def described_labels(dataset: Dataset | IterableDataset) -> LabelSet | None:
     return LabelSet(*(tuple(filter(None, lines[name].split(", "))) for name in (_ACTION_UNITS, _EMOTIONS)))
 
 
-def positive_shares(sizes: Mapping[str, float]) -> dict[str, float]:
+def positive_shares(sizes: Mapping[Any, float], names: Collection = SPLITS) -> dict[Any, float]:
     """The splits that get any images."""
     shares = [isinstance(share, int | float | np.number) and 0 <= share < float("inf") for share in sizes.values()]
-    if set(sizes) - set(SPLITS) or not all(shares) or not any(sizes.values()):
-        raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {SPLITS}, none below 0, not all 0")
+    if set(sizes) - set(names) or not all(shares) or not any(sizes.values()):
+        raise ValueError(f"split_sizes: got {dict(sizes)}, expected shares of {names}, none below 0, not all 0")
     return {name: share for name, share in sizes.items() if share > 0}
 
 
 def split_counts(
-    counts: Mapping[Hashable, int], sizes: Mapping[str, float] = SPLIT_SIZES, seed: int = 0
-) -> dict[Hashable, str]:
-    """Each subject's split, from how many images there are of it: as near to `sizes` as whole subjects allow."""
-    shares = positive_shares(sizes)
+    counts: Mapping[Hashable, int],
+    sizes: Mapping[Any, float] = SPLIT_SIZES,
+    seed: int = 0,
+    names: Collection = SPLITS,
+) -> dict[Hashable, Any]:
+    """Each subject's split, from how many images there are of it: as near to `sizes` as whole subjects allow. names:
+    what splits may be called."""
+    shares = positive_shares(sizes, names)
     wanted = {name: share / sum(shares.values()) for name, share in shares.items()}
     total = sum(counts.values())
     order = sorted(counts)
@@ -101,11 +106,12 @@ def check_leaks(examples: Iterable[Mapping]) -> None:
         examples = examples.cast_column("image", Image(decode=False))
     seen: dict[tuple[str, Hashable], tuple[str, int]] = {}
     for row, example in enumerate(examples):
-        keys = {"subject": example["subject"], "video": example["video"], "image": _image_digest(example["image"])}
-        for field, value in keys.items():
+        corpus = example.get("corpus")  # names of two corpora may be alike
+        keys = {name: (corpus, example[name]) for name in ("subject", "video")}
+        for field, value in {**keys, "image": _image_digest(example["image"])}.items():
             split, first_row = seen.setdefault((field, value), (example["split"], row))
             if split != example["split"]:
-                what = "identical pictures" if field == "image" else f"{value!r}"
+                what = "identical pictures" if field == "image" else f"{value[1]!r}"
                 raise ValueError(
                     f"{field}: got {what} in {split} (row {first_row}) and in {example['split']} (row {row}), expected "
                     "each in one split only. Split by subject"

@@ -11,6 +11,7 @@ from datasets import Dataset, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from mf2face.data.examples import RowReader, as_image
+from mf2face.data.protocols import complete_splits
 from mf2face.data.schema import SPLITS, described_labels
 from mf2face.data.synthetic.faces import MFASynthetic
 from processing_mf2.processing_mf2 import MF2Processor
@@ -81,11 +82,13 @@ def undecoded(rows: IterableDataset) -> IterableDataset:
     return rows.cast_column("image", _UNDECODED) if rows.features and "image" in rows.features else rows
 
 
-def stream_splits(dataset: str, held_out: int = 1000, **synthetic: Any) -> dict[str, Dataset | IterableDataset]:
+def stream_splits(
+    dataset: str, held_out: int = 1000, divided: bool = True, **synthetic: Any
+) -> dict[str, Dataset | IterableDataset]:
     """The train split as a stream; of validation and test the first `held_out` rows.
 
     dataset: synthetic (then `synthetic` is what `MFASynthetic` takes), a folder of MFA, or a name on the Hub. Subjects
-    in two splits are not searched for: that would take a pass over all rows.
+    in two splits are not searched for: that would take a pass over all rows. divided: as `complete_splits` takes it.
     """
     if dataset == "synthetic":
         rows = MFASynthetic(**synthetic, streaming=True)
@@ -107,9 +110,7 @@ def stream_splits(dataset: str, held_out: int = 1000, **synthetic: Any) -> dict[
             splits[name] = kept
     if len(splits) == 1:
         raise ValueError(f"dataset: {dataset} has no rows in the splits validation and test, expected one of them")
-    splits.setdefault("validation", splits.get("test"))
-    splits.setdefault("test", splits["validation"])
-    return splits
+    return complete_splits(splits, divided)
 
 
 def _is_split(split: str, name: str) -> bool:

@@ -77,7 +77,7 @@ class Options:
     engine: str = "torch"
 
     def __post_init__(self) -> None:
-        assert self.sampling  # checks its settings
+        Sampling(self.every, self.fps, self.seconds)  # checks them
 
     @property
     def sampling(self) -> Sampling:
@@ -194,7 +194,10 @@ class Analysis:
         bar = _progress_bar(count_frames(self.files, self.sampling)) if self.progress else None
         try:
             for chunk in self.read_ahead(frames):
-                add([row for _, rows in self.answered(chunk) for row in rows])
+                rows = [row for _, found in self.answered(chunk) for row in found]
+                # The bar steps aside for rows on the same screen.
+                with contextlib.nullcontext() if bar is None else bar.external_write_mode(file=sys.stdout):
+                    add(rows)
                 summary.seconds, summary.batch_size = time.monotonic() - start, self.batch.size
                 if bar is not None:
                     bar.update(len(chunk.frames))
@@ -278,7 +281,7 @@ class Analysis:
                 rows.append(self.columns.empty_row(*empty))
                 self.summary.without_face += 1
             rows += [self.columns.empty_row(*empty, error=why) for why in left_out]
-            self.summary.frames += len(left_out) < len(rows)
+            self.summary.frames += 1
             name = frame.input
             if frame.is_moving:
                 name, self.summary.noun = f"{name}, frame {frame.number}", "frame"

@@ -59,9 +59,11 @@ def certify(
     loaded = load_model(model, device="cpu")
     columns = loaded.columns(False)
     limits = dict(zip(map(unit_column, columns.action_units), loaded.pipeline.processor.thresholds(), strict=True))
-    reference = [row for row in analyze(inputs, model=loaded, aligned=aligned).rows if has_face(row)][:most]
+    found = analyze(inputs, model=loaded, aligned=aligned)
+    reference = [row for row in found.rows if has_face(row)][:most]
     if not reference:
-        raise ValueError("certify: no face was found in the inputs; --aligned if each image is one face that fills it")
+        why = ": ".join(found.skipped[0]) if found.skipped else "--aligned if each image is one face that fills it"
+        raise ValueError(f"inputs: got no face, expected still images with faces ({why})")
     files = list(dict.fromkeys(row["input"] for row in reference))
     same = {"aligned": aligned, "device": "cpu"}
     routes: dict[str, Callable[[Rows], Rows]] = {
@@ -82,7 +84,7 @@ def _compared(name: str, reference: Rows, rows: Rows, names: Sequence[str], unit
     for row in reference:
         other = answers.get((row["input"], int(row["face_id"])))
         if other is None:
-            raise ValueError(f"certify: the route {name} has no face {row['face_id']} of {row['input']}")
+            raise ValueError(f"the route {name} has no face {row['face_id']} of {row['input']}")
         largest = max([largest, *(abs(float(other[column]) - row[column]) for column in names)])
         differ += sum(int(float(other[f"{unit}_c"])) != row[f"{unit}_c"] for unit in units)
         differ += "top_emotion" in row and other["top_emotion"] != row["top_emotion"]
@@ -122,7 +124,7 @@ def _by_command(files: Sequence[str], model: Any, aligned: bool) -> Rows:
         command = [sys.executable, "-m", "mf2face.inference.cli", str(listed), "-o", str(out), *options]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode not in (0, 1):
-            raise RuntimeError(f"certify: the command ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            raise RuntimeError(f"the command ended with {done.returncode}: {done.stderr.strip()[-300:]}")
         with open(out, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = [
                 {name: unescape_cell(c) if name in TEXT_COLUMNS else c for name, c in row.items()}

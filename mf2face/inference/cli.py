@@ -56,7 +56,8 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="mf2", description=__doc__, epilog=EXIT_CODES, formatter_class=form)
+    words = {"usage": "mf2 INPUTS... [options]", "description": __doc__, "epilog": EXIT_CODES}
+    parser = argparse.ArgumentParser(prog="mf2", formatter_class=form, **words)
     add = parser.add_argument
     add("inputs", nargs="*", help="images, folders, videos, or a .txt file with a path a line")
     add("--camera", nargs="?", const=0, type=int, metavar="NUMBER", help="a camera, the first unless named")
@@ -96,11 +97,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--yes", action="store_true", help="set up the detector if there is none (7 MB, by pip)")
 
-    add = parser.add_argument_group("videos").add_argument
+    add = parser.add_argument_group("videos and cameras").add_argument
     add("--every", type=int, default=1, metavar="N", help="every n-th frame")
     add("--fps", type=float, metavar="N", help="so many frames a second, by the video's clock")
     add("--seconds", type=float, metavar="N", help="of a video or a camera, at most so long")
-    add("--annotate", metavar="FILE.mp4", help="one video again, with boxes, landmarks, active AUs and emotions")
+    add("--annotate", metavar="FILE.mp4", help="one video again, with its faces, decisions, and the last ten seconds")
+    add("--live", action="store_true", help="show a camera or video on a page of this machine, with bars and strip")
+    osc = "send AUs as ARKit's blendshapes to this UDP port of this machine (OSC; see mf2face/inference/live.py)"
+    add("--osc", type=int, metavar="PORT", help=osc)
 
     add = parser.add_argument_group("pictures").add_argument
     add("--why", metavar="FOLDER", help="pictures there: where the model looked, what it wrote; PNG and HTML")
@@ -113,7 +117,10 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        try:
+            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
+        except ImportError as error:
+            return _fail(2, ImportError(f"{argv[0]} needs the full package ({error}): pip install mf2face"))
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
@@ -147,6 +154,8 @@ def _wrong_options(given: argparse.Namespace, inputs: Sequence[str | int]) -> st
             return "--annotate: a run that is continued has only the rest of its frames; add --overwrite"
         if given.shard is not None:
             return "--annotate, --shard: expected one of them: a video is in one shard as a whole"
+    if given.osc is not None and not 0 < given.osc < 65536:
+        return f"--osc: got {given.osc}, expected a port from 1 to 65535"
     if given.neutral == "auto" and given.output is None:
         return "--neutral auto: got no output, expected -o FILE: it needs whole tracks"
     if given.picture is not None:
@@ -174,6 +183,8 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
                 if getattr(given, name) is not None:
                     setattr(given, name, str(shard.path(getattr(given, name))))
         named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
+        if given.live or given.osc is not None:  # frames as they come, not in batches
+            named["batch_size"] = 1
         options = Options(**named | {"model": model or given.model})
         if given.yes and detector is None and not given.aligned and given.landmarks in (None, "mediapipe"):
             from mf2face.inference.setup import setup_mediapipe
@@ -196,7 +207,7 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         _say(f"landmarks: {_SOURCES.get(source, source)}{graded}")
     summary = analysis.summary
     try:
-        with _annotated(given.annotate, analysis):
+        with _frame_views(given, analysis):
             if given.output is not None:
                 run_into_file(analysis, given.output, format=format, overwrite=given.overwrite)
             else:
@@ -226,15 +237,33 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
 
 
 @contextlib.contextmanager
-def _annotated(path: str | None, analysis: Any) -> Iterator[None]:
-    if path is None:
+def _frame_views(given: argparse.Namespace, analysis: Any) -> Iterator[None]:
+    """What takes every frame with its rows: an annotated video, a live page, a stream of blendshapes."""
+    if given.annotate is None and not given.live and given.osc is None:
         yield
         return
-    from mf2face.inference.annotate import AnnotatedVideo
+    from mf2face.inference.annotate import AnnotatedVideo, FrameView
+    from mf2face.inference.live import BlendshapeStream, LiveView
 
-    with AnnotatedVideo(path, analysis.columns) as video:
-        analysis.on_frame = video.add
+    about, views = analysis.model.about, []
+    with contextlib.ExitStack() as stack:
+        if given.annotate is not None:
+            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            views.append(stack.enter_context(AnnotatedVideo(given.annotate, draw)))
+        if given.live:
+            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            views.append(stack.enter_context(LiveView(draw, about, _open_page)))
+        if given.osc is not None:
+            views.append(stack.enter_context(BlendshapeStream(given.osc, analysis.summary.skip)))
+        analysis.on_frame = lambda frame, rows: [view.add(frame, rows) for view in views]
         yield
+
+
+def _open_page(address: str) -> None:
+    import webbrowser
+
+    _say(f"live: {address}")
+    webbrowser.open(address)
 
 
 def _finish(given: argparse.Namespace, why: Any) -> int:
@@ -251,14 +280,11 @@ def _finish(given: argparse.Namespace, why: Any) -> int:
 
 def _picture(given: argparse.Namespace) -> int:
     from mf2face.inference.explain.folder import picture
-    from mf2face.inference.read_rows import adopted
     from mf2face.inference.rows import OutputError
 
     left_out: list[tuple[str, str]] = []
-    folder = given.why or f"{Path(given.picture).with_suffix('')}_pictures"
     try:
-        with adopted(given.picture) as rows:
-            folder, made = picture(rows, folder, lambda *why: left_out.append(why))
+        folder, made = picture(given.picture, given.why, lambda *why: left_out.append(why))
     except OutputError as error:
         return _fail(4, error)
     except ValueError as error:
@@ -308,36 +334,17 @@ class _Lines:
         self.out.flush()
 
 
-class _AroundBar:
-    """Rows on the same screen as the progress bar: it steps aside for them."""
-
-    def __init__(self, sink: Any) -> None:
-        self.sink, self.close = sink, sink.close
-
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
-        from tqdm.auto import tqdm
-
-        with tqdm.external_write_mode(file=sys.stdout):
-            self.sink.add(rows)
-
-
-def _beside_bar(analysis: Any, sink: Any) -> Any:
-    return _AroundBar(sink) if analysis.progress else sink
-
-
 def _screen(analysis: Any, format: str) -> Any:
     if hasattr(sys.stdout, "reconfigure"):  # names of files need not be text: none stops the run
         sys.stdout.reconfigure(errors="backslashreplace" if format == "table" else "surrogateescape")
     if format != "table":
-        return _beside_bar(analysis, _Lines(sys.stdout, format, analysis.columns.names))
+        return _Lines(sys.stdout, format, analysis.columns.names)
     from mf2face.inference.media import is_video
     from mf2face.inference.table import FaceTable
 
     alone = analysis.inputs[0] if len(analysis.inputs) == 1 else 0
     detailed = isinstance(alone, str) and Path(alone).is_file() and not is_video(alone)
-    return _beside_bar(
-        analysis, FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
-    )
+    return FaceTable(sys.stdout, analysis.columns, analysis.thresholds, analysis.model.grades, detailed=detailed)
 
 
 def _say(text: str) -> None:

@@ -150,10 +150,7 @@ class EnginePipeline:
     def __init__(self, run: Any, config: SimpleNamespace, processor: EngineProcessor) -> None:
         self.run, self.names, self.processor = run, output_names(config), processor
         self.model = SimpleNamespace(config=config)
-        for kind, there, expected in (
-            ("inputs", run.get_inputs(), INPUTS),
-            ("outputs", run.get_outputs(), self.names),
-        ):
+        for kind, there, expected in (("inputs", run.get_inputs(), INPUTS), ("outputs", run.get_outputs(), self.names)):
             names = [one.name for one in there]
             if sorted(names) != sorted(expected):
                 raise ValueError(f"engine: the ONNX file has the {kind} {names}, expected {list(expected)}")
@@ -266,11 +263,17 @@ def saved_mark(name: str) -> str | None:
     return weights_mark(weights)
 
 
-def _agreeing(file: Path, expected: dict[str, Any]) -> Any:
+def _opened(file: Path) -> tuple[Any, dict[str, Any]]:
+    """A session, and what the whole file says of itself."""
     run = session(file)
+    facts = read_facts(run)
+    check_content(file, facts)
+    return run, facts
+
+
+def _agreeing(file: Path, expected: dict[str, Any]) -> Any:
     try:
-        facts = read_facts(run)
-        check_content(file, facts)
+        run, facts = _opened(file)
     except ValueError as error:
         raise ValueError(f"{file}: {str(error).removeprefix(f'{file} ')}, or remove it") from error
     check_version(facts.get("mf2_version"), os.fspath(file))
@@ -286,8 +289,7 @@ def _agreeing(file: Path, expected: dict[str, Any]) -> Any:
 def _cached(engine: str, name: str, adapter: str | None) -> Any:
     source = _source(name, adapter)
     folder = cache_folder("engines") / f"{Path(adapter or name).name}-{_short([name, adapter, _place(name)])}"
-    kept = _of_source(folder / _FILES[engine], source)
-    if kept is not None:
+    if (kept := _of_source(folder / _FILES[engine], source)) is not None:
         return kept
     export_onnx, quantize_onnx, load_in_torch = _exporters(engine, name, adapter)
     plain = folder / FILE
@@ -316,31 +318,19 @@ def _exporters(engine: str, name: str, adapter: str | None) -> tuple[Callable, C
 
 def _of_source(file: Path, source: str) -> Any:
     """A session of the cached file, if it was exported from these very files."""
-    if not file.is_file():
-        return None
     try:
-        run = session(file)
-        facts = read_facts(run)
-        if facts.get("source") != source:
-            return None
-        check_content(file, facts)
-        return run
-    except ValueError:  # cut short, say by a full disk: made anew
+        run, facts = _opened(file)
+    except (ValueError, FileNotFoundError):  # cut short, say by a full disk: made anew
         return None
+    return run if facts.get("source") == source else None
 
 
 def _source(name: str, adapter: str | None) -> str:
     """A hash that changes with every file of weights or config, and with this code's version."""
-    files = []
-    for place in (name, adapter):
-        folder = None if place is None else _place(place)
-        if folder is None:
-            continue
-        for file in sorted([*folder.glob("*.safetensors"), folder / "config.json", folder / "adapter_config.json"]):
-            if file.is_file():
-                stat = file.stat()
-                files.append([os.fspath(file), stat.st_size, stat.st_mtime_ns])
-    return _short([VERSION, files])
+    folders = [folder for place in (name, adapter) if place is not None and (folder := _place(place)) is not None]
+    patterns = ("*.safetensors", "config.json", "adapter_config.json")
+    files = sorted(file for folder in folders for pattern in patterns for file in folder.glob(pattern))
+    return _short([VERSION, [[os.fspath(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]])
 
 
 def _short(content: Any) -> str:

@@ -35,6 +35,12 @@ class AnalysisModel:
         return "trained on what its card says"
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What pictures and pages say about the model."""
+        known = {key: getattr(self, key) for key in ("adapter", "synthetic", "trained_on")}
+        return {"model": self.name, **known, "grades": self.pipeline.processor.grades}
+
+    @property
     def grades(self) -> dict[str, str]:
         """Name of a column -> how far its answers can be trusted; empty if the checkpoint does not say."""
         return {column_of(label): grade for label, grade in (self.pipeline.processor.grades or {}).items()}
@@ -43,8 +49,9 @@ class AnalysisModel:
         config = self.pipeline.model.config
         units = tuple(config.action_units) if config.use_au_branch else ()
         emotions = tuple(config.emotions) if config.use_emo_branch else ()
-        sides, intensities = (tuple(getattr(config, name, None) or ()) for name in ("sides", "intensities"))
-        return Columns(units, emotions, caption, states, relative, sides, intensities)
+        has = {"left": "sides", "right": "sides", "intensity": "intensities"}  # which older checkpoints have not
+        details = tuple(name for name, field in has.items() if units and getattr(config, field, False))
+        return Columns(units, emotions, caption, details, states, relative)
 
     def check_caption(self) -> None:
         model = self.pipeline.model

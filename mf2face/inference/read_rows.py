@@ -1,11 +1,8 @@
 """Rows from files: ours (csv, jsonl, parquet), and csv files of OpenFace 2, py-feat and LibreFace by our names."""
 
-import contextlib
 import csv
-import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +12,7 @@ import numpy as np
 
 from configuration_mf2.facs import ACTION_UNITS, LABEL_SETS
 from configuration_mf2.json_files import parse_json, read_json
-from mf2face.inference.rows import NAN, TEXT_COLUMNS, csv_lines, format_of, unescape_cell, unit_column
+from mf2face.inference.rows import NAN, STATE, TEXT_COLUMNS, format_of, unescape_cell, unit_column
 
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
@@ -29,6 +26,7 @@ _RENAMED = {
     **{"confidence": "FaceScore", "face_detection_score": "FaceScore", "facial_expression": "top_emotion"},
     **{"pose_Rx": "Pitch", "pose_Ry": "Yaw", "pose_Rz": "Roll", "pitch": "Pitch", "yaw": "Yaw", "roll": "Roll"},
 }
+_AS_TEXT = {*TEXT_COLUMNS, *(name for name, ours in _RENAMED.items() if ours in TEXT_COLUMNS), "approx_time"}
 _DEGREES = 180 / np.pi
 
 
@@ -37,7 +35,7 @@ class RowTable:
     columns: dict[str, Any]
     """Name -> (rows,) float64, NaN where it is missing, or a list of texts."""
     about: dict[str, Any]
-    """Facts beside the file; of another tool `tool` names it."""
+    """Facts beside the file; `tool` names another tool."""
 
     def __len__(self) -> int:
         return len(self.columns["input"])
@@ -47,8 +45,23 @@ class RowTable:
         found = {name: UNIT.fullmatch(name) for name in self.columns}
         return {f"AU{int(m[1])}": self.columns[n] for n, m in found.items() if m and (m[2] or "") == suffix}
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for values in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, values, strict=True))
 
-def read_rows(path: str | os.PathLike, *, points: bool = False) -> RowTable:
+    def with_shares(self) -> "RowTable":
+        """Of another tool's AUs, what can be drawn like a probability: intensity divided by 5, or the decision."""
+        if "tool" not in self.about:
+            return self
+        drawn = {code: values / 5 for code, values in self.series("_i").items()}
+        shares = self.series("_c") | drawn | self.series()
+        about = {**self.about, "settings": {"model": self.about["tool"]}}
+        if drawn:
+            about["trained_on"] = "AUs are drawn as their intensity (0 to 5) divided by 5, which is no probability"
+        return RowTable({**self.columns, **{unit_column(code): values for code, values in shares.items()}}, about)
+
+
+def read_rows(path: str | os.PathLike, *, points: bool = False, may_be_empty: bool = False) -> RowTable:
     """points: landmarks too."""
     path, format = Path(path), format_of(path)
     try:
@@ -56,70 +69,84 @@ def read_rows(path: str | os.PathLike, *, points: bool = False) -> RowTable:
             raise OSError("it is no file")  # a pipe would be waited for
         about_file = Path(f"{path}.about.json")
         about = read_json(about_file) if about_file.is_file() else {}
-        names, cells = {"csv": _csv, "jsonl": _json, "parquet": _parquet}[format](path)
-        table = RowTable(*_ours(path, names, cells, points, about))
+        given = {"csv": _csv, "jsonl": _json, "parquet": _parquet}[format](path, points)
+        table = _ours(path, given, about)
+        if not points:
+            table.columns = {name: values for name, values in table.columns.items() if name not in POINTS}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"rows: {path} could not be read as rows of faces ({error})") from error
-    if not len(table):
+    if not len(table) and not may_be_empty:
         raise ValueError(f"rows: {path} has 0 rows, expected one for each face")
     return table
 
 
-def _csv(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
+def _csv(path: Path, points: bool) -> dict[str, Any]:
+    from pyarrow import binary
+    from pyarrow import csv as arrow
+
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        spaced = ", " in file.readline()  # OpenFace writes a space behind each comma
-        file.seek(0)
-        reader = csv.reader(file, skipinitialspace=spaced)
-        names = [unescape_cell(name.strip()) for name in next(reader, [])]
-        rows = [row for row in reader if row]
-    if wrong := next((place for place, row in enumerate(rows) if len(row) != len(names)), None):
-        raise ValueError(f"row {wrong + 1}: got {len(rows[wrong])} cells, expected {len(names)}; is the file cut off?")
-    return names, list(zip(*rows, strict=True)) or [()] * len(names)
+        header = next(csv.reader(file), [])
+    names = [unescape_cell(name.strip()) for name in header]  # OpenFace writes a space behind each comma
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"got the column {twice} more than once, expected it once")
+    points = points or not set(BOX) <= set(names)  # the box is found from them
+    kept = {name: given for name, given in zip(names, header, strict=True) if points or name not in POINTS}
+    if not kept:
+        return {}
+    texts = {given: binary() for name, given in kept.items() if name in _AS_TEXT or name.endswith(STATE)}
+    convert = arrow.ConvertOptions(
+        include_columns=list(kept.values()), column_types=texts, null_values=["", "NaN", "nan"]
+    )
+    table = arrow.read_csv(path, parse_options=arrow.ParseOptions(newlines_in_values=True), convert_options=convert)
+    return {name: _values(table.column(given)) for name, given in kept.items()}
 
 
-def _json(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
+def _values(column: Any) -> Any:
+    from pyarrow import types
+
+    if types.is_binary(column.type):
+        return [unescape_cell(value.decode("utf-8", "surrogateescape")) for value in column.to_pylist()]
+    return column.to_numpy() if types.is_floating(column.type) else column.to_pylist()
+
+
+def _json(path: Path, points: bool) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         rows = [parse_json(line, f"line {place + 1}") for place, line in enumerate(file)]
-    names = list(rows[0]) if rows else []
-    return names, [[row[name] for row in rows] for name in names]
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
 
-def _parquet(path: Path) -> tuple[list[str], list[Sequence[Any]]]:
+def _parquet(path: Path, points: bool) -> dict[str, Any]:
     from pyarrow import parquet
 
-    table = parquet.read_table(path)
-    return table.column_names, [column.to_pylist() for column in table.columns]
+    names = [name for name in parquet.read_schema(path).names if points or name not in POINTS]
+    table = parquet.read_table(path, columns=names)
+    return {name: _values(column) for name, column in zip(names, table.columns, strict=True)}
 
 
-def _ours(
-    path: Path, names: list[str], cells: list[Sequence[Any]], points: bool, about: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(columns by our names, facts)"""
-    given = dict(zip(names, cells, strict=True))
+def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
+    """By our names."""
     tool = _tool(given)
     if tool is not None:
         about = {**about, "tool": tool}
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"got the column {twice[0]} more than once, expected it once")
-    count, columns = len(cells[0]) if cells else 0, {}
+    count, columns = len(next(iter(given.values()), ())), {}
     for name, values in given.items():
         ours, scale = _our_name(name, tool)
-        if ours is None or (ours in POINTS and not points):
+        if ours is None:
             continue
-        if ours in TEXT_COLUMNS:
-            columns[ours] = [unescape_cell(value) if isinstance(value, str) else value or "" for value in values]
+        if ours in TEXT_COLUMNS or ours.endswith(STATE):
+            columns[ours] = [value or "" for value in values]
         else:
             columns[ours] = _numbers(name, values) * scale
-    if not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
+    if tool is not None and not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
         known = "AU01, AU01_c, AU01_r, au_1 or an emotion"
-        raise ValueError(f"got the columns {', '.join(names[:6])}, ..., but none of an AU or emotion ({known})")
+        raise ValueError(f"got the columns {', '.join(list(given)[:6])}, ..., but none of an AU or emotion ({known})")
     columns.setdefault("input", [path.stem] * count)
     columns.setdefault("frame", np.arange(count, dtype=float))
     columns.setdefault("face_id", np.zeros(count))
     columns.setdefault("time_s", np.full(count, NAN))
     if tool is not None:
-        _complete(columns, given, tool)
-    return columns, about
+        _complete(columns, tool)
+    return RowTable(columns, about)
 
 
 def _tool(given: dict[str, Any]) -> str | None:
@@ -157,10 +184,8 @@ _KEPT = {*BOX, *POINTS, "input", "frame", "time_s", "face_id", "FaceScore", "top
 def _numbers(name: str, values: Sequence[Any]) -> np.ndarray:
     if name == "approx_time":  # py-feat: 00:03 or 00:00:03
         values = [_seconds(str(value)) for value in values]
-    if values and isinstance(values[0], str):
-        values = [value if value else "nan" for value in values]
     try:
-        numbers = np.array([NAN if value is None else value for value in values], dtype=np.float64)
+        numbers = np.array(values, dtype=np.float64)  # None is NaN
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}, expected numbers") from error
     if np.isinf(numbers).any():
@@ -175,61 +200,25 @@ def _seconds(clock: str) -> float:
         return NAN
 
 
-def _complete(columns: dict[str, Any], given: dict[str, Any], tool: str) -> None:
+def _complete(columns: dict[str, Any], tool: str) -> None:
     """Adds what our rows have and another tool's do not: decisions, boxes, faces that were not found."""
     count = len(columns["input"])
-    for name in [name for name in columns if UNIT.fullmatch(name)]:
-        base, kind = name[:4], name[4:]
-        if kind == "_i" and f"{base}_c" not in columns:
-            columns[f"{base}_c"] = np.where(np.isnan(columns[name]), NAN, columns[name] >= 1)  # FACS: A, a trace
-        if kind == "" and f"{base}_c" not in columns:
-            columns[f"{base}_c"] = np.where(np.isnan(columns[name]), NAN, columns[name] >= 0.5)
+    for name, values in list(columns.items()):
+        decision = f"{name[:4]}_c"
+        if UNIT.fullmatch(name) and name[4:] in ("", "_i") and decision not in columns:
+            least = 1 if name.endswith("_i") else 0.5  # FACS's A, a trace
+            columns[decision] = np.where(np.isnan(values), NAN, values >= least)
     emotions = [name for name in columns if name in _EMOTIONS.values()]
     if emotions and "top_emotion" not in columns:
         shares = np.nan_to_num(np.stack([columns[name] for name in emotions]), nan=-1.0)
-        columns["top_emotion"] = [
-            emotions[place] if best >= 0 else "" for place, best in zip(shares.argmax(0), shares.max(0), strict=True)
-        ]
+        best = zip(shares.argmax(0), shares.max(0), strict=True)
+        columns["top_emotion"] = [emotions[place] if share >= 0 else "" for place, share in best]
     if not set(BOX) <= columns.keys():
-        sides = {
-            axis: [_numbers(f"{axis}_{p}", given[f"{axis}_{p}"]) for p in range(68)]
-            for axis in "xy"
-            if f"{axis}_67" in given
-        }
-        low = {axis: np.min(sides[axis], axis=0) if axis in sides else np.zeros(count) for axis in "xy"}
-        high = {axis: np.max(sides[axis], axis=0) if axis in sides else np.ones(count) for axis in "xy"}
-        boxes = (low["x"], low["y"], high["x"] - low["x"], high["y"] - low["y"])
-        columns |= dict(zip(BOX, boxes, strict=True))
+        points = [[columns.get(f"{axis}_{point}") for point in range(68)] for axis in "xy"]
+        unknown = [np.zeros(count), np.ones(count)]
+        x, y = (np.stack(unknown if one[-1] is None else one) for one in points)
+        columns |= dict(zip(BOX, (x.min(0), y.min(0), np.ptp(x, axis=0), np.ptp(y, axis=0)), strict=True))
     failed = np.isnan(columns["FaceRectX"]) | (columns.pop("success", np.ones(count)) == 0)
     columns["face_id"] = np.where(failed, NAN, columns["face_id"])
     if tool == "OpenFace" and (columns["frame"] > 0).all():
         columns["frame"] = columns["frame"] - 1  # it counts from 1
-
-
-@contextlib.contextmanager
-def adopted(path: str | os.PathLike) -> Iterator[str | os.PathLike]:
-    """A file of another tool as one of ours, for as long as the context is open; ours as it is."""
-    path = Path(path)
-    with (
-        open(path, encoding="utf-8-sig", errors="surrogateescape")
-        if path.is_file()
-        else contextlib.nullcontext() as file
-    ):
-        header = "" if file is None or path.suffix.lower() != ".csv" else file.readline()
-    if not header or "landmark_source" in header:
-        yield path
-        return
-    table = read_rows(path)
-    names = [*table.columns, "landmark_source", "quality"]
-    whole = {name for name in names if name in ("frame", "face_id") or name.endswith("_c")}
-    with tempfile.TemporaryDirectory(prefix="mf2-rows-") as folder:
-        copy = Path(folder) / path.name
-        with open(copy, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(csv_lines([names]))
-            texts = [[""] * len(table)] * 2
-            for row in zip(*table.columns.values(), *texts, strict=True):
-                file.write(
-                    csv_lines([[int(v) if n in whole and v == v else v for n, v in zip(names, row, strict=True)]])
-                )
-        Path(f"{copy}.about.json").write_text(json.dumps({**table.about, "settings": {"model": table.about["tool"]}}))
-        yield copy

@@ -20,6 +20,8 @@ import numpy as np
 from configuration_mf2.facs import ACTION_UNITS
 from configuration_mf2.json_files import read_json
 from mf2face.files import append_whole, locked, private, whole_file, write_whole
+from processing_mf2.captions import caption_disagrees
+from processing_mf2.results import UNIT_SUFFIXES
 
 
 NAN = float("nan")
@@ -70,15 +72,16 @@ def column_of(label: str) -> str:
 class Columns:
     """Names in their order. AU06: probability; AU06_c: 1 if it reaches the threshold; AU06_L, AU06_R: probabilities of
     the person's left and right side; AU06_i: intensity, 0 to 5; AU06_rel: probability minus that of the neutral face.
-    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out."""
+    With `states`: AU06_state, and emotion_set, the emotions that cannot be ruled out. With `caption`:
+    caption_disagrees, 1 if the caption names another emotion, or an AU that is not active."""
 
     action_units: tuple[str, ...]
     emotions: tuple[str, ...]
     caption: bool = False
+    unit_details: tuple[str, ...] = ()
+    """Those of `UNIT_SUFFIXES` that the model has."""
     states: bool = False
     relative: bool = False
-    sides: tuple[str, ...] = ()
-    intensities: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -91,20 +94,19 @@ class Columns:
             *units,
             *(f"{name}_c" for name in units),
             *(f"{name}{STATE}" for name in units if self.states),
-            *(f"{unit_column(code)}_{side}" for code in self.sides for side in "LR"),
-            *(f"{unit_column(code)}_i" for code in self.intensities),
+            *(f"{name}{UNIT_SUFFIXES[detail]}" for detail in self.unit_details for name in units),
             *(f"{name}_rel" for name in units if self.relative),
             *self.emotions,
             *(["top_emotion"] if self.emotions else []),
             *(["emotion_set"] if self.emotions and self.states else []),
-            *(["caption"] if self.caption else []),
+            *(["caption", "caption_disagrees"] if self.caption else []),
             *("landmark_source", "quality", "scene", "error"),
         ]
 
     @property
     def measures(self) -> dict[str, str]:
         """Column -> its unit."""
-        intensity = {"AU_i": "0 to 5"} if self.intensities else {}
+        intensity = {"AU_i": "0 to 5"} if "intensity" in self.unit_details else {}
         relative = {"AU_rel": "probability minus the neutral face's"} if self.relative else {}
         pixels = {"FaceRect, x, y": "pixels", "time_s": "seconds", "AU": "0 to 1", ", ".join(POSE): "degrees"}
         return pixels | intensity | relative
@@ -154,9 +156,7 @@ class Columns:
         for code, unit in answer.get("action_units", {}).items():
             name = unit_column(code)
             row[name], row[f"{name}_c"] = _round(unit["probability"], 6), int(unit["active"])
-            for key, column in (("left", f"{name}_L"), ("right", f"{name}_R"), ("intensity", f"{name}_i")):
-                if column in row and unit.get(key) is not None:
-                    row[column] = _round(unit[key], 4)
+            row |= {f"{name}{UNIT_SUFFIXES[detail]}": _round(unit[detail], 6) for detail in self.unit_details}
             if self.states:
                 row[f"{name}{STATE}"] = unit["state"]
             if self.relative and neutral is not None:
@@ -167,7 +167,11 @@ class Columns:
             if self.states:
                 row["emotion_set"] = "|".join(answer.get("emotion_set", ()))
         if self.caption:
-            row["caption"] = answer.get("captions", {}).get("emotion")
+            caption = row["caption"] = answer.get("captions", {}).get("emotion")
+            active = {code: unit["active"] for code, unit in answer.get("action_units", {}).items()}
+            if caption is not None:
+                disagrees = caption_disagrees(caption, answer.get("emotion"), self.emotions, active)
+                row["caption_disagrees"] = int(disagrees)
         return row
 
 
@@ -177,16 +181,17 @@ _LEAST_FRAMES = 10
 
 def fill_relative(rows: Sequence[dict[str, Any]], columns: Columns) -> None:
     """Fills `AU.._rel` of each followed face that has at least 10 frames: its probabilities minus their medians over
-    the fifth of its reliable frames whose sum of probabilities is least."""
+    the fifth of its frames whose sum of probabilities is least; frames with a mark of quality do not count, unless
+    there are fewer than 10 others."""
     tracks: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if has_face(row) and not math.isnan(float(row["time_s"])):
             tracks.setdefault((row["input"], float(row["face_id"])), []).append(row)
     names = [unit_column(code) for code in columns.action_units]
     for track in tracks.values():
-        reliable = [not row["quality"] for row in track]
         values = np.array([[row[name] for name in names] for row in track], float)
-        usable = values[reliable & ~np.isnan(values).any(1)]
+        there, marked = ~np.isnan(values).any(1), np.array([bool(row["quality"]) for row in track])
+        usable = values[there & ~marked if (there & ~marked).sum() >= _LEAST_FRAMES else there]
         if len(usable) < _LEAST_FRAMES:
             continue
         quiet = usable[np.argsort(usable.sum(1), kind="stable")[: max(1, round(_QUIET * len(usable)))]]

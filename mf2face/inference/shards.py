@@ -143,11 +143,11 @@ def _summary(files: Sequence[Path], about: Sequence[dict[str, Any]], format: str
         summary.left_out += one["left_out"] - len(one["skipped"])
     for file in files:
         for _, group in groupby(_places(file, format), lambda row: (row["input"], row["frame"])):
-            rows = [row for row in group if not row["error"]]
+            rows = list(group)
             faces = sum(map(has_face, rows))
-            summary.frames, summary.faces = summary.frames + bool(rows), summary.faces + faces
-            summary.without_face += bool(rows) and not faces
-            if rows and str(rows[0]["time_s"] or "NaN") not in ("NaN", "nan"):
+            summary.frames, summary.faces = summary.frames + 1, summary.faces + faces
+            summary.without_face += not faces and not any(row["error"] for row in rows)
+            if str(rows[0]["time_s"] or "NaN").lower() not in ("nan", "none"):
                 summary.noun = "frame"
     return summary
 

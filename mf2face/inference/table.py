@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from configuration_mf2.facs import ACTION_UNITS
 from mf2face.inference.rows import POSE, STATE, Columns, has_face, unit_column
+from processing_mf2.results import UNIT_SUFFIXES
 
 
 _BAR = 24
@@ -84,6 +85,12 @@ class FaceTable:
     def _grade(self, column: str, gap: int) -> str:
         return f"{' ' * gap}{self.grades[column]:<12}" if self.grades else ""
 
+    def _details(self, row: Mapping[str, Any], name: str) -> list[str]:
+        suffixes = {detail: UNIT_SUFFIXES[detail] for detail in self.columns.unit_details}
+        suffixes |= {"from neutral": "_rel"} if self.columns.relative else {}
+        digits = {"intensity": ".1f", "from neutral": "+.2f"}
+        return [f"{word} {row[f'{name}{suffix}']:{digits.get(word, '.2f')}}" for word, suffix in suffixes.items()]
+
     def _is_answered(self, row: Mapping[str, Any]) -> bool:
         return all(row[name] == row[name] for name in (*self.units, *self.columns.emotions))
 
@@ -129,9 +136,10 @@ class FaceTable:
                 share, limit = row[name], self.thresholds[code]
                 state = row.get(f"{name}{STATE}") or ("active" if row[f"{name}_c"] == 1 else "")
                 words = f"{name} {ACTION_UNITS[code].noun:<25}{_bar(share, limit)} {share:.2f}  {limit:.2f}"
-                lines.append(f"{words}{self._grade(name, 7)}  {state}".rstrip())
+                lines.append("  ".join([words + self._grade(name, 7), state, *self._details(row, name)]).rstrip())
         if row.get("caption"):
-            lines += ["", f'written by the model: "{row["caption"]}"']
+            but = " (disagrees with the decisions)" * (row["caption_disagrees"] == 1)
+            lines += ["", f'written by the model: "{row["caption"]}"{but}']
         return "\n".join(lines)
 
 

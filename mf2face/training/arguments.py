@@ -3,8 +3,9 @@
 import argparse
 import difflib
 import json
+import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -13,8 +14,10 @@ from typing import Any, Literal, NoReturn
 import transformers
 from transformers import HfArgumentParser
 
-from mf2face.training.tasks import MODELS, TASKS, Task, tasks_of
+from mf2face.training.tasks import MODELS, PAPER, PRESETS, TASKS, Preset, Task, tasks_of
 
+
+logger = logging.getLogger(__name__)
 
 _HUB_OR_TIMM_NAME = re.compile(r"[\w.:-]+(/[\w.-]+)?")
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pth?|ckpt)$")
@@ -28,6 +31,13 @@ def _option(default: Any, words: str, **more: Any) -> Any:
 class ModelArguments:
     _argument_group_name = "model and task"
 
+    preset: str | None = _option(
+        None,
+        "settings that belong together: paper-giant and paper-base (the paper's, on one GPU of 48 GB or more), small, "
+        "tiny; paper-dfn (the paper's DFN to the letter); paper-vl-fau. Options that it sets cannot be given beside "
+        "it, TrainingArguments can",
+        choices=tuple(PRESETS),
+    )
     model: str = _option("mf2", "mf2, or a system that it is compared with", choices=MODELS)
     task: str | None = _option(
         None,
@@ -49,8 +59,14 @@ class ModelArguments:
         "pretrained tower: a timm name, a file, or a checkpoint's folder; without one the tiny size takes the released "
         "tower, unless this is none",
     )
-    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers")
-    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers")
+    text_name_or_path: str | None = _option(None, "BERT, into all Q-Formers, and its tokenizer")
+    qformer_name_or_path: str | None = _option(None, "BLIP-2, into all Q-Formers, and its tokenizer")
+    tokenizer_name_or_path: str | None = _option(
+        None, "BERT's tokenizer, where none lies beside those weights (default: bert-base-uncased)"
+    )
+    tower_dtype: Literal["float32", "bfloat16", "float16"] = _option(
+        "float32", "precision of a frozen tower while training; it is saved in float32"
+    )
     save_half: bool = _option(False, "save 16-bit weights, and measure them")
 
 
@@ -60,9 +76,18 @@ class DataArguments:
 
     dataset: str = _option(
         "synthetic",
-        "synthetic (rendered faces); MFA's folder or name on the Hub; or own:FOLDER, your pictures with a "
-        "labels.csv, or in a folder an emotion",
+        "synthetic (rendered faces); MFA's folder or name on the Hub; own:FOLDER, your pictures with a "
+        "labels.csv, or in a folder an emotion; several of these as a+b",
     )
+    divide_splits: bool = _option(
+        True,
+        "where a data set has no test split, half of its validation people are the test, and without validation a "
+        "tenth of its training people; if False, the epoch is chosen on the reported images, and the card says so",
+    )
+    folds: int | None = _option(
+        None, "cross-validation by people: a run a fold, scores averaged; 3 are DISFA's and BP4D's own folds"
+    )
+    fold: int | None = _option(None, "only this one of --folds, from 1")
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
     style: str = _option(
@@ -95,6 +120,11 @@ class AdapterArguments:
     adapter_options: list[str] = field(
         default_factory=list, metadata={"help": "NAME=VALUE of the method's own config, such as bottleneck=128 or r=8"}
     )
+    dfn_states: Literal["all", "compact"] | None = _option(
+        None,
+        "dfn: which states it reads, and stores. all: every token of a region, 49 of the face, at 7 layers. compact: "
+        "means at 3 layers, at giant 0.79 MB an image in place of 5.98 (default where the tower is wider than 1024)",
+    )
     align: bool = _option(
         False, "the alignment losses too, by which the towers of both modalities learn; nothing is stored then"
     )
@@ -123,10 +153,20 @@ class ExpBlipArguments:
     language_model_name_or_path: str | None = _option(None, "caption: an OPT (default: a small untrained one)")
 
 
-_GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments)
+@dataclass(frozen=True)
+class DryRunArguments:
+    _argument_group_name = "dry run"
+
+    dry_run: bool = _option(
+        False, "say what the run needs (parameters, memory, disk, hours) and whether it fits; nothing is kept"
+    )
+
+
+_GROUPS = (ModelArguments, DataArguments, AdapterArguments, StoreArguments, ExpBlipArguments, DryRunArguments)
 _COMMON = {
     "task": "pretrain, full, dfn, lora, ia3, linear_probe, tower or evaluate, see below",
-    "model_size": "tiny, base or giant",
+    "preset": "paper-giant, paper-base, small, tiny, paper-dfn or paper-vl-fau: settings that belong together",
+    "model_size": "tiny, small, base or giant",
     "dataset": "synthetic, or MFA's folder or name on the Hub",
     "output_dir": "where the run is saved; the same command continues it",
     "model_name_or_path": "start from this checkpoint",
@@ -137,6 +177,7 @@ _COMMON = {
     "per_device_train_batch_size": "images of a step on each device",
     "seed": "of weights, order and augmentation",
     "bf16": "True: half precision",
+    "dry_run": "True: what the run needs, and whether it fits",
 }
 """Options that most runs use, at the top of --help."""
 _DESCRIPTION = "\n".join(
@@ -168,7 +209,7 @@ def _check_known(rest: Sequence[str], known: Collection[str]) -> None:
 
 
 @dataclass(frozen=True)
-class MF2Arguments(ExpBlipArguments, StoreArguments, AdapterArguments, DataArguments, ModelArguments):
+class MF2Arguments(DryRunArguments, ExpBlipArguments, StoreArguments, AdapterArguments, DataArguments, ModelArguments):
     """All of our options."""
 
 
@@ -182,6 +223,19 @@ class Settings:
     """Without push_to_hub and token: the Trainer would push unfinished weights, and pickles its arguments."""
     push_to_hub: bool = False
     hub_token: str | None = field(default=None, repr=False)
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """TrainingArguments from the command line."""
+
+    @property
+    def deviations(self) -> str:
+        """Hyper-parameters that were given and differ from the preset's."""
+        preset = PRESETS.get(self.arguments.preset, Preset({}))
+        expected = self.task.training_defaults(self.arguments.model_size) | preset.training | {"max_steps": -1}
+        names = {*PAPER, *preset.training, "max_steps", "weight_decay", "lr_scheduler_type"} & set(self.given)
+        changed = {name: self.given[name] for name in sorted(names) if self.given[name] != expected[name]}
+        return ", ".join(
+            f"{name}={value:g}" if type(value) is float else f"{name}={value}" for name, value in changed.items()
+        )
 
     @property
     def trains(self) -> bool:
@@ -195,22 +249,43 @@ class Settings:
 def parse_arguments(argv: Sequence[str]) -> Settings:
     """Checks all that can be checked before anything is drawn or loaded."""
     words = {"usage": "train.py [--NAME VALUE ...]", "description": _DESCRIPTION, "epilog": _EPILOG}
-    parser = _Parser(_GROUPS, prog="train.py", formatter_class=_Form, **words)
-    *groups, rest = parser.parse_args_into_dataclasses(list(argv), return_remaining_strings=True)
-    given = MF2Arguments(**{name: value for group in groups for name, value in vars(group).items()})
-    given = replace(given, task=given.task or tasks_of(given.model)[0])
-    task = _task_of(given)
-    parser = _Parser(transformers.TrainingArguments, prog="train.py")
+    named, rest = _given(_Parser(_GROUPS, prog="train.py", formatter_class=_Form, **words), argv)
+    preset = PRESETS.get(named.get("preset"), Preset({}))
+    for name, value in preset.options.items():
+        if named.get(name, value) != value:
+            got = f"got {named[name]!r}, but --preset {named['preset']} means {value!r}"
+            raise ValueError(f"{name}: {got}; leave out one of the two")
+    ours = MF2Arguments(**(named | preset.options))
+    ours = replace(ours, task=ours.task or tasks_of(ours.model)[0])
+    task = _task_of(ours)
     _check_known(rest, [one.name for kind in (MF2Arguments, transformers.TrainingArguments) for one in fields(kind)])
-    streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if given.streaming else {}  # it has no epochs
-    parser.set_defaults(**task.training_defaults(given.model_size) | streaming)
-    values = vars(parser.parse_args(rest)) | task.fixed
-    push, token = values["push_to_hub"], values["hub_token"]
-    (training,) = parser.parse_dict(values | {"push_to_hub": False, "hub_token": None})
-    arguments = _resolve(given, task)
+    parser = _Parser(transformers.TrainingArguments, prog="train.py")
+    given, unknown = _given(parser, rest)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    streaming = {"save_strategy": "steps", "eval_strategy": "steps"} if ours.streaming else {}  # it has no epochs
+    values = task.training_defaults(ours.model_size) | preset.training | streaming | given | task.fixed
+    known = transformers.utils
+    if values.get("bf16") and not (known.is_torch_bf16_gpu_available() or known.is_torch_cuda_available()):
+        values.setdefault("use_cpu", True)  # where transformers else refuses bf16
+    push, token = values.pop("push_to_hub", False), values.pop("hub_token", None)
+    given.pop("hub_token", None)
+    (training,) = parser.parse_dict(values)
+    arguments = _resolve(ours, task)
     _check(arguments, task)
     _check_training(arguments, training)
-    return Settings(arguments, task, training, push, token)
+    settings = Settings(arguments, task, training, push, token, given)
+    if ours.preset and settings.deviations:
+        logger.warning("preset: %s, but %s", ours.preset, settings.deviations)
+    return settings
+
+
+def _given(parser: HfArgumentParser, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the command line says, without defaults, and the words that the parser does not know."""
+    known, rest = parser.parse_known_args(list(argv))
+    parser.set_defaults(**dict.fromkeys(vars(known)))
+    known, _ = parser.parse_known_args(list(argv))
+    return {name: value for name, value in vars(known).items() if value is not None}, rest
 
 
 def _task_of(given: MF2Arguments) -> Task:
@@ -222,7 +297,9 @@ def _task_of(given: MF2Arguments) -> Task:
         value, default = getattr(given, name), getattr(defaults, name)
         if value not in (default, "none") and (value or default):
             raise ValueError(f"{name}: got {value!r}, which {asked} does not use; expected {default!r}")
-    if task.needs and given.model_name_or_path is None and not (task.adapts_released and given.model_size == "tiny"):
+    encoder = given.model == "exp_blip" and given.features == "vision"  # may be read before it has seen a caption
+    suffices = (task.adapts_released and given.model_size == "tiny") or (encoder and task.learns == ("labels",))
+    if task.needs and given.model_name_or_path is None and not (suffices and given.task != "evaluate"):
         raise ValueError(f"model_name_or_path: got none with {asked}, expected {task.needs}")
     return task
 
@@ -243,7 +320,7 @@ def _resolve(given: MF2Arguments, task: Task) -> MF2Arguments:
 
 def _check(ours: MF2Arguments, task: Task) -> None:
     config_class = task.model_class.config_class
-    sizes = getattr(config_class, "sizes", ("tiny", "base", "giant"))
+    sizes = getattr(config_class, "sizes", ("tiny", "small", "base", "giant"))
     if ours.model_size not in sizes:
         raise ValueError(f"model_size: got {ours.model_size!r}, expected one of {list(sizes)} for --model {ours.model}")
     read_options("model_options", ours.model_options, config_class)
@@ -255,18 +332,35 @@ def _check(ours: MF2Arguments, task: Task) -> None:
         raise ValueError(
             f"views: got {ours.views}, expected 1 or more, and 1 with --streaming, --augment, --align or --store_vision"
         )
+    for name in ("text_name_or_path", "qformer_name_or_path", "tokenizer_name_or_path"):
+        if ours.model_name_or_path and getattr(ours, name) is not None:
+            raise ValueError(f"{name}, model_name_or_path: got both, expected one: a checkpoint has its own text")
     for name, source in vars(ours).items():
         if name.endswith("name_or_path") and source and not Path(source).exists():
             if _WEIGHTS.search(source) or not _HUB_OR_TIMM_NAME.fullmatch(source):
                 raise ValueError(f"{name}: there is no folder or file {source}; expected one, or a name on the Hub")
-    if not (Path(ours.dataset.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(ours.dataset)):
-        built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
-        raise ValueError(f"dataset: there is no folder {ours.dataset}; expected {built}")
+    names = dataset_names(ours.dataset)
+    for name in names:
+        if not (Path(name.removeprefix("own:")).exists() or _HUB_OR_TIMM_NAME.fullmatch(name)):
+            built = "synthetic, own:FOLDER, a folder that examples/build_dataset.py wrote, or a name on the Hub"
+            raise ValueError(f"dataset: there is no folder {name}; expected {built}")
+    if len(set(names)) < len(names) or (len(names) > 1 and ours.streaming):
+        raise ValueError(f"dataset: got {ours.dataset}, expected different ones, and one alone with --streaming")
+    folds, fold = 1 if ours.folds is None else ours.folds, 1 if ours.fold is None else ours.fold
+    if folds < 1 + (ours.folds is not None) or not 1 <= fold <= folds or (folds > 1 and ours.streaming):
+        got = f"{ours.folds} and {ours.fold}"
+        raise ValueError(f"folds, fold: got {got}, expected 2 or more, one of them, and no --streaming")
+
+
+def dataset_names(dataset: str) -> list[str]:
+    return [dataset] if Path(dataset.removeprefix("own:")).exists() else dataset.split("+")
 
 
 def _check_training(ours: MF2Arguments, training: "transformers.TrainingArguments") -> None:
     if "tensorboard" in (training.report_to or ()) and not transformers.integrations.is_tensorboard_available():
         raise ImportError("report_to: got tensorboard, which is not installed. Run `pip install tensorboard`")
+    if ours.folds and ours.fold is None and training.push_to_hub:
+        raise ValueError("push_to_hub: got True with --folds, expected one run: name its --fold")
     if not ours.streaming:
         return
     if ours.balance:

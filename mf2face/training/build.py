@@ -3,29 +3,33 @@
 import dataclasses
 import logging
 import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
+import timm
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from configuration_mf2.baselines import ComparedConfig
-from configuration_mf2.configuration_mf2 import MF2VisionConfig
+from configuration_mf2.configuration_mf2 import MF2Config, MF2VisionConfig
 from configuration_mf2.facs import LabelSet, resolve_label_set
 from configuration_mf2.json_files import read_json
-from mf2face.captions.styles import CAPTIONS, check_captions, with_rule_captions
+from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS, check_captions, with_rule_captions
 from mf2face.data.build.own import PREFIX, build_own
-from mf2face.data.examples import LABELS, MF2Examples
+from mf2face.data.examples import LABELS, MF2Examples, RowReader
+from mf2face.data.protocols import combine, complete_splits, fold_splits
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
 from mf2face.data.synthetic.subjects import is_rendered
 from mf2face.files import RELEASED
-from mf2face.training.arguments import MF2Arguments, Settings, read_options
+from mf2face.training.arguments import MF2Arguments, Settings, dataset_names, read_options
 from mf2face.training.finetuning import MF2Views
 from mf2face.training.stores import load_or_store
 from mf2face.training.tasks import SYSTEMS, TASKS
@@ -33,11 +37,13 @@ from mf2face.training.tower import TowerExamples
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
 from processing_mf2.augmentation import HEAVY, SLIGHT, MF2Augmentation
-from processing_mf2.processing_mf2 import MF2Processor
+from processing_mf2.processing_mf2 import MF2Processor, encode_texts
+from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 
 
 logger = logging.getLogger(__name__)
 
+CHOSEN = ", the epoch chosen on these images"
 AUGMENTATIONS = {"none": None, "light": MF2Augmentation(), "heavy": HEAVY}
 
 LANGUAGE_TOKENIZER = "language_tokenizer"
@@ -87,7 +93,13 @@ def trained_task(checkpoint: str, model: str) -> str:
 
 def build_model(settings: Settings, train_rows: Dataset | None = None) -> Parts:
     """A model, in most cases by `build_from_config`. train_rows: their labels tell how rare each AU is."""
-    return pkgutil.resolve_name(settings.task.built_by)(settings, train_rows)
+    parts = pkgutil.resolve_name(settings.task.built_by)(settings, train_rows)
+    if (dtype := settings.arguments.tower_dtype) != "float32":
+        tower = getattr(parts.model.base_model, "vision", None)
+        if tower is None or not tower.config.frozen:
+            raise ValueError(f"tower_dtype: got {dtype!r} without a frozen tower, expected 'float32'")
+        tower.to(getattr(torch, dtype))
+    return parts
 
 
 def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
@@ -108,7 +120,10 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
             config.au_class_weights = occurrence_weights(torch.tensor(train_rows["au_labels"][:]))
         else:
             logger.warning("au_class_weights: no labels to count before training begins; every AU counts 1")
-    processor = MF2Processor.for_model(config)
+    tokenizer = _pretrained_tokenizer(ours)
+    if tokenizer is not None:
+        config.vocab_size = len(tokenizer)
+    processor = MF2Processor.for_model(config, tokenizer)
     model = model_class(config)
     tower, blip2 = ours.vision_name_or_path, ours.qformer_name_or_path
     has_vision = blip2 is not None and tower is None and ours.model == "exp_blip"
@@ -124,12 +139,27 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
     return Parts(model, processor, processor.tokenizer)
 
 
+def _pretrained_tokenizer(ours: MF2Arguments) -> PreTrainedTokenizerBase | None:
+    """That of the named weights; None for our own, of the rule's captions."""
+    if ours.tokenizer_name_or_path is not None:
+        return load_bert_tokenizer(ours.tokenizer_name_or_path)
+    weights = [name for name in (ours.text_name_or_path, ours.qformer_name_or_path) if name is not None]
+    return tokenizer_of_weights(*weights) if weights else None
+
+
 def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: dict[str, Any]) -> PreTrainedConfig:
     ours, task = settings.arguments, settings.task
-    fields = {"label_set": ours.label_set}
+    fields: dict[str, Any] = {"label_set": ours.label_set}
+    tower = ours.vision_name_or_path
+    pixels = {}
+    if tower and not Path(tower).exists() and timm.is_model(tower):  # MAE's, say, has another mean than timm's own ViT
+        known = timm.get_pretrained_cfg(tower)
+        pixels = {"image_mean": list(known.mean), "image_std": list(known.std)}
     if not issubclass(config_class, ComparedConfig):
         shape = {"label_taught": ours.task == "tower_by_labels"} if task.saves == "tower" else tower_fields(ours)
-        fields["vision_config"] = {**shape, "frozen": task.trains != "all", **own.pop("vision_config", {})}
+        fields["vision_config"] = {**shape, "frozen": task.trains != "all", **pixels, **own.pop("vision_config", {})}
+    else:
+        fields |= pixels
     if "branches" not in task.unused:
         has_units = bool(resolve_label_set(ours.label_set).action_units)
         fields |= {"use_emo_branch": ours.branches != "au", "use_au_branch": ours.branches != "emo" and has_units}
@@ -171,35 +201,56 @@ def save_parts(folder: Path, parts: Parts, *, tower_alone: bool = False, half: b
 
 
 def load_splits(arguments: MF2Arguments) -> dict[str, Dataset]:
-    """The rows of each split; the column `split` says which, or the dataset's own splits do."""
-    drawn = {"seed": arguments.people_seed, "label_set": arguments.label_set}
-    source = arguments.dataset
-    if source.startswith(PREFIX):
-        template = arguments.landmarks == "template"
-        source = str(build_own(source.removeprefix(PREFIX), arguments.label_set, template=template))
+    """The rows to train, choose and report on: by the column `split` or the dataset's own splits, completed by people
+    (`complete_splits`), or of one fold. Where too few people are known, validation and test are the same object."""
+    names, divided = dataset_names(arguments.dataset), arguments.divide_splits
     if arguments.streaming:
-        return stream_splits(source, n=arguments.num_images, style=arguments.style, **drawn)
-    folder = Path(source)
-    if source == "synthetic":
-        rows = synthetic_faces(arguments.num_images, arguments.style, **drawn)
-    elif any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        drawn = {"style": arguments.style, **_synthetic_options(arguments)}
+        return stream_splits(_source(names[0], arguments), divided=divided, n=arguments.num_images, **drawn)
+    parts = {name: _load_rows(name, arguments) for name in names}
+    for name, splits in parts.items():
+        usable = len(splits) if arguments.folds else "train" in splits and (len(splits) > 1 or len(parts) > 1)
+        if not usable:
+            expected = "train, and validation or test, by a column `split` or by files of these names"
+            raise ValueError(f"dataset: {name} has rows in the splits {sorted(splits)}, expected {expected}")
+        if len(splits) > 1 and not arguments.folds:
+            parts[name] = complete_splits(splits, divided)
+    splits = parts[names[0]] if len(names) == 1 else combine(parts, arguments.label_set)
+    if arguments.folds:
+        rows = concatenate_datasets(list(splits.values())) if len(splits) > 1 else next(iter(splits.values()))
+        return fold_splits(rows, arguments.folds, arguments.fold)
+    if len(splits) < 3:
+        raise ValueError(f"dataset: {arguments.dataset} has no validation and no test split, expected one in some part")
+    return splits
+
+
+def _synthetic_options(arguments: MF2Arguments) -> dict[str, Any]:
+    return {"seed": arguments.people_seed, "label_set": arguments.label_set}
+
+
+def _source(name: str, arguments: MF2Arguments) -> str:
+    """The folder or name of a data set; of your own pictures, that of the data set which is built of them."""
+    if not name.startswith(PREFIX):
+        return name
+    template = arguments.landmarks == "template"
+    return str(build_own(name.removeprefix(PREFIX), arguments.label_set, template=template))
+
+
+def _load_rows(name: str, arguments: MF2Arguments) -> dict[str, Dataset]:
+    """The rows of one data set, by those of its splits that have any."""
+    source = _source(name, arguments)
+    if name == "synthetic":
+        rows = synthetic_faces(arguments.num_images, arguments.style, **_synthetic_options(arguments))
+    elif any((Path(source) / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
         rows = datasets.load_from_disk(source)
     else:
         rows = datasets.load_dataset(source)
-    if isinstance(rows, dict):
-        splits = {name: rows[name] for name in SPLITS if name in rows}
-    else:
-        names = rows["split"][:]
-        splits = {name: rows.select([i for i, split in enumerate(names) if split == name]) for name in SPLITS}
-        if arguments.dataset != "synthetic":
+    if not isinstance(rows, dict):
+        if name != "synthetic" and not arguments.folds:
             check_leaks(rows)
-    splits = {name: part for name, part in splits.items() if len(part)}
-    if "train" not in splits or len(splits) < 2:
-        expected = "train, and validation or test, by a column `split` or by files of these names"
-        raise ValueError(f"dataset: {arguments.dataset} has rows in the splits {sorted(splits)}, expected {expected}")
-    splits.setdefault("validation", splits.get("test"))
-    splits.setdefault("test", splits["validation"])
-    return splits
+        sides = rows["split"][:]
+        rows = {side: rows.select([i for i, one in enumerate(sides) if one == side]) for side in SPLITS}
+    return {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
 
 
 def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
@@ -213,11 +264,11 @@ def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def name_data(dataset: str, rows: Dataset) -> tuple[bool, str]:
-    """Whether the faces are drawn, and what figures on these test rows are to be called."""
+def name_data(dataset: str, rows: Dataset, chosen: bool = False) -> tuple[bool, str]:
+    """Whether the faces are drawn, and what figures on these test rows are to be called. chosen: on these rows."""
     corpora = set(rows["corpus"][:]) if "corpus" in rows.column_names else set()
     synthetic = dataset == "synthetic" or corpora == {CORPUS}
-    return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images"
+    return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images{CHOSEN * chosen}"
 
 
 def caption_columns(settings: Settings, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -231,14 +282,15 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     columns, ours = caption_columns(settings, config), settings.arguments
     if columns and ours.captions_by_rule:
         labels, seed = LabelSet(tuple(config.action_units), tuple(config.emotions)), settings.training.seed
-        splits = {name: with_rule_captions(rows, columns, labels, seed=seed) for name, rows in splits.items()}
+        written = {id(rows): with_rule_captions(rows, columns, labels, seed=seed) for rows in splits.values()}
+        splits = {name: written[id(rows)] for name, rows in splits.items()}  # what was one object stays one
     if columns and (settings.trains or settings.task.measures == "captions"):
         check_captions(splits["train" if settings.trains else "test"], columns, SYSTEMS[ours.model].title)
     return dict(splits)
 
 
-def store_root(kind: str) -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / f"mf2_{kind}"
+def store_root(kind: str, stores: Path | None = None) -> Path:
+    return (stores or Path(datasets.config.HF_DATASETS_CACHE)) / f"mf2_{kind}"
 
 
 def store_options(settings: Settings) -> dict[str, Any]:
@@ -251,17 +303,70 @@ def store_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+CAPTIONS_COUNTED = 4096
+
+
+def fit_caption_lengths(
+    settings: Settings, parts: Parts, rows: Dataset | IterableDataset, columns: tuple[str, ...] = ()
+) -> dict[str, float]:
+    """Raises the limits of a new model to what 99 % of the training captions need, counted on up to `CAPTIONS_COUNTED`
+    images. -> the share of images whose caption is cut all the same, by column."""
+    ours, processor, config = settings.arguments, parts.processor, parts.model.config
+    if isinstance(rows, Dataset):
+        rows = rows.select(np.unique(np.linspace(0, len(rows) - 1, CAPTIONS_COUNTED).astype(int)))
+    rows = rows.select_columns([name for name in rows.column_names if name in (*LABELS, *CAPTIONS, *columns)])
+    rows = list(rows if isinstance(rows, Dataset) else rows.take(CAPTIONS_COUNTED // 4))
+    reader = RowReader(
+        {**rows[0], "image": None}, processor, texts=_texts(settings, columns), warned={*LABELS, *CAPTIONS}
+    )
+    limits = {"text": "emotion_max_length", "au_sentences": "au_max_length", "key_au_captions": "au_max_length"}
+    found: dict[str, np.ndarray] = {}
+    for column in reader.captions:
+        if PROCESSOR_INPUTS[column] == "au_sentences":
+            texts = [reader.sentences(column, row, index, 0) for index, row in enumerate(rows)]
+        else:
+            texts = [[row[column] or ""] for row in rows]
+        words = sorted({text for some in texts for text in some})
+        length = dict(zip(words, map(len, encode_texts(processor.tokenizer, words, sys.maxsize, column)), strict=True))
+        found[column] = np.array([sum(length[text] for text in some) for some in texts])
+    fixed = ours.model_name_or_path or not isinstance(config, MF2Config)
+    for column, lengths in found.items():
+        name = limits[PROCESSOR_INPUTS[column]]
+        if not fixed and not any(option.startswith(f"{name}=") for option in ours.model_options):
+            longest = min(branch.max_position_embeddings for branch in (config.emo_config, config.au_config))
+            needed = int(np.percentile(lengths, 99, method="higher"))
+            limit = min(max(getattr(config, name), needed), longest)
+            setattr(config, name, limit), setattr(processor, name, limit)
+    shares = {}
+    for column, lengths in found.items():
+        limit = getattr(config, limits[PROCESSOR_INPUTS[column]])
+        shares[f"captions_cut/{column}"] = float((lengths > limit).mean())
+        cut, level = (lengths > limit).sum(), logging.WARNING if (lengths > limit).mean() > 0.01 else logging.INFO
+        counts = (column, lengths.max(), limit, cut, len(lengths))
+        logger.log(level, "%s: at most %d tokens, the limit is %d: %d of %d are cut", *counts)
+    return shares
+
+
+def _texts(settings: Settings, columns: tuple[str, ...]) -> bool | tuple[str, ...]:
+    """Which captions examples have: MF²'s three, none, or the columns of a compared system."""
+    if settings.arguments.model in SYSTEMS:
+        return columns
+    return settings.arguments.use_captions and "captions" in settings.task.learns
+
+
 def build_examples(
-    settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...] = ()
+    settings: Settings,
+    parts: Parts,
+    splits: Mapping[str, Dataset],
+    columns: tuple[str, ...] = (),
+    stores: Path | None = None,
 ) -> dict[str, MF2Examples]:
-    """columns: of text, for a compared system."""
+    """columns: of text, for a compared system. stores: the folder of stored outputs, if not that of all runs."""
     ours, task, training = settings.arguments, settings.task, settings.training
     tower = parts.model.base_model.vision if ours.store_vision else None
     if tower is not None and not tower.config.frozen:
         raise ValueError("store_vision: got True with a tower that is trained, expected False: its output changes")
-    texts: bool | tuple[str, ...] = columns
-    if ours.model not in SYSTEMS:
-        texts = ours.use_captions and "captions" in task.learns
+    texts = _texts(settings, columns)
     # What a dataset lacks is logged once, not for each split or by each process.
     warned = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
     shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "warned": warned}
@@ -269,6 +374,8 @@ def build_examples(
     for name in splits if task.measures else ("train",):
         rows, learning = splits[name], name == "train"
         augment = AUGMENTATIONS[ours.augment] if learning else None
+        if ours.augment == "light" and augment is not None:
+            augment = replace(augment, **task.augmentation)
         if task.measures == "rendering":
             grid = parts.model.config.vision_config.grid_size
             examples[name] = TowerExamples(rows, parts.processor, grid, augment, training.seed)
@@ -281,7 +388,7 @@ def build_examples(
         made = MF2Examples(rows, parts.processor, **own)
         if tower is not None:
             plain = MF2Examples(rows, parts.processor, texts=False, warned=warned)
-            made.stored = load_or_store(tower, [plain], store_root("vision"), **store_options(settings))
+            made.stored = load_or_store(tower, [plain], store_root("vision", stores), **store_options(settings))
         if learning and ours.views > 1:
             # Every other view is mirrored.
             slight = {number: replace(SLIGHT, flip=float(number % 2)) for number in range(1, ours.views)}

@@ -34,8 +34,8 @@ from mf2face.data.metrics import confusion_scores
 from mf2face.data.reference_scores import BASELINES
 from mf2face.data.synthetic.faces import CORPUS
 from mf2face.files import MODEL_CARDS, write_whole
-from mf2face.training.arguments import Settings
-from mf2face.training.build import LANGUAGE_TOKENIZER
+from mf2face.training.arguments import Settings, dataset_names
+from mf2face.training.build import CHOSEN, LANGUAGE_TOKENIZER
 from mf2face.training.evaluation import EMOTION_FOUR, UNIT_TWO
 from mf2face.training.language import LANGUAGE_FIGURES
 from mf2face.training.reliability import EVIDENCE, LEVELS
@@ -232,12 +232,12 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
         "kind": settings.task.saves,
         "system": ours.model,
         "name": training.hub_model_id or settings.folder.resolve().name,
-        "dataset": CORPUS if drawn else _public(ours.dataset),
+        "dataset": CORPUS if drawn else " + ".join(map(_public, dataset_names(ours.dataset))),
         "synthetic": bool(synthetic),
         "drawn": {name: getattr(ours, name) for name in ("style", "people_seed", "num_images")} if drawn else {},
         "started_from": {part: _public(name) for part, name in sources.items()},
         "base_models": [name for name in sources.values() if _is_hub_name(name)],
-        "settings": _settings_shown(settings, captions),
+        "settings": _settings_shown(settings, captions, figures),
         "cost": {name: figures[name] for name in ("cpu_seconds", "wall_seconds") if name in figures},
         "energy_kwh": None,
         "processes": training.world_size,
@@ -246,12 +246,14 @@ def run_facts(settings: Settings, figures: Figures, *, synthetic: bool, captions
     }
 
 
-def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, Any]:
+def _settings_shown(settings: Settings, captions: Sequence[str], figures: Mapping[str, float]) -> dict[str, Any]:
     ours, training, task = settings.arguments, settings.training, settings.task
     compared, steps, warmup = task.saves == "compared", training.max_steps, training.warmup_steps
+    cut = {name.partition("/")[2]: share for name, share in figures.items() if name.startswith("captions_cut/")}
     learns_captions = ours.align or (ours.use_captions and "captions" in task.learns)
     shown = {
         "system": SYSTEMS[ours.model].title if compared else None,
+        "preset": f"{ours.preset}, but {changed}" if ours.preset and (changed := settings.deviations) else ours.preset,
         "task": ours.task,
         "label set": ours.label_set,
         "branches": None if compared else ours.branches,
@@ -260,6 +262,8 @@ def _settings_shown(settings: Settings, captions: Sequence[str]) -> dict[str, An
         "tower taught by labels": ours.task == "tower_by_labels" if task.saves == "tower" else None,
         "features": None if "features" in task.unused else ours.features,
         "captions used": (", ".join(captions) or False) if compared else learns_captions,
+        "captions cut at their limit": ", ".join(f"{share:.1%} of {name}" for name, share in cut.items()) or None,
+        "fold tested on": f"{ours.fold} of {ours.folds}" if ours.folds else None,
         "views of an image": ours.views if ours.views > 1 else None,
         "adapter options": ", ".join(ours.adapter_options) or None,
         "states stored as": None if ours.no_store else ours.store_dtype,
@@ -404,13 +408,14 @@ _OVERALL_NAMES |= {key: f"emotion {words.removeprefix('emotion ')}" for key, wor
 
 def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
     """Every AU's F1 and the emotion scores, each with its threshold, its interval and the protocol."""
+    chosen = CHOSEN if figures.get("chosen_on_test_images") else ""
     dataset = {
         "task_type": "image-classification",
         "task_name": _TOWER_TASK_NAME if run["kind"] == "tower" else _TASK_NAME,
         "dataset_type": re.sub(r"[^\w./-]+", "-", run["dataset"]).lower(),
         "dataset_name": f"{run['dataset']}{' (synthetic, drawn faces)' if run['synthetic'] else ''}",
         "dataset_split": "test",
-        "dataset_args": {"protocol": "subjects unseen in training", **run["drawn"]},
+        "dataset_args": {"protocol": f"subjects unseen in training{chosen}", **run["drawn"]},
     }
     types = ("f1", "f1", "accuracy", "recall", "f1", "accuracy")
     overall = {key: (kind, name) for (key, name), kind in zip(_OVERALL_NAMES.items(), types, strict=True)}

@@ -6,23 +6,28 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from configuration_mf2.json_files import read_json
-from mf2face.files import disk_full, is_disk_full, locked, remove_leftovers, write_whole
+from mf2face.files import disk_full, is_disk_full, locked, remove_leftovers, whole_file, write_whole
 
 
 logger = logging.getLogger(__name__)
 
 _COMPLETE = "complete.json"
 BEGUN = "begun.json"
+_METADATA = {"format": "pt"}
 
 
 def from_first_process(value: object) -> object:
@@ -147,6 +152,29 @@ def disk_may_be_full(written: Callable[[], Path]) -> Iterator[None]:
             f"the same command then {further}"
         )
         raise disk_full(folder.parent, advice, size) from error
+
+
+_TRAINED = "model-trained.safetensors"
+
+
+def add_frozen_weights(folder: Path, frozen: Mapping[str, torch.Tensor], digest: str) -> None:
+    """Completes a checkpoint that holds trained weights alone: the frozen ones are one file on disk, named by their
+    hash, to which every checkpoint of the run has a (hard) link. `from_pretrained` reads it as a sharded checkpoint."""
+    file = folder / f"model-frozen-{digest}.safetensors"
+    size = sum(tensor.nbytes for tensor in frozen.values())
+    for other in folder.parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{file.name}"):
+        if not file.exists() and other.stat().st_size > size:
+            with suppress(OSError):  # a file system without links: another copy
+                os.link(other, file)
+    if not file.exists():
+        with whole_file(file, shared=True) as part:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in frozen.items()}, part, _METADATA)
+    (folder / SAFE_WEIGHTS_NAME).replace(folder / _TRAINED)
+    with safe_open(folder / _TRAINED, framework="pt") as trained:
+        places = dict.fromkeys(trained.keys(), _TRAINED) | dict.fromkeys(frozen, file.name)
+    total = size + (folder / _TRAINED).stat().st_size
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_whole(folder / SAFE_WEIGHTS_INDEX_NAME, json.dumps(index, indent=1))
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:

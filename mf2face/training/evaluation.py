@@ -123,7 +123,10 @@ def draw_scores(folder: str | Path, scores: Mapping, config: MF2Config, data: st
 
 def _draw_units(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     key = "au_f1_tuned" if "au_f1_tuned_macro" in scores else "au_f1"
-    names = [name for name in config.action_units if f"{key}/{name}" in scores]
+    absent = scores.get("au_no_positive", ())
+    names = [name for name in config.action_units if f"{key}/{name}" in scores and name not in absent]
+    if not names:
+        return
     values = np.array([scores[f"{key}/{name}"] for name in names])
     bounds = np.array([scores["intervals"].get(f"{key}/{name}", (v, v)) for name, v in zip(names, values, strict=True)])
     prevalence = np.array([scores[f"au_prevalence/{name}"] for name in names])
@@ -139,7 +142,9 @@ def _draw_units(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
 
 def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     counts = np.asarray(scores["emotion_confusion"], dtype=float)
-    display = ConfusionMatrixDisplay(counts / counts.sum(axis=1, keepdims=True).clip(1), display_labels=config.emotions)
+    there = np.flatnonzero(counts.sum(0) + counts.sum(1))  # neither labelled nor answered: left out
+    shares, names = counts / counts.sum(axis=1, keepdims=True).clip(1), [config.emotions[i] for i in there]
+    display = ConfusionMatrixDisplay(shares[np.ix_(there, there)], display_labels=names)
     style = {"cmap": "cividis", "colorbar": False, "values_format": ".2f", "im_kw": {"vmin": 0, "vmax": 1}}
     display.plot(ax=axis, xticks_rotation=60, text_kw={"fontsize": 7}, **style)
     axis.set(xlabel="answered", ylabel="labelled", title=f"top-1 {scores['emotion_top1']:.3f}, shares of a row")

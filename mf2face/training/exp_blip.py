@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ def build_classifier_of(settings: Settings, train_rows: Dataset | None) -> Parts
     if not settings.trains:
         return build_from_config(settings, train_rows)
     ours = settings.arguments
+    if ours.model_name_or_path is None:  # an image encoder that no caption has touched
+        own = ["features=vision", f"frozen_features={settings.task.trains == 'heads'}", *ours.model_options]
+        return build_from_config(replace(settings, arguments=replace(ours, model_options=own)), train_rows)
     fields = read_options("model_options", ours.model_options, ExpBlipConfig)
     how = {"features": ours.features, "label_set": ours.label_set, "linear_probe": settings.task.trains == "heads"}
     return build_classifier(ours.model_name_or_path, **how | fields)

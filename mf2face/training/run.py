@@ -1,21 +1,29 @@
 """From settings to a saved, measured model: the one path that all tasks, sizes and data sets take."""
 
+import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedModel, set_seed
 
 from mf2face.data.examples import MF2Collator, MF2Examples
 from mf2face.data.metrics import tune_thresholds
 from mf2face.data.reference_scores import BASELINES, baseline_scores
+from mf2face.files import write_whole
 from mf2face.training.arguments import Settings
 from mf2face.training.build import (
     Parts,
     build_examples,
     build_model,
     caption_columns,
+    fit_caption_lengths,
     load_splits,
     name_data,
     save_parts,
@@ -65,7 +73,34 @@ def run(settings: Settings) -> dict[str, float]:
     if settings.arguments.adapter_options:  # a wrong one is an error before anything is drawn
         peft_config(settings.arguments.task, settings.arguments.adapter_options)
     with sole_user(settings.training):
+        if settings.arguments.folds and settings.arguments.fold is None:
+            return _run_folds(settings)
         return _run(settings)
+
+
+def _run_folds(settings: Settings) -> dict[str, float]:
+    """A run for each fold of people, in folders of its own. -> the means, and each spread (standard deviation)."""
+    runs, count = [], settings.arguments.folds
+    for fold in range(1, count + 1):
+        training = copy.copy(settings.training)
+        training.output_dir = str(settings.folder / f"fold_{fold}")
+        runs.append(_run(replace(settings, arguments=replace(settings.arguments, fold=fold), training=training)))
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    values = {name: np.array([run[name] for run in runs], float) for name in names}
+    figures = {name: float(each.mean()) for name, each in values.items()}
+    figures |= {f"{name}/sd": float(each.std(ddof=1)) for name, each in values.items()}
+    shown = [
+        name for name in names if name in (*UNIT_TWO, *EMOTION_FOUR) or name.startswith(("au_f1/", "au_f1_tuned/"))
+    ]
+    lines = [f"{'score':<32} {'mean':>7} {'sd':>7}  {count} folds of people, {settings.arguments.dataset}"]
+    for name in shown:
+        each = "  ".join(f"{value:.4f}" for value in values[name])
+        lines.append(f"{name:<32} {figures[name]:7.4f} {figures[f'{name}/sd']:7.4f}  {each}")
+    if PartialState().is_main_process:
+        write_scores(settings.folder, figures, {})
+        write_whole(settings.folder / "metrics.txt", "\n".join(lines) + "\n")
+        print("\n".join(["", *lines]))
+    return figures
 
 
 def _run(settings: Settings) -> dict[str, float]:
@@ -79,13 +114,12 @@ def _run(settings: Settings) -> dict[str, float]:
     ours, task = settings.arguments, settings.task
     if settings.push_to_hub and task.saves == "adapter":
         check_base(ours.model_name_or_path)
-    splits = load_splits(ours)
-    parts = build_model(settings, splits["train"])
-    labels = stage_one_config(parts.model.config)
-    splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
-    trainer, examples = _trainer(settings, parts, splits, columns)
-    figures = _train(trainer, settings, cost) if settings.trains else {}
+    parts, splits, labels, columns, figures = load_parts(settings, load_splits(ours))
+    trainer, examples = make_trainer(settings, parts, splits, columns)
+    figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
+    if ours.tower_dtype != "float32" and task.saves != "adapter":
+        parts.model.base_model.vision.float()  # one precision in a file, and in what is measured
     if ours.save_half:
         round_to_half(parts.model)
     scores = {}
@@ -96,6 +130,8 @@ def _run(settings: Settings) -> dict[str, float]:
     elif task.measures == "labels":
         scores = _measure_labels(settings, parts, trainer, examples, splits)
         figures["inference_cpu_seconds"] = inference_seconds(trainer, splits["test"], parts.processor)
+    if settings.trains and splits["validation"] is splits["test"]:
+        figures["chosen_on_test_images"] = 1.0
     figures |= {
         "train_images": images_seen(settings.training) if ours.streaming else len(splits["train"]),
         "test_images": len(splits["test"]),
@@ -112,24 +148,48 @@ def _run(settings: Settings) -> dict[str, float]:
     return {**{name: value for name, value in scores.items() if isinstance(value, float)}, **figures}
 
 
-def _trainer(
-    settings: Settings, parts: Parts, splits: Mapping[str, Dataset], columns: tuple[str, ...]
+class Loaded(NamedTuple):
+    parts: Parts
+    splits: dict[str, Dataset]
+    """With the captions that the model learns from."""
+    labels: PreTrainedConfig
+    columns: tuple[str, ...]
+    captions_cut: dict[str, float]
+
+
+def load_parts(settings: Settings, splits: dict[str, Dataset]) -> Loaded:
+    """The model, and the rows and columns of text that it learns from."""
+    parts = build_model(settings, splits["train"])
+    labels = stage_one_config(parts.model.config)
+    splits, columns = with_captions(settings, splits, labels), caption_columns(settings, labels)
+    reads = settings.trains and settings.task.measures in ("labels", None)
+    cut = fit_caption_lengths(settings, parts, splits["train"], columns) if reads else {}
+    return Loaded(parts, splits, labels, columns, cut)
+
+
+def make_trainer(
+    settings: Settings,
+    parts: Parts,
+    splits: Mapping[str, Dataset],
+    columns: tuple[str, ...],
+    stores: Path | None = None,
 ) -> tuple[MF2Trainer, dict[str, MF2Examples]]:
+    """stores: the folder of stored outputs, if not that of all runs."""
     ours, task, training = settings.arguments, settings.task, settings.training
     if task.measures == "captions":
-        examples = build_examples(settings, parts, splits)
+        examples = build_examples(settings, parts, splits, stores=stores)
         learned = {name: made.dataset[columns[0]][:] for name, made in examples.items() if settings.trains}
         faces = {name: CaptionedFaces(examples[name], captions) for name, captions in learned.items()} or examples
         return caption_trainer(parts, training, faces["train"], faces["validation"]), examples
-    examples = build_examples(settings, parts, splits, columns)
+    examples = build_examples(settings, parts, splits, columns, stores)
     if ours.align and not examples["train"].captions:
         raise ValueError(f"align: the data set {ours.dataset} has no captions to align with, or --use_captions False")
     model = parts.model
     if task.trains in ("adapter", "heads"):
-        model = adapt(model, ours.task, ours.adapter_options)
+        model = adapt(model, ours.task, ours.adapter_options, ours.dfn_states)
     if not ours.no_store:
-        how = store_options(settings)
-        examples = {name: with_states(model, made, store_root("states"), **how) for name, made in examples.items()}
+        root, how = store_root("states", stores), store_options(settings)
+        examples = {name: with_states(model, made, root, **how) for name, made in examples.items()}
     learned = examples["train"]
     if ours.balance and settings.trains:
         learned = BalancedExamples(learned, splits["train"]["emotion"][:])
@@ -142,7 +202,7 @@ def _trainer(
         compute_metrics=metrics_for_trainer(parts.model.config),
         callbacks=[EarlyStoppingCallback(5)] if training.load_best_model_at_end else [],
     )
-    trainer.layer_decay = task.layer_decay
+    trainer.layer_decay, trainer.limits_warmup = task.layer_decay, "warmup_steps" not in settings.given
     return trainer, examples
 
 
@@ -216,6 +276,14 @@ def measure(
     return scores
 
 
+_NEXT = {
+    "model": "mf2 PHOTO.jpg --model {folder}",
+    "adapter": "mf2 PHOTO.jpg --adapter {folder}",
+    "tower": "python train.py --vision_name_or_path {folder}",
+    "compared": "python train.py --model {model} --task evaluate --model_name_or_path {folder}",
+}
+
+
 def _write(
     settings: Settings,
     parts: Parts,
@@ -227,7 +295,7 @@ def _write(
 ) -> None:
     """The run's files. metrics.json comes after the weights: a run that has one counts as finished."""
     folder, ours = settings.folder, settings.arguments
-    synthetic, data = name_data(ours.dataset, test_rows)
+    synthetic, data = name_data(ours.dataset, test_rows, "chosen_on_test_images" in figures)
     if settings.trains:
         parts.processor.au_thresholds = getattr(parts.model.config, "au_thresholds", None)
         save_parts(folder, parts, tower_alone=settings.task.saves == "tower", half=ours.save_half)
@@ -240,5 +308,7 @@ def _write(
     print(tables(scores))
     named = {f"baseline/{name}": words for name, words in BASELINES.items()} | LANGUAGE_FIGURES
     print("\n".join(["", *(f"{name:<40} {scores[name]:6.3f}  {named[name]}" for name in named if name in scores)]))
+    if settings.trains:
+        print(f"\nsaved: {folder}\nnext: {_NEXT[settings.task.saves].format(folder=folder, model=ours.model)}")
     if settings.push_to_hub:
         print(f"\npublished: {publish(folder, settings.training, settings.hub_token)}")

@@ -194,11 +194,19 @@ def backbone_fingerprint(model: nn.Module) -> str:
         if isinstance(module, adapters) or getattr(module, "is_dfn_port", False)
     )
     heads = {*getattr(model, "adapter_heads", {}).get("all", [])}
+    return weights_digest(
+        {
+            name.removeprefix("base_model.model."): tensor
+            for name, tensor in model.state_dict().items()
+            if not name.startswith(own) and not heads & set(name.split("."))
+        }
+    )
+
+
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Of names, types, shapes and numbers."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if name.startswith(own) or heads & set(name.split(".")):
-            continue
-        name = name.removeprefix("base_model.model.")
+    for name, tensor in weights.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
@@ -384,7 +392,7 @@ class _Build:
     def _compute(self, model: nn.Module, loader: DataLoader, bar: tqdm) -> None:
         parts, dtype = [], _DTYPES[self.options.dtype]
         for rows, inputs in loader:
-            parts.append(_packed(frozen_outputs(model, inputs, self.options), dtype))
+            parts.append(packed_outputs(frozen_outputs(model, inputs, self.options), dtype))
             number = rows[0] // self.plan["shard_rows"]
             if rows[-1] == self._rows_of(number)[-1]:
                 self._write(number, parts)
@@ -450,7 +458,7 @@ def _collate(rows: list[tuple[int, dict[str, torch.Tensor]]]) -> tuple[list[int]
     return [row for row, _ in rows], default_collate([inputs for _, inputs in rows])
 
 
-def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def packed_outputs(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     packed = {name: (t if name in _EXACT else t.to(dtype)).cpu().contiguous() for name, t in states.items()}
     for name, tensor in packed.items():
         if not torch.isfinite(tensor).all():

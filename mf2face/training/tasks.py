@@ -48,7 +48,48 @@ COMMON: Mapping[str, Any] = {
     "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
 }
 PAPER = {"learning_rate": 1e-4, "warmup_steps": 2000, "num_train_epochs": 30, "per_device_train_batch_size": 56}
+SMALL = {"learning_rate": 5e-4, "warmup_steps": 0.1, "num_train_epochs": 10, "per_device_train_batch_size": 64}
 TINY = {"learning_rate": 2e-3, "warmup_steps": 50, "num_train_epochs": 4, "per_device_train_batch_size": 64}
+WARMUP_SHARE = 0.1
+"""Of a run so short that the default warm-up would be more than a third of it."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that belong together, by `--preset`."""
+
+    options: Mapping[str, Any]
+    """Ours: another value beside the preset is an error."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """TrainingArguments, before the task's defaults; what is given on the command line goes first, and the card says
+    so."""
+
+
+# Table VI's batch of 56 in parts; precision, checkpointing and parts are ours, so that a run fits on one A6000 (48 GB).
+_FITS = {"bf16": True, "activation_checkpointing": True, "dataloader_num_workers": 4}
+# A tower reads one vector a state, as IISAN's read a CLS token: a text's [CLS], and the mean of the queries.
+_PAPER_DFN = ('pathways=["visual", "language"]', 'pooling={"visual": "mean", "language": "cls"}', "layers=7")
+_PAPER_DFN += ("bottleneck=64", "dropout=0.0", "readout=add")
+PRESETS: Mapping[str, Preset] = {
+    "paper-giant": Preset(
+        {"model_size": "giant", "tower_dtype": "bfloat16"},
+        {
+            **_FITS,
+            "per_device_train_batch_size": 14,
+            "gradient_accumulation_steps": 4,
+            "per_device_eval_batch_size": 32,
+        },
+    ),
+    "paper-base": Preset(
+        {"model_size": "base", "tower_dtype": "bfloat16"},
+        {**_FITS, "per_device_train_batch_size": 28, "gradient_accumulation_steps": 2},
+    ),
+    "small": Preset({"model_size": "small"}),
+    "tiny": Preset({"model_size": "tiny"}),
+    # All four towers learn: those of text by the contrastive loss, so that captions are needed and nothing is stored.
+    "paper-dfn": Preset({"task": "dfn", "align": True, "adapter_options": list(_PAPER_DFN)}, PAPER),
+    "paper-vl-fau": Preset({"model": "vl_fau", "model_size": "base", "augment": "light"}),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +112,8 @@ class Task:
     saves: Literal["model", "tower", "adapter", "compared"] = "model"
     pipeline_tag: str = "image-classification"
     layer_decay: float | None = None
+    augmentation: Mapping[str, float] = field(default_factory=dict)
+    """What `--augment light` changes otherwise than by default."""
     unused: tuple[str, ...] = ()
     """Options that would have no effect, and are refused."""
     output: str = "mf2"
@@ -85,16 +128,17 @@ class Task:
         return pkgutil.resolve_name(self.builds)
 
     def training_defaults(self, size: str) -> dict[str, Any]:
-        own = {**TINY, **self.defaults, **self.tiny} if size == "tiny" else {**PAPER, **self.defaults, **self.full_size}
-        return {**COMMON, "output_dir": f"outputs/{self.output}", **own}
+        of_size = {"tiny": TINY, "small": SMALL}.get(size, PAPER)
+        own = self.tiny if size == "tiny" else self.full_size
+        return {**COMMON, "output_dir": f"outputs/{self.output}", **of_size, **self.defaults, **own}
 
 
 LAYER_DECAY = 0.95  # Exp-BLIP's supplement, Table 12
-_FOR_ADAPTERS = ("align", "adapter_options")
+_FOR_ADAPTERS = ("align", "adapter_options", "dfn_states")
 _FOR_EXP_BLIP = ("caption_set", "features", "language_model_name_or_path")
 _FIXED_INPUT = ("use_captions", "landmarks")
 _COMPARED_UNUSED = (*_FOR_ADAPTERS, "branches", "views")
-_NO_QFORMER = ("store_vision", "text_name_or_path", "qformer_name_or_path", *_FOR_EXP_BLIP)
+_NO_QFORMER = ("store_vision", "text_name_or_path", "qformer_name_or_path", "tokenizer_name_or_path", *_FOR_EXP_BLIP)
 
 _MF2 = Task(
     builds="modeling_mf2.modeling_mf2:MF2ForFaceAnalysis",
@@ -177,8 +221,8 @@ TASKS: Mapping[tuple[str, str], Task] = {
         output="dfn",
         tiny={"learning_rate": 3e-3},
     ),
-    ("mf2", "lora"): replace(_ADAPTER, output="lora"),
-    ("mf2", "ia3"): replace(_ADAPTER, output="ia3"),
+    ("mf2", "lora"): replace(_ADAPTER, output="lora", unused=(*_ADAPTER.unused, "dfn_states")),
+    ("mf2", "ia3"): replace(_ADAPTER, output="ia3", unused=(*_ADAPTER.unused, "dfn_states")),
     ("mf2", "linear_probe"): replace(
         _ADAPTER,
         trains="heads",
@@ -203,6 +247,7 @@ TASKS: Mapping[tuple[str, str], Task] = {
         learns=("captions", "labels"),
         captions={"vl_fau_global": "use_glga", "vl_fau_local": "use_llga"},
         unused=("streaming",),
+        augmentation=dict.fromkeys(("rotate", "brightness", "contrast", "saturation"), 0.0),  # crop, flip and cutout
         full_size={"num_train_epochs": 15, "per_device_train_batch_size": 64, "weight_decay": 5e-4},
     ),
     **_compared(

@@ -1,6 +1,7 @@
 """MF2Trainer: layer decay, streams, micro-batches of one step, sealed checkpoints, cost."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -16,19 +17,22 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from configuration_mf2.configuration_mf2 import LOSSES, TOWER_LOSSES
 from configuration_mf2.facs import UNKNOWN_LABEL
 from configuration_mf2.json_files import read_json
 from mf2face.data.examples import LABELS, MF2Collator, MF2Examples
 from mf2face.data.streaming import MF2StreamedExamples
-from mf2face.training.checkpoints import SealedCheckpoints, checkpoint_folder, disk_may_be_full
+from mf2face.training.checkpoints import SealedCheckpoints, add_frozen_weights, checkpoint_folder, disk_may_be_full
 from mf2face.training.grad_cache import MicroBatch, micro_batches
-from mf2face.training.tasks import LAYER_DECAY
+from mf2face.training.stores import weights_digest
+from mf2face.training.tasks import LAYER_DECAY, WARMUP_SHARE
 from modeling_mf2.weights import vision_name
 from processing_mf2.processing_mf2 import MF2Processor
 
+
+logger = logging.getLogger(__name__)
 
 _IN_TOWER = re.compile(r"(?:^backbone|(?:^|\.)(?:vision\.backbone|vision_model\.backbone|vision_model))\.(.+)$")
 
@@ -83,6 +87,8 @@ class MF2Trainer(Trainer):
             training.ddp_find_unused_parameters = leaves_parameters_unused(model, examples)
         super().__init__(*args, **kwargs)
         self.layer_decay: float | None = None
+        self._frozen_digest: str | None = None
+        self.limits_warmup = False
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
         self._batches: list[dict[str, Any]] = []  # of one step, before they know each other
@@ -98,6 +104,13 @@ class MF2Trainer(Trainer):
         if self.layer_decay is not None and self.optimizer is None:
             self.optimizer = layerwise_optimizer(self.model, self.args, self.layer_decay)
         return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, *args: Any, **kwargs: Any) -> Any:
+        if self.limits_warmup and 3 * self.args.warmup_steps > num_training_steps:
+            long = f"{self.args.warmup_steps} are more than a third of this run's {num_training_steps} steps"
+            logger.warning("warmup_steps: %s; %d %% of them are taken", long, 100 * WARMUP_SHARE)
+            self.args.warmup_steps = WARMUP_SHARE
+        return super().create_scheduler(num_training_steps, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         if not isinstance(self.train_dataset, MF2StreamedExamples):
@@ -121,11 +134,33 @@ class MF2Trainer(Trainer):
             self.train_dataset.batch_size = self.args.train_batch_size
             self.train_dataset.skip = step * self.args.gradient_accumulation_steps * self.args.train_batch_size
             self.args.ignore_data_skip = True
-        with disk_may_be_full(lambda: checkpoint_folder(self.args, self.state)):
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with disk_may_be_full(lambda: checkpoint_folder(self.args, self.state)):
+                result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except torch.OutOfMemoryError as error:
+            got = f"per_device_train_batch_size: {self.args.per_device_train_batch_size} images do not fit on"
+            advice = "the same command with --dry_run True says what does, and which options take less"
+            raise torch.OutOfMemoryError(f"{got} {self.args.device}; {advice}") from error
         if self.is_fsdp_enabled:
             self._join_shards()
         return result
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint of a run (an internal call) has its frozen weights in a file that all of them share."""
+        apart = _internal_call and isinstance(self.model, PreTrainedModel)
+        apart = apart and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad} if apart else {}
+        kept = self.model._keys_to_ignore_on_save if frozen else None
+        try:
+            if frozen:
+                self.model._keys_to_ignore_on_save = {*(kept or ()), *frozen}
+            super().save_model(output_dir, _internal_call)
+        finally:
+            if frozen:
+                self.model._keys_to_ignore_on_save = kept
+        if frozen and self.args.should_save:
+            self._frozen_digest = self._frozen_digest or weights_digest(frozen)
+            add_frozen_weights(Path(output_dir), frozen, self._frozen_digest)
 
     def _join_shards(self) -> None:
         """Gathers the trained model on every process."""

@@ -19,7 +19,7 @@ except ImportError as error:
 BRANCHES = ("emo", "au")
 KINDS = ("visual", "language", "vision")
 PATHWAYS = tuple(f"{kind}_{branch}" for kind in KINDS for branch in BRANCHES)
-POOLINGS = ("mean", "all")
+POOLINGS = ("mean", "cls", "all")
 READOUTS = ("add", "mix")
 ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 HEADS = ("task", "all", "none")
@@ -83,8 +83,9 @@ class DFNConfig(PeftConfig):
         pathways (`list[str]`): what towers read, each of `visual` (queries), `language` (text) and `vision` (the
             vision tower, earliest layers first: `vision_emo` all of it, `vision_au` each AU's region), with `_emo` or
             `_au`; without either, both. Those that no loss of the model reaches build no tower.
-        pooling (`str`, `int` or a dict by pathway): `"mean"` reads the mean over tokens, `"all"` every token, a number
-            so many means, each of tokens that follow one another (rows of a grid). Texts have no number.
+        pooling (`str`, `int` or a dict by pathway): `"mean"` reads the mean over tokens, `"cls"` the first token
+            (of texts and of a ViT `[CLS]`), `"all"` every token, a number so many means, each of tokens that follow one
+            another (rows of a grid). Texts have no number.
         readout (`str`): how all tokens reach the queries: by `"add"` the tower's result is added to the query that it
             is of (where tokens are not queries, its mean to each); by `"mix"` the tower works on a few slots, each a
             learned mean of the tokens, and each query gets a learned share of each slot (of regions: other means and

@@ -54,7 +54,7 @@ class DFNTower(nn.Module):
         self.shared = [layer for layer in self.layers if layer < shape.shared]
         self.pooling = config.of_pathway("pooling", pathway)
         tokens = self._tokens_read(pathway, shape)
-        self.pooled = self.pooling in ("mean", 1)
+        self.pooled = self.pooling in ("mean", "cls", 1)
         self.are_queries = self.kind == "visual" and tokens == port.tokens
         self.cells = nn.ModuleList(DFNCell(shape.width, config) for _ in self.layers)
         self.output = None
@@ -72,9 +72,9 @@ class DFNTower(nn.Module):
     def _tokens_read(self, pathway: str, shape: PathwayShape) -> int | None:
         """None where it differs from text to text."""
         if self.pooling in POOLINGS:
-            return 1 if self.pooling == "mean" else shape.tokens
+            return shape.tokens if self.pooling == "all" else 1
         if shape.tokens is None or self.pooling > shape.tokens:
-            expected = "'mean' or 'all'" if shape.tokens is None else f"at most its {shape.tokens} tokens"
+            expected = "'mean', 'cls' or 'all'" if shape.tokens is None else f"at most its {shape.tokens} tokens"
             raise ValueError(f"pooling: got {self.pooling} for {pathway!r}, expected {expected}")
         return self.pooling
 
@@ -94,6 +94,8 @@ class DFNTower(nn.Module):
             return states
         if not self.pooled:
             return [nn.functional.adaptive_avg_pool1d(state.mT, self.pooling).mT for state in states]
+        if self.pooling == "cls":
+            return [state[:, 0] for state in states]
         if mask is None:
             return [state.mean(dim=1) for state in states]
         shown = mask[..., None].to(states[0].dtype)

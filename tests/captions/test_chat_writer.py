@@ -61,6 +61,30 @@ def test_every_style_is_written_and_read_back(tmp_path, chat, style):
     assert (again.written, again.kept, again.requests, again.usd) == (0, 6, 0, 0)
 
 
+def test_the_paper_s_protocol_asks_for_each_caption_in_its_own_staged_prompt(tmp_path, chat):
+    writing, given = (
+        writer(chat, protocol="paper", send_images=True),
+        [*ROWS, CaptionRow("c/v/aus", [1] * 12, -1, ROWS[0].image)],
+    )
+    chat.bodies.clear()
+    assert writing.estimate(given).requests == 3 * 6 + 1
+    report = writing.write(given, tmp_path / "j")
+    assert (report.written, report.unlabelled, report.requests) == (19, 2, 19) and "19 captions written" in str(report)
+    roles = {tuple(message["role"] for message in body["messages"]) for body in chat.bodies}
+    assert roles == {("system", "user", "assistant", "user")}, "role, worked example, cue"
+    asked = [list(body["response_format"]["json_schema"]["schema"]["properties"]) for body in chat.bodies]
+    assert sorted(asked) == sorted([["au_caption"]] * 7 + [["emotion_caption"]] * 6 + [["key_au_caption"]] * 6)
+    assert all("image_url" in json.dumps(body) for body in chat.bodies)
+    *captions, without = writing.read(given, tmp_path / "j")
+    assert [one.id for one in captions] == [row.id for row in ROWS] and {one.writer for one in captions} == {"gpt-4o"}
+    assert all(list(one.texts) == list(STYLES["mfa"]) and all(one.texts.values()) for one in captions)
+    assert without.texts["au_caption"] and not without.texts["emotion_caption"]
+    assert writing.write(given, tmp_path / "j").kept == 19
+    assert list(writer(chat, send_images=True).read(ROWS, tmp_path / "j")) == [None] * 6
+    with pytest.raises(ValueError, match="protocol: got 'paper' with style 'mfa', send_images False"):
+        writer(chat, protocol="paper")
+
+
 def test_another_prompt_model_or_label_is_not_mixed_with_what_is_there(tmp_path, chat, caplog):
     writer(chat).write(ROWS, tmp_path / "j")
     assert not caplog.text

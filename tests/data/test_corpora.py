@@ -1,6 +1,7 @@
 """Licensed corpora in their own files: what is read, and how errors name file, line and field."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mf2face.data.corpora.frames import Video, every_and_changes, frames_on_disk
 from mf2face.data.corpora.images import AffectNet
 from mf2face.data.corpora.label_files import CorpusError, Listing, csv_rows, integer_table, read_text
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
-from mf2face.data.corpora.videos import BP4D, DISFA
+from mf2face.data.corpora.videos import DISFA, FOLDS
 
 
 def refused(match, *arguments, error=CorpusError, **options):
@@ -210,7 +211,7 @@ def test_disfa_is_active_from_two_and_has_its_folds(tmp_path):
     au12 = LABEL_SETS["disfa"].action_units.index("AU12")
     assert np.array_equal(low.au_labels[:, AUS.index("AU12")], frames.au_intensities[:, au12] >= 1)
     assert [video.official for video in frames.videos] == ["fold 1", "fold 3", "fold 2"]
-    assert len({number for fold in DISFA.folds for number in fold}) == 27
+    assert sorted(Counter(FOLDS["disfa"].values()).values()) == [9, 9, 9]
     for text, message in {
         "1,0\n2,6": "line 2, intensity: got 6, expected 0 to 5",
         "1,0\n2,1": "got 2 lines, expected 20 lines of the same frames",
@@ -234,7 +235,7 @@ def test_bp4d_codes_nine_as_unknown(tmp_path):
     assert frames.au_labels[1].tolist() == [1] * 12 and frames.counts["images_missing"] == 1
     assert frames.au_labels[2].tolist() == [0] * 4 + [-1] + [0] * 7
     assert frames.videos[0].subject == "F001" and frames.videos[0].official == "fold 1"
-    assert len({name for fold in BP4D.folds for name in fold.split()}) == 41
+    assert sorted(Counter(FOLDS["bp4d"].values()).values()) == [13, 14, 14]
     rows[3][12] = 5
     write_lines(file, header, *rows)
     refused("F001_T1.csv, line 5, AU12: got 5, expected 0, 1, or 9", "bp4d", tmp_path)

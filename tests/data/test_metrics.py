@@ -6,6 +6,7 @@ from sklearn import metrics as sk
 
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS
 from mf2face.data.metrics import (
+    FEWEST_POSITIVES,
     ActionUnitMetric,
     EmotionMetric,
     action_unit_intervals,
@@ -80,8 +81,16 @@ def test_emotion_scores_equal_scikit_learn(seed):
 
 
 def test_tuned_thresholds_are_the_best_there_are():
-    probabilities, labels, *_ = example(n=120, seed=3)
-    probabilities, labels = probabilities[:, :3].round(2), labels[:, :3]  # rounded: ties
+    probabilities, labels, *_ = example(n=400, seed=3)
+    often = (labels == 1).sum(0) >= FEWEST_POSITIVES
+    rare = ~often
+    rare[0] = True
+    labels[np.flatnonzero(labels[:, 0] == 1)[5:], 0] = 0  # five positive ones are left
+    tuned = tune_thresholds(probabilities, labels)
+    known = labels != -1
+    (pooled,) = tune_thresholds(probabilities[known][:, None], labels[known][:, None])
+    assert set(tuned[rare]) == {pooled}
+    probabilities, labels = probabilities[:, ~rare][:, :3].round(2), labels[:, ~rare][:, :3]  # rounded: ties
     for i, threshold in enumerate(tune_thresholds(probabilities, labels)):
         known = labels[:, i] != -1
         true, probability = labels[known, i], probabilities[known, i]

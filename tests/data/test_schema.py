@@ -9,9 +9,11 @@ from corpus_frames import all_frames, make_frames, write_aff_wild2
 from datasets import Dataset, Features, IterableDataset, load_from_disk
 
 from configuration_mf2.facs import EMOTIONS, LABEL_SETS
+from mf2face.data.build import mfa
 from mf2face.data.build.splits import (
     PAPER_PROTOCOL,
     balance_emotions,
+    differences_from_paper,
     official_splits,
     plan_mfa,
     split_units,
@@ -21,7 +23,15 @@ from mf2face.data.build.splits import (
 from mf2face.data.corpora.frames import Video
 from mf2face.data.corpora.label_files import CorpusError
 from mf2face.data.corpora.read import read_corpus
-from mf2face.data.schema import SPLIT_SIZES, check_leaks, describe_labels, described_labels, mfa_features, split_counts
+from mf2face.data.schema import (
+    SPLIT_SIZES,
+    SPLITS,
+    check_leaks,
+    describe_labels,
+    described_labels,
+    mfa_features,
+    split_counts,
+)
 
 
 @pytest.mark.parametrize("name", ["mfa", "disfa"])
@@ -156,6 +166,27 @@ def test_the_papers_counts(like_aff_wild2):
         counts = np.bincount(kept.emotion[sides == name], minlength=8)
         assert dict(zip(EMOTIONS, counts.tolist(), strict=True)) == dict.fromkeys(EMOTIONS, each)
     assert (kept.au_labels != -1).any(1).all()
+    assert differences_from_paper(split_counts_of(kept, split)) == []
+
+
+@pytest.mark.parametrize(("videos", "validation"), [(149, 17), (120, 14), (9, 1)])
+def test_the_papers_counts_are_aims_with_other_numbers_of_videos(like_aff_wild2, videos, validation):
+    frames = read_corpus("aff_wild2", like_aff_wild2, list_folder=all_frames(998))
+    kept, split = plan_mfa(frames.select(frames.video < videos), **PAPER_PROTOCOL)
+    counts = split_counts_of(kept, split)
+    assert (counts["train"]["videos"], counts["validation"]["videos"]) == (videos - validation, validation)
+    for name, most in PAPER_PROTOCOL["per_emotion"].items():
+        each = {counts[name][emotion] for emotion in EMOTIONS}
+        assert len(each) == 1 and 0 < each.pop() <= most
+    expected = {"train": 134, "validation": 17}
+    lines = [f"{k}: {counts[k]['videos']:,} videos, the paper has {n}" for k, n in expected.items()]
+    assert [line for line in lines if counts[line.split(":")[0]]["videos"] != expected[line.split(":")[0]]] == [
+        line for line in differences_from_paper(counts) if "videos" in line
+    ]
+
+
+def split_counts_of(frames, split):
+    return mfa.split_counts(frames, {name: np.flatnonzero(np.array(split) == name) for name in SPLITS})
 
 
 def test_folds_leave_somebody_to_tune_on():

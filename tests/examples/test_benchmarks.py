@@ -205,6 +205,9 @@ def test_inference_measures_the_command_its_memory_and_the_engines(inference: Mo
     pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("onnxscript")
     command = "--size tiny --only folder engines f1 memory --images 8 --rounds 1 --f1_faces 64 --video_minutes 0.2"
     figures = inference.main(command.split())
+    figures |= inference.main("--only routes compare --routes_faces 3 --compare_rows 1000".split())
+    assert figures["routes_max_difference"] <= 1e-3 and figures["routes_decisions_differ"] == 0
+    assert figures["routes_faces"] == 3 and 0 < figures["compare_seconds"] < 10
     wanted = ("folder_over_bare", "onnx_over_eager", "int8_over_eager", "memory_folder_ratio", "memory_video_ratio")
     assert all(figures[name] > 0 for name in wanted) and abs(figures["int8_f1_loss"]) < 0.05
 

@@ -21,6 +21,7 @@ from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mf2face.inference.explain.page import banner
 from mf2face.inference.model import EMBEDDED
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
@@ -221,7 +222,7 @@ def test_with_a_detector_each_face_has_its_box_and_the_largest_come_first() -> N
     look = seeing.look(picture, MODEL, words=False)
     assert look.left_out == 1 and look.faces[0].box == pytest.approx((60, 40, 150, 130))
     page = view.answer(look)
-    assert 'x="60.0" y="40.0" width="90.0" height="90.0"' in page and "the 1 largest of 2 faces" in page
+    assert 'x="60.0" y="40.0" width="90.0" height="90.0"' in page and "The 1 largest of 2 faces" in page
     with pytest.raises(Refused, match="No face was found"):
         seeing.look(picture, MODEL)
 
@@ -231,9 +232,9 @@ def test_the_answer_shows_every_figure_and_a_map_for_each_unit(engine: Any) -> N
     page = view.answer(look)
     for name, unit in look.faces[0].action_units.items():
         row = re.search(f'data-name="{name}".*?</button>', page, re.DOTALL)[0]
-        assert f"<span>{unit['probability']:.2f}<" in row and 'data-heat="data:image/png;base64,' in row
+        assert f"<span>{unit['probability']:.2f} " in row and 'data-heat="data:image/png;base64,' in row
         assert ("mf-row on" in page[page.index(row) - 60 : page.index(row)]) == unit["active"]
-    assert "trained on synthetic (drawn) faces" in page and "<b>mild</b>" in page
+    assert "with mild: trained on synthetic (drawn) faces" in banner(look.faces[0].about)
     assert look.faces[0].sentences["emotion"] in page
 
 
@@ -243,7 +244,8 @@ def test_names_are_never_code(engine: Any) -> None:
     columns, rows = engine.rows(picture, MODEL, "mild", aligned=True)
     for page in (
         view.answer(engine.look(picture, MODEL, aligned=True, words=False)),
-        view.table(columns, rows, [(name, name)], (True, name)),
+        view.table(columns, rows, [(name, name)]),
+        banner({"model": name, "adapter": name, "trained_on": name}),
         view.problem(name),
     ):
         assert "<img" not in page

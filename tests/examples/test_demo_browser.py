@@ -109,7 +109,7 @@ def visitor(served: tuple[str, Path]) -> Iterator[Visitor]:
 
 def test_upload_heat_adapter_and_what_is_no_picture(visitor: Visitor) -> None:
     page = visitor.page
-    assert "synthetic" in page.locator("#result .mf-banner").inner_text()
+    assert "synthetic" in page.locator("#about .mf-banner").inner_text()
     visitor.sends("mine.png", face_bytes(12))
     assert len(visitor.numbers()) == 12 and page.locator(".mf-verdict").is_visible()
 
@@ -176,7 +176,7 @@ def test_two_users_at_once_get_the_answers_of_their_own_adapters(served: tuple[s
             seen = []
             for name in ("sad", "surprised") * 3:
                 visitor.does(lambda name=name: visitor.page.click(f'[data-example="{name}"]'))
-                assert visitor.page.locator(".mf-foot b").nth(1).inner_text() == adapter
+                assert f"with {adapter}:" in visitor.page.locator("#about").inner_text()
                 seen.append(visitor.numbers())
             visitor.browser.close()
             return seen[:2], seen

@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from analysis_media import FakeCamera, FakeDetector, embedded, face_at, write_faces, write_video
+from analysis_media import FakeCamera, FakeDetector, embedded, face_at, write_cut_video, write_faces, write_video
 
 import mf2face
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.inference import analyze as analyze_mf2
 from mf2face.inference.analyze import BatchSize, analyze
-from mf2face.inference.annotate import AnnotatedVideo
+from mf2face.inference.annotate import AnnotatedVideo, FrameView
 from mf2face.inference.cli import main
 from mf2face.inference.media import Frame
 from mf2face.inference.model import AnalysisModel, load_model
@@ -84,7 +84,8 @@ def test_a_hundred_faces_in_a_picture_are_a_hundred_rows(tmp_path: Path) -> None
     bad = face_at(0, 0)
     bad.landmarks[:] = 7  # what a network may find in a wall
     summary = analyze(tmp_path / "crowd.png", detector=FakeDetector([[*crowd, bad]]), model=embedded(), batch_size=64)
-    assert [row["face_id"] for row in summary.rows] == list(range(100))
+    assert [row["face_id"] for row in summary.rows[:-1]] == list(range(100))
+    assert not has_face(summary.rows[-1]) and "one spot or one line" in summary.rows[-1]["error"]
     assert summary.rows[57]["FaceRectX"] == 280 and summary.left_out == 1
     assert "one spot or one line" in summary.skipped[0][1] and not summary.skipped[0][1].startswith("inputs")
 
@@ -128,6 +129,39 @@ def test_a_stopped_run_goes_on_to_what_an_unstopped_one_writes(tmp_path: Path, e
     assert again.frames == 0 and str(video) not in dict(again.skipped)
 
 
+def test_a_cut_ends_every_track_also_where_a_run_goes_on(tmp_path: Path) -> None:
+    video, still = write_cut_video(tmp_path / "v.avi"), [[face_at(20, 20)]] * 12
+    rows = analyze(video, detector=FakeDetector(still), model=embedded(), batch_size=1).rows
+    assert [(row["scene"], row["face_id"]) for row in rows] == [*[(0, 0)] * 7, *[(1, 1)] * 5]
+    whole = tmp_path / "whole.csv"
+    analyze(video, whole, detector=FakeDetector(still), model=embedded(), batch_size=1)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for left in (4, 7, 8, 9, 10):  # the header, and rows before, at and behind the cut
+        cut = tmp_path / f"{left}.csv"
+        cut.write_bytes(b"".join(lines[:left]))
+        about = json.loads(Path(f"{whole}.about.json").read_text())
+        Path(f"{cut}.about.json").write_text(json.dumps({**about, "finished": False, "bytes": 0}))
+        analyze(video, cut, detector=FakeDetector(still), model=embedded(), batch_size=1)
+        assert cut.read_bytes() == whole.read_bytes(), left
+
+
+def test_what_breaks_the_detector_or_the_model_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    class Breaks(FakeDetector):
+        def detect(self, images):
+            if len(images) > 1 or self.seen == 1:
+                self.seen += len(images) == 1
+                raise RuntimeError("too narrow")
+            return super().detect(images)
+
+    write_faces(tmp_path / "in", 3)
+    summary = analyze(tmp_path / "in", tmp_path / "r.csv", detector=Breaks([[face_at(10, 10)]] * 3), model=embedded())
+    with open(tmp_path / "r.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [False, True, False] and "too narrow" in rows[1]["error"]
+    assert (summary.frames, summary.faces, summary.left_out, summary.without_face) == (3, 2, 1, 0)
+    assert "too narrow" in summary.skipped[0][1]
+
+
 def test_rows_of_other_settings_and_of_cameras_are_not_continued(tmp_path: Path, monkeypatch) -> None:
     write_faces(tmp_path / "in", 1)
     out, settings = tmp_path / "out.csv", {"model": embedded(), "aligned": True}
@@ -154,7 +188,7 @@ def test_captions_come_only_when_asked_for(tmp_path: Path) -> None:
     (path,) = write_faces(tmp_path, 1)
     plain = analyze(path, aligned=True, model=embedded()).rows[0]
     told = analyze(path, aligned=True, model=embedded(), caption=True).rows[0]
-    assert "caption" not in plain and len(told["caption"].split()) > 3
+    assert "caption" not in plain and len(told["caption"].split()) > 3 and told["caption_disagrees"] in (0, 1)
     assert told["AU12"] == pytest.approx(plain["AU12"], abs=1e-5)
 
 
@@ -280,10 +314,14 @@ def test_every_frame_is_there_with_its_face_in_it(tmp_path: Path) -> None:
     options = ["--every", "2", "-o", str(tmp_path / "rows.csv"), "--annotate", str(out), "--quiet"]
     assert main([str(source), *options], model=embedded(), detector=detector) == 0
     frames, fps = frames_of(out)
-    assert len(frames) == 4 and fps == pytest.approx(5, rel=0.01) and frames[0].shape == (128, 160, 3)
-    greens = [(frame[..., 1] - frame[..., 2] > 40).nonzero()[1] for frame in frames]
+    assert len(frames) == 4 and fps == pytest.approx(5, rel=0.01) and frames[0].shape[1] == 480, (
+        "narrow ones are enlarged"
+    )
+    top, below = 24, 24 + 384
+    greens = [(frame[top:below, :, 1] - frame[top:below, :, 2] > 40).nonzero()[1] for frame in frames]
     assert all(len(green) > 100 for green in greens)
-    assert [green.min() for green in greens] == pytest.approx([20, 24, 28, 32], abs=4)
+    assert [green.min() / 3 for green in greens] == pytest.approx([20, 24, 28, 32], abs=4)
+    assert frames[0][:20].mean() > 180 and frames[0][below:].std() > 10, "the banner, and the panel"
     assert sorted(path.name for path in tmp_path.iterdir() if "lock" not in path.name) == sorted(
         ["v.avi", "out.mp4", "rows.csv", "rows.csv.about.json"]
     )
@@ -291,13 +329,14 @@ def test_every_frame_is_there_with_its_face_in_it(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_leaves_no_video(tmp_path: Path) -> None:
     frame = Frame("v", 0, 0.0, np.zeros((3, 30, 41), np.uint8), is_moving=True)
-    with pytest.raises(ZeroDivisionError), AnnotatedVideo(tmp_path / "a.mp4", Columns((), ())) as video:
+    draw = FrameView(Columns((), ()), {}, {}).draw
+    with pytest.raises(ZeroDivisionError), AnnotatedVideo(tmp_path / "a.mp4", draw) as video:
         video.add(frame, [])
         raise ZeroDivisionError
-    with AnnotatedVideo(tmp_path / "b.mp4", Columns((), ())):
+    with AnnotatedVideo(tmp_path / "b.mp4", draw):
         pass
     assert not any(tmp_path.iterdir())
-    with AnnotatedVideo(tmp_path / "one.mp4", Columns((), ())) as video:
+    with AnnotatedVideo(tmp_path / "one.mp4", draw) as video:
         video.add(frame, [])
     assert len(frames_of(tmp_path / "one.mp4")[0]) == 1
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from mf2face import analyze
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.files import cache_folder
+from mf2face.inference.certify import Route, certify, figures, table
 from mf2face.inference.cli import main
 from mf2face.inference.engine import ENGINES, EngineProcessor, read_config, saved_mark
 from mf2face.inference.model import load_model
@@ -124,31 +126,58 @@ def test_analyze_takes_a_file_beside_the_checkpoint_and_refuses_anothers(place: 
         analyze(path, engine="int8", model=there, aligned=True)
 
 
-def test_states_and_grades_are_those_of_torch(place: Path, tmp_path: Path, capsys) -> None:
-    there = shutil.copytree(place / "model", tmp_path / "model")
-    config = json.loads((there / "processor_config.json").read_text())
+@pytest.fixture
+def calibrated(place: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The checkpoint with grades and cuts, and its action units."""
+    file = place / "model" / "processor_config.json"
+    before = file.read_text()
+    config = json.loads(before)
     units, emotions = config["action_units"], config["emotions"]
-    with pytest.raises(ValueError, match="confidence: this checkpoint is not calibrated"):
-        analyze(place / "in", engine="onnx", model=place / "model", aligned=True, confidence=0.9)
-    assert run(place / "in", "--aligned", "--model", place / "model", "--confidence", 0.9) == 2
     cuts = {unit: [0.4, 0.6] for unit in units} | dict.fromkeys(emotions, 0.2)
     grades = dict.fromkeys([*units, *emotions], "usable") | {units[0]: "experimental"}
-    (there / "processor_config.json").write_text(json.dumps(config | {"conformal": {"0.9": cuts}, "grades": grades}))
-    found = {}
+    file.write_text(json.dumps(config | {"conformal": {"0.9": cuts}, "grades": grades}))
+    yield place / "model", units
+    file.write_text(before)
+
+
+def test_states_and_grades_are_those_of_torch(
+    place: Path, calibrated: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (model, units), found = calibrated, {}
     for engine in ("torch", "onnx"):
-        out = tmp_path / f"{engine}.csv"
-        assert run(place / "in", "--aligned", "--model", there, "--confidence", 0.9, "--engine", engine, "-o", out) == 0
+        out, where = tmp_path / f"{engine}.csv", [place / "in", "--aligned", "--model", model, "--engine", engine]
+        assert run(*where, "--confidence", 0.9, "-o", out) == 0
         with open(out) as file:
             found[engine] = [
                 (row[f"{unit_column(units[1])}_state"], row["emotion_set"]) for row in csv.DictReader(file)
             ]
         about = json.loads(Path(f"{out}.about.json").read_text())
         assert about["settings"]["confidence"] == 0.9 and about[f"{unit_column(units[0])}_grade"] == "experimental"
-    assert found["torch"] == found["onnx"] and all(states for _, states in found["torch"])
+    assert found["torch"] == found["onnx"] and all(emotions for _, emotions in found["torch"])
     capsys.readouterr()
-    assert run(place / "in" / "face-000.png", "--aligned", "--model", there, "--engine", "onnx") == 0
+    assert run(place / "in" / "face-000.png", "--aligned", "--model", model, "--engine", "onnx") == 0
     shown = capsys.readouterr()
     assert "experimental" in shown.out and "grades were measured with MediaPipe's" in shown.err
+
+
+def test_confidence_needs_a_calibrated_checkpoint(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="confidence: this checkpoint is not calibrated"):
+        analyze(place / "in", engine="onnx", model=place / "model", aligned=True, confidence=0.9)
+    assert run(place / "in", "--aligned", "--model", place / "model", "--confidence", 0.9) == 2
+    assert "not calibrated" in capsys.readouterr().err
+
+
+def test_every_route_gives_the_same_answer(place: Path, capsys) -> None:
+    def other(rows: list[dict]) -> list[dict]:
+        return [{**rows[0], "AU06_c": 1 - rows[0]["AU06_c"]}, *rows[1:]]
+
+    routes = certify(place / "in", place / "model", aligned=True, most=3, more={"other": other})
+    assert [route.name for route in routes] == ["torch, one by one", "onnx", "int8", "pipeline", "command", "other"]
+    assert all(route.is_certified and route.faces == 3 for route in routes if route.name not in ("int8", "other"))
+    assert routes[-1].differ == 1 and not routes[-1].is_certified and "NO" in table(routes)
+    assert figures(routes[:-1])["routes_max_difference"] <= 1e-3 and figures(routes)["routes_decisions_differ"] == 1
+    assert not Route("int8", 1, 0.1, 1, 20).is_certified and Route("int8", 1, 0.1, 1, 100).is_certified
+    assert run("certify", place / "gone.png", "--aligned") == 2 and "gone.png" in capsys.readouterr().err
 
 
 def test_an_engine_uses_as_many_threads_as_torch_and_only_a_cpu(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +252,7 @@ FULL = [
 LIGHT = f"""
 import sys
 sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))  # none of them can be imported
+from mf2face.inference.certify import Route, certify, figures, table
 from mf2face.inference.cli import main
 code = main(sys.argv[1:])
 print(*sorted(name for name in {FULL!r} if sys.modules.get(name)), file=sys.stderr)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from analysis_media import FakeCamera, slowing, turned, write_faces, write_video
+from analysis_media import FakeCamera, slowing, turned, write_cut_video, write_faces, write_video
 
 from mf2face.inference import media as media_mf2
 from mf2face.inference.media import Sampling, count_frames, files_of, find_inputs, read_frames
@@ -87,6 +87,13 @@ def test_a_variable_frame_rate_is_sampled_by_the_clock_and_not_by_the_number(tmp
     times = [round(frame.time_s, 1) for frame in read(video, Sampling(fps=2))[0]]
     assert times == [0.0, 0.5, 1.0, 1.8, 2.2, 2.6, 3.0, 3.8, 4.2, 4.6]  # the first frame at or after each half second
     assert not notes
+
+
+def test_another_scene_is_a_cut_and_another_light_is_none(tmp_path: Path) -> None:
+    video = write_cut_video(tmp_path / "v.avi")
+    assert [frame.number for frame in read(video)[0] if frame.is_cut] == [7]
+    rest = read(video, after=lambda name: 6)[0]
+    assert [frame.number for frame in rest] == [7, 8, 9, 10, 11] and rest[0].is_cut, "also where a run goes on"
 
 
 def test_a_phone_s_video_stands_upright(tmp_path: Path) -> None:

@@ -15,31 +15,34 @@ from html_pages import Page
 from picture_faces import ABOUT, EMOTIONS, EVIL, UNITS, a_face, some_rows
 
 from mf2face.inference.cli import main
-from mf2face.inference.explain import contact_sheet
-from mf2face.inference.explain import folder as why_mf2
-from mf2face.inference.explain.contact_sheet import (
-    contact_html,
-    draw_contact_sheet,
-    save_contact_html,
-    save_contact_sheet,
-    summary,
-)
+from mf2face.inference.explain import folder as why_folder
+from mf2face.inference.explain import row_pictures
 from mf2face.inference.explain.explainer import Explainer
-from mf2face.inference.explain.explanation import disagrees, draw_face_page, face_html
+from mf2face.inference.explain.face_page import draw_face_page, face_html
 from mf2face.inference.explain.page import (
     ACTIVE,
     AT_REST,
     as_json,
+    banner,
     heat_rgba,
     ink_on,
-    origin,
     over_grey,
     page,
     shortened,
     text,
 )
 from mf2face.inference.explain.picture_rows import read_picture_rows, thumbnails, tracks_of
-from mf2face.inference.explain.timeline import clock, draw_timeline, save_timeline, save_timeline_html, timeline_html
+from mf2face.inference.explain.row_pictures import (
+    clock,
+    contact_html,
+    draw_contact_sheet,
+    draw_timeline,
+    save_contact_html,
+    save_contact_sheet,
+    save_timeline,
+    save_timeline_html,
+    summary,
+)
 from mf2face.inference.model import load_model
 from mf2face.inference.rows import Columns, RowFile
 
@@ -49,10 +52,10 @@ def _lightness(colour: str) -> float:
     return float(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0, 0])
 
 
-def _texts(figure) -> str:
+def _texts(sheet) -> str:
     from matplotlib.text import Text
 
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
+    return "\n".join(part.get_text() for part in sheet.figure.findobj(Text))
 
 
 def test_colours_stay_apart_in_grey_and_heat_is_clear_where_there_is_none() -> None:
@@ -64,26 +67,29 @@ def test_colours_stay_apart_in_grey_and_heat_is_clear_where_there_is_none() -> N
 
 
 def test_text_and_data_cannot_become_markup_and_a_page_may_load_nothing() -> None:
-    made = page(EVIL, "<p></p>", style="", script="", data={EVIL: EVIL + "</script>"}, footer=EVIL)
+    about = {"model": EVIL, "grades": {"AU1": "usable", "AU2": "experimental", "AU12": "usable"}}
+    made = page("Why", EVIL, EVIL, "<p></p>", about, style="", script="", data={EVIL: EVIL + "</script>"}, note=EVIL)
     assert "<script>alert" not in made and made.count("</script>") == 2
     assert "default-src 'none'" in made and "http://" not in made and "https://" not in made
     assert json.loads(as_json({"a": EVIL})) == {"a": EVIL} and "&lt;" in text("\udce9<")
     data = {"a": np.array([0.123456, np.nan]), "b": np.bool_(True), "c": np.int64(3), "d": (1.5,)}
     assert len(shortened("x" * 50, 20)) == 20 and "\udce9" not in shortened("\udce9\n", 9)
-    assert "do not say which model" in origin({})
+    assert "do not say which model" in banner({}) and "usable: AU1 AU12 · experimental: AU2" in banner(about)
     assert json.loads(as_json(data)) == {"a": [0.1235, None], "b": True, "c": 3, "d": [1.5]}
 
 
 def test_the_face_sheet_shows_every_decision_and_marks_a_contradicting_sentence(tmp_path: Path) -> None:
     face = a_face("smile.png")
     wanted = ["smile.png", "AU12", "lip corner puller", "0.80  active", "0.20  at rest", "Happiness", "0.70"]
-    wanted += ["The inner brows rest.", "its region hidden: 0.30", "as much elsewhere: 0.87", "synthetic", "evidence"]
+    wanted += ["The inner brows rest.", "its region hidden: 0.30", "as much elsewhere: 0.87", "SYNTHETIC", "evidence"]
     said = _texts(draw_face_page(face))
     assert not [words for words in wanted if words not in said]
-    assert disagrees(face, "AU1") and "otherwise" in _texts(draw_face_page(face))
-    face.sentences["au"]["AU1"] = "The inner brows are raised."
-    assert not disagrees(face, "AU1")
-    titles = [part.get_text() for part in draw_face_page(face).texts if part.get_fontweight() == "bold"]
+    assert face.disagrees("AU1") and "disagrees" in _texts(draw_face_page(face)) and not face.disagrees("emotion")
+    assert "mf-disagrees" not in face_html(face).partition("</style>")[2]
+    face.sentences |= {"au": {"AU1": "The inner brows are raised."}, "key_au": "AU25 (lips part) is decisive."}
+    assert not face.disagrees("AU1") and face.disagrees("key_au")
+    assert face_html(face).partition("</style>")[2].count("mf-disagrees") == 1
+    titles = [part.get_text() for part in draw_face_page(face).figure.texts if part.get_fontweight() == "bold"]
     assert titles[1:] == ["emotion: Happiness", "AU1 inner brow raiser", "AU12 lip corner puller", "AU25 lips part"]
     for odd in (a_face("\udce9\n日本.png", occlusion=False), a_face("x" * 300, units=(), occlusion=False)):
         assert odd.save_png(tmp_path / "a.png").stat().st_size > 10_000
@@ -93,68 +99,79 @@ def test_the_face_page_has_a_button_and_a_map_for_every_au(tmp_path: Path) -> No
     path = a_face().save_html(tmp_path / "face.html")
     made = Page(path.read_text(encoding="utf-8"))
     maps = {button["data-name"]: button for button in made.all("button") if "data-name" in button}
-    assert list(maps) == ["emotion", "AU1", "AU12", "AU25"]
+    assert list(maps) == ["AU1", "AU12", "AU25"]
     one, lines = maps["AU12"], json.loads(maps["AU12"]["data-lines"])
     assert one["data-heat"].startswith("data:image/png") and one["data-regions"].count("Z") == 2
     assert lines[0] == "AU12 lip corner puller: active" and any("region hidden" in line for line in lines)
-    assert made.data["first"] == "AU1", "the most sure of the active ones"
+    (photo,) = made.all("svg")
+    assert photo["data-first"] == "AU1", "the most sure of the active ones"
     assert made.outside == [] and EVIL in made.words and len(made.all("script")) == 2
     assert "synthetic" in made.words and "evidence" in made.words
-    assert {"transform": "matrix(1.25000 0.00000 0.00000 1.25000 10.00000 5.00000)"} in made.all("g")
-    assert made.data["near"] == "10.0 5.0 80.0 80.0" and made.data["whole"] == "0 0 120 90"
-    assert Page(face_html(a_face(units=(), occlusion=False))).data["first"] == "emotion"
+    (panel,) = [part for part in made.all("section") if "data-matrix" in part]
+    assert panel["data-matrix"] == "1.25000 0.00000 0.00000 1.25000 10.00000 5.00000" and "data-heat" in panel
+    assert panel["data-near"] == photo["viewbox"] == "10.0 5.0 80.0 80.0" and photo["data-whole"] == "0 0 120 90"
+    assert 'data-first="emotion"' in face_html(a_face(units=(), occlusion=False))
+    assert 'srcdoc="&lt;!doctype' in a_face()._repr_html_()
 
 
 def test_the_contact_sheet_names_every_face(tmp_path: Path, monkeypatch) -> None:
     rows, _ = some_rows(tmp_path, images=3)
     (tmp_path / "1-face.png").unlink()
     wanted = ["2 faces in 3 images", "Happiness", "0.90", "AU1 AU12 AU25", "no face found", "image\nnot there"]
-    wanted += ["0-face.png", "synthetic", "no AU active"]
+    wanted += ["0-face.png", "SYNTHETIC", "no AU active"]
     said = _texts(draw_contact_sheet(rows, rows.stills))
     assert not [words for words in wanted if words not in said]
     assert summary(rows).endswith("Happiness 1 · Neutral 1")
-    monkeypatch.setattr(contact_sheet, "FACES_A_PAGE", 2)
-    monkeypatch.setattr(contact_sheet, "FACES_A_FILE", 2)
-    for save, ending in ((save_contact_sheet, "png"), (save_contact_html, "html")):
+    rows.stills *= 4
+    monkeypatch.setattr(row_pictures, "FACES_A_PAGE", 1)
+    for save, ending, size in ((save_contact_sheet, "png", 1), (save_contact_html, "html", 12)):
         saved = save(rows, tmp_path / f"s.{ending}")
-        assert [path.name for path in saved] == [f"s.{ending}", f"s-2.{ending}"] and all(map(Path.is_file, saved))
+        assert len(saved) == size and all(map(Path.is_file, saved))
+    assert [path.name for path in saved[:2]] == ["s.html", "s-02.html"], "names sort as their numbers"
+    made = Page(saved[1].read_text(encoding="utf-8"))
+    assert {"s.html", "s-12.html"} <= set(made.outside) and len(made.all("figure")) == 1
+    for save, ending in ((save_contact_sheet, "png"), (save_contact_html, "html")):
         with pytest.raises(ValueError, match="videos have a timeline"):
             save(some_rows(tmp_path, images=0)[0], tmp_path / f"none.{ending}")
 
 
 def test_the_contact_page_has_cards_with_alt_texts_facts_and_links(tmp_path: Path) -> None:
     rows, _ = some_rows(tmp_path)
-    rows.stills[0]["caption"] = EVIL
+    rows.stills[0] |= {"caption": EVIL, "caption_disagrees": True}
     rows.pages = {(rows.stills[0]["input"], 0): "a folder/0-face0.html"}
-    made = Page(contact_html(rows, rows.stills))
+    made = Page(contact_html(rows, rows.stills, tmp_path / "out"))
     assert len(made.all("figure")) == len(made.data) == 2
     assert made.all("img")[0]["alt"] == "face 0 of 0-face.png, Happiness, AU1 AU12 AU25"
     assert made.data[0]["active"] == ["AU1", "AU12", "AU25"] and made.data[0]["values"]["Happiness"] == 0.9
     assert made.data[1]["top"] is None and made.data[1]["active"] == []
-    assert made.outside == ["a%20folder/0-face0.html"] and EVIL in made.words
+    assert made.outside == ["a%20folder/0-face0.html", "../1-face.png"], "to a page, or to the image"
+    assert len(made.all("a")) == 4, "each picture is a link, and its name"
+    assert EVIL in made.words and made.words.count("disagrees with the decisions") == 1
     values = [option["value"] for option in made.all("option")]
     assert values[:2] == ["", "Happiness"] and {"#", "Neutral", "AU12"} <= set(values)
 
 
 def test_the_timeline_has_a_panel_a_face_and_further_pages(tmp_path: Path) -> None:
     rows, _ = some_rows(tmp_path)
-    figure = draw_timeline(rows, "v.mp4", tracks_of(rows, "v.mp4"))
-    wanted = ["v.mp4", "6 frames", "face 0", "in sight for 0.", "AU12", "lip corner puller", "Neutral", "synthetic"]
-    said = _texts(figure)
-    assert not [words for words in wanted if words not in said] and len(figure.axes) == 4
-    assert figure.axes[1].get_xlabel() == "time (s)" and clock(75) == "1:15.0" and clock(3) == "3.0 s"
+    sheet = draw_timeline(rows, "v.mp4", tracks_of(rows, "v.mp4"), "6 frames")
+    wanted = ["v.mp4", "6 frames", "face 0", "seen for 0.", "AU12", "lip corner puller", "Neutral", "SYNTHETIC"]
+    said = _texts(sheet)
+    assert not [words for words in wanted if words not in said] and len(sheet.figure.axes) == 4
+    assert sheet.figure.axes[1].get_xlabel() == "time (s)" and clock(75) == "1:15.0" and clock(3) == "3.0 s"
     rows.videos["v.mp4"] = [{**rows.videos["v.mp4"][0], "face_id": float(number)} for number in range(5)]
     assert [path.name for path in save_timeline(rows, "v.mp4", tmp_path / "t.png")] == ["t.png", "t-2.png"]
     rows.videos["v.mp4"] = [{**rows.videos["v.mp4"][0], "face_id": float("nan")}]
     assert save_timeline(rows, "v.mp4", tmp_path / "none.png")[0].is_file()
-    assert "no face was found" in Page(timeline_html(rows, "v.mp4")).words
+    (empty,) = save_timeline_html(rows, "v.mp4", tmp_path / "none.html")
+    assert "no face was found" in Page(empty.read_text()).words
     with pytest.raises(ValueError, match="expected a video of these rows"):
         save_timeline(rows, "w.mp4", tmp_path / "w.png")
 
 
 def test_the_timeline_page_has_values_toggles_and_gaps(tmp_path: Path) -> None:
     rows, _ = some_rows(tmp_path, name=EVIL)
-    made = Page(save_timeline_html(rows, EVIL, tmp_path / "t.html").read_text(encoding="utf-8"))
+    (path,) = save_timeline_html(rows, EVIL, tmp_path / "t.html")
+    made = Page(path.read_text(encoding="utf-8"))
     assert [button["data-unit"] for button in made.all("button") if "data-unit" in button] == ["AU1", "AU12", "AU25"]
     first, second = made.data["faces"]
     assert first["units"]["AU12"] == [0.1, 0.1, 0.1, 0.8, 0.8, 0.8] and first["active"]["AU12"] == [0, 0, 0, 1, 1, 1]
@@ -165,6 +182,35 @@ def test_the_timeline_page_has_values_toggles_and_gaps(tmp_path: Path) -> None:
     assert len(charts) == 2 and all(part["role"] == "slider" and part["tabindex"] == "0" for part in charts)
     active = [path["d"] for path in made.all("path") if path.get("class") == "act"]
     assert active[0].startswith("M454.5 ") and active[3].count("M") == 2, "from 0.25 s on; two stretches"
+
+
+def test_what_the_model_cannot_tell_is_a_third_state(tmp_path: Path) -> None:
+    face = a_face()
+    face.action_units["AU12"]["state"] = "cannot tell"
+    words = Page(face_html(face)).words
+    assert "0.80 cannot tell" in words and "AU12?" in words and "0.80  cannot tell" in _texts(draw_face_page(face))
+    rows, _ = some_rows(tmp_path)
+    rows.states = True
+    for row in (rows.stills[0], *rows.videos["v.mp4"]):
+        row["AU12_state"] = "cannot tell"
+    assert "AU1 AU25 AU12?" in Page(contact_html(rows, rows.stills)).words
+    track = tracks_of(rows, "v.mp4")[0]
+    assert track.unsure["AU12"].all() and not track.active["AU12"].any() and track.active["AU25"].any()
+    (path,) = save_timeline_html(rows, "v.mp4", tmp_path / "t.html")
+    pale = [part["d"] for part in Page(path.read_text()).all("path") if part.get("class") == "pale"]
+    assert [bool(path) for path in pale] == [False, True, False] * 2
+    assert "pale blue: cannot tell" in _texts(draw_timeline(rows, "v.mp4", [track], ""))
+
+
+def test_a_long_video_has_a_bounded_timeline(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(row_pictures, "STEPS", 3)
+    rows, _ = some_rows(tmp_path)
+    (path,) = save_timeline_html(rows, "v.mp4", tmp_path / "t.html")
+    made = Page(path.read_text(encoding="utf-8"))
+    first, second = made.data["faces"]
+    assert first["units"]["AU12"] == [0.1, 0.45, 0.8] and first["active"]["AU12"] == [0, 1, 1]
+    assert second["units"]["AU12"] == [0.7, None, 0.7] and second["seen"] == [True, False, True]
+    assert made.data["edges"] == [0, 0.15, 0.35, 0.55] and "each step the mean of 2" in made.words
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -199,8 +245,8 @@ def test_a_folder_gets_a_page_a_face_a_contact_sheet_and_a_timeline_a_video(tmp_
     detector = FakeDetector([[face_at(10, 10, 90)], [face_at(10, 10, 90)], *[[face_at(10, 5)]] * 3])
     arguments = [str(tmp_path / "in"), "-o", str(rows), "--why", str(out)]
     assert main(arguments, model=embedded(), detector=detector) == 0
-    told = capsys.readouterr().err
-    assert "2 face pages, contact sheet, 1 timeline" in told
+    printed = capsys.readouterr().err
+    assert "2 face pages, contact sheet, 1 timeline" in printed
     names = sorted(str(path.relative_to(out)) for path in out.rglob("[!.]*") if path.is_file())
     stems = ["a/face-000-face0", "b/face-000-face0", "contact_sheet", "v-timeline"]
     assert names == sorted(f"{stem}.{ending}" for stem in stems for ending in ("png", "html"))
@@ -239,9 +285,9 @@ def test_pictures_among_the_photographs_are_not_analysed(tmp_path: Path, capsys)
     folder = tmp_path / "in"
     write_faces(folder, 2)
     arguments = [str(folder), "--aligned", "-o", str(folder / "rows.csv"), "--why", str(folder / "why")]
-    for told in ("2 images looked at", "2 inputs stood in"):
+    for printed in ("2 images looked at", "2 inputs stood in"):
         assert main(arguments, model=embedded()) == 0
-        assert told in capsys.readouterr().err and len((folder / "rows.csv").read_text().splitlines()) == 3
+        assert printed in capsys.readouterr().err and len((folder / "rows.csv").read_text().splitlines()) == 3
     assert sorted(path.name for path in (folder / "why").glob("*.png")) == [
         *("contact_sheet.png", "face-000-face0.png", "face-001-face0.png")
     ]
@@ -254,13 +300,13 @@ def test_rows_from_before_without_pages_are_told(tmp_path: Path, capsys) -> None
     write_faces(tmp_path / "in", 2)
     arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv")]
     why = ["--why", str(tmp_path / "why")]
-    for more, told in (
+    for more, printed in (
         ([], "2 images"),
         (why, "no page of 2 faces whose rows were there before; --overwrite makes them"),
         ([*why, "--overwrite"], "2 face pages"),
     ):
         assert main([*arguments, *more], model=embedded()) == 0
-        assert told in capsys.readouterr().err
+        assert printed in capsys.readouterr().err
         assert (tmp_path / "why").exists() == bool(more), "unasked, no picture is written"
 
 
@@ -281,7 +327,7 @@ def test_a_face_that_cannot_be_explained_or_drawn_leaves_the_others_their_pages(
     write_faces(tmp_path / "in", 2)
     write_video(tmp_path / "in" / "v.avi", 2)
     write_video(tmp_path / "in" / "w.avi", 2)
-    real, real_timeline = Explainer.explain, why_mf2.save_timeline
+    real, real_timeline = Explainer.explain, why_folder.save_timeline
 
     def explain(self, name: str, *given):
         if name.endswith("000.png"):
@@ -294,12 +340,14 @@ def test_a_face_that_cannot_be_explained_or_drawn_leaves_the_others_their_pages(
         return real_timeline(rows, name, path)
 
     monkeypatch.setattr(Explainer, "explain", explain)
-    monkeypatch.setattr(why_mf2, "save_timeline", timeline)
+    monkeypatch.setattr(why_folder, "save_timeline", timeline)
     arguments = [str(tmp_path / "in"), "--aligned", "-o", str(tmp_path / "rows.csv"), "--why", str(tmp_path / "why")]
     assert main(arguments, model=embedded()) == 1
-    told = capsys.readouterr().err
-    assert "1 face page, contact sheet, 1 timeline" in told and "left out, 2 times" in told
-    assert "face-000.png: no page of face 0 (error: OpenCV" in told and "v.avi: cannot be drawn (ValueError" in told
+    printed = capsys.readouterr().err
+    assert "1 face page, contact sheet, 1 timeline" in printed and "left out, 2 times" in printed
+    assert (
+        "face-000.png: no page of face 0 (error: OpenCV" in printed and "v.avi: cannot be drawn (ValueError" in printed
+    )
     assert main(["--picture", str(tmp_path / "rows.csv")]) == 1
     assert "v.avi: cannot be drawn" in capsys.readouterr().err
 
@@ -334,8 +382,8 @@ ROW = {
 def test_rows_that_cannot_be_drawn_are_refused_with_their_field(tmp_path: Path, capsys, field: str, value) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW, {**ROW, field: value})))
     assert main(["--picture", str(tmp_path / "rows.jsonl")]) == 2
-    told = capsys.readouterr().err
-    assert "rows.jsonl could not be read" in told and "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert "rows.jsonl could not be read" in printed and "Traceback" not in printed
 
 
 @pytest.mark.parametrize("content", ["", "[]\n", "7\n", "{\n", "null\n", '{"input": 1}\n', "[" * 100_000, "\0\n"])

@@ -62,6 +62,21 @@ def test_a_face_s_row() -> None:
     assert box_of(row) == (10, 20, 40, 70)
 
 
+def test_sides_intensity_and_the_change_from_neutral_have_columns_of_their_own(monkeypatch) -> None:
+    columns = Columns(("AU12",), (), unit_details=("left", "right", "intensity"), relative=True)
+    assert [name for name in columns.names if name.startswith("AU")] == [
+        *("AU12", "AU12_c", "AU12_L", "AU12_R", "AU12_i", "AU12_rel")
+    ]
+    unit = {"probability": 0.75, "active": True, "left": 0.875, "right": 0.125, "intensity": 2.25}
+    answer, points = {"action_units": {"AU12": unit}}, np.zeros((68, 2))
+    row = columns.row("a", 0, 0.0, 0, (0, 0, 9, 9), 0.9, points, "given", answer, neutral={"AU12": 0.25})
+    assert [row[f"AU12_{suffix}"] for suffix in ("L", "R", "i", "rel")] == [0.875, 0.125, 2.25, 0.5]
+    assert columns.measures["AU_i"] == "0 to 5"
+    out = io.StringIO()
+    FaceTable(out, columns, {"AU12": 0.5}, detailed=True).add([row])
+    assert "active  left 0.88  right 0.12  intensity 2.2  from neutral +0.50" in out.getvalue()
+
+
 def test_a_row_without_a_face_has_its_place_and_nothing_else() -> None:
     row = NAMED.empty_row("v.mp4", 3, 0.1)
     assert (row["input"], row["frame"], row["time_s"]) == ("v.mp4", 3, 0.1) and not has_face(row)

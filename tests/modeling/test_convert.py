@@ -1,5 +1,6 @@
 """Sources are small models of the real libraries, saved as those save them; outputs, not names, are compared."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -122,7 +123,8 @@ def lavis_state(retrieval, bert):
             state[name] = tensor
     prefix = "Qformer.cls.predictions."
     state |= {f"{prefix}{name}": tensor for name, tensor in bert.cls.predictions.state_dict().items()}
-    state |= dict.fromkeys((f"{prefix}bias", f"{prefix}decoder.bias"), torch.randn(WORDS + 1))
+    words = torch.randn(retrieval.config.qformer_config.vocab_size)
+    state |= dict.fromkeys((f"{prefix}bias", f"{prefix}decoder.bias"), words)
     state[f"{prefix}decoder.weight"] = state["Qformer.bert.embeddings.word_embeddings.weight"]
     return {name: tensor.clone() for name, tensor in state.items()}
 
@@ -368,7 +370,7 @@ def assert_refused(load, source, *said, **text):
 def test_a_key_nobody_knows_is_named(load, source, old, new, saved, tmp_path):
     state = read_weights(saved / source)
     torch.save({**state, new: state.pop(old)}, tmp_path / "spoiled.pth")
-    assert_refused(load, tmp_path / "spoiled.pth", "1 keys that nothing here is called after: ", new)
+    assert_refused(load, tmp_path / "spoiled.pth", "1 unknown keys: ", new)
 
 
 def test_a_missing_tensor_a_wrong_shape_and_another_kind_of_source_are_named(saved, tmp_path):
@@ -454,7 +456,18 @@ def test_a_damaged_or_missing_file_is_named_and_code_in_it_never_runs(tmp_path, 
     (tmp_path / "nothing").mkdir()
     said = dict.fromkeys(("cut.safetensors", "cut.pth", "empty.pt", "tensor.pt"), "")
     said |= dict.fromkeys(("plain.bin", "torch.pth"), "cannot be read.*code in a file is never run")
+    cut = hashlib.sha256((tmp_path / "cut.pth").read_bytes()).hexdigest()
+    said["cut.pth"] = rf"half downloaded \({(tmp_path / 'cut.pth').stat().st_size:,} bytes, SHA-256 {cut}\)"
+    save_file(WEIGHTS, hub := tmp_path / ("a" * 64))  # as the Hub's cache keeps it
+    (hub.write_bytes(hub.read_bytes()[:-8]), (tmp_path / "linked.safetensors").symlink_to(hub))
+    said["linked.safetensors"] = f"SHA-256 .*, expected {'a' * 64}"
+    save_file(WEIGHTS, tmp_path / "other.safetensors")
+    (tmp_path / "other.safetensors.sha256").write_text(f"{cut}  other.safetensors\n")
+    said["other.safetensors"] = f"SHA-256 .*, expected {cut}"
     for name, message in {**said, "gone.pth": "is no file", "nothing": "has no weights"}.items():
         with pytest.raises(ValueError, match=f"{name}.*{message}"):
             read_weights(tmp_path / name)
+    own = hashlib.sha256((tmp_path / "other.safetensors").read_bytes()).hexdigest()
+    (tmp_path / "other.safetensors.sha256").write_text(f"{own}  other.safetensors\n")
+    assert_same(read_weights(tmp_path / "other.safetensors"), WEIGHTS)
     assert "ran code" not in capsys.readouterr().out

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import assert_same, tiny_config
 from peft import PeftModel, get_peft_model
 from peft.utils import PeftType
 
@@ -144,7 +144,7 @@ def test_tokens_are_pooled_before_the_tower_by_neighbors_and_without_padding():
     normal = torch.nn.functional.layer_norm(states[1], (6,))
     expected = torch.stack([normal[:, :3].mean(1), normal[:, 2:].mean(1)], dim=1)
     torch.testing.assert_close(tower.select(states, None)[1], expected)
-    for name, pooling, said in (("vision_au", 6, "at most its 5 tokens"), ("language_au", 2, "'mean' or 'all'")):
+    for name, pooling, said in (("vision_au", 6, "at most its 5 tokens"), ("language_au", 2, "'mean', 'cls' or 'all'")):
         with pytest.raises(ValueError, match=rf"pooling: got {pooling} for '{name}', expected {said}"):
             DFNTower(name, SHAPES[name.partition("_")[0]], port, DFNConfig(pooling=pooling))
     tower = DFNTower("language_emo", SHAPES["language"], make_port(), DFNConfig(bottleneck=2))
@@ -152,6 +152,9 @@ def test_tokens_are_pooled_before_the_tower_by_neighbors_and_without_padding():
     found = tower.select(states, torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]))
     torch.testing.assert_close(found[1][0], states[1][0, :2].mean(0))
     torch.testing.assert_close(found[2][1], states[2][1].mean(0))
+    tower = DFNTower("language_emo", SHAPES["language"], make_port(), DFNConfig(pooling={"language": "cls"}))
+    assert_same(dict(enumerate(tower.select(states, None))), {place: state[:, 0] for place, state in enumerate(states)})
+    assert tower(tower.select(states, None)).shape == (2, 1, 4)
 
 
 def test_each_kind_of_row_mixes_its_tokens_in_its_own_way():

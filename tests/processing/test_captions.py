@@ -13,6 +13,7 @@ from processing_mf2.captions import (
     PARTLY_NEUTRAL_CAPTION,
     RuleCaptioner,
     au_sentence_state,
+    caption_disagrees,
     caption_grammar,
     parse_au_caption,
     parse_emotion,
@@ -317,6 +318,27 @@ def test_emotions_stand_for_the_sentences_of_training_and_other_words_for_the_te
     assert (read.branch, read.labels) == ("emo", ("happiness", "Other", "tired"))
     assert read_labels(["tired"], MFA, template="A {} face.").sentences == ("A tired face.",)
     assert read_labels({"tired": "The eyes close."}, MFA).sentences == ("The eyes close.",)
+
+
+def test_a_caption_disagrees_with_other_labels_than_its_own() -> None:
+    captioner, rng = RuleCaptioner(), generator(0)
+    for _ in range(60):
+        labels, emotion = (
+            rng.integers(0, 2, len(MFA)).tolist(),
+            captioner.emotions[int(rng.integers(len(captioner.emotions)))],
+        )
+        active = dict(zip(MFA, map(bool, labels), strict=True))
+        for caption in (
+            captioner.emotion_caption(labels, emotion, rng),
+            captioner.key_au_caption(labels, emotion, rng),
+        ):
+            assert not caption_disagrees(caption, emotion, captioner.emotions, active), (caption, emotion, active)
+    smile = "Raised cheeks and raised lip corners point to happiness. A dropped jaw is also visible."
+    active = dict.fromkeys(("AU6", "AU12", "AU26"), True) | {"AU1": False}
+    assert not caption_disagrees(smile, "Happiness", captioner.emotions, active)
+    assert caption_disagrees(smile, "Sadness", captioner.emotions, active)
+    assert caption_disagrees(smile, "Happiness", captioner.emotions, active | {"AU26": False})
+    assert caption_disagrees("Key action units: AU1 is decisive.", None, [], active)
 
 
 def test_action_units_are_known_by_code_and_noun_and_have_a_state_at_rest() -> None:

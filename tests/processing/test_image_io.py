@@ -99,6 +99,13 @@ def test_files_bytes_paths_and_undecoded_rows_of_datasets(picture, tmp_path):
     assert deep.mode == "I;16" and np.allclose(read_image(_encoded(deep))[0], picture[..., 0], atol=1e-4)
 
 
+def test_a_phone_s_heic_names_the_package_that_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x1cftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=r"photo\.heic.*pip install pillow-heif"):
+        read_image(tmp_path / "photo.heic")
+
+
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_every_orientation_is_what_pil_makes_of_it(orientation, dtype):

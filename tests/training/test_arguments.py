@@ -5,15 +5,18 @@ import re
 
 import pytest
 import transformers
+from conftest import tiny_config
 from datasets import DatasetDict
+from peft import get_peft_model
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.baselines import VLFAUConfig
-from configuration_mf2.configuration_mf2 import SIZES
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import MF2Arguments, parse_arguments, read_options
 from mf2face.training.build import build_model, load_splits, with_sources
-from mf2face.training.tasks import MODELS, TASKS, tasks_of
+from mf2face.training.finetuning import peft_config
+from mf2face.training.tasks import MODELS, PRESETS, TASKS, tasks_of
+from modeling_mf2 import MF2ForPreTraining
 
 
 def test_defaults_are_the_tiny_journey_and_at_full_size_the_papers() -> None:
@@ -21,7 +24,7 @@ def test_defaults_are_the_tiny_journey_and_at_full_size_the_papers() -> None:
     ours, training = settings.arguments, settings.training
     assert (ours.task, ours.model_size, ours.dataset, ours.branches) == ("pretrain", "tiny", "synthetic", "both")
     assert ours.store_vision and training.weight_decay == 0.05 and training.load_best_model_at_end
-    for size in set(SIZES) - {"tiny"}:
+    for size in ("base", "giant"):
         training = parse_arguments(["--model_size", size]).training
         found = (training.learning_rate, training.warmup_steps, training.num_train_epochs)
         assert found == (1e-4, 2000, 30) and training.per_device_train_batch_size == 56
@@ -29,6 +32,31 @@ def test_defaults_are_the_tiny_journey_and_at_full_size_the_papers() -> None:
     assert settings.training.learning_rate == 3e-5 and settings.arguments.branches == "au"
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.arguments.branches = "emo"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_means_its_options_and_lets_training_arguments_overrule(preset: str) -> None:
+    settings = parse_arguments(["--preset", preset])
+    ours, training, chosen = settings.arguments, settings.training, PRESETS[preset]
+    assert {name: getattr(ours, name) for name in chosen.options} == dict(chosen.options) and not settings.deviations
+    assert {name: getattr(training, name) for name in chosen.training} == dict(chosen.training)
+    if preset.startswith("paper") and ours.model == "mf2":
+        assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 56
+        assert (training.learning_rate, training.warmup_steps, training.num_train_epochs) == (1e-4, 2000, 30)
+    other = parse_arguments(["--preset", preset, "--num_train_epochs", "3", "--output_dir", "elsewhere"])
+    assert other.training.num_train_epochs == 3 and other.deviations == "num_train_epochs=3"
+    for name, value in {"model_size": "tiny", "task": "lora"}.items():
+        if name in chosen.options and chosen.options[name] != value:
+            with pytest.raises(ValueError, match=f"{name}: got '{value}', but --preset {preset} means"):
+                parse_arguments(["--preset", preset, f"--{name}", value])
+
+
+def test_the_paper_s_dfn_has_four_towers_of_seven_cells() -> None:
+    config = peft_config("dfn", PRESETS["paper-dfn"].options["adapter_options"])
+    assert config.pathways == ["visual_emo", "visual_au", "language_emo", "language_au"]
+    model = get_peft_model(MF2ForPreTraining(tiny_config(qformer={"num_hidden_layers": 6})), config)
+    cells = [name for name, _ in model.named_modules() if re.search(r"\.cells\.\d+$", name)]
+    assert len(cells) == 28 and config.modules_to_save == ["classifiers"]
 
 
 def test_every_row_of_the_table_names_classes_and_options_that_exist() -> None:
@@ -84,6 +112,12 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--task pretrian", "'pretrian'"),
         ("--task dfn --model_name_or_path /no/such/folder", "there is no folder or file /no/such/folder"),
         ("--dataset /no/such/folder", "there is no folder /no/such/folder"),
+        ("--dataset synthetic+/no/such/folder", "there is no folder /no/such/folder"),
+        ("--dataset synthetic+synthetic", "dataset: got synthetic+synthetic, expected different ones"),
+        ("--folds 1", "folds, fold: got 1 and None"),
+        ("--folds 3 --fold 4", "folds, fold: got 3 and 4"),
+        ("--fold 2", "folds, fold: got None and 2"),
+        ("--task full --model_name_or_path . --text_name_or_path .", "text_name_or_path, model_name_or_path: got both"),
     ],
 )
 def test_options_that_are_missing_wrong_or_without_effect_are_refused(argv: str, message: str) -> None:
@@ -137,7 +171,14 @@ def test_splits_of_synthetic_faces_and_of_folders(tmp_path) -> None:
     assert {name: part["video"][:] for name, part in flat.items()} == {n: p["video"][:] for n, p in drawn.items()}
     DatasetDict({"train": drawn["train"], "test": drawn["test"]}).save_to_disk(tmp_path / "dict")
     named = load_splits(MF2Arguments(dataset=str(tmp_path / "dict")))
-    assert named["validation"] is named["test"]
+    assert set(named["validation"]["subject"]) <= set(drawn["train"]["subject"]) - set(named["train"]["subject"])
+    assert named["test"]["video"][:] == drawn["test"]["video"][:]
+    same = load_splits(MF2Arguments(dataset=str(tmp_path / "dict"), divide_splits=False))
+    assert same["validation"] is same["test"] and len(same["train"]) == len(drawn["train"])
+    joined = load_splits(MF2Arguments(num_images=160, dataset=f"synthetic+{tmp_path / 'flat'}"))
+    assert {name: len(part) for name, part in joined.items()} == {n: 2 * len(p) for n, p in drawn.items()}
+    halves = [load_splits(MF2Arguments(dataset=str(tmp_path / "dict"), folds=2, fold=fold)) for fold in (1, 2)]
+    assert not set(halves[0]["test"]["subject"]) & set(halves[1]["test"]["subject"])
     drawn["train"].save_to_disk(tmp_path / "train_only")
     with pytest.raises(ValueError, match=r"rows in the splits \['train'\]"):
         load_splits(MF2Arguments(dataset=str(tmp_path / "train_only")))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shake, tiny_config
-from exp_blip_models import TOKENS, small_config, small_opt
+from conftest import assert_same, shake, tiny_config
+from exp_blip_models import SMALL_TOWERS, TOKENS, small_config, small_opt
 from safetensors.torch import load_file
 from short_runs import history, short_run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
 
 from configuration_mf2.facs import LABEL_SETS
+from mf2face.training import build as training_build
 from mf2face.training import run as training_run
 from mf2face.training.arguments import parse_arguments
 from mf2face.training.build import Parts, build_model, save_parts, trained_task, with_sources
@@ -134,6 +135,30 @@ def test_features_are_classified(stage_one: Path, tmp_path: Path, task: str, fea
     assert processor.au_thresholds == model.config.au_thresholds
     with pytest.raises(ValueError, match=f"features: got .*, but the heads of .* were trained on '{features}'"):
         build_classifier(tmp_path / "out", features="vision" if features == "qformer" else "qformer")
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "full"])
+def test_an_image_encoder_is_read_before_it_saw_a_caption(tmp_path: Path, task: str, monkeypatch) -> None:
+    vision = {"image_size": 64, "hidden_size": 32, **SMALL_TOWERS["vit"]}
+    donor = shake(ExpBlipForPreTraining(small_config("vit")), seed=3).mf2.vision
+    mae = {name.removeprefix("backbone."): tensor for name, tensor in donor.state_dict().items()}
+    torch.save(
+        {"model": mae | {"mask_token": torch.ones(1), "decoder_embed.bias": torch.ones(2)}}, tmp_path / "mae.pth"
+    )
+    options = ["--features", "vision", "--model_options", f"vision_config={json.dumps(vision)}"]
+
+    def classifier(tower: str) -> Parts:
+        given = ["--model", "exp_blip", "--task", task, *options, "--vision_name_or_path", tower]
+        return build_model(with_sources(parse_arguments(given)))
+
+    model, processor, _ = classifier(str(tmp_path / "mae.pth"))
+    assert isinstance(model, ExpBlipForFaceAnalysis) and model.config.features == "vision"
+    assert model.config.frozen_features == model.config.vision_config.frozen == (task == "linear_probe")
+    assert_same(model.mf2.vision.state_dict(), donor.state_dict())
+    assert processor.image_processor.image_mean == [0.5] * 3
+    monkeypatch.setattr(training_build, "load_vision_weights", lambda model, tower: tower)
+    options = ["--features", "vision", "--model_options", f"vision_config={json.dumps(VIT)}"]
+    assert classifier("vit_base_patch16_224.mae")[1].image_processor.image_mean == [0.485, 0.456, 0.406]
 
 
 def test_stage_one_is_built_as_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

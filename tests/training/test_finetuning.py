@@ -106,14 +106,16 @@ def test_views_are_drawn_anew_in_each_epoch(base: Path) -> None:
     assert share.min() > 0.2 and len({tuple(one.tolist()) for one in drawn}) == 8
 
 
-def test_alignment_trains_the_towers_of_both_modalities(base: Path, tmp_path: Path) -> None:
-    options = {"task": "dfn", "model_name_or_path": base, "align": True}
+def test_the_paper_s_preset_trains_the_towers_of_both_modalities(base: Path, tmp_path: Path) -> None:
+    options = {"preset": "paper-dfn", "model_name_or_path": base, "tower_dtype": "bfloat16"}
     short_run(tmp_path / "out", **options)
     saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
     written = {name: tensor.abs().sum() for name, tensor in saved.items() if name.endswith("up.weight")}
     for pathway in ("visual_emo", "visual_au", "language_emo", "language_au"):
         assert any(pathway in name and moved > 0 for name, moved in written.items()), pathway
     assert not (tmp_path / "cache" / "mf2_states").exists()
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
+    assert settings["preset"] == "paper-dfn, but max_steps=3, per_device_train_batch_size=16, warmup_steps=0"
     with pytest.raises(ValueError, match="align: the data set synthetic has no captions"):
         short_run(tmp_path / "none", **options, use_captions=False)
 
@@ -143,8 +145,10 @@ def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_
     parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
     for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
         DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)
-        source = {"dataset": tmp_path / name, "model_name_or_path": base, "no_store": True}
+        source = {"dataset": tmp_path / name, "model_name_or_path": base, "no_store": True, "divide_splits": False}
         short_run(tmp_path / f"out_{name}", **source, task="linear_probe")
+        card = (tmp_path / f"out_{name}" / "README.md").read_text()
+        assert ("the epoch chosen on these images" in card) is not tuned
         saved = MF2ForFaceAnalysis.from_pretrained(tmp_path / f"out_{name}").config
         assert (saved.au_thresholds is not None) is tuned
 

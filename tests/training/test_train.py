@@ -103,13 +103,14 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     run_killed(11, interrupted)
     # The last checkpoint is cut short as well, as by a full disk: the one before it has to do.
     last = tmp_path / "killed" / "checkpoint-9"
-    (last / "model.safetensors").write_bytes((last / "model.safetensors").read_bytes()[:1000])
+    weights = last / "model-trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     begun = json.loads((last.with_name("checkpoint-6") / "cost.json").read_text())
     figures = train.main(interrupted)
     assert begun["cpu_seconds"] > 0 and figures["cpu_seconds"] > begun["cpu_seconds"]
     at_its_end = train.main(interrupted)  # only measured again
     assert at_its_end["epoch_cpu_seconds"] == pytest.approx(figures["epoch_cpu_seconds"], rel=0.2)
-    assert f"{last.name} is passed over: model.safetensors has 1000 bytes" in caplog.text
+    assert f"{last.name} is passed over: model-trained.safetensors has 1000 bytes" in caplog.text
     assert_same_weights(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -177,3 +178,16 @@ def test_a_few_minutes_teach_what_all_ones_does_not_know(tmp_path: Path) -> None
     vision = ["--vision_name_or_path", str(tmp_path / "tower")]
     whole = train.main([*vision, *longer, "--store_vision", "True", "--output_dir", str(tmp_path / "mf2")])
     assert whole["au_f1_macro"] > 0.6 and whole["emotion_top1"] > 0.35
+
+
+def test_folds_are_averaged_with_their_spread(tmp_path: Path) -> None:
+    figures = short_run(tmp_path, task="full", folds=2)
+    folds = [tmp_path / f"fold_{number}" for number in (1, 2)]
+    found = [json.loads((fold / "metrics.json").read_text()) for fold in folds]
+    assert sum(one["test_images"] for one in found) == 96
+    for name in ("emotion_top1", "au_f1_macro"):
+        values = [one[name] for one in found]
+        assert (figures[name], figures[f"{name}/sd"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert json.loads((tmp_path / "metrics.json").read_text())["emotion_top1"] == figures["emotion_top1"]
+    assert "2 folds of people" in (tmp_path / "metrics.txt").read_text()
+    assert "| fold tested on | 2 of 2 |" in (folds[1] / "README.md").read_text()

@@ -1,6 +1,8 @@
 """Beyond transformers' Trainer: layer decay, a full disk, micro-batches that know each other, streams, unused
 parameters."""
 
+import copy
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exp_blip_models import TOKENS, small_config, small_opt
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from configuration_mf2.configuration_mf2 import LOSSES
@@ -63,6 +66,37 @@ def test_a_full_disk_costs_the_new_checkpoint_alone(make_trainer, tmp_path, monk
     assert again.state.global_step == 4 and damage(tmp_path / "checkpoint-4") is None
 
 
+def test_checkpoints_hold_what_is_trained_and_share_one_file_of_what_is_frozen(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="steps", save_steps=1, save_total_limit=2)
+    trainer.train()
+    folders = [tmp_path / f"checkpoint-{step}" for step in (3, 4)]
+    shared = [next(folder.glob("model-frozen-*.safetensors")) for folder in folders]
+    assert shared[0].name == shared[1].name and os.path.samefile(*shared) and shared[0].stat().st_nlink == 2
+    trained = {*load_file(folders[1] / "model-trained.safetensors")}
+    assert trained == {name for name, p in trainer.model.named_parameters() if p.requires_grad} | {
+        name for name, _ in trainer.model.named_buffers() if name in trainer.model.state_dict()
+    }
+    again = copy.deepcopy(MF2ForPreTraining.from_pretrained(folders[1]).state_dict())  # not mapped
+    assert all(torch.equal(tensor, again[name]) for name, tensor in trainer.model.state_dict().items())
+    (folders[1] / "model-trained.safetensors").write_bytes(b"cut")
+    assert last_good_checkpoint(tmp_path) == str(folders[0])
+    resumed = make_trainer(save_strategy="steps", save_steps=1)
+    resumed.train(resume_from_checkpoint=str(folders[0]))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in resumed.model.state_dict().items())
+    trainer.save_model(tmp_path / "final")
+    assert set(load_file(tmp_path / "final" / "model.safetensors")) == set(again)
+
+
+def test_without_hard_links_each_checkpoint_has_its_own_copy(make_trainer, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    make_trainer(save_strategy="steps", save_steps=2).train()
+    files = list(tmp_path.glob("checkpoint-*/model-frozen-*.safetensors"))
+    assert len(files) == 2 and not os.path.samefile(*files) and damage(files[1].parent) is None
+
+
 def losses(trainer: MF2Trainer) -> list[dict[str, float]]:
     trainer.train()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -102,6 +136,16 @@ def test_a_batch_of_one_and_a_last_batch_of_one(make_trainer, steps):
 def test_ways_to_save_memory(make_trainer, arguments):
     plain, saving = losses(make_trainer(max_steps=2)), losses(make_trainer(max_steps=2, **arguments))
     assert saving[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.1)
+
+
+def test_a_default_warm_up_longer_than_a_third_of_the_run_becomes_a_share(make_trainer):
+    rates = {}
+    for limits in (False, True):
+        trainer = make_trainer(max_steps=10, warmup_steps=4)
+        trainer.limits_warmup = limits
+        schedule = trainer.create_scheduler(10, torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0))
+        rates[limits] = [schedule.lr_lambdas[0](step) for step in (1, 4)]
+    assert rates[False] == pytest.approx([0.25, 1.0]) and rates[True][0] == 1.0
 
 
 class Reshuffled:

@@ -408,4 +408,4 @@ def _reasons(why: Mapping[str, int]) -> str:
     return "; ".join(f"{count:,} {reason}" for reason, count in why.items())
 
 
-__all__ = ["BuildOptions", "build_mfa", "summary"]
+__all__ = ["BuildOptions", "build_mfa", "split_counts", "summary"]

@@ -146,17 +146,22 @@ def spread_over_videos(video: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def balance_emotions(frames: Frames, split: Sequence[str], per_emotion: Mapping[str, int] | None = None) -> np.ndarray:
-    """Rows to keep: in each split as many of every emotion, by default as many as it has of its rarest."""
+def balance_emotions(
+    frames: Frames, split: Sequence[str], per_emotion: Mapping[str, int] | None = None, as_targets: bool = False
+) -> np.ndarray:
+    """Rows to keep: in each split as many of every emotion, by default as many as it has of its rarest. as_targets:
+    `per_emotion`, or as many as there are of the rarest."""
     emotions, split = frames.label_set.emotions, np.asarray(split, object)
     if not emotions:
         raise ValueError("balance: got a label set without emotions, expected one with emotions, or balance=False")
     kept = []
     for name in dict.fromkeys(split):
         rows = [np.flatnonzero((split == name) & (frames.emotion == code)) for code in range(len(emotions))]
-        wanted = (per_emotion or {}).get(name) or min((len(some) for some in rows if len(some)), default=0)
+        rarest = min((len(some) for some in rows if len(some)), default=0)
+        wanted = (per_emotion or {}).get(name) or rarest
+        wanted = min(wanted, rarest) if as_targets else wanted
         for emotion, some in zip(emotions, rows, strict=True):
-            if per_emotion and name in per_emotion and len(some) < wanted:
+            if per_emotion and name in per_emotion and len(some) < wanted and not as_targets:
                 raise CorpusError(
                     *(frames.root, f"{len(some)} images of {emotion} in {name}", f"at least {wanted}"),
                     "Ask for fewer images an emotion, or for fewer videos in the other splits",
@@ -176,6 +181,7 @@ def plan_mfa(
     per_emotion: Mapping[str, int] | None = None,
     official: bool | None = None,
     fold: int | None = None,
+    as_targets: bool = False,
     seed: int = 0,
 ) -> tuple[Frames, list[str]]:
     """The rows of a corpus that are used, and each row's split: all images that have a label, unless asked otherwise.
@@ -183,7 +189,7 @@ def plan_mfa(
     require: which labels an image must have. every: above 1, every n-th frame and the changes of labels alone. balance:
     as many images of each emotion in each split, as of its rarest or as many as `per_emotion` says. sizes, videos:
     shares of the splits, and how many videos. official: the corpus's own split, or of its folds `fold` as test; None:
-    if your own pictures have one.
+    if your own pictures have one. as_targets: `videos` are shares of what there is, and `per_emotion` the most.
     """
     frames = keep_labelled(frames, require)
     if every != 1:
@@ -195,11 +201,20 @@ def plan_mfa(
     else:
         units = units_of(frames)
         names = list(positive_shares(sizes))
+        if as_targets and videos:
+            videos = _scaled(videos, int(units.videos.sum()))
         split = [names[side] for side in split_units(units, sizes, videos, seed)[units.of_row]]
     if not (balance or per_emotion):
         return frames, split
-    kept = balance_emotions(frames, split, per_emotion)
+    kept = balance_emotions(frames, split, per_emotion, as_targets)
     return frames.select(kept, left_out_by_balancing=len(frames) - len(kept)), [split[row] for row in kept]
+
+
+def _scaled(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """Counts in the same proportions that make `total`; the first takes what rounding leaves."""
+    first, *others = counts
+    scaled = {name: max(1, round(counts[name] * total / sum(counts.values()))) for name in others}
+    return {first: total - sum(scaled.values()), **scaled}
 
 
 PAPER_PROTOCOL: Mapping[str, Any] = {
@@ -208,11 +223,31 @@ PAPER_PROTOCOL: Mapping[str, Any] = {
     "sizes": {"train": 31_320, "validation": 3_376},
     "videos": {"train": 134, "validation": 17},
     "per_emotion": {"train": 3_915, "validation": 422},
+    "as_targets": True,
 }
-"""The counts of the MFA paper, for `plan_mfa` on Aff-Wild2: 34,696 images of 151 videos, eight emotions alike."""
+"""The MFA paper's protocol for `plan_mfa` on Aff-Wild2: its 34,696 images of 151 videos, eight emotions alike, or as
+near to them as the videos that are there allow."""
+
+
+def differences_from_paper(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for each number of images or videos in a split that is not the paper's. counts: of `split_counts`."""
+    return [
+        f"{split}: {counts.get(split, {}).get(what, 0):,} {what}, the paper has {number:,}"
+        for what, expected in (("images", PAPER_PROTOCOL["sizes"]), ("videos", PAPER_PROTOCOL["videos"]))
+        for split, number in expected.items()
+        if counts.get(split, {}).get(what, 0) != number
+    ]
 
 
 __all__ = [
     "units_of",
-    *("PAPER_PROTOCOL", "balance_emotions", "official_splits", "plan_mfa", "split_units", "spread_over_videos"),
+    *(
+        "PAPER_PROTOCOL",
+        "balance_emotions",
+        "differences_from_paper",
+        "official_splits",
+        "plan_mfa",
+        "split_units",
+        "spread_over_videos",
+    ),
 ]

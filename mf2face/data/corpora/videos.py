@@ -20,6 +20,30 @@ from mf2face.data.corpora.label_files import (
 from mf2face.data.schema import as_label_set
 
 
+_FOLDS = {
+    "disfa": (
+        "SN002 SN010 SN001 SN026 SN027 SN032 SN030 SN009 SN016",
+        "SN013 SN018 SN011 SN028 SN012 SN006 SN031 SN021 SN024",
+        "SN003 SN029 SN023 SN025 SN008 SN005 SN007 SN017 SN004",
+    ),
+    "bp4d": (
+        "F001 M007 F018 F008 F002 M004 F010 F009 M012 M001 F016 M014 F023 M008",
+        "M011 F003 M010 M002 F005 F022 M018 M017 F013 M016 F020 F011 M013 M005",
+        "F007 F015 F006 F019 M006 M009 F012 M003 F004 F021 F017 M015 F014",
+    ),
+}
+FOLDS: Mapping[str, Mapping[str, int]] = {
+    corpus: {name: number for number, fold in enumerate(folds, 1) for name in fold.split()}
+    for corpus, folds in _FOLDS.items()
+}
+"""Corpus -> person -> fold, of the three that JÂA-Net and ME-GraphAU use."""
+
+
+def _official_fold(corpus: str, subject: str) -> str:
+    number = FOLDS[corpus].get(subject)
+    return "" if number is None else f"fold {number}"
+
+
 @dataclass
 class Labelled:
     """One video's labels, a row a frame, in the order of frames."""
@@ -177,7 +201,6 @@ class DISFA(VideoCorpus):
     images: str = "Images"
     advice = "Name the folder that holds ActionUnit_Labels and Images (a folder of frames a subject)"
     action_units = tuple(f"AU{number}" for number in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26))
-    folds = ((2, 10, 1, 26, 27, 32, 30, 9, 16), (13, 18, 11, 28, 12, 6, 31, 21, 24), (3, 29, 23, 25, 8, 5, 7, 17, 4))
 
     threshold: int = 2
 
@@ -190,7 +213,6 @@ class DISFA(VideoCorpus):
         folder = self.root / "ActionUnit_Labels"
         subjects = label_files(folder, "a folder of label files a subject", "SN*/", "SN001 to SN032", self.advice)
         check_folder(self.root / self.images, "the frames, a folder a subject", self.advice)
-        fold_of = {f"SN{number:03d}": f"fold {k}" for k, fold in enumerate(self.folds, 1) for number in fold}
         for subject in subjects:
             frames, intensities = self._subject(subject)
             wanted = self.label_set.action_units
@@ -200,7 +222,7 @@ class DISFA(VideoCorpus):
                 *(subject.name, subject.name, f"{self.images}/{subject.name}", subject, frames, labels),
                 np.full(len(frames), UNKNOWN_LABEL, np.int8),
                 values.astype(np.float32),
-                fold_of.get(subject.name, ""),
+                _official_fold(self.name, subject.name),
             )
 
     def _subject(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -272,20 +294,14 @@ class BP4D(OccurrenceCorpus):
     licence = "BP4D-Spontaneous: by agreement with Binghamton University; not to be passed on"
     images: str = "2D+3D"
     advice = "Name the folder that holds AUCoding/AU_OCC and 2D+3D"
-    folds = (
-        "F001 M007 F018 F008 F002 M004 F010 F009 M012 M001 F016 M014 F023 M008",
-        "M011 F003 M010 M002 F005 F022 M018 M017 F013 M016 F020 F011 M013 M005",
-        "F007 F015 F006 F019 M006 M009 F012 M003 F004 F021 F017 M015 F014",
-    )
 
     def labelled(self) -> Iterator[Labelled]:
         folder, pattern = self.root / "AUCoding" / "AU_OCC", "[FM][0-9][0-9][0-9]_T[0-9]*.csv"
         files = label_files(folder, "a csv file a subject and task", pattern, "F001_T1.csv", self.advice)
         check_folder(self.root / self.images, "the images, a folder a subject and one a task", self.advice)
-        fold_of = {name: f"fold {number}" for number, fold in enumerate(self.folds, 1) for name in fold.split()}
         for file in files:
             subject, task = file.stem.split("_")
-            yield self.read_file(file, subject, f"{self.images}/{subject}/{task}", fold_of.get(subject, ""))
+            yield self.read_file(file, subject, f"{self.images}/{subject}/{task}", _official_fold(self.name, subject))
 
 
 @dataclass
@@ -315,4 +331,4 @@ class GFT(OccurrenceCorpus):
             yield self.read_file(file, name, f"{self.images}/{name}", official)
 
 
-__all__ = ["BP4D", "DISFA", "GFT", "AffWild2"]
+__all__ = ["BP4D", "DISFA", "FOLDS", "GFT", "AffWild2"]

@@ -172,6 +172,9 @@ def _shaped(sitter: Sitter, sides: np.ndarray, gaze: tuple[float, float], rng: n
     lips = sitter.landmarks(points)
     if (lips[[61, 62, 63], 1] - lips[[67, 66, 65], 1]).max() < 0.045:  # closed lips hide what lies behind them
         points[body.behind_lips] = np.float32((0, -0.7, -0.6))
+    else:  # teeth end before the corners of the mouth
+        low, high = lips[60, 0] + np.float32(0.02), lips[64, 0] - np.float32(0.02)
+        points[body.behind_lips, 0] = np.clip(points[body.behind_lips, 0], low, high)
     return points
 
 

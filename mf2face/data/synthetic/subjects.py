@@ -138,7 +138,9 @@ def _keyframes(seed: int, style: str, video: int) -> tuple[float, list[int], np.
 
 
 def _follow_lips(row: np.ndarray, names: tuple[str, ...]) -> None:
-    parted, pressed = names.index("AU25"), names.index("AU24")
+    parted, pressed, gaping = (names.index(name) for name in ("AU25", "AU24", "AU27"))
+    if row[gaping] < ACTIVE_FROM:  # a mouth that gapes a little has parted lips and a dropped jaw
+        row[gaping] = 0.0
     row[parted] = max(row[parted], *(row[names.index(name)] * share for name, share in _PARTS_LIPS.items()))
     if row[parted] >= ACTIVE_FROM:
         row[pressed] = min(row[pressed], 1.0)

@@ -10,9 +10,13 @@ from typing import Any
 
 from mf2face.files import private
 from mf2face.inference.analyze import Analysis
-from mf2face.inference.explain.contact_sheet import save_contact_html, save_contact_sheet
 from mf2face.inference.explain.picture_rows import PictureRows, read_picture_rows
-from mf2face.inference.explain.timeline import save_timeline, save_timeline_html
+from mf2face.inference.explain.row_pictures import (
+    save_contact_html,
+    save_contact_sheet,
+    save_timeline,
+    save_timeline_html,
+)
 from mf2face.inference.faces import Face
 from mf2face.inference.media import DRAWN, Frame, Note, drawn_pictures
 from mf2face.inference.rows import OutputError, first_line
@@ -30,31 +34,31 @@ class WhyFolder:
             from mf2face.inference.explain.explainer import Explainer  # pictures of rows do not need torch
         except ImportError as error:
             raise ImportError(f"why: needs torch and the full package ({error}): pip install -e .") from error
-        self.explainer = Explainer(analysis.model, occlusion=occlusion, thresholds=analysis.thresholds)
+        settings = {"thresholds": analysis.thresholds, "confidence": analysis.options.confidence}
+        self.explainer = Explainer(analysis.model, occlusion=occlusion, **settings)
         self.rows = PictureRows.of_columns(analysis.columns.names, analysis.about)
         self.folder, self.names = Path(folder), _Names(analysis.inputs)
         self.pages: dict[tuple[str, int], str] = {}
         self.skip = analysis.summary.skip
-        try:
+        with _writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
         self.drawn = _Drawn(self.folder)
         analysis.on_face, analysis.on_input = self.face, self.names.of  # so that names follow the rows, and stay
 
     def face(self, frame: Frame, face: Face, number: int) -> None:
-        """Draws the pages of a still face; frames of a video are in its timeline only."""
+        """Writes the page of a still face; frames of a video are in its timeline only."""
         if frame.is_moving:
             return
         page = self._page(frame.input, number)
         try:
-            explained = self.explainer.explain(frame.input, frame.pixels, face, number)
-            self.drawn.add((self.folder / page).with_suffix(".png"))
-            explained.save_png((self.folder / page).with_suffix(".png"))
-            explained.save_html(self.folder / page)
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        except Exception as error:  # of this face: the others have their pages
+            with _writing(self.folder):
+                explanation = self.explainer.explain(frame.input, frame.pixels, face, number)
+                self.drawn.add((self.folder / page).with_suffix(".png"))
+                explanation.save_png((self.folder / page).with_suffix(".png"))
+                explanation.save_html(self.folder / page)
+        except OutputError:
+            raise
+        except Exception as error:  # the other faces have their pages
             self.skip(frame.input, f"no page of face {number} ({type(error).__name__}: {first_line(error)})")
         else:
             self.pages[frame.input, number] = page
@@ -66,7 +70,7 @@ class WhyFolder:
         return _Beside(sink, self.rows)
 
     def finish(self, output: str | os.PathLike | None = None) -> str:
-        """output: the run's file of rows, which may hold those of runs before. -> what there is, in words."""
+        """output: the run's file of rows, which may hold those of earlier runs. -> what was made, in words."""
         rows = self.rows if output is None else read_picture_rows(output)
         places = [(row["input"], int(row["face_id"])) for row in rows.stills if row["face_id"] == row["face_id"]]
         there = {place: page for place in places if (self.folder / (page := self._page(*place))).is_file()}
@@ -79,7 +83,7 @@ class WhyFolder:
 
 
 class _Drawn:
-    """The list of what was drawn into a folder, so that it is not analysed with photographs that lie around it."""
+    """The list of pictures drawn into a folder, so that they are not analysed with photographs around them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.names = folder, drawn_pictures(folder)
@@ -87,8 +91,7 @@ class _Drawn:
     def add(self, *paths: Path) -> None:
         new = [name for path in paths if (name := os.fspath(path.relative_to(self.folder))) not in self.names]
         if new:
-            file = open(self.folder / DRAWN, "a", encoding="utf-8", errors="surrogateescape", opener=private)
-            with file:
+            with open(self.folder / DRAWN, "a", encoding="utf-8", errors="surrogateescape", opener=private) as file:
                 file.writelines(f"{name}\n" for name in new)
             self.names.update(new)
 
@@ -105,7 +108,7 @@ class _Beside:
 
 
 class _Names:
-    """Files in a folder of pictures are called, and lie, as the inputs do in theirs."""
+    """Pictures are named, and lie in folders, as their inputs."""
 
     def __init__(self, inputs: Iterable[str | int]) -> None:
         self.roots = [os.path.normpath(one) for one in inputs if isinstance(one, str) and os.path.isdir(one)]
@@ -121,12 +124,12 @@ class _Names:
                 inside = os.path.join(os.path.basename(root) or "root", inside)
             stem, ending = os.path.splitext(re.sub(r'[:*?"<>|]', "-", inside))
             tries = [stem, f"{stem}-{ending[1:]}", *(f"{stem}-{number}" for number in range(2, len(self.taken) + 3))]
-            self.given[name] = next(one for one in map(_shortened, tries) if one not in self.taken)
+            self.given[name] = next(one for one in map(_cut, tries) if one not in self.taken)
             self.taken.add(self.given[name])
         return self.given[name]
 
 
-def _shortened(path: str) -> str:
+def _cut(path: str) -> str:
     """With room for what is added to the last part: a file system's names have 255 bytes."""
     folder, name = os.path.split(path)
     content = os.fsencode(name)
@@ -137,19 +140,15 @@ def _shortened(path: str) -> str:
 
 
 def save_row_pictures(
-    rows: PictureRows,
-    folder: str | os.PathLike,
-    names: _Names | None = None,
-    note: Note = lambda name, why: None,
+    rows: PictureRows, folder: Path, names: _Names | None = None, note: Note = lambda name, why: None
 ) -> list[str]:
-    """Draws what needs rows only: a contact sheet of several still faces, a timeline of each video."""
-    folder, names, made = Path(folder), names or _Names([]), []
-    drawn, timelines = _Drawn(folder), 0
+    """Draws a contact sheet of several still faces, and a timeline of each video. -> what was made, in words."""
+    names, made, drawn, timelines = names or _Names([]), [], _Drawn(folder), 0
     if len(rows.stills) > 1 or (rows.stills and not rows.pages):
         with _drawing(folder, "contact sheet", note):
             drawn.add(*save_contact_sheet(rows, folder / "contact_sheet.png"))
-            save_contact_html(rows, folder / "contact_sheet.html")
-            made.append("contact sheet")
+            pages = save_contact_html(rows, folder / "contact_sheet.html")
+            made.append(f"contact sheet of {len(pages)} pages" if len(pages) > 1 else "contact sheet")
     for name in rows.videos:
         with _drawing(folder, name, note):
             path = folder / f"{names.of(name)}-timeline.png"
@@ -161,28 +160,33 @@ def save_row_pictures(
 
 @contextlib.contextmanager
 def _drawing(folder: Path, name: str, note: Note) -> Iterator[None]:
-    """One picture that cannot be drawn is noted, and the others follow."""
+    """A picture that cannot be drawn is noted, and the others follow."""
+    try:
+        with _writing(folder):
+            yield
+    except OutputError:
+        raise
+    except Exception as error:
+        note(name, f"cannot be drawn ({type(error).__name__}: {first_line(error)})")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _unwritable(folder, error) from error
-    except Exception as error:
-        note(name, f"cannot be drawn ({type(error).__name__}: {first_line(error)})")
+        raise OutputError(f"pictures: {folder} cannot be written ({error.strerror or error})") from error
 
 
 def picture(
     rows_file: str | os.PathLike, folder: str | os.PathLike | None = None, note: Note = lambda name, why: None
 ) -> tuple[Path, str]:
-    """From rows that mf2 wrote before, without a model. folder: `..._pictures` beside the rows unless given."""
+    """Pictures of a file of rows, without a model. folder: `..._pictures` beside the rows by default."""
     folder = Path(f"{Path(rows_file).with_suffix('')}_pictures" if folder is None else folder)
     rows = read_picture_rows(rows_file)
     if not rows.stills and not rows.videos:
         raise ValueError(f"rows: {rows_file} holds none, expected a row for each face")
     return folder, ", ".join(save_row_pictures(rows, folder, note=note)) or "none"
-
-
-def _unwritable(folder: Path, error: OSError) -> OutputError:
-    return OutputError(f"pictures: {folder} cannot be written ({error.strerror or error})")
 
 
 def _count(number: int, noun: str) -> str:
