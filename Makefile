@@ -42,7 +42,7 @@ docs:
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going docs docs/_build
 
 # The released checkpoint: its tower, MF² with language on it, thresholds and conformal cuts from validation people; then
-# evidence, grades and card. With PHOTOGRAPHS=FOLDER (pictures, labels.csv) labels are graded on photographs too; without,
+# evidence, grades and card. With PHOTOGRAPHS=FOLDER (pictures, labels.csv) and SOURCE=NAME they are graded on photographs; without,
 # all stay experimental. About three hours on two CPU cores; the small one, for a GPU or a night, is not put into the
 # repository. The fixed seed is the Trainer's default.
 SIZE = tiny
@@ -56,6 +56,6 @@ checkpoint checkpoint-small:
 		--load_best_model_at_end False --save_half True --output_dir outputs/$(NAME)
 	$(if $(PHOTOGRAPHS),$(PYTHON) examples/benchmark/photographs.py --photos $(PHOTOGRAPHS) --labels $(PHOTOGRAPHS)/labels.csv \
 		--part report --scores --model outputs/$(NAME) --json $(MEASURED))
-	$(PYTHON) examples/benchmark/reliability.py outputs/$(NAME) $(if $(PHOTOGRAPHS),--photographs $(MEASURED)) \
+	$(PYTHON) examples/benchmark/reliability.py outputs/$(NAME) $(if $(PHOTOGRAPHS),--photographs $(MEASURED) --source "$(SOURCE)") \
 		--json outputs/$(NAME)-reliability.json
 	$(if $(filter tiny,$(SIZE)),$(PYTHON) examples/release_checkpoint.py outputs/$(NAME) model_cards/$(NAME))

@@ -30,7 +30,8 @@ TINY_BACKBONE: dict[str, Any] = {
 @strict
 class ComparedConfig(FaceConfig):
     r"""
-    backbone (`str`): a timm model name, or `"conv"` for MF²'s small tower (`backbone_kwargs` then has its `width`).
+    backbone (`str`): a timm model name, or `"conv"` for MF²'s small tower (`backbone_kwargs` then has its `width` and
+        `patch_size`).
     frozen (`bool`): no gradient enters the backbone and it stays in evaluation mode.
     """
 
@@ -45,6 +46,9 @@ class ComparedConfig(FaceConfig):
     image_size: int = 224
     image_mean: float | list[float] | tuple[float, ...] = IMAGENET_MEAN
     image_std: float | list[float] | tuple[float, ...] = IMAGENET_STD
+    do_grayscale: bool = False
+    normalize_per_image: bool = False
+    alignment: Literal["steady", "five_points"] = "steady"
     frozen: bool = False
 
     bounds = {"image_size": 4096}

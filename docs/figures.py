@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HERO = ROOT / "examples" / "gallery" / "hero.png"
+HERO = ROOT / "examples" / "gallery" / "hero.jpg"
 FIGURE = re.compile(r"(<!--(\w+)\.([^:>]+):([^>]*?)-->)-?[\d.,]*\d")
 TABLE = re.compile(r"(?<=^<!--table:)(\w+)-->\n(?:\|.*\n)*", re.MULTILINE)
 ANSWER = re.compile(r"(```python\n(import mf2face\n.*?)```\n\n```text\n).*?(?=```)", re.DOTALL)
@@ -142,10 +142,10 @@ def picture() -> None:
     from mf2face.files import RELEASED
 
     with tempfile.TemporaryDirectory() as folder:
-        explain(RELEASED / "face.png", aligned=True).save_png(Path(folder, HERO.name))
-        shown = Image.open(Path(folder, HERO.name)).convert("RGB")
+        explain(RELEASED / "face.png", aligned=True).save_png(Path(folder, "why.png"))
+        shown = Image.open(Path(folder, "why.png")).convert("RGB")
         shown.thumbnail((1200, 1200), Image.Resampling.LANCZOS)
-        shown.quantize(256, dither=Image.Dither.NONE).save(HERO, optimize=True)
+        shown.save(HERO, quality=90)
 
 
 def answered(text: str) -> str:

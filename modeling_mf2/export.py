@@ -52,8 +52,7 @@ class ImageOnly(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         read = self.mf2(pixel_values, landmarks)
-        logits = self.classifiers(read.emo_states, read.au_states)
-        return tuple(each for each in logits if each is not None)
+        return tuple(self.classifiers(read.emo_states, read.au_states).outputs.values())
 
 
 def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
@@ -67,6 +66,7 @@ def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:
         "image_size": vision.image_size,
         "image_mean": list(vision.image_mean),
         "image_std": list(vision.image_std),
+        **{name: getattr(vision, name) for name in ("alignment", "do_grayscale", "normalize_per_image")},
         "landmarks": "68 points (x, y) in pixels of pixel_values",
         "precision": "float32",
         "weights": weights_mark(model.classifiers.state_dict()),

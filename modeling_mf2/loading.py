@@ -49,6 +49,7 @@ def fetched(module: nn.Module) -> AbstractContextManager:
 # Keys that the collator may emit, and flags that transformers may pass to any model.
 _BATCH_FIELDS = {
     *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels", "states"),
+    *("side_labels", "intensity_labels"),
     *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
     *("key_au_input_ids", "key_au_attention_mask", "output_hidden_states", "output_attentions"),
 }

@@ -23,6 +23,7 @@ class FaceAnalysisOutput(ModelOutput):
     r"""
     loss: the sum of the parts that follow it, each times its weight in `config.loss_weights`; None without labels.
     emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where there is no such head.
+    au_side_logits (`(batch, AU, 2)`): of the person's left and right side. au_intensities (`(batch, AU)`): 0 to 5.
     hidden_states, attentions: of the part of the model that the heads read, where asked for.
     """
 
@@ -31,6 +32,10 @@ class FaceAnalysisOutput(ModelOutput):
     au_logits: torch.Tensor | None = None
     au: torch.Tensor | None = None
     emotion: torch.Tensor | None = None
+    side: torch.Tensor | None = None
+    intensity: torch.Tensor | None = None
+    au_side_logits: torch.Tensor | None = None
+    au_intensities: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -304,16 +309,36 @@ def au_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     class_weights: list[float] | tuple[float, ...] | None = None,
+    name: str = "au",
 ) -> torch.Tensor:
-    """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
-    check_labels("au_labels", labels, tuple(logits.shape), highest=1)
+    """Binary cross-entropy over (images, AU), weighted an AU where weights are given; also over (images, AU, sides)."""
+    check_labels(f"{name}_labels", labels, tuple(logits.shape), highest=1)
     known = labels != UNKNOWN_LABEL
     losses = nn.functional.binary_cross_entropy_with_logits(
         wide(logits), labels.clamp_min(0).to(wide(logits).dtype), reduction="none"
     )
     if class_weights is not None:
         losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
-    return masked_mean(losses, known, "au")
+    return masked_mean(losses, known, name)
+
+
+INTENSITY_LEVELS = 5
+
+
+def intensity_loss(levels: torch.Tensor, intensities: torch.Tensor) -> torch.Tensor:
+    """levels (images, AU, 5): logits of intensities 1 to 5 or above. intensities (images, AU): 0 to 5, -1 unknown.
+
+    A fraction counts in part for its level, so that the levels' probabilities add up to the expected intensity.
+    """
+    if intensities.shape != levels.shape[:2]:
+        raise ValueError(
+            f"intensity_labels: got shape {tuple(intensities.shape)}, expected {tuple(levels.shape[:2])}, from 0 to 5, "
+            "or -1 for unknown"
+        )
+    levels = wide(levels)
+    reached = intensities.to(levels.dtype)[..., None] - torch.arange(INTENSITY_LEVELS, device=levels.device)
+    losses = nn.functional.binary_cross_entropy_with_logits(levels, reached.clamp(0, 1), reduction="none").mean(-1)
+    return masked_mean(losses, intensities >= 0, "intensity")
 
 
 def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

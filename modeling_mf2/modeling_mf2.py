@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -19,9 +19,18 @@ from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
 from modeling_mf2.dfn.port import DFNPort, PathwayShape
 
 from .loading import FacePreTrainedModel, check_adapter_file, check_unused, fetched
-from .losses import FaceAnalysisOutput, au_loss, classification_losses, emotion_loss, itg_loss, weighted_sum
+from .losses import (
+    INTENSITY_LEVELS,
+    FaceAnalysisOutput,
+    au_loss,
+    classification_losses,
+    emotion_loss,
+    intensity_loss,
+    itg_loss,
+    weighted_sum,
+)
 from .qformer import MF2QFormer, MF2QFormerOutput
-from .regions import MF2Regions
+from .regions import MF2Geometry, MF2Regions, landmarks_or_mean
 from .vision import MF2VisionTower, no_graph_if
 
 
@@ -54,6 +63,34 @@ class MF2AlignmentHeads(nn.Module):
         return nn.functional.normalize(self.text_projection(text_states[:, 0]), dim=-1)
 
 
+class FaceLogits(NamedTuple):
+    """What the classifiers answer; None where there is no such head."""
+
+    emotion: torch.Tensor | None
+    au: torch.Tensor | None
+    sides: torch.Tensor | None
+    """(batch, AU, 2)"""
+    levels: torch.Tensor | None
+    """(batch, AU, 5): logits of intensities 1 to 5 or above."""
+
+    @property
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """By the names of a model's outputs, without those that there are not."""
+        intensities = None if self.levels is None else self.levels.sigmoid().sum(-1)
+        names = ("emotion_logits", "au_logits", "au_side_logits", "au_intensities")
+        answers = zip(names, (*self[:3], intensities), strict=True)
+        return {name: tensor for name, tensor in answers if tensor is not None}
+
+
+class FaceLabels(NamedTuple):
+    """What `FaceLogits` are compared with; None where nothing is known, else -1 where it is not."""
+
+    emotion: torch.Tensor | None = None
+    au: torch.Tensor | None = None
+    sides: torch.Tensor | None = None
+    intensities: torch.Tensor | None = None
+
+
 class MF2Classifiers(nn.Module):
     """AU logits from each AU's own queries (and the face as a whole), emotion logits from the face and all AUs.
 
@@ -72,6 +109,18 @@ class MF2Classifiers(nn.Module):
             self.au_weight = nn.Parameter(torch.empty(count, au.num_query_tokens, au.hidden_size))
             self.au_bias = nn.Parameter(torch.zeros(count))
         self.au_from_face = nn.Linear(emo_width, count) if count and emo_width else None
+        # A side differs from its AU by what the queries and the face say of it.
+        self.side_weight = self.side_bias = self.side_from_face = None
+        if config.sides:
+            self.side_bias = nn.Parameter(torch.zeros(count, 2))
+            if config.use_au_branch:
+                self.side_weight = nn.Parameter(torch.empty(count, 2, au.num_query_tokens, au.hidden_size))
+            self.side_from_face = nn.Linear(emo_width, 2 * count) if emo_width else None
+        # An AU's logit, stretched and compared with a cut for each level: a stronger score is a higher intensity.
+        self.level_stretch = self.level_cuts = None
+        if config.intensities:
+            self.level_stretch = nn.Parameter(torch.zeros(count))
+            self.level_cuts = nn.Parameter(torch.zeros(count, INTENSITY_LEVELS))
         emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
         self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
 
@@ -84,19 +133,23 @@ class MF2Classifiers(nn.Module):
         if self.au_weight is not None and units:
             init.normal_(self.au_weight, std=0.1 * self.au_weight[0].numel() ** -0.5)
             init.zeros_(self.au_bias)
+        if self.side_weight is not None and units:
+            init.normal_(self.side_weight, std=0.1 * self.side_weight[0, 0].numel() ** -0.5)
+        for parameter in (self.side_bias, self.level_stretch, self.level_cuts):
+            if parameter is not None and units:
+                init.zeros_(parameter)
         reads_units = self.norm_au is not None
         for layer, anew in (
             (self.au_from_face, units),
+            (self.side_from_face, units),
             (self.emotion, "emotions" in fields or (units and reads_units)),
         ):
             if layer is not None and anew:
                 init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
                 init.zeros_(layer.bias)
 
-    def forward(
-        self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden) -> emotion logits, AU logits.
+    def forward(self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None) -> FaceLogits:
+        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden).
 
         Without emo_states, where there is that branch: what the AUs alone say.
         """
@@ -118,7 +171,26 @@ class MF2Classifiers(nn.Module):
                 part for part in (face, units.mean(dim=2).flatten(1) if units is not None else None) if part is not None
             ]
             emotion_logits = self.emotion(torch.cat(parts, dim=-1))
-        return emotion_logits, au_logits
+        return FaceLogits(emotion_logits, au_logits, self._sides(au_logits, units, face), self._levels(au_logits))
+
+    def _sides(
+        self, au_logits: torch.Tensor | None, units: torch.Tensor | None, face: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if self.side_bias is None:
+            return None
+        sides = au_logits[..., None] + self.side_bias
+        if self.side_weight is not None:
+            sides = sides + torch.einsum("baqh,asqh->bas", units, self.side_weight)
+        if self.side_from_face is not None:
+            sides = sides + self.side_from_face(face).unflatten(1, (-1, 2))
+        return sides
+
+    def _levels(self, au_logits: torch.Tensor | None) -> torch.Tensor | None:
+        if self.level_cuts is None:
+            return None
+        # Untrained, what is as likely active as not has intensity 2.
+        usual = torch.arange(INTENSITY_LEVELS, device=au_logits.device, dtype=au_logits.dtype) - 1.5
+        return (au_logits * self.level_stretch.exp())[..., None] - usual - self.level_cuts
 
 
 Branch = Literal["emo", "au"]
@@ -358,6 +430,9 @@ class MF2Model(MF2PreTrainedModel):
             self.regions = MF2Regions(config)
             # Tells the one Q-Former that all AUs share which of them it looks at.
             self.au_embedding = nn.Parameter(torch.empty(len(config.action_units), 1, config.au_config.hidden_size))
+        self.geometry = None
+        if config.geometry_token:
+            self.geometry = nn.ModuleDict({name: MF2Geometry(config) for name in self.branch_names})
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -413,7 +488,7 @@ class MF2Model(MF2PreTrainedModel):
                     "reads the vision tower's blocks, which image_tokens do not hold"
                 )
             image_tokens, states = self.vision.look_deep(pixel_values)
-            deep = {name: tuple(self.branch_image(name, state, landmarks) for state in states) for name in readers}
+            deep = {name: tuple(self._places(name, state, landmarks) for state in states) for name in readers}
             return image_tokens, deep
 
     @property
@@ -421,8 +496,19 @@ class MF2Model(MF2PreTrainedModel):
         return tuple(name for name, module in (("emo", self.emo_vl), ("au", self.au_vl)) if module is not None)
 
     def branch_image(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
-        """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions."""
+        """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions; a
+        token of the landmarks comes last, if the model has one."""
         image_tokens = image_tokens.to(self.branch(name).queries.dtype)  # a frozen tower may be in half precision
+        places = self._places(name, image_tokens, landmarks)
+        if self.geometry is None:
+            return places
+        vision = self.config.vision_config
+        points = landmarks_or_mean(landmarks, len(image_tokens), vision.image_size, image_tokens.device)
+        shape = self.geometry[name](points).to(places.dtype)
+        return torch.cat([places, shape.repeat_interleave(len(places) // len(shape), 0)], 1)
+
+    def _places(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
+        self.branch(name)
         if name == "emo":
             return self._as_fine_as_tokens(image_tokens)
         return self.regions(image_tokens[:, self.config.vision_config.num_prefix_tokens :], landmarks).flatten(0, 1)
@@ -554,11 +640,14 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         states: dict[str, torch.Tensor] | None = None,
+        side_labels: torch.Tensor | None = None,
+        intensity_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2FaceAnalysisOutput:
         r"""
         states: a batch of `StateStore`, instead of images.
-        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`), side_labels (`(batch, AU, 2)`: the person's left and
+            right), intensity_labels (`(batch, AU)`, 0 to 5): -1 where unknown.
         """
         check_unused(self, kwargs)
         read = self.mf2(
@@ -571,9 +660,10 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             return_dict=True,
         )
         logits = self.classifiers(read.emo_states, read.au_states)
-        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels))
+        labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
+        parts = label_losses(self, read.emo_states, read.au_states, logits, labels)
         loss = weighted_sum(self.config, parts)
-        return MF2FaceAnalysisOutput(loss=loss, emotion_logits=logits[0], au_logits=logits[1], **parts, **read)
+        return MF2FaceAnalysisOutput(loss=loss, **logits.outputs, **parts, **read)
 
 
 class MF2ForImageClassification(MF2PreTrainedModel):
@@ -613,7 +703,7 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
+        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)[:2]
         loss, logits = None, emotion_logits if self.config.classification_target == "emotion" else au_logits
         if labels is not None and self.config.classification_target == "emotion":
             loss = emotion_loss(logits, labels)
@@ -623,21 +713,28 @@ class MF2ForImageClassification(MF2PreTrainedModel):
         return MF2ImageClassifierOutput(loss=loss, logits=logits, **states)
 
 
+def _losses_of(config: MF2Config, logits: FaceLogits, labels: FaceLabels) -> dict[str, torch.Tensor]:
+    parts = classification_losses(config, logits.emotion, labels.emotion, logits.au, labels.au)
+    if logits.sides is not None and labels.sides is not None:
+        parts["side"] = au_loss(logits.sides, labels.sides, name="side")
+    if logits.levels is not None and labels.intensities is not None:
+        parts["intensity"] = intensity_loss(logits.levels, labels.intensities)
+    return parts
+
+
 def label_losses(
     model: MF2PreTrainedModel,
     emo_states: torch.Tensor | None,
     au_states: torch.Tensor | None,
-    logits: tuple[torch.Tensor | None, torch.Tensor | None],
-    labels: tuple[torch.Tensor | None, torch.Tensor | None],
+    logits: FaceLogits,
+    labels: FaceLabels,
 ) -> dict[str, torch.Tensor]:
-    """Of the logits and labels of (emotion, AUs); in training a share of them is that of the AUs alone."""
-    pairs = (logits[0], labels[0], logits[1], labels[1])
-    parts = classification_losses(model.config, *pairs)
+    """In training a share of the losses is that of the AUs alone."""
+    parts = _losses_of(model.config, logits, labels)
     alone = model.config.units_alone_share
     if not (model.training and alone and parts) or emo_states is None or au_states is None:
         return parts
-    by_units = model.classifiers(None, au_states)
-    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1])
+    by_units = _losses_of(model.config, model.classifiers(None, au_states), labels)
     return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
 
 

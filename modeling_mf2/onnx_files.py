@@ -43,7 +43,9 @@ def need(package: str) -> Any:
 
 def output_names(config: Any) -> list[str]:
     has_units = bool(config.action_units) and (config.use_au_branch or config.use_emo_branch)
-    return ["emotion_logits"] * bool(config.emotions) + ["au_logits"] * has_units
+    more = {"au_side_logits": "sides", "au_intensities": "intensities"}  # which older checkpoints have not
+    names = [name for name, field in more.items() if has_units and getattr(config, field, False)]
+    return ["emotion_logits"] * bool(config.emotions) + ["au_logits"] * has_units + names
 
 
 def weights_mark(classifiers: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from .losses import (
 )
 from .modeling_mf2 import (
     Branch,
+    FaceLabels,
     MF2BranchStates,
     MF2Classifiers,
     MF2Model,
@@ -47,8 +48,12 @@ class _Losses(ModelOutput):
     itg_au: torch.Tensor | None = None
     au: torch.Tensor | None = None
     emotion: torch.Tensor | None = None
+    side: torch.Tensor | None = None
+    intensity: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
+    au_side_logits: torch.Tensor | None = None
+    au_intensities: torch.Tensor | None = None
 
 
 @dataclass
@@ -137,13 +142,16 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        side_labels: torch.Tensor | None = None,
+        intensity_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
         input_ids, attention_mask (`(batch, length)`): emotion captions; a row without any token has no caption.
         au_input_ids, au_attention_mask (`(batch, AU, length)`): a sentence an AU, active or at rest; likewise.
         key_au_input_ids, key_au_attention_mask (`(batch, length)`): key-AU captions, which Emo-VL learns to write.
-        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`), side_labels (`(batch, AU, 2)`: the person's left and
+            right), intensity_labels (`(batch, AU)`, 0 to 5): -1 where unknown.
         """
         check_unused(self, kwargs)
         image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
@@ -174,11 +182,11 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         states = {name: self.mf2.of_images(name, read.query_states) for name, read in reads.items()}
         emo_states, au_states = states.get("emo"), states.get("au")
         logits = self.classifiers(emo_states, au_states)
-        parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels))
+        labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
+        parts |= label_losses(self, emo_states, au_states, logits, labels)
         return MF2ForPreTrainingOutput(
             loss=weighted_sum(self.config, parts),
-            emotion_logits=logits[0],
-            au_logits=logits[1],
+            **logits.outputs,
             **parts,
             **branch_states(reads),
         )

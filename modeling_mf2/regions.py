@@ -16,6 +16,17 @@ from configuration_mf2.facs import (
 )
 
 
+def landmarks_or_mean(
+    landmarks: torch.Tensor | None, batch: int, image_size: int, device: torch.device
+) -> torch.Tensor:
+    """(batch, 68, 2): for None those of crops in which the face is aligned to the canonical one."""
+    if landmarks is None:
+        return torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * image_size
+    if landmarks.shape != (batch, 68, 2):
+        raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
+    return landmarks
+
+
 def face_axes(landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unit vectors to the right and down the face, each (batch, 2), and the inner-ocular distance, (batch, 1).
 
@@ -70,6 +81,41 @@ def sample_grid(tokens: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return weights.to(tokens.dtype) @ tokens.flatten(1, 2)
 
 
+def inner_shape(landmarks: torch.Tensor, image_size: int) -> torch.Tensor:
+    """(batch, 68, 2) in pixels -> (batch, 102): where the inner landmarks lie beside the mean face's, in fiftieths of
+    the crop, once the corners of the eyes and the base of the nose are aligned to it."""
+    points = landmarks.float() / image_size
+    mean = torch.tensor(CANONICAL_FACE, device=points.device)[None]
+    anchors, targets = (
+        torch.cat([p[:, [36, 39, 42, 45]], p[:, 31:36].mean(1, keepdim=True)], 1) for p in (points, mean)
+    )
+    middle, target = anchors.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+    a, b = anchors - middle, targets - target
+    scale = a.square().sum((1, 2)).clamp_min(1e-6)
+    cos = ((a * b).sum((1, 2)) / scale)[:, None]
+    sin = ((a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / scale)[:, None]
+    x, y = (points - middle)[:, 17:].unbind(-1)
+    aligned = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) + target
+    return 50 * (aligned - mean[:, 17:]).flatten(1)
+
+
+class MF2Geometry(nn.Module):
+    """The shape of a face, from its landmarks, as one token."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.image_size = config.vision_config.image_size
+        self.shape_in = nn.Linear(2 * 51, 128)
+        self.shape_out = nn.Linear(128, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, landmarks: torch.Tensor) -> torch.Tensor:
+        """(batch, 68, 2) in pixels of the image -> (batch, 1, width)."""
+        shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
+        return self.norm(self.shape_out(nn.functional.gelu(self.shape_in(shape))))[:, None]
+
+
 class MF2Regions(nn.Module):
     """Reads every AU of every image in one pass, and says which point is which by a learned position."""
 
@@ -92,10 +138,7 @@ class MF2Regions(nn.Module):
         vision = self.config.vision_config
         batch, _, width = patch_tokens.shape
         device = patch_tokens.device
-        if landmarks is None:
-            landmarks = torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * vision.image_size
-        elif landmarks.shape != (batch, 68, 2):
-            raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
+        landmarks = landmarks_or_mean(landmarks, batch, vision.image_size, device)
         side = math.isqrt(patch_tokens.shape[1])
         cells = landmarks.float() / (vision.image_size / side)
         averages, downs = torch.tensor(self.averages, device=device), torch.tensor(self.downs, device=device)

@@ -30,6 +30,7 @@ class MF2Augmentation:
     a share of the crop's. brightness, contrast, saturation: relative strength either way. grey: probability. The rest
     is drawn for some images each: gamma: its logarithm either way. light: logarithm of an uneven light (standard
     deviation). blur: largest sigma in pixels of a crop of 112. noise: largest standard deviation in grey levels.
+    landmarks: a detector's error, each point's and each part's of the face, in pixels of a crop of 112.
     """
 
     rotate: float = 10.0
@@ -46,11 +47,12 @@ class MF2Augmentation:
     light: float = 0.0
     blur: float = 0.0
     noise: float = 0.0
+    landmarks: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            limit = {"rotate": 180.0, "blur": 20.0, "noise": 100.0}.get(field.name, 1.0)
+            limit = {"rotate": 180.0, "blur": 20.0, "noise": 100.0, "landmarks": 20.0}.get(field.name, 1.0)
             if not 0 <= value <= limit:
                 raise ValueError(f"{field.name}: got {value!r}, expected a number from 0 to {limit:g}")
         if self.scale == 1:
@@ -76,8 +78,14 @@ class MF2Augmentation:
             **{"angle": angle, "scale": scale, "shift_x": shift_x, "shift_y": shift_y, "flips": flips},
             **{"brightness": brightness, "contrast": contrast, "saturation": saturation},
             patch=patch if hides else None,
+            jitter=self._draw_jitter(np.random.default_rng((seed, index, 2))) if self.landmarks else None,
             camera=self._draw_camera(np.random.default_rng((seed, index, 1))) if self._has_camera else None,
         )
+
+    def _draw_jitter(self, rng: np.random.Generator) -> np.ndarray:
+        """(68, 2), in shares of the crop's side."""
+        parts = np.repeat(rng.standard_normal((5, 2)), (17, 10, 9, 12, 20), axis=0)  # jaw, brows, nose, eyes, mouth
+        return self.landmarks / 112 * (rng.standard_normal((68, 2)) + parts) / math.sqrt(2)
 
     @property
     def _has_camera(self) -> bool:
@@ -102,7 +110,7 @@ SLIGHT = MF2Augmentation(
 
 HEAVY = MF2Augmentation(
     **{"rotate": 7.0, "scale": 0.1, "shift": 0.05, "brightness": 0.3, "contrast": 0.35, "saturation": 0.5},
-    **{"grey": 0.3, "gamma": 0.5, "light": 0.25, "blur": 1.6, "noise": 9.0, "cutout": 0.35},
+    **{"grey": 0.3, "gamma": 0.5, "light": 0.25, "blur": 1.6, "noise": 9.0, "cutout": 0.35, "landmarks": 1.0},
 )
 """For learning from renders what holds on photographs."""
 
@@ -151,6 +159,7 @@ class AugmentationDraw:
     patch: tuple[float, float, float, float] | None
     """Centre (x, y), width and height of the hidden patch, as fractions of the crop."""
     camera: CameraDraw | None = None
+    jitter: np.ndarray | None = None
 
     def cut(
         self, warp: Callable, pixels: np.ndarray, points: np.ndarray, matrix: np.ndarray, height: int, width: int
@@ -166,7 +175,8 @@ class AugmentationDraw:
             crop = self.recolour(warp(pixels, matrix, height, width))
         if self.camera is not None:
             crop = self.camera.take(crop.transpose(1, 2, 0)).transpose(2, 0, 1)
-        return crop, self.reorder_landmarks(transform_points(matrix, points))
+        points = self.reorder_landmarks(transform_points(matrix, points))
+        return crop, points if self.jitter is None else points + self.jitter * (width, height)
 
     def matrix(self, height: int, width: int) -> np.ndarray:
         """From crop pixels to pixels of the changed crop: around the middle, the flip last."""

@@ -140,6 +140,10 @@ def _caption_tokenizer() -> PreTrainedTokenizerBase:
         raise ValueError("tokenizer: got none, expected one: a checkpoint's code cannot build it; load it") from error
 
 
+PREPARATION = ("alignment", "do_grayscale", "normalize_per_image")
+"""Settings of images that a model's config has too."""
+
+
 class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
     r"""
     action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
@@ -193,8 +197,7 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         vision = config.vision_config
         settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
         settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
-        preparation = ("alignment", "do_grayscale", "normalize_per_image")  # the compared systems have none
-        settings |= {name: getattr(vision, name) for name in preparation if hasattr(vision, name)}
+        settings |= {name: getattr(vision, name) for name in PREPARATION}
         tokenizer = _caption_tokenizer() if tokenizer is None else tokenizer
         processor = cls(
             MF2ImageProcessor(**{**settings, **image_processor_kwargs}),

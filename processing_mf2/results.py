@@ -64,17 +64,27 @@ def resolve_thresholds(
     return values
 
 
-def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[float]] | None:
-    logits = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
-    if logits is None:
+def _answers(outputs: Any, name: str, labels: Sequence[str], sides: tuple[int, ...] = ()) -> np.ndarray | None:
+    values = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+    if values is None:
         return None
-    logits = _array(logits).astype(np.float32)
-    if logits.ndim != 2 or logits.shape[1] != len(labels):
+    values = _array(values).astype(np.float32)
+    if values.ndim != 2 + len(sides) or values.shape[1:] != (len(labels), *sides):
+        expected = ", ".join(map(str, ("batch", len(labels), *sides)))
         raise ValueError(
-            f"{name}: got shape {logits.shape}, expected (batch, {len(labels)}) for {list(labels)}; load the "
+            f"{name}: got shape {values.shape}, expected ({expected}) for {list(labels)}; load the "
             "processor of the model's own checkpoint, or make one by MF2Processor.for_model(model.config)"
         )
-    check_finite(logits, name)
+    check_finite(values, name)
+    return values
+
+
+def _probabilities(
+    outputs: Any, name: str, labels: Sequence[str], sides: tuple[int, ...] = ()
+) -> list[list[float]] | None:
+    logits = _answers(outputs, name, labels, sides)
+    if logits is None:
+        return None
     if name == "emotion_logits":
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         return (shares / shares.sum(-1, keepdims=True)).tolist()
@@ -103,7 +113,8 @@ class FaceResults:
         confidence: float | None = None,
     ) -> list[dict[str, Any]]:
         """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
-        model did not predict is absent.
+        model did not predict is absent. Of `au_side_logits` and `au_intensities` each action unit has the probabilities
+        `left` and `right` (the person's sides) and its `intensity` from 0 to 5.
 
         image_index: as returned with `return_landmark_source=True`; each result then names its image.
         confidence: adds each AU's `state` (active, at rest, cannot tell) and `emotion_set`, by conformal prediction.
@@ -111,6 +122,8 @@ class FaceResults:
         limits, cuts = self.thresholds(thresholds), conformal_cuts(confidence, self.conformal)
         emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
         au_rows = _probabilities(outputs, "au_logits", self.action_units)
+        side_rows = _probabilities(outputs, "au_side_logits", self.action_units, (2,))
+        intensities = _answers(outputs, "au_intensities", self.action_units)
         if emotion_rows is None and au_rows is None:
             raise ValueError("outputs: got neither emotion_logits nor au_logits, expected those of a face analysis")
         count = len(emotion_rows if au_rows is None else au_rows)
@@ -127,6 +140,10 @@ class FaceResults:
                     au: {"name": ACTION_UNITS[au].noun, "probability": p, "threshold": limit, "active": p >= limit}
                     for au, p, limit in zip(self.action_units, au_rows[row], limits, strict=True)
                 }
+                for au, (left, right) in zip(units, side_rows[row] if side_rows else (), strict=False):
+                    units[au] |= {"left": left, "right": right}
+                for au, intensity in zip(units, () if intensities is None else intensities[row].tolist(), strict=False):
+                    units[au]["intensity"] = intensity
                 result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
             results.append(add_reliability(result, self.grades, cuts))
         return results

@@ -102,7 +102,7 @@ addEventListener("load", () => setTimeout(() => {
       if (bar.width < .9 * box.width) say("bar not at full width:", row.textContent);
     });
   }
-  const row = document.querySelectorAll("button[data-name]")[3];
+  const row = [...document.querySelectorAll(".mf-face:not([hidden]) button[data-name]")].pop();
   if (row) {
     const before = row.getBoundingClientRect().top;
     row.click();

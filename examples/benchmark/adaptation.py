@@ -6,7 +6,8 @@ Labels: as for `train.py --dataset own:FOLDER`: image, emotion, subject. Faces a
 user's cache, and so are the frozen outputs that DFN, the probe, LoRA and full fine-tuning read; nothing is written
 beside the photographs. Five folds by person: every photograph is answered once, by a model that learned from
 `--labelled` photographs of other people, drawn at random, rarer emotions shown more often (`train.py --balance True`).
-Steps and learning rates are fixed before; no photograph that is answered chooses anything.
+Steps and learning rates are fixed before; no photograph that is answered chooses anything. `--part choose` takes one
+half of the people, by a hash of their names, on which steps and rates may be chosen.
 
 released_macro_recall            of the checkpoint as it is
 dfn_400_macro_recall, probe_..., lora_..., full_...    after so many labelled photographs; ..._low, ..._high: 95 %
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from photographs import LEAST, interval
+from photographs import LEAST, half_of, interval
 from report import options, write_json
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import Subset
@@ -52,12 +53,13 @@ RATES = {"dfn": 1e-3, "probe": 2e-3, "lora": 1e-3, "full": 5e-4, "untrained": 1e
 class Photographs:
     """Aligned faces with their emotions and people, as a model's examples in every form in which methods read them."""
 
-    def __init__(self, folder: Path, labels: Path | None, model: str) -> None:
+    def __init__(self, folder: Path, labels: Path | None, model: str, part: str | None = None) -> None:
         reader = {} if labels is None else {"labels": str(labels)}
         settings = parse_arguments(["--task", "linear_probe", "--model_name_or_path", model])
         self.parts = build_model(settings)
         rows = load_folder(build_own(folder, self.parts.model.config.label_set, **reader))
-        self.rows: Dataset = rows.select(np.flatnonzero(np.array(rows["emotion"][:]) >= 0))
+        wanted = [part in (None, half_of(subject)) for subject in rows["subject"][:]]
+        self.rows: Dataset = rows.select(np.flatnonzero(wanted & (np.array(rows["emotion"][:]) >= 0)))
         self.emotion, self.people = np.array(self.rows["emotion"][:]), np.array(self.rows["subject"][:])
         self.plain = MF2Examples(self.rows, self.parts.processor, texts=False)
         self.tokens = MF2Examples(self.rows, self.parts.processor, texts=False)
@@ -105,7 +107,7 @@ def trainer_of(method: str, model: torch.nn.Module, learned: Any, pad: int, give
     task = ["--task", TASKS[method], *(["--model_name_or_path", given.model] if method != "untrained" else [])]
     fixed = "--eval_strategy no --save_strategy no --logging_strategy no --load_best_model_at_end False "
     fixed += "--report_to none --use_cpu True --disable_tqdm True --warmup_steps 0.1 --per_device_train_batch_size 32"
-    own = {"output_dir": scratch, "max_steps": given.steps or STEPS[method], "learning_rate": RATES[method]}
+    own = {"output_dir": scratch, "max_steps": given.steps or STEPS[method], "learning_rate": given.rates[method]}
     options = [text for name, value in (own | {"seed": given.seed}).items() for text in (f"--{name}", str(value))]
     training = parse_arguments([*task, *fixed.split(), *options]).training
     collate = collate_stored if method in ("dfn", "probe") else MF2Collator(pad)
@@ -165,10 +167,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--methods", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--folds", type=int, default=5, choices=range(1, 6), help="how many of the five are answered")
     parser.add_argument("--steps", type=int, help="of every method; its own number unless given")
+    parser.add_argument("--learning_rates", nargs="+", default=[], metavar="METHOD=RATE", help="in place of its own")
+    parser.add_argument("--part", choices=("choose", "report"), help="one half of the people alone")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(argv)
+    rates = dict(pair.partition("=")[::2] for pair in given.learning_rates)
+    if unknown := set(rates) - set(TASKS):
+        parser.error(f"--learning_rates: got {unknown.pop()!r}, expected METHOD=RATE with one of {list(TASKS)}")
+    given.rates = RATES | {name: float(rate) for name, rate in rates.items()}
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    photographs = Photographs(given.photos, given.labels, given.model)
+    photographs = Photographs(given.photos, given.labels, given.model, given.part)
     if len(photographs.known) < 2:
         parser.error(f"--labels: got fewer than two emotions with at least {LEAST} photographs, expected two or more")
     figures = {"photographs": len(photographs.emotion), "people": len(set(photographs.people.tolist()))}

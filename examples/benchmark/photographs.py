@@ -111,6 +111,10 @@ class Stages:
         setattr(owner, name, timed)
 
 
+def half_of(subject: str) -> str:
+    return "choose" if hashlib.sha256(subject.encode()).digest()[0] % 2 else "report"
+
+
 def read_labels(path: Path | None, photos: Path, part: str | None) -> dict[str, dict[str, str]]:
     """Rows of the labels by the photograph's path; without labels, every file of the folder with no row."""
     if path is None:
@@ -123,8 +127,7 @@ def read_labels(path: Path | None, photos: Path, part: str | None) -> dict[str, 
     kept = {}
     for row in rows:
         subject = row.get("subject") or row["image"]
-        half = "choose" if hashlib.sha256(subject.encode()).digest()[0] % 2 else "report"
-        if part in (None, half):
+        if part in (None, half_of(subject)):
             kept[str(photos / row["image"])] = {**row, "subject": subject}
     return kept
 

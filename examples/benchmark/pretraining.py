@@ -139,7 +139,8 @@ def plain_losses(model: MF2ForPreTraining, batch: Batch, loop: bool = True) -> B
     rows = torch.arange(images * units)
     tokens = mf2.vision(batch["pixel_values"])
     regions = mf2.branch_image("au", tokens, batch["landmarks"])
-    emo = PlainBranch(mf2.emo_vl, mf2.branch_queries("emo").expand(images, -1, -1), tokens, (torch.arange(images),))
+    face = mf2.branch_image("emo", tokens, batch["landmarks"])
+    emo = PlainBranch(mf2.emo_vl, mf2.branch_queries("emo").expand(images, -1, -1), face, (torch.arange(images),))
     groups = tuple(rows[unit::units] for unit in range(units)) if loop else (rows,)
     au = PlainBranch(mf2.au_vl, mf2.branch_queries("au").repeat(images, 1, 1), regions, groups)
 
@@ -158,7 +159,7 @@ def plain_losses(model: MF2ForPreTraining, batch: Batch, loop: bool = True) -> B
     parts |= dict(
         zip(LOSSES[4:7], au.align(*sentences, torch.stack([rows % units, states], dim=1), states >= 0), strict=True)
     )
-    emotion_logits, au_logits = model.classifiers(emo.states, au.states.unflatten(0, (images, units)))
+    emotion_logits, au_logits = model.classifiers(emo.states, au.states.unflatten(0, (images, units)))[:2]
     return parts | classification_losses(config, emotion_logits, batch["emotion_labels"], au_logits, batch["au_labels"])
 
 

@@ -99,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser = options(__doc__)
     parser.add_argument("folder", type=Path, help="the checkpoint")
     parser.add_argument("--photographs", type=Path, help="what photographs.py --json wrote for these weights")
+    parser.add_argument("--source", help="whose photographs they are, for the card")
     parser.add_argument("--styles", nargs=2, help="those that training saw, such as studio+street; one that it did not")
     parser.add_argument("--images", type=int, default=1024, help="of each style")
     given = parser.parse_args(argv)
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     styles = given.styles or usual_styles(given.folder)
     rendered, facts, figures, conformal = measure(given.folder, styles, given.images)
     if photographs:
-        facts["photographs"] = f"{photographs['photographs']:,.0f} photographs with labels of emotion only"
+        source = f" of {given.source}" if given.source else ""
+        facts["photographs"] = f"{photographs['photographs']:,.0f} photographs{source}, labels of emotion only"
     whole = {f"{where}/{name}": value for where, scores in rendered.items() for name, value in scores.items()}
     kept = ("coverage", "told", "au_f1_macro", "au_f1_tuned_macro", "emotion_macro_recall")
     figures |= {name: value for name, value in whole.items() if name.partition("/")[2].startswith(kept)}

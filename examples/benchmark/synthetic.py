@@ -369,7 +369,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             measured(from_facts, 800 * scale, style, style=style)
     measured(two_processes, 64 * scale, given.styles[0], style=given.styles[0])
     measured(streamed_memory, 100 if quick else given.streamed, given.styles[0], style=given.styles[0])
-    figures = worst(figures, given.styles)
+    sizes = {"examples_timed": 32 * scale, "renders_judged_a_style": 8 * scale, "people_a_style": count // 16}
+    figures = {**worst(figures, given.styles), **sizes}
+    write_json(given.json, figures)
     print(f"\nSynthetic faces, {' '.join(given.styles)}" + (" (quick: not a measurement)" if quick else ""))
     for name, value in figures.items():
         print(f"  {name:<36}{value:10.3f}")

@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.captions.styles import CAPTIONS, PROCESSOR_INPUTS
 from mf2face.data.schema import described_labels
+from mf2face.data.synthetic.subjects import ACTIVE_FROM
 from processing_mf2.augmentation import MF2Augmentation
 from processing_mf2.captions import parse_au_caption, split_au_caption
 from processing_mf2.processing_mf2 import MF2Processor
@@ -23,6 +24,8 @@ from processing_mf2.processing_mf2 import MF2Processor
 logger = logging.getLogger(__name__)
 
 LABELS = ("au_labels", "emotion")
+DETAILS = {"side_labels": "au_sides", "intensity_labels": "au_intensities"}
+"""Inputs of models with `config.sides` and `config.intensities`, and the columns that they are made of."""
 
 # Rows that the processor is given together: enough to share its overhead, few enough for the cache.
 _AT_ONCE = 8
@@ -33,8 +36,8 @@ class RowReader:
 
     texts: whether captions come along (evaluation needs none): MFA's three, or the columns named. landmarks: without
     them a model reads its regions at the mean face's places; crops are aligned all the same. described: the AUs and
-    emotions that the dataset says it counts. warned: columns whose absence was reported before; several readers share
-    it, so that each is reported once.
+    emotions that the dataset says it counts. details: names in `DETAILS` that are wanted. warned: columns whose absence
+    was reported before; several readers share it, so that each is reported once.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class RowReader:
         seed: int = 0,
         landmarks: bool = True,
         described: LabelSet | None = None,
+        details: Collection[str] = (),
         warned: set[str] | None = None,
     ) -> None:
+        self.details = {name: column for name, column in DETAILS.items() if name in details and column in first}
         self.processor, self.augment, self.seed, self.landmarks = processor, augment, seed, landmarks
         wanted = (CAPTIONS if texts else ()) if isinstance(texts, bool) else tuple(texts)
         self.captions = [name for name in wanted if name in first]
@@ -79,7 +84,7 @@ class RowReader:
 
     def columns(self, present: Collection[str], images: bool = True) -> list[str]:
         pictures = [name for name in ("image", "landmarks") if images and name in present]
-        return [*self.captions, *self.labels, *pictures]
+        return [*self.captions, *self.labels, *self.details.values(), *pictures]
 
     def many(
         self,
@@ -109,6 +114,8 @@ class RowReader:
         examples = []
         for place, index in enumerate(indexes):
             example = {name: tensor[place] for name, tensor in made.items()} | (stored[place] if stored else {})
+            flips = self.augment is not None and self.augment.draw(given["augment_seed"], index).flips
+            example |= {name: _detail(name, rows[place][column], flips) for name, column in self.details.items()}
             if not self.landmarks:
                 example.pop("landmarks", None)
             examples.append({**example, "index": torch.tensor(index)})
@@ -123,6 +130,15 @@ class RowReader:
             return ["" if state == UNKNOWN_LABEL else written.get(name, "") for name, state in known]
         rng = np.random.default_rng((self.seed, epoch, index))  # words the AUs at rest
         return split_au_caption(row[column], row["au_labels"], names, rng)
+
+
+def _detail(name: str, values: Sequence, flips: bool) -> torch.Tensor:
+    """Of one image; in a flipped one the person's left side is the right."""
+    values = torch.tensor(values, dtype=torch.float32)
+    if name == "intensity_labels":
+        return values
+    active = torch.where(values < 0, UNKNOWN_LABEL, (values >= ACTIVE_FROM).long())
+    return active.flip(-1) if flips else active
 
 
 class MF2Examples(torch.utils.data.Dataset):
@@ -316,4 +332,4 @@ def _stack(rows: Sequence[Mapping[str, Any]], field: str, shape: tuple[int | Non
     return default_collate(values)  # stacks them; in a loader's worker at once where the parent can see them
 
 
-__all__ = ["LABELS", "MF2Collator", "MF2Examples", "RowReader", "as_image"]
+__all__ = ["DETAILS", "LABELS", "MF2Collator", "MF2Examples", "RowReader", "as_image"]

@@ -147,6 +147,53 @@ def action_unit_scores(
     return scores
 
 
+def intensity_scores(intensities: ArrayLike, labels: ArrayLike, action_units: Sequence[str]) -> dict[str, float]:
+    """(images, AU) from 0 to 5, labels of -1 masked: `intensity_icc`, ICC(3,1), and `intensity_mae`, each AU's and the
+    mean over those whose labels vary."""
+    found, labels = np.asarray(intensities, float), np.asarray(labels, float)
+    scores: dict[str, float] = {}
+    for column, name in enumerate(action_units):
+        known = labels[:, column] >= 0
+        pair = np.stack([found[known, column], labels[known, column]], 1)
+        if len(pair) > 1 and np.ptp(pair[:, 1]) > 0:
+            scores[f"intensity_icc/{name}"] = icc(pair)
+            scores[f"intensity_mae/{name}"] = float(np.abs(pair[:, 0] - pair[:, 1]).mean())
+    return scores | _means(scores, ("intensity_icc", "intensity_mae"))
+
+
+def icc(ratings: np.ndarray) -> float:
+    """ICC(3,1) of (targets, raters): consistency of single ratings (Shrout and Fleiss)."""
+    targets, raters = ratings.shape
+    rows, columns, mean = ratings.mean(1, keepdims=True), ratings.mean(0, keepdims=True), ratings.mean()
+    between = raters * ((rows - mean) ** 2).sum() / (targets - 1)
+    residual = ((ratings - rows - columns + mean) ** 2).sum() / ((targets - 1) * (raters - 1))
+    return float(divide(between - residual, between + (raters - 1) * residual))
+
+
+def side_scores(logits: ArrayLike, labels: ArrayLike, action_units: Sequence[str]) -> dict[str, float]:
+    """(images, AU, 2), labels 1, 0 or -1: `sides_auc` of both sides' activity, and `sides_which_auc`, of which side it
+    is where one alone is active; each AU's and the mean over those of which both occur."""
+    logits, labels = np.asarray(logits, float), np.asarray(labels)
+    scores: dict[str, float] = {}
+    for column, name in enumerate(action_units):
+        known = (labels[:, column] >= 0).all(1)
+        side, active = logits[known, column], labels[known, column]
+        one = active[:, 0] != active[:, 1]
+        pairs = {
+            "sides_auc": (active.ravel(), side.ravel()),
+            "sides_which_auc": (active[one, 0], (side @ (1, -1))[one]),
+        }
+        for kind, (truth, score) in pairs.items():
+            if len(np.unique(truth)) == 2:
+                scores[f"{kind}/{name}"] = float(roc_auc_score(truth, score))
+    return scores | _means(scores, ("sides_auc", "sides_which_auc"))
+
+
+def _means(scores: Mapping[str, float], kinds: Sequence[str]) -> dict[str, float]:
+    each = {kind: [value for name, value in scores.items() if name.startswith(f"{kind}/")] for kind in kinds}
+    return {kind: float(np.mean(values)) for kind, values in each.items() if values}
+
+
 def action_unit_counts(
     probabilities: np.ndarray, labels: np.ndarray, thresholds: np.ndarray, *, axis: int | None = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -55,7 +55,8 @@ def baseline_scores(
     points = None
     if "landmarks" in columns:
         points = [centred_landmarks(np.asarray(part.with_format("numpy")["landmarks"][:])) for part in (train, test)]
-    truth = _truth(train, test) if set(test["corpus"][:] if "corpus" in columns else ()) == {CORPUS} else None
+    drawn = "corpus" in columns and set(test["corpus"][:]) == {CORPUS}
+    truth = [_truth(part) for part in (train, test)] if drawn else None
     scores: dict[str, float] = {}
     if "au_labels" in columns and action_units:
         labels = [np.asarray(part["au_labels"][:]) for part in (train, test)]
@@ -82,16 +83,16 @@ def baseline_scores(
     return scores
 
 
-def _truth(*parts: Dataset) -> list[Mapping[str, np.ndarray]] | None:
-    """The drawing's own labels of these rows; None if they come from several drawings."""
-    drawings = {tuple(name.split("-")[:2]) for part in parts for name in set(part["subject"][:])}
-    if len(drawings) != 1:
-        return None
-    ((style, seed),) = drawings
-    places = [zip(part["video"][:], part["frame"][:], strict=True) for part in parts]
-    indices = [np.array([_index(*place) for place in rows]) for rows in places]
-    truth = synthetic_truth(int(max(index.max() for index in indices)) + 1, style, seed=int(seed))
-    return [{name: values[index] for name, values in truth.items()} for index in indices]
+def _truth(rows: Dataset) -> Mapping[str, np.ndarray]:
+    """The labels that these rows were drawn from."""
+    drawings = np.array(["-".join(name.split("-")[:2]) for name in rows["subject"][:]])
+    index = np.array([_index(*place) for place in zip(rows["video"][:], rows["frame"][:], strict=True)])
+    truth: dict[str, np.ndarray] = {}
+    for drawing in np.unique(drawings):
+        own, (style, seed) = drawings == drawing, drawing.split("-")
+        for name, values in synthetic_truth(int(index[own].max()) + 1, style, seed=int(seed)).items():
+            truth.setdefault(name, np.zeros((len(rows), *values.shape[1:]), values.dtype))[own] = values[index[own]]
+    return truth
 
 
 def _index(video: str, frame: int) -> int:

@@ -148,7 +148,9 @@ class Analysis:
         self.summary = Result()
         self.reader = ThreadPoolExecutor(1, "mf2-reader")
         self.neutral: dict[str, float] | None = None
-        """Each AU's probability in the picture of the neutral face."""
+        """Each AU's probability in the picture of the neutral face. Whose face it is, landmarks cannot tell."""
+        self.neutral_marks = ""
+        """What speaks against that picture: active AUs, marks of quality."""
         self.files, self.shard_settings = self.inputs, {}
         if shard is not None:  # what is wrong with a folder is noted by the first shard alone
             every = list(files_of(self.inputs, *([self.summary.skip] if shard.index == 1 else [])))
@@ -175,6 +177,7 @@ class Analysis:
         settings |= {name: value for name, value in more.items() if value is not None} | self.shard_settings
         settings["thresholds"] = {name: round(limit, 6) for name, limit in self.thresholds.items()}
         facts = {"synthetic": self.model.synthetic, "trained_on": self.model.trained_on, "mf2_version": VERSION}
+        facts |= {"neutral_marks": self.neutral_marks} if self.neutral is not None else {}
         grades = {f"{column}_grade": grade for column, grade in self.model.grades.items()}
         return {"settings": settings, **facts, **grades, "units": self.columns.measures}
 
@@ -357,6 +360,8 @@ class Analysis:
         faces, self.summary = self.summary.faces, Result()
         if wrong or faces != 1:
             raise ValueError(f"neutral: {name}: {wrong[0] if wrong else f'got {faces} faces, expected one'}")
+        active = [code for code in self.columns.action_units if row[f"{unit_column(code)}_c"] == 1]
+        self.neutral_marks = " ".join([*active, row["quality"]]).strip()
         return {code: row[unit_column(code)] for code in self.columns.action_units}
 
 

@@ -168,7 +168,7 @@ class FrameView:
         levels = 1 - (np.arange(high) + 0.5) / high
         shares, decided = columns[:count, None], columns[count : 2 * count, None]
         filled = (levels[None, :, None] < 0.9 * shares) & seen
-        rows = part[: high * count].reshape(count, high, -1, 3)
+        rows = part[: high * count].reshape(count, high, part.shape[1], 3)
         for decision, colour in _COLOURS.items():
             rows[filled & (decided == decision)] = colour
         rows[:, -1] = _LINE

@@ -205,6 +205,10 @@ def _run(given: argparse.Namespace, inputs: list[str | int], detector: Any, mode
         _say(f"model: {loaded.name}{f' with {loaded.adapter}' if loaded.adapter else ''}, {loaded.trained_on}")
         graded = "; the model's grades were measured with MediaPipe's" * bool(loaded.grades and source != "mediapipe")
         _say(f"landmarks: {_SOURCES.get(source, source)}{graded}")
+        if analysis.neutral_marks:
+            _say(
+                f"neutral: {given.neutral} may not be neutral: {analysis.neutral_marks}; columns AU.._rel start from it"
+            )
     summary = analysis.summary
     try:
         with _frame_views(given, analysis):

@@ -16,7 +16,7 @@ from mf2face.inference.rows import NAN, STATE, TEXT_COLUMNS, format_of, unescape
 
 
 BOX = ("FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight")
-POINTS = [f"{axis}_{point}" for axis in "xy" for point in range(68)]
+POINTS = {f"{axis}_{point}" for axis in "xy" for point in range(68)}
 UNIT = re.compile(r"AU(\d{1,2})(_c|_i|_L|_R|_rel)?")
 """Columns of an AU."""
 _EMOTIONS = {name.lower(): name for labels in LABEL_SETS.values() for name in labels.emotions}
@@ -110,9 +110,14 @@ def _values(column: Any) -> Any:
 
 
 def _json(path: Path, points: bool) -> dict[str, Any]:
+    columns: dict[str, list[Any]] = {}
     with open(path, encoding="utf-8") as file:
-        rows = [parse_json(line, f"line {place + 1}") for place, line in enumerate(file)]
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+        for place, line in enumerate(file, 1):
+            row = parse_json(line, f"line {place}")
+            columns = columns or {name: [] for name in row if points or name not in POINTS}
+            for name, values in columns.items():
+                values.append(row[name])
+    return columns
 
 
 def _parquet(path: Path, points: bool) -> dict[str, Any]:
@@ -135,8 +140,10 @@ def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
             continue
         if ours in TEXT_COLUMNS or ours.endswith(STATE):
             columns[ours] = [value or "" for value in values]
-        else:
+        elif ours in _KEPT or UNIT.fullmatch(ours) or not any(isinstance(value, str) for value in values):
             columns[ours] = _numbers(name, values) * scale
+        else:  # a column that the user added
+            columns[ours] = [value or "" for value in values]
     if tool is not None and not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
         known = "AU01, AU01_c, AU01_r, au_1 or an emotion"
         raise ValueError(f"got the columns {', '.join(list(given)[:6])}, ..., but none of an AU or emotion ({known})")

@@ -27,7 +27,7 @@ from mf2face.data.protocols import combine, complete_splits, fold_splits
 from mf2face.data.schema import SPLITS, check_leaks
 from mf2face.data.streaming import MF2StreamedExamples, stream_splits
 from mf2face.data.synthetic.faces import CORPUS, MFASynthetic
-from mf2face.data.synthetic.subjects import is_rendered
+from mf2face.data.synthetic.subjects import STYLES, is_rendered
 from mf2face.files import RELEASED
 from mf2face.training.arguments import MF2Arguments, Settings, dataset_names, read_options
 from mf2face.training.finetuning import MF2Views
@@ -37,7 +37,7 @@ from mf2face.training.tower import TowerExamples
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
 from processing_mf2.augmentation import HEAVY, SLIGHT, MF2Augmentation
-from processing_mf2.processing_mf2 import MF2Processor, encode_texts
+from processing_mf2.processing_mf2 import PREPARATION, MF2Processor, encode_texts
 from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 
 
@@ -113,6 +113,8 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
         if not settings.trains and processor.au_thresholds is not None:
             model.config.au_thresholds = processor.au_thresholds  # an adapter's; the config has its base's
         return Parts(model, processor, processor.tokenizer)
+    if ours.model == "mf2" and "au_sides" in (getattr(train_rows, "column_names", None) or ()):
+        own = {"sides": True, "intensities": True, **own}  # which rendering knows
     config = _new_config(settings, model_class.config_class, own)
     compared = isinstance(config, ComparedConfig)
     if compared and config.au_class_weights is None and config.action_units and train_rows is not None:
@@ -159,7 +161,7 @@ def _new_config(settings: Settings, config_class: type[PreTrainedConfig], own: d
         shape = {"label_taught": ours.task == "tower_by_labels"} if task.saves == "tower" else tower_fields(ours)
         fields["vision_config"] = {**shape, "frozen": task.trains != "all", **pixels, **own.pop("vision_config", {})}
     else:
-        fields |= pixels
+        fields |= pixels | (_same_tower(tower_fields(ours)) if ours.model_size == "tiny" else {})
     if "branches" not in task.unused:
         has_units = bool(resolve_label_set(ours.label_set).action_units)
         fields |= {"use_emo_branch": ours.branches != "au", "use_au_branch": ours.branches != "emo" and has_units}
@@ -175,11 +177,19 @@ def tower_fields(arguments: MF2Arguments) -> dict[str, Any]:
     saved = saved.get("vision_config", saved) if isinstance(saved, dict) else {}
     if saved.get("model_type") != MF2VisionConfig.model_type:
         return {}
+    vision = MF2VisionConfig.from_dict(saved)  # what a file lacks has the class's default, not the size's
     own = {field.name for field in dataclasses.fields(MF2VisionConfig)}
     own -= {"frozen", *(field.name for field in dataclasses.fields(PreTrainedConfig))}
-    # What an older file lacks had its default then, not the size's.
-    usual = {"do_grayscale": False, "normalize_per_image": False, "alignment": "steady", "backbone_kwargs": {}}
-    return usual | {name: saved[name] for name in own if name in saved}
+    return {name: getattr(vision, name) for name in own}
+
+
+def _same_tower(shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A compared system's fields for MF²'s small tower and its images; none for a timm tower, which is named."""
+    if shape.get("backbone") != "conv":
+        return {}
+    kwargs = {"width": shape["hidden_size"], "patch_size": shape["patch_size"], **shape["backbone_kwargs"]}
+    images = ("image_size", "image_mean", "image_std", *PREPARATION)
+    return {"backbone_kwargs": kwargs, **{name: shape[name] for name in images}}
 
 
 def check_caption_set(config: PreTrainedConfig, caption_set: str | None, source: object) -> None:
@@ -289,6 +299,21 @@ def with_captions(settings: Settings, splits: Mapping[str, Dataset], config: Pre
     return dict(splits)
 
 
+def other_style(arguments: MF2Arguments, n: int) -> Dataset | None:
+    """`n` faces of the same kind in a style that is not trained on, of other people."""
+    trained = arguments.style.split("+")
+    kind = [style for style in STYLES if is_rendered(style) == is_rendered(trained[0]) and style not in trained]
+    if arguments.dataset != "synthetic" or not kind:
+        return None
+    return synthetic_faces(n, kind[-1], seed=arguments.people_seed, label_set=arguments.label_set)
+
+
+def details_of(config: PreTrainedConfig) -> list[str]:
+    """Labels that a model learns from beside those of AUs and emotions."""
+    switches = {"side_labels": "sides", "intensity_labels": "intensities"}
+    return [name for name, field in switches.items() if getattr(config, field, False)]
+
+
 def store_root(kind: str, stores: Path | None = None) -> Path:
     return (stores or Path(datasets.config.HF_DATASETS_CACHE)) / f"mf2_{kind}"
 
@@ -370,6 +395,7 @@ def build_examples(
     # What a dataset lacks is logged once, not for each split or by each process.
     warned = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
     shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "warned": warned}
+    shared["details"] = details_of(parts.model.config)
     examples = {}
     for name in splits if task.measures else ("train",):
         rows, learning = splits[name], name == "train"

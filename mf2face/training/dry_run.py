@@ -28,7 +28,7 @@ from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.training.arguments import Settings
 from mf2face.training.build import load_splits, store_options, store_root, with_sources
 from mf2face.training.run import load_parts, make_trainer
-from mf2face.training.stores import StoreOptions, frozen_outputs, packed_outputs
+from mf2face.training.stores import StoreOptions, frozen_outputs
 from mf2face.training.trainer import MF2Trainer
 
 
@@ -56,10 +56,11 @@ def dry_run(settings: Settings) -> Figures:
     parts, splits, _, columns, _ = load_parts(settings, splits)
     _check_weights(settings, parts.model)
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = make_trainer(settings, parts, splits, columns, Path(folder))
-        figures = _parameters(trainer.model)
+        scratch = replace(settings, training=_changed(settings.training, output_dir=folder))
+        trainer, _ = make_trainer(scratch, parts, splits, columns, Path(folder))
+        figures = {f"{name}_images": count for name, count in images.items()} | _parameters(trainer.model)
         figures |= _store_figures(settings, trainer.model, parts, splits["train"], images)
-        figures |= _step_figures(settings, trainer, images)
+        figures |= _step_figures(scratch, trainer, images)
     figures |= _disk_figures(settings, trainer.model, figures)
     if settings.training.process_index == 0:
         print(table(settings, figures))
@@ -87,6 +88,13 @@ def _with_long_captions(rows: Dataset) -> Dataset:
     texts = [rows[name][:] for name in CAPTIONS if name in rows.column_names]
     length = lambda row: sum(len(text[row] or "") for text in texts)  # noqa: E731
     return rows.select(sorted(range(len(rows)), key=length, reverse=True)[:_ROWS])
+
+
+def _changed(training: TrainingArguments, **values: Any) -> TrainingArguments:
+    changed = copy.copy(training)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def _bytes(model: torch.nn.Module, trained: bool) -> int:
@@ -122,7 +130,7 @@ def _store_figures(
             begun = time.perf_counter()
             found = plain.__getitems__(range(count))
             inputs = default_collate([{name: example[name] for name in MODEL_INPUTS} for example in found])
-            outputs = packed_outputs(frozen_outputs(frozen, inputs, options), options.dtype)
+            outputs = frozen_outputs(frozen, inputs, options)
             times.append(time.perf_counter() - begun)
         seconds += min(times) / count
         size += sum(tensor.nbytes for name, tensor in outputs.items() if "." not in name) / count
@@ -182,10 +190,9 @@ def allocated_peak(profiled: profile) -> int:
 
 
 def _probe(settings: Settings, trainer: MF2Trainer, size: int) -> _Step:
-    training, changes = copy.copy(settings.training), {**_SHORT, "per_device_train_batch_size": size}
-    changes["gradient_accumulation_steps"] = min(training.gradient_accumulation_steps, 4)
-    for name, value in changes.items():
-        setattr(training, name, value)
+    accumulated = min(settings.training.gradient_accumulation_steps, 4)
+    sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+    training = _changed(settings.training, **_SHORT, **sizes)
     watch = _Watch(training.device)
     probe = type(trainer)(
         model=trainer.model,
@@ -201,7 +208,7 @@ def _probe(settings: Settings, trainer: MF2Trainer, size: int) -> _Step:
         raise ValueError(_too_small(settings, f"not even {size} images a step fit")) from error
     state = [value for values in probe.optimizer.state.values() for value in values.values()]
     size = sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
-    return _Step(watch.peak, statistics.median(watch.times) / training.gradient_accumulation_steps, size)
+    return _Step(watch.peak, statistics.median(watch.times) / accumulated, size)
 
 
 def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, int]) -> Figures:

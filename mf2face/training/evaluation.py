@@ -12,7 +12,14 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from transformers import EvalPrediction
 
 from configuration_mf2.configuration_mf2 import MF2Config
-from mf2face.data.metrics import ActionUnitMetric, EmotionMetric, action_unit_table, emotion_table
+from mf2face.data.metrics import (
+    ActionUnitMetric,
+    EmotionMetric,
+    action_unit_table,
+    emotion_table,
+    intensity_scores,
+    side_scores,
+)
 from mf2face.files import whole_file, write_whole
 
 
@@ -23,8 +30,8 @@ Scores = dict[str, float | list]
 
 
 def probabilities(predictions: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(emotion logits, AU logits) -> probabilities, in double precision so that a row of emotions sums to 1."""
-    emotion, units = (np.asarray(part, dtype=np.float64) for part in predictions)
+    """(emotion logits, AU logits, ...) -> probabilities, in double precision so that emotions sum to 1."""
+    emotion, units = (np.asarray(part, dtype=np.float64) for part in predictions[:2])
     if emotion.shape[1]:
         emotion = np.exp(emotion - emotion.max(axis=1, keepdims=True))
         emotion /= emotion.sum(axis=1, keepdims=True)
@@ -48,12 +55,22 @@ def score(
     if config.emotions:
         answers = {"predictions": emotion, "references": labels[0], "subjects": subjects}
         results.append(EmotionMetric(config.emotions).compute(**answers))
+    if len(predictions) > 2 and predictions[2].size and labels[2].size:
+        scores |= side_scores(predictions[2], labels[2], config.action_units)
+    if len(predictions) > 3 and predictions[3].size and labels[3].size:
+        scores |= intensity_scores(predictions[3], labels[3], config.action_units)
     for found in results:
         scores["intervals"] |= found.pop("intervals", {})
         scores |= found
     return scores
 
 
+DETAIL_FIGURES = {
+    "intensity_icc": "AU intensities 0-5, ICC(3,1), macro",
+    "intensity_mae": "AU intensities 0-5, mean absolute error, macro",
+    "sides_auc": "an AU's activity on either side of the face, area under the ROC curve, macro",
+    "sides_which_auc": "which side is active where one alone is, area under the ROC curve, macro",
+}
 UNIT_TWO = {"au_f1_macro": "AU F1 at 0.5, macro", "au_f1_tuned_macro": "AU F1 at tuned thresholds, macro"}
 EMOTION_FOUR = {
     "emotion_top1": "emotion top-1",

@@ -128,7 +128,8 @@ def micro_batches(model: nn.Module, batches: Sequence[Batch], compares_rows: boo
 
 def _label_counts(batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
     counts: dict[str, torch.Tensor] = {}
-    for name, labels in (("au", "au_labels"), ("emotion", "emotion_labels")):
+    for name in ("au", "emotion", "side", "intensity"):
+        labels = f"{name}_labels"
         if labels in batches[0]:
             counts[name] = sum((batch[labels] != UNKNOWN_LABEL).sum() for batch in batches)
     for name, mask in (("global_text", "attention_mask"), ("local_text", "au_attention_mask")):  # VL-FAU's descriptions

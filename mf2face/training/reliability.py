@@ -93,8 +93,8 @@ RULE: Mapping[str, Mapping[str, float]] = {
 }
 """What a label has to reach for a grade; else it is `experimental`. test, style_shift: area under the ROC curve on
 people and on a rendering style that training did not see. photographs: the same, the lower end of its 95 % interval
-over people; a label that none of them is labelled for is `usable` at best. recall: of an emotion, on photographs. A
-checkpoint that was not measured on photographs is experimental."""
+over people; a label that none of them is labelled for is `usable` if all else is as of a reliable one. recall: of an
+emotion, on photographs. A checkpoint that was not measured on photographs is experimental."""
 
 SIGN_OF: Mapping[str, str] = {
     **dict.fromkeys(("AU1", "AU2", "AU25", "AU26"), "Surprise"),
@@ -129,12 +129,14 @@ def evidence_of(
 
 def grade_of(evidence: Mapping[str, Any]) -> str:
     """By `RULE`, from `evidence_of`."""
-    for grade, least in RULE.items():
-        seen = all(key in evidence for key in ("test", "style_shift"))
-        enough = all(evidence[key] >= value for key, value in least.items() if key in evidence)
-        if seen and enough and (grade == "usable" or "photographs" in evidence):
-            return grade
-    return GRADES[-1]
+    measured = {"test", "style_shift"} <= evidence.keys()
+    enough = {
+        grade: measured and all(evidence[key] >= value for key, value in least.items() if key in evidence)
+        for grade, least in RULE.items()
+    }
+    if "photographs" not in evidence:
+        return "usable" if enough["reliable"] else GRADES[-1]
+    return next((grade for grade in RULE if enough[grade]), GRADES[-1])
 
 
 def write_grades(

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedModel, set_seed
 
-from mf2face.data.examples import MF2Collator, MF2Examples
+from mf2face.data.examples import LABELS, MF2Collator, MF2Examples
 from mf2face.data.metrics import tune_thresholds
 from mf2face.data.reference_scores import BASELINES, baseline_scores
 from mf2face.files import write_whole
@@ -23,9 +23,11 @@ from mf2face.training.build import (
     build_examples,
     build_model,
     caption_columns,
+    details_of,
     fit_caption_lengths,
     load_splits,
     name_data,
+    other_style,
     save_parts,
     store_options,
     store_root,
@@ -35,6 +37,7 @@ from mf2face.training.build import (
 from mf2face.training.cards import check_base, publish, run_facts, write_card
 from mf2face.training.checkpoints import check_same_run, last_good_checkpoint, sole_user, stopped_early
 from mf2face.training.evaluation import (
+    DETAIL_FIGURES,
     EMOTION_FOUR,
     UNIT_TWO,
     draw_curves,
@@ -49,9 +52,10 @@ from mf2face.training.evaluation import (
 from mf2face.training.exp_blip import CaptionedFaces, caption_trainer, measure_captions, stage_one_config
 from mf2face.training.finetuning import BalancedExamples, adapt, peft_config, trainable_parameters, with_states
 from mf2face.training.language import LANGUAGE_FIGURES, language_scores, word_scores
+from mf2face.training.probe import SHIFT_FIGURES, probe_scores
 from mf2face.training.reliability import calibrate, coverage
 from mf2face.training.stores import collate_stored
-from mf2face.training.tower import tower_scores
+from mf2face.training.tower import TOWER_FIGURES, tower_scores
 from mf2face.training.trainer import (
     Cost,
     MF2Trainer,
@@ -60,10 +64,13 @@ from mf2face.training.trainer import (
     loss_names,
 )
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
+from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.pretraining import MF2ForPreTraining
 from processing_mf2.processing_mf2 import MF2Processor
 
 
+_MOST_SHIFTED = 800
+"""Images of a style not trained on."""
 # Arguments that do not change the weights that a run ends with.
 CACHE_ONLY_ARGUMENTS = ("store_vision", "no_store", "store_dtype", "rebuild_store")
 
@@ -129,6 +136,8 @@ def _run(settings: Settings) -> dict[str, float]:
         scores = tower_scores(trainer.model, examples["test"])
     elif task.measures == "labels":
         scores = _measure_labels(settings, parts, trainer, examples, splits)
+        if isinstance(parts.model, MF2ForPreTraining | MF2ForFaceAnalysis) and ours.no_store and not ours.streaming:
+            scores |= _measure_elsewhere(settings, parts, trainer, splits)
         figures["inference_cpu_seconds"] = inference_seconds(trainer, splits["test"], parts.processor)
     if settings.trains and splits["validation"] is splits["test"]:
         figures["chosen_on_test_images"] = 1.0
@@ -246,6 +255,26 @@ def _measure_labels(
     return scores
 
 
+def _measure_elsewhere(
+    settings: Settings, parts: Parts, trainer: MF2Trainer, splits: Mapping[str, Dataset]
+) -> dict[str, float]:
+    """A style not trained on, and a linear probe on the same tower."""
+    config, scores = parts.model.config, {}
+    shifted = other_style(settings.arguments, min(_MOST_SHIFTED, len(splits["test"])))
+    if shifted is not None:
+        options = {"texts": False, "details": details_of(config), "warned": {*LABELS}}
+        collator, trainer.data_collator = trainer.data_collator, MF2Collator(parts.processor.tokenizer.pad_token_id)
+        result = trainer.predict(MF2Examples(shifted, parts.processor, **options))
+        trainer.data_collator = collator
+        found = score(config, result.predictions, result.label_ids, config.au_thresholds)
+        wanted = (*UNIT_TWO, *EMOTION_FOUR, *DETAIL_FIGURES)
+        scores = {f"style_shift/{name}": found[name] for name in wanted if name in found}
+    probes = settings.trains and config.action_units and splits["validation"] is not splits["test"]
+    if probes and trainer.is_world_process_zero():
+        scores |= probe_scores(parts.model, parts.processor, splits, shifted)
+    return scores
+
+
 def measure(
     trainer: MF2Trainer,
     processor: MF2Processor,
@@ -306,7 +335,8 @@ def _write(
         write_card(folder, run_facts(settings, figures, synthetic=synthetic, captions=columns))
     print(f"\n{data}, from images alone; subjects unseen in training; cost {figures['cpu_seconds']:.0f} CPU-seconds")
     print(tables(scores))
-    named = {f"baseline/{name}": words for name, words in BASELINES.items()} | LANGUAGE_FIGURES
+    named = {f"baseline/{name}": words for name, words in BASELINES.items()} | LANGUAGE_FIGURES | DETAIL_FIGURES
+    named |= SHIFT_FIGURES | TOWER_FIGURES
     print("\n".join(["", *(f"{name:<40} {scores[name]:6.3f}  {named[name]}" for name in named if name in scores)]))
     if settings.trains:
         print(f"\nsaved: {folder}\nnext: {_NEXT[settings.task.saves].format(folder=folder, model=ours.model)}")

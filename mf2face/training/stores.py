@@ -242,11 +242,12 @@ def compute_tokens(tower: MF2VisionTower, inputs: Mapping[str, torch.Tensor]) ->
 def frozen_outputs(
     model: nn.Module, inputs: Mapping[str, torch.Tensor], options: StoreOptions
 ) -> dict[str, torch.Tensor]:
-    """What is stored of these images, before it is packed: `pathway.layer` names what is the same for all."""
+    """What is stored of these images; `pathway.layer` names what is the same for all."""
     device = next(model.parameters()).device
     compute = compute_tokens if isinstance(model, MF2VisionTower) else compute_states
     with torch.autocast(device.type, _DTYPES[options.precision], enabled=options.precision != "float32"):
-        return compute(model, {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+        states = compute(model, {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+    return _packed(states, _DTYPES[options.dtype])
 
 
 def frozen_states(
@@ -390,9 +391,9 @@ class _Build:
             yield from (list(rows[start : start + size]) for start in range(0, len(rows), size))
 
     def _compute(self, model: nn.Module, loader: DataLoader, bar: tqdm) -> None:
-        parts, dtype = [], _DTYPES[self.options.dtype]
+        parts = []
         for rows, inputs in loader:
-            parts.append(packed_outputs(frozen_outputs(model, inputs, self.options), dtype))
+            parts.append(frozen_outputs(model, inputs, self.options))
             number = rows[0] // self.plan["shard_rows"]
             if rows[-1] == self._rows_of(number)[-1]:
                 self._write(number, parts)
@@ -458,7 +459,7 @@ def _collate(rows: list[tuple[int, dict[str, torch.Tensor]]]) -> tuple[list[int]
     return [row for row, _ in rows], default_collate([inputs for _, inputs in rows])
 
 
-def packed_outputs(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _packed(states: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     packed = {name: (t if name in _EXACT else t.to(dtype)).cpu().contiguous() for name, t in states.items()}
     for name, tensor in packed.items():
         if not torch.isfinite(tensor).all():

@@ -252,8 +252,9 @@ class TowerExamples(torch.utils.data.Dataset):
             crop, points = warp(pixels, matrix, *size), transform_points(matrix, exact)
         else:
             draw = self.augment.draw(self.seed * 1_000_003 + self.epoch, index)
-            crop, points = draw.cut(warp, pixels, exact, matrix, *size)
+            crop, _ = draw.cut(warp, pixels, exact, matrix, *size)
             matrix = draw.matrix(*size) @ matrix
+            points = draw.reorder_landmarks(transform_points(matrix, exact))  # without the error of a detector
         example = {"landmarks": torch.tensor(points, dtype=torch.float32), "index": torch.tensor(index)}
         if self.people is not None:
             example["person"] = torch.tensor(self.people[index])
@@ -298,9 +299,15 @@ def surface_in_crop(surface: np.ndarray, matrix: np.ndarray, side: int, size: in
     return made.astype(np.float32)
 
 
+TOWER_FIGURES = {
+    "tower/landmark_error": "error of its landmarks, as a share of the distance of the eyes' outer corners",
+    "tower/part_accuracy": "share of tokens whose commonest part of the face is right",
+    "tower/depth_error": "error of its depth, in decimetres",
+}
+
+
 def tower_scores(model: MF2ForTowerTraining, examples: TowerExamples, batch: int = 64) -> dict[str, float]:
-    """What the tower reads of test images: `tower/landmark_error` (share of the distance of the eyes' outer corners),
-    `tower/part_accuracy` (tokens whose commonest part is right), `tower/depth_error` (decimetres)."""
+    """`TOWER_FIGURES` of test images."""
     sums, counts = dict.fromkeys(("landmark_error", "part_accuracy", "depth_error"), 0.0), {}
     was_training = model.training
     model.eval()

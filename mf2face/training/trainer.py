@@ -76,7 +76,12 @@ def layerwise_optimizer(model: nn.Module, training: TrainingArguments, decay: fl
     return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, eps=training.adam_epsilon)
 
 
-_EVALUATION_INPUTS = ("pixel_values", "image_tokens", "landmarks", "states", "au_labels", "emotion_labels")
+# What is answered, and the labels of it.
+_ANSWERS = {
+    **{"emotion_logits": "emotion_labels", "au_logits": "au_labels"},
+    **{"au_side_logits": "side_labels", "au_intensities": "intensity_labels"},
+}
+_EVALUATION_INPUTS = ("pixel_values", "image_tokens", "landmarks", "states", *_ANSWERS.values())
 _CAPTIONS = ("input_ids", "au_input_ids", "key_au_input_ids")
 
 
@@ -218,17 +223,19 @@ class MF2Trainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """Answers from images alone: (emotion logits, AU logits) and their labels."""
+        """Answers from images alone, in the order of `_ANSWERS`, and their labels; empty rows where there are none."""
         inputs = {name: inputs[name] for name in _EVALUATION_INPUTS if name in inputs}
         inputs = send_to_device(inputs, self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs)
-        logits = [outputs.get("emotion_logits"), outputs.get("au_logits")]
+        logits = [outputs.get(name) for name in _ANSWERS]
         rows = next(len(tensor) for tensor in logits if tensor is not None)
         logits = [torch.zeros(rows, 0, device=self.args.device) if given is None else given for given in logits]
-        shapes = {"emotion_labels": (rows,), "au_labels": tuple(logits[1].shape)}
-        unknown = {name: torch.full(shape, UNKNOWN_LABEL, device=self.args.device) for name, shape in shapes.items()}
-        labels = [inputs.get(name, none) for name, none in unknown.items()]
+        shapes = [(rows,), *(tuple(given.shape) for given in logits[1:])]
+        labels = [
+            inputs.get(name, torch.full(shape, UNKNOWN_LABEL, device=self.args.device))
+            for name, shape in zip(_ANSWERS.values(), shapes, strict=True)
+        ]
         loss = outputs.get("loss")
         return None if loss is None else loss.detach(), tuple(logits), tuple(labels)
 

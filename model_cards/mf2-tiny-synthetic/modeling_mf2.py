@@ -1122,25 +1122,40 @@ class MF2TowerBlock(nn.Module):
         return tokens + self.mlp_out(nn.functional.gelu(self.mlp_in(self.norm2(tokens))))
 
 
+# Convolutions of `MF2ConvTower` by patch size: sixteenths of the width, and stride. All halve the image four times.
+_PLANS = {
+    16: ((3, 2), (4, 1), (6, 2), (8, 2), (12, 1), (16, 2), (16, 1)),
+    8: ((2, 2), (4, 2), (8, 1), (12, 2), (12, 1), (16, 2), (16, 1)),
+}
+
+
+_FINE_LAYER = 5
+"""Convolutions of the plan for patches of 8 until the map that its tokens are made of."""
+
+
 class MF2ConvTower(nn.Module):
-    """Seven convolutions, four of them halving the image, then attention blocks over the grid of tokens.
+    """Seven convolutions, four of them halving the image, then attention blocks over cells of 16 pixels. With patches
+    of 8, each token is its own place in a finer map of the convolutions, and the cell around it.
 
     With a few thousand images a plain patch ViT does not learn; this does, in minutes on two CPU cores.
     """
 
     num_prefix_tokens = 0
 
-    def __init__(self, width: int, image_size: int, patch_size: int, num_blocks: int = 2) -> None:
+    def __init__(self, width: int, image_size: int, patch_size: int, num_blocks: int = 2, in_channels: int = 3) -> None:
+        """in_channels: 1 averages the image's channels, for grey images."""
         super().__init__()
-        self.num_features = width
+        self.num_features, self.in_channels = width, in_channels
         if width % 4:
             raise ValueError(f"hidden_size: got {width}, expected a multiple of 4 with backbone 'conv'")
-        if patch_size != 16:
-            raise ValueError(f"patch_size: got {patch_size}, expected 16 with backbone 'conv', which halves four times")
-        shares = ((3, 2), (4, 1), (6, 2), (8, 2), (12, 1), (16, 2), (16, 1))  # sixteenths of the width, stride
-        plan = [(share * width // 16, stride) for share, stride in shares]
+        if patch_size not in _PLANS or image_size % 16 or in_channels not in (1, 3):
+            raise ValueError(
+                f"patch_size, image_size, in_channels: got {patch_size}, {image_size} and {in_channels}, expected with "
+                f"backbone 'conv' one of {list(_PLANS)}, a multiple of 16, and 1 or 3"
+            )
+        plan = [(share * width // 16, stride) for share, stride in _PLANS[patch_size]]
         layers: list[nn.Module] = []
-        channels = 3
+        channels = in_channels
         for out_channels, stride in plan:
             layers += [
                 nn.Conv2d(channels, out_channels, 3, stride, 1, bias=False),
@@ -1149,8 +1164,9 @@ class MF2ConvTower(nn.Module):
             ]
             channels = out_channels
         self.convolutions = nn.Sequential(*layers)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // 16) ** 2, width))
         self.blocks = nn.ModuleList(MF2TowerBlock(width) for _ in range(num_blocks))
+        self.lateral = nn.Conv2d(plan[_FINE_LAYER - 1][0], width, 1) if patch_size == 8 else None
         self.norm = nn.LayerNorm(width)
         for layer in self.modules():
             layer.in_conv_tower = True
@@ -1162,14 +1178,23 @@ class MF2ConvTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, maps: list[torch.Tensor] | None = None) -> torch.Tensor:
         """maps: filled with the output of each layer of the convolutions."""
-        for layer in self.convolutions:
-            pixel_values = layer(pixel_values)
+        features = pixel_values.mean(1, keepdim=True) if self.in_channels == 1 else pixel_values
+        fine = None
+        for number, layer in enumerate(self.convolutions, 1):
+            features = layer(features)
+            if number == 3 * _FINE_LAYER:
+                fine = features
             if maps is not None:
-                maps.append(pixel_values)
-        tokens = pixel_values.flatten(2).transpose(1, 2)  # (batch, grid * grid, width)
+                maps.append(features)
+        side = features.shape[-1]
+        tokens = features.flatten(2).transpose(1, 2)  # (batch, cells, width)
         tokens = tokens + self.positions
         for block in self.blocks:
             tokens = block(tokens)
+        if self.lateral is not None:
+            cells = tokens.transpose(1, 2).unflatten(2, (side, side))
+            cells = cells.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            tokens = (self.lateral(fine) + cells).flatten(2).transpose(1, 2)  # (batch, grid * grid, width)
         return self.norm(tokens)
 
 

@@ -461,9 +461,15 @@ def fit_similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag], [0, 0, 1]])
 
 
-def alignment_matrix(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
-    steady = list(STEADY_POINTS)
-    return fit_similarity(landmarks[steady], canonical_landmarks(height, width)[steady])
+def five_points(landmarks: np.ndarray) -> np.ndarray:
+    """Corners of the eyes and base of the nose, which expressions move least."""
+    return np.concatenate([landmarks[[36, 39, 42, 45]], landmarks[31:36].mean(0, keepdims=True)])
+
+
+def alignment_matrix(landmarks: np.ndarray, height: int, width: int, alignment: str = "steady") -> np.ndarray:
+    """alignment: by `STEADY_POINTS`, or by `five_points`."""
+    chosen = five_points if alignment == "five_points" else lambda points: points[list(STEADY_POINTS)]
+    return fit_similarity(chosen(landmarks), chosen(canonical_landmarks(height, width)))
 
 
 def resize_matrix(old_height: int, old_width: int, height: int, width: int) -> np.ndarray:
@@ -896,6 +902,9 @@ def _load_network(device: str, compile: bool, flip_input: bool, max_batch_size: 
 # processing_mf2/crops.py
 
 
+Alignment = Literal["steady", "five_points"]
+
+
 class CropSize(NamedTuple):
     height: int
     width: int
@@ -909,13 +918,24 @@ _FIXED = {
 
 
 _CHOICES = {
+    "alignment": Alignment.__args__,
     "landmark_source": LandmarkSource.__args__,
     "on_no_face": NoFacePolicy.__args__,
     "on_many_faces": ManyFacesPolicy.__args__,
 }
 
 
-_SWITCHES = ("do_align", "do_rescale", "do_normalize", "allow_url", "return_landmark_source", "return_faces")
+_SWITCHES = (
+    *("do_align", "do_rescale", "do_normalize", "do_grayscale", "normalize_per_image"),
+    *("allow_url", "return_landmark_source", "return_faces"),
+)
+
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+
+
+_FLAT = 5.0
+"""Grey levels of deviation below which a crop counts as flat, and its noise is not magnified."""
 
 
 _DETECTOR_SETTINGS = set(inspect.signature(FaceAlignmentDetector).parameters)
@@ -1001,7 +1021,7 @@ def crop_plan(pixels: np.ndarray, points: np.ndarray | None, settings: Any) -> t
     """The matrix from image to crop and the face's landmarks in the image, the template's for `None`. All movements are
     one matrix, so that pixels are resampled once."""
     if points is not None and settings.do_align:
-        return alignment_matrix(points, *settings.size), points
+        return alignment_matrix(points, *settings.size, settings.alignment), points
     matrix = resize_matrix(*pixels.shape[1:], *settings.size)
     return matrix, template_landmarks(*pixels.shape[1:]) if points is None else points
 
@@ -1009,14 +1029,20 @@ def crop_plan(pixels: np.ndarray, points: np.ndarray | None, settings: Any) -> t
 def normalize_crops(crops: Sequence[np.ndarray], settings: Any) -> np.ndarray:
     """(crops, 3, height, width) float32 of crops from 0 to 255."""
     pixel_values = np.empty((len(crops), 3, *settings.size), np.float32)
-    if settings.do_normalize:
+    by_image = settings.do_normalize and settings.normalize_per_image
+    if settings.do_normalize and not by_image:
         # In the pixels' own range: each crop is changed twice instead of three times.
         share = 1.0 / settings.rescale_factor if settings.do_rescale else 1.0
         levels = (settings.image_mean, settings.image_std)
         mean, std = ((np.array(values, np.float32) * np.float32(share)).reshape(-1, 1, 1) for values in levels)
     for place, crop in zip(pixel_values, crops, strict=True):  # crop by crop: a batch exceeds the CPU's cache
         place[:] = crop
-        if settings.do_normalize:
+        if settings.do_grayscale:
+            place[:] = np.tensordot(np.array(GREY_WEIGHTS, np.float32), place, 1)
+        if by_image:
+            place -= place.mean()
+            place /= place.std() + _FLAT
+        elif settings.do_normalize:
             place -= mean
             place /= std
         elif settings.do_rescale:
@@ -1378,6 +1404,10 @@ class CheckedFilesMixin(SelfContainedMixin):
 class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     do_align (`bool`): align the face to the canonical one by rotation, scale and shift; `False`: resize the image.
+    alignment (`str`): what is brought to its place: `"steady"`: nose, eyes and sides of the face; `"five_points"`: the
+        corners of the eyes and the base of the nose, which expressions move least.
+    do_grayscale (`bool`): three equal channels, so that grey and coloured photographs are one.
+    normalize_per_image (`bool`): each crop by its own mean and deviation, not by `image_mean` and `image_std`.
     landmark_source (`str`): landmarks of an image for which none are given. `"template"`: the image is a ready-aligned
         crop with the mean face's landmarks; `"insightface112"`, `"ffhq"`: a crop as those align it, which is brought to
         MF²'s own; `"mediapipe"`: detected by the networks that `mf2 setup` fetches;
@@ -1394,6 +1424,9 @@ class MF2ImageProcessorKwargs(ImagesKwargs, total=False):
     """
 
     do_align: bool | None
+    alignment: Alignment | None
+    do_grayscale: bool | None
+    normalize_per_image: bool | None
     landmark_source: LandmarkSource | None
     on_no_face: NoFacePolicy | None
     on_many_faces: ManyFacesPolicy | None
@@ -1448,6 +1481,9 @@ class _AlignedCrops(CheckedFilesMixin):
     do_rescale = True
     do_normalize = True
     do_align = True
+    alignment: Alignment = "steady"
+    do_grayscale = False
+    normalize_per_image = False
     landmark_source: LandmarkSource = "template"
     on_no_face: NoFacePolicy = "raise"
     on_many_faces: ManyFacesPolicy = "largest"
@@ -1461,10 +1497,11 @@ class _AlignedCrops(CheckedFilesMixin):
     def __init__(self, **kwargs: Unpack[MF2ImageProcessorKwargs]) -> None:
         known = set(self.valid_kwargs.__annotations__)
         check_names(set(kwargs) - _SAVED_BESIDE, known, type(self).__name__)
-        self._settings(kwargs)  # before transformers fails on them without a name
+        self.resolved_settings(kwargs)  # before transformers fails on them without a name
         super().__init__(**kwargs)
 
-    def _settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def resolved_settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of a call that is given these."""
         usual = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__}
         return check_settings({**usual, **{name: value for name, value in given.items() if value is not None}})
 
@@ -1520,7 +1557,7 @@ class _AlignedCrops(CheckedFilesMixin):
             `sample_index` (its place in the call unless given): give each epoch a new seed.
         """
         check_names(kwargs, set(self.valid_kwargs.__annotations__) | _OF_A_CALL, type(self).__name__)
-        settings = SimpleNamespace(**self._settings(kwargs))
+        settings = SimpleNamespace(**self.resolved_settings(kwargs))
         images = flatten_images(images)
         if not images:
             raise ValueError("images: got an empty list, expected at least one image")
@@ -1630,6 +1667,95 @@ def _warn_if_no_crop(pixels: np.ndarray, size: CropSize) -> None:
         )
 
 
+# processing_mf2/reliability.py
+
+
+GRADES = ("reliable", "usable", "experimental")
+
+
+CANNOT_TELL = "cannot tell"
+
+
+Cuts = Mapping[str, Any]
+"""For each emotion the lowest probability of faces that show it; for each AU that, and the highest of faces at rest."""
+
+
+def check_grades(grades: Any, labels: Sequence[str]) -> dict[str, str] | None:
+    """Label -> one of `GRADES`; a label that has none was not measured, and is experimental."""
+    if grades is None:
+        return None
+    if not isinstance(grades, Mapping) or (wrong := set(grades) - set(labels)):
+        got = sorted(wrong) if isinstance(grades, Mapping) else type(grades).__name__
+        raise ValueError(f"grades: got {got!r:.80}, expected grades of {list(labels)}")
+    if wrong := [grade for grade in grades.values() if grade not in GRADES]:
+        raise ValueError(f"grades: got {wrong[0]!r:.40}, expected one of {list(GRADES)}")
+    return {label: grades.get(label, GRADES[-1]) for label in labels}
+
+
+def check_conformal(conformal: Any, action_units: Sequence[str], emotions: Sequence[str]) -> dict[str, Cuts] | None:
+    """Confidence level -> cuts of every label."""
+    if conformal is None:
+        return None
+    if not isinstance(conformal, Mapping) or not conformal:
+        raise ValueError(f"conformal: got {conformal!r:.80}, expected cuts by confidence level")
+    for level, cuts in conformal.items():
+        try:
+            numbers = {unit: list(cuts[unit]) for unit in action_units} | {name: [cuts[name]] for name in emotions}
+            good = 0 < float(level) < 1 and all(len(numbers[unit]) == 2 for unit in action_units)
+            good = good and all(0 <= cut <= 1 for label in numbers.values() for cut in label)
+        except (TypeError, ValueError, LookupError) as error:
+            raise ValueError(f"conformal[{level!r}]: {error!r:.80}, expected cuts of every label") from error
+        if not good:
+            raise ValueError(f"conformal[{level!r}]: expected a level between 0 and 1, and two cuts an AU, of 0 to 1")
+    return {str(level): dict(cuts) for level, cuts in conformal.items()}
+
+
+def conformal_cuts(confidence: float | None, conformal: Mapping[str, Cuts] | None) -> Cuts | None:
+    """The cuts of the lowest calibrated level that is at least `confidence`."""
+    if confidence is None:
+        return None
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 < confidence < 1:
+        raise ValueError(f"confidence: got {confidence!r:.40}, expected a number between 0 and 1, such as 0.9")
+    if conformal is None:
+        raise ValueError(
+            "confidence: this checkpoint is not calibrated (no `conformal` in its processor_config.json), expected one "
+            "that is: train.py calibrates on validation people; or leave confidence out"
+        )
+    levels = sorted((float(level), level) for level in conformal)
+    enough = [level for value, level in levels if value >= confidence - 1e-9]
+    if not enough:
+        known = ", ".join(level for _, level in levels)
+        raise ValueError(f"confidence: got {confidence}, expected at most {levels[-1][1]}; it is calibrated at {known}")
+    return conformal[enough[0]]
+
+
+def conformal_state(probability: float, cuts: Sequence[float]) -> str:
+    """Of faces that show an AU at most 1 - confidence are called at rest, and of faces at rest so many active."""
+    active, at_rest = probability >= cuts[0], probability <= cuts[1]
+    return CANNOT_TELL if active == at_rest else "active" if active else "at rest"
+
+
+def emotion_set(probabilities: Mapping[str, float], cuts: Cuts) -> list[str]:
+    """Emotions that cannot be ruled out, the most probable first; that one is always among them."""
+    first, *others = sorted(probabilities, key=lambda name: -probabilities[name])
+    return [first, *(name for name in others if probabilities[name] >= cuts[name])]
+
+
+def add_reliability(result: dict[str, Any], grades: Mapping[str, str] | None, cuts: Cuts | None) -> dict[str, Any]:
+    """Grades, and with `cuts` each AU's `state` and the face's `emotion_set`."""
+    for name, unit in result.get("action_units", {}).items():
+        if grades is not None:
+            unit["grade"] = grades[name]
+        if cuts is not None:
+            unit["state"] = conformal_state(unit["probability"], cuts[name])
+    if "emotions" in result:
+        if grades is not None:
+            result["emotion_grade"] = grades[result["emotion"]]
+        if cuts is not None:
+            result["emotion_set"] = emotion_set(result["emotions"], cuts)
+    return result
+
+
 # processing_mf2/results.py
 
 
@@ -1706,20 +1832,27 @@ class FaceResults:
     action_units: list[str]
     emotions: list[str]
     au_thresholds: list[float] | None
+    grades: dict[str, str] | None = None
+    conformal: dict[str, Any] | None = None
 
     def thresholds(self, given: Thresholds = None) -> list[float]:
         """One threshold an AU: given (one for all, one each, or by name), else this processor's, else 0.5."""
         return resolve_thresholds(given, self.action_units, self.au_thresholds)
 
     def post_process_face_analysis(
-        self, outputs: Any, thresholds: Thresholds = None, image_index: Sequence[int] | None = None
+        self,
+        outputs: Any,
+        thresholds: Thresholds = None,
+        image_index: Sequence[int] | None = None,
+        confidence: float | None = None,
     ) -> list[dict[str, Any]]:
         """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
         model did not predict is absent.
 
         image_index: as returned with `return_landmark_source=True`; each result then names its image.
+        confidence: adds each AU's `state` (active, at rest, cannot tell) and `emotion_set`, by conformal prediction.
         """
-        limits = self.thresholds(thresholds)
+        limits, cuts = self.thresholds(thresholds), conformal_cuts(confidence, self.conformal)
         emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
         au_rows = _probabilities(outputs, "au_logits", self.action_units)
         if emotion_rows is None and au_rows is None:
@@ -1739,7 +1872,7 @@ class FaceResults:
                     for au, p, limit in zip(self.action_units, au_rows[row], limits, strict=True)
                 }
                 result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
-            results.append(result)
+            results.append(add_reliability(result, self.grades, cuts))
         return results
 
 
@@ -2022,6 +2155,7 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
     action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
     emotion_max_length: tokens of an emotion caption; au_max_length: of all AU sentences of an image together, and of a
         key-AU caption.
+    grades: label -> `reliable`, `usable` or `experimental`. conformal: cuts by confidence level.
     """
 
     hub_auto_classes = ("AutoProcessor",)
@@ -2035,6 +2169,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         au_thresholds: Sequence[float] | None = None,
         emotion_max_length: int = 61,
         au_max_length: int = 169,
+        grades: Mapping[str, str] | None = None,
+        conformal: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
         labels = resolve_label_set("mfa")
@@ -2048,6 +2184,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         if au_thresholds is not None:
             au_thresholds = resolve_thresholds(au_thresholds, self.action_units, name="au_thresholds")
         self.au_thresholds = au_thresholds
+        self.grades = check_grades(grades, [*self.action_units, *self.emotions])
+        self.conformal = check_conformal(conformal, self.action_units, self.emotions)
         self.emotion_max_length, self.au_max_length = emotion_max_length, au_max_length
         shortest = {"emotion_max_length": 1, "au_max_length": max(1, len(self.action_units))}
         for name, count in shortest.items():
@@ -2065,6 +2203,8 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         vision = config.vision_config
         settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
         settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
+        preparation = ("alignment", "do_grayscale", "normalize_per_image")  # the compared systems have none
+        settings |= {name: getattr(vision, name) for name in preparation if hasattr(vision, name)}
         tokenizer = _caption_tokenizer() if tokenizer is None else tokenizer
         processor = cls(
             MF2ImageProcessor(**{**settings, **image_processor_kwargs}),
@@ -2246,6 +2386,9 @@ TEMPLATE = EMOTION_SENTENCE.replace("{emotion}", "{}")
 _BY_NOUN = {unit.noun: name for name, unit in ACTION_UNITS.items()}
 
 
+_BY_EMOTION = {name.lower(): name for name in EMOTIONS}
+
+
 @dataclass(frozen=True)
 class ZeroShotLabels:
     """branch "emo": sentences compete for the face. branch "au": each AU's own state against its state at rest."""
@@ -2264,29 +2407,24 @@ def read_labels(
 
     A mapping gives the sentences: one for a label, one or a pair (active, at rest) for an AU.
     """
-    if branch not in (None, "emo", "au"):
-        raise ValueError(f"branch: got {branch!r}, expected 'emo' or 'au', or none to infer it from the labels")
-    if not isinstance(labels, Mapping | list | tuple) or not labels:
+    if branch is not None:
+        _one_of("branch", branch, ("emo", "au"))
+    names = list(labels) if isinstance(labels, Mapping | list | tuple) else []
+    if not names or not all(isinstance(name, str) and name.strip() for name in names) or len(set(names)) < len(names):
         raise ValueError(
-            f"candidate_labels: got {labels!r:.80}, expected a list of at least one label, such as ['Happiness', "
+            f"candidate_labels: got {labels!r:.120}, expected a list of different labels, such as ['Happiness', "
             "'Anger'] or ['AU6', 'AU12'], or a mapping from labels to sentences"
         )
-    names = list(labels)
-    wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
-    if wrong or len(set(names)) < len(names):
-        raise ValueError(f"candidate_labels: got {names!r:.120}, expected different strings that are not empty")
     units = [_action_unit(name) for name in names]
-    own = dict(labels) if isinstance(labels, Mapping) else {}
+    own = labels if isinstance(labels, Mapping) else {}
     if branch == "emo" or (branch is None and not any(units)):
-        sentences = [_emotion_sentence(name, own.get(name), template) for name in names]
-        return ZeroShotLabels("emo", tuple(names), tuple(sentences))
+        sentences = tuple(_emotion_sentence(name, own.get(name), template) for name in names)
+        return ZeroShotLabels("emo", tuple(names), sentences)
     wrong = [name for name, unit in zip(names, units, strict=True) if unit not in action_units]
     if wrong:
-        near = difflib.get_close_matches(wrong[0].lower(), _BY_NOUN, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
             f"candidate_labels: got {wrong}, expected action units of this model: {list(action_units)}, by code or "
-            f"noun; {hint}Emotions and your own words need a call without action units"
+            f"noun{_hint(wrong[0].lower(), _BY_NOUN)}; emotions and your own words need a call of their own"
         )
     states = [_unit_sentences(unit, own.get(name)) for name, unit in zip(names, units, strict=True)]
     active, rest = zip(*states, strict=True)
@@ -2297,17 +2435,14 @@ def _action_unit(label: str) -> str | None:
     """'AU12', 'au 12', 'AU012' and 'Lip corner puller' are AU12; an AU that FACS does not have is kept as written."""
     words = label.strip().lower()
     digits = words.removeprefix("au").strip()
-    if words.startswith("au") and digits.isdigit():
-        return f"AU{int(digits)}"
-    return _BY_NOUN.get(words)
+    return f"AU{int(digits)}" if words.startswith("au") and digits.isdigit() else _BY_NOUN.get(words)
 
 
 def _unit_sentences(unit: str, own: Any) -> tuple[str, str]:
-    usual = au_state_prompts([unit])[unit]
     own = (own,) if isinstance(own, str) else tuple(own or ())
     if len(own) > 2 or not all(isinstance(sentence, str) and sentence.strip() for sentence in own):
         raise ValueError(f"candidate_labels[{unit!r}]: got {own!r:.80}, expected one sentence, or two: active, at rest")
-    return (*own, *usual[len(own) :])
+    return (*own, *au_state_prompts([unit])[unit][len(own) :])
 
 
 def _emotion_sentence(label: str, own: Any, template: str) -> str:
@@ -2315,13 +2450,13 @@ def _emotion_sentence(label: str, own: Any, template: str) -> str:
         if not isinstance(own, str) or not own.strip():
             raise ValueError(f"candidate_labels[{label!r}]: got {own!r:.80}, expected a sentence")
         return own
-    by_name, words = {name.lower(): name for name in EMOTIONS}, label.strip().lower()
-    if words in by_name and template == TEMPLATE:
-        return emotion_prompts([by_name[words]])[by_name[words]]
-    near = difflib.get_close_matches(words, [*by_name, *_BY_NOUN], n=1, cutoff=0.85)
+    words = label.strip().lower()
+    if words in _BY_EMOTION and template == TEMPLATE:
+        return emotion_prompts([_BY_EMOTION[words]])[_BY_EMOTION[words]]
+    near = difflib.get_close_matches(words, [*_BY_EMOTION, *_BY_NOUN], n=1, cutoff=0.85)
     if near and near[0] != words:
         raise ValueError(
-            f"candidate_labels: got {label!r}, did you mean {by_name.get(near[0], near[0])!r}? If not, give its "
+            f"candidate_labels: got {label!r}, did you mean {_BY_EMOTION.get(near[0], near[0])!r}? If not, give its "
             "sentence: {label: sentence}"
         )
     if template.count("{}") != 1:
@@ -2329,14 +2464,14 @@ def _emotion_sentence(label: str, own: Any, template: str) -> str:
     return template.format(label)
 
 
+def _hint(value: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(value, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{hint}")
-
-
-OnError = Literal["raise", "skip"]
+        raise ValueError(f"{name}: got {value!r}, expected one of {list(choices)}{_hint(str(value), choices)}")
 
 
 # Faults of an item; any other exception is a defect of the program and is never skipped.
@@ -2370,40 +2505,36 @@ class MF2Pipeline(Pipeline):
         adapted = hasattr(model, "get_base_model")  # peft's wrapper: its layers are inside the model
         super().__init__(model.get_base_model() if adapted else model, *args, **kwargs)
         self.num_workers, self.batch_size = num_workers or 0, batch_size or 1
-        names = {name for step in self.setting_names().values() for name in step}
+        names = {name for step in self.setting_names() for name in step}
         self.settings = {name: kwargs[name] for name in names & kwargs.keys()}
         self.model.eval()  # dropout would make answers random
         if self.processor.au_thresholds is None:  # the processor owns thresholds; older ones lack those of the config
             self.processor.au_thresholds = self.model.config.au_thresholds
 
-    def setting_names(self) -> dict[str, Sequence[str]]:
-        """Names of settings by the step that takes them."""
+    def setting_names(self) -> tuple[Sequence[str], ...]:
+        """Names of the settings that `preprocess`, `forward` and `postprocess` take."""
         own = {"return_landmark_source", "return_faces", *(["on_many_faces"] if self.many_faces == "largest" else [])}
         of_images = sorted(set(MF2ImageProcessorKwargs.__annotations__) - own)
-        return {"preprocess": ("on_error", *of_images), "forward": self.forward_names, "post": self.postprocess_names}
+        return ("on_error", *of_images), self.forward_names, self.postprocess_names
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
-        known = self.setting_names()
-        by_step: dict[str, dict[str, Any]] = {step: {} for step in known}
-        for name, value in given.items():
-            steps = [step for step, names in known.items() if name in names]
-            if not steps:
-                names = [name for names in known.values() for name in names]
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"{type(self).__name__}: got an unknown parameter {name!r}; {hint}Parameters: {names}")
-            by_step[steps[0]][name] = value
-        _one_of("on_error", given.get("on_error", "raise"), OnError.__args__)
+        steps = self.setting_names()
+        names = list(dict.fromkeys(name for step in steps for name in step))
+        for name in given:
+            if name not in names:
+                hint = _hint(name, names)
+                raise TypeError(f"{type(self).__name__}: got an unknown parameter {name!r}{hint} Parameters: {names}")
+        _one_of("on_error", given.get("on_error", "raise"), ("raise", "skip"))
         choices = ("landmark_source", "on_no_face", "on_many_faces")
         check_choices({name: given[name] for name in choices if given.get(name) is not None})
-        return tuple(by_step.values())
+        return tuple({name: given[name] for name in step if name in given} for step in steps)
 
     def __call__(
         self, inputs: Any = None, num_workers: int | None = None, batch_size: int | None = None, **kwargs: Any
     ) -> Any:
         for name in ("images", "image"):  # as transformers' own pipelines call them
             inputs = kwargs.pop(name, inputs)
-        params = self._sanitize_parameters(**{**self.settings, **kwargs})
+        prepare, forward, post = self._sanitize_parameters(**{**self.settings, **kwargs})
         workers = self.num_workers if num_workers is None else num_workers
         size = self.batch_size if batch_size is None else batch_size
         if type(size) is not int or size < 1:
@@ -2412,10 +2543,18 @@ class MF2Pipeline(Pipeline):
         if isinstance(inputs, np.ndarray | torch.Tensor):
             several = inputs.ndim == 4
         if not several:
-            return self.run_single(inputs, *params)
+            items = _Items(self, prepare, [inputs], numbered=False)
+            return next(self._answers([[items[0]]], 1, forward, post, items))
         if hasattr(inputs, "__len__") and len(inputs) == 0:
             raise ValueError("inputs: got an empty list, expected at least one image")
-        answers = self.get_iterator(inputs, workers, size, *params)
+        items = _Items(self, prepare, inputs)
+        indexable = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
+        if indexable and (workers or not isinstance(inputs, Iterable)):
+            batches = DataLoader(items, size, num_workers=workers, collate_fn=list)
+        else:
+            ready = (items.ready(index, value) for index, value in enumerate(inputs))
+            batches = iter(lambda: list(islice(ready, size)), [])
+        answers = self._answers(batches, size, forward, post, items)
         return list(answers) if isinstance(inputs, list | tuple | np.ndarray | torch.Tensor) else answers
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -2423,28 +2562,7 @@ class MF2Pipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
-        ready = _Ready(self, preprocess_params, numbered=False)
-        return next(self._answers([[ready((0, inputs))]], 1, forward_params, postprocess_params, ready))
-
-    def get_iterator(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict,
-        forward_params: dict,
-        postprocess_params: dict,
-    ) -> Iterator[Any]:
-        ready = _Ready(self, preprocess_params, numbered=True)
-        indexable = hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")
-        if indexable and (num_workers or not isinstance(inputs, Iterable)):
-            batches = DataLoader(_Rows(inputs, ready), batch_size, num_workers=num_workers, collate_fn=list)
-        else:
-            batches = _batches(map(ready, enumerate(inputs)), batch_size)
-        return self._answers(batches, batch_size, forward_params, postprocess_params, ready)
-
-    def preprocess(self, item: Any, on_error: OnError = "raise", **settings: Any) -> dict[str, Any]:
+    def preprocess(self, item: Any, on_error: str = "raise", **settings: Any) -> dict[str, Any]:
         """A row for every face to judge; none if `on_no_face="skip"` leaves the image out. An item that was prepared
         before, say in another thread, is taken as it is."""
         if isinstance(item, Mapping) and "pixel_values" in item:
@@ -2456,12 +2574,7 @@ class MF2Pipeline(Pipeline):
         return dict(self.processor.image_processor(item, landmarks, return_tensors="pt", **settings))
 
     def _answers(
-        self,
-        batches: Iterable[list[dict]],
-        batch_size: int,
-        forward_params: dict,
-        postprocess_params: dict,
-        ready: "_Ready",
+        self, batches: Iterable[list[dict]], batch_size: int, forward_params: dict, post_params: dict, items: "_Items"
     ) -> Iterator[Any]:
         with torch.no_grad():
             forward_params = {**forward_params, **self.once_a_call(forward_params)}
@@ -2475,27 +2588,24 @@ class MF2Pipeline(Pipeline):
                     continue
                 faces = [{"face": face, **next(rows)} for face in item["faces"]]
                 try:
-                    for face in faces:
-                        for name, values in face.items():
-                            if isinstance(values, torch.Tensor):
-                                check_finite(values, name)
-                    answer = self.postprocess(faces, **postprocess_params)
+                    for name, values in (pair for face in faces for pair in face.items()):
+                        if isinstance(values, torch.Tensor):
+                            check_finite(values, name)
+                    answer = self.postprocess(faces, **post_params) if faces else []
                 except ValueError as error:
-                    answer = ready.failed(index, error)
+                    answer = items.failed(index, error)
                 yield answer
 
     def _rows(self, items: list[dict], batch_size: int, forward_params: dict) -> Iterator[dict[str, Any]]:
         """The model's output for each face, `batch_size` faces at once, however many an image has."""
         if not any(item["faces"] for item in items):
             return
-        pixels = torch.cat([item["pixel_values"] for item in items])
-        landmarks = torch.cat([item["landmarks"] for item in items])
+        pixels, landmarks = (torch.cat([item[name] for item in items]) for name in ("pixel_values", "landmarks"))
         for start in range(0, len(pixels), batch_size):
             part = slice(start, start + batch_size)
             # Landmarks stay float32: half precision would move them by up to a pixel.
-            outputs = self.forward(
-                {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}, **forward_params
-            )
+            inputs = {"pixel_values": pixels[part].to(self.dtype), "landmarks": landmarks[part]}
+            outputs = self.forward(inputs, **forward_params)
             for row in range(len(pixels[part])):
                 yield {name: values[row] for name, values in outputs.items()}
 
@@ -2504,46 +2614,30 @@ class MF2Pipeline(Pipeline):
         return {}
 
 
-class _Ready:
-    """Turns an item into tensors, or into a named error."""
+class _Items(Dataset):
+    """Turns inputs into tensors, or into a named error."""
 
-    def __init__(self, pipeline: MF2Pipeline, params: dict[str, Any], numbered: bool) -> None:
-        self.pipeline, self.params, self.numbered = pipeline, params, numbered
+    def __init__(self, pipeline: MF2Pipeline, params: dict[str, Any], inputs: Any, numbered: bool = True) -> None:
+        self.pipeline, self.params, self.inputs, self.numbered = pipeline, params, inputs, numbered
 
-    def __call__(self, item: tuple[int, Any]) -> dict[str, Any]:
-        index, value = item
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.ready(index, self.inputs[index])
+
+    def ready(self, index: int, value: Any) -> dict[str, Any]:
         try:
             return self.pipeline.preprocess(value, **self.params)
         except _ITEM_ERRORS as error:
             return self.failed(index, error)
 
     def failed(self, index: int, error: Exception) -> dict[str, Any]:
-        name = f"inputs[{index}]" if self.numbered else "inputs"
-        message = f"{name}: {str(error).removeprefix('images: ')}"
+        message = f"inputs{f'[{index}]' if self.numbered else ''}: {str(error).removeprefix('images: ')}"
         if self.params.get("on_error") == "skip":
             return {"error": {"index": index, "type": type(error).__name__, "message": message}}
         kind = type(error) if type(error) in (*_ITEM_ERRORS, FileNotFoundError) else ValueError
         raise kind(message) from error
-
-
-class _Rows(Dataset):
-    def __init__(self, inputs: Any, ready: _Ready) -> None:
-        self.inputs, self.ready = inputs, ready
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.ready((index, self.inputs[index]))
-
-
-def _batches(items: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-Target = Literal["emotion", "action_units"]
 
 
 CAPTIONS: dict[str, str] = {"emotion": "emo", "key_au": "emo", "au": "au"}
@@ -2563,18 +2657,16 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
     postprocess_names = ("target", "top_k", "function_to_apply", "thresholds")
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
-        prepare, forward, post = super()._sanitize_parameters(**given)
-        if "target" in given:
-            _one_of("target", given["target"], Target.__args__)
-            forward["target"] = post["target"] = given["target"]
-        if given.get("function_to_apply") is not None:
-            _one_of("function_to_apply", given["function_to_apply"], ("softmax", "sigmoid", "none"))
+        choices = {"target": ("emotion", "action_units"), "function_to_apply": ("softmax", "sigmoid", "none")}
+        for name in choices.keys() & given.keys():
+            if given[name] is not None:
+                _one_of(name, given[name], choices[name])
         top_k = given.get("top_k")
         if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise ValueError(f"top_k: got {top_k!r}, expected a whole number from 1")
-        return prepare, forward, post
+        return super()._sanitize_parameters(**given)
 
-    def _forward(self, inputs: dict[str, torch.Tensor], target: Target | None = None) -> dict[str, torch.Tensor]:
+    def _forward(self, inputs: dict[str, torch.Tensor], target: str | None = None) -> dict[str, torch.Tensor]:
         usual = self.model.config.classification_target
         target, outputs = target or usual, self.model(**inputs)
         logits = getattr(outputs, "emotion_logits" if target == "emotion" else "au_logits", None)
@@ -2590,13 +2682,11 @@ class MF2ImageClassificationPipeline(MF2Pipeline):
     def postprocess(
         self,
         rows: list[dict[str, Any]],
-        target: Target | None = None,
+        target: str | None = None,
         top_k: int | None = None,
         function_to_apply: str | None = None,
         thresholds: Any = None,
     ) -> list[dict[str, Any]]:
-        if not rows:
-            return []
         config = self.model.config
         of_units = (target or config.classification_target) == "action_units"
         apply = function_to_apply or ("sigmoid" if of_units else "softmax")
@@ -2626,16 +2716,12 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         prepare, forward, post = super()._sanitize_parameters(**given)
-        if "candidate_labels" in forward:
-            template = forward.pop("hypothesis_template", TEMPLATE)
-            labels, branch = forward.pop("candidate_labels"), forward.pop("branch", None)
-            forward["labels"] = read_labels(labels, self.model.config.action_units, branch, template)
-            self._check_words(forward["labels"])
-        elif forward:
+        if not forward:
+            return prepare, forward, post
+        if "candidate_labels" not in forward:
             raise ValueError(f"candidate_labels: got none, expected them together with {sorted(forward)}")
-        return prepare, forward, post
-
-    def _check_words(self, labels: ZeroShotLabels) -> None:
+        template, branch = forward.get("hypothesis_template", TEMPLATE), forward.get("branch")
+        labels = read_labels(forward["candidate_labels"], self.model.config.action_units, branch, template)
         unknown = self.processor.tokenizer.unk_token_id
         for sentence in (*labels.sentences, *labels.at_rest):
             ids = self.processor.tokenizer(sentence, add_special_tokens=False)["input_ids"]
@@ -2644,6 +2730,7 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
                     f"candidate_labels: the tokenizer does not know every word of {sentence!r}; write it in the "
                     "language that the model was trained with"
                 )
+        return prepare, {"labels": labels}, post
 
     def once_a_call(self, forward_params: dict) -> dict[str, Any]:
         if "labels" not in forward_params:
@@ -2659,20 +2746,17 @@ class MF2ZeroShotImageClassificationPipeline(MF2Pipeline):
     ) -> dict[str, torch.Tensor]:
         model = self.model.base_model
         seen = model.get_image_features(**inputs, branch=labels.branch, return_dict=True).pooler_output
+        temperature = model.branch(labels.branch).temperature.clamp_min(1e-3)
         if labels.branch == "emo":
             near = torch.einsum("bqd,ld->blq", seen, features)
         else:  # each sentence meets the queries of its own AU
             places = [model.config.action_units.index(unit) for unit in labels.action_units] * 2
             near = torch.einsum("blqd,ld->blq", seen[:, places], features)
-        temperature = model.branch(labels.branch).temperature.clamp_min(1e-3)
         logits = (near.amax(dim=-1) / temperature).float()
-        if labels.branch == "au":
-            return {"scores": logits.unflatten(1, (2, -1)).softmax(dim=1)[:, 0], "labels": [labels] * len(logits)}
-        return {"scores": logits.softmax(dim=-1), "labels": [labels] * len(logits)}
+        scores = logits.softmax(-1) if labels.branch == "emo" else logits.unflatten(1, (2, -1)).softmax(1)[:, 0]
+        return {"scores": scores, "labels": [labels] * len(scores)}
 
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if not rows:
-            return []
         labels: ZeroShotLabels = rows[0]["labels"]
         scored = zip(rows[0]["scores"].tolist(), labels.labels, labels.sentences, strict=True)
         answers = [{"score": score, "label": label, "sentence": sentence} for score, label, sentence in scored]
@@ -2689,15 +2773,13 @@ class _Writing(MF2Pipeline):
 
     def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
         prepare, forward, post = super()._sanitize_parameters(**given)
-        wanted = forward.get("captions")
-        if wanted is not None:
+        if (wanted := forward.get("captions")) is not None:
             config = self.model.config
             here = [kind for kind, branch in CAPTIONS.items() if getattr(config, f"use_{branch}_branch")]
-            wanted = here if wanted is True else [] if wanted is False else wanted
-            wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-            for kind in wanted:
+            wanted = [wanted] if isinstance(wanted, str) else wanted
+            forward["captions"] = list({True: here, False: []}[wanted] if isinstance(wanted, bool) else wanted)
+            for kind in forward["captions"]:
                 _one_of("captions", kind, here)
-            forward["captions"] = wanted
         return prepare, forward, post
 
     def write(
@@ -2708,11 +2790,8 @@ class _Writing(MF2Pipeline):
         generate_kwargs: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """A dict a face: kind -> text, or for "au" AU -> text."""
-        settings = dict(generate_kwargs or {})
-        if max_new_tokens is not None:
-            settings["max_new_tokens"] = max_new_tokens
-        if self._writer is None:
-            self._writer = self.model.captioner()
+        settings = {**(generate_kwargs or {}), **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
+        self._writer = self._writer or self.model.captioner()
         units = self.model.config.action_units
         written: list[dict[str, Any]] = [{} for _ in seen["landmarks"]]
         for kind in kinds:
@@ -2727,8 +2806,7 @@ class _Writing(MF2Pipeline):
         model = self.model.base_model
         if any(model.branch(name).port.reads("vision") for name in model.branch_names):
             return inputs
-        tokens = model.look(inputs["pixel_values"], None)
-        return {"image_tokens": tokens, "landmarks": inputs["landmarks"]}
+        return {"image_tokens": model.look(inputs["pixel_values"], None), "landmarks": inputs["landmarks"]}
 
 
 class MF2ImageToTextPipeline(_Writing):
@@ -2746,13 +2824,10 @@ class MF2ImageToTextPipeline(_Writing):
 
     def postprocess(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         answers = []
-        for kind, text in (rows[0]["captions"] if rows else {}).items():
-            if kind == "au":
-                for unit, words in text.items():
-                    name = ACTION_UNITS[unit].noun
-                    answers.append({"generated_text": words, "kind": kind, "action_unit": unit, "name": name})
-            else:
-                answers.append({"generated_text": text, "kind": kind})
+        for kind, text in rows[0]["captions"].items():
+            for unit, words in (text if kind == "au" else {None: text}).items():
+                of_unit = {"action_unit": unit, "name": ACTION_UNITS[unit].noun} if unit else {}
+                answers.append({"generated_text": words, "kind": kind, **of_unit})
         return answers
 
 
@@ -2761,12 +2836,17 @@ class MF2FaceAnalysisPipeline(_Writing):
 
     captions: None (default), or as in [`MF2ImageToTextPipeline`]; max_new_tokens, generate_kwargs: for them.
     thresholds: of AUs: one for all, one each, or by name; the checkpoint's unless given.
+    confidence: such as 0.9, for each AU's `state` (active, at rest, cannot tell) and `emotion_set`.
     on_many_faces (`str`): `"all"` (default) or `"largest"`. Faces are detected if `landmark_source="face_alignment"`;
         otherwise an image is one face.
     """
 
-    postprocess_names = ("thresholds",)
+    postprocess_names = ("thresholds", "confidence")
     many_faces = "all"
+
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict, dict, dict]:
+        conformal_cuts(given.get("confidence"), self.processor.conformal)  # an error before the first image
+        return super()._sanitize_parameters(**given)
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], captions: Sequence[str] | None = None, **settings: Any
@@ -2782,12 +2862,12 @@ class MF2FaceAnalysisPipeline(_Writing):
             )
         return {**logits, "captions": self.write(seen, captions, **settings)} if captions else logits
 
-    def postprocess(self, rows: list[dict[str, Any]], thresholds: Any = None) -> list[dict[str, Any]]:
-        if not rows:
-            return []
+    def postprocess(
+        self, rows: list[dict[str, Any]], thresholds: Any = None, confidence: float | None = None
+    ) -> list[dict[str, Any]]:
         names = [name for name in ("emotion_logits", "au_logits") if name in rows[0]]
         outputs = {name: torch.stack([row[name] for row in rows]) for name in names}
-        results = self.processor.post_process_face_analysis(outputs, thresholds)
+        results = self.processor.post_process_face_analysis(outputs, thresholds, confidence=confidence)
         captions = [{"captions": row["captions"]} if "captions" in row else {} for row in rows]
         return [{**row["face"], **said, **text} for row, said, text in zip(rows, results, captions, strict=True)]
 

@@ -1,5 +1,6 @@
 """Backbones of the compared systems: images to the feature maps of four stages, or to the tokens of the last."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from modeling_mf2.weights import VISION_PREFIX, no_place_in_tower, read_weights,
 
 
 STAGES = 4
-# Of the small tower's seven convolutions, those after which a stage ends; the last stage ends behind its blocks.
-_CONV_STAGES = (1, 2, 4)
+# Of the small tower's seven convolutions, by patch size, those after which a stage ends; the last stage is its tokens.
+_CONV_STAGES = {16: (1, 2, 4), 8: (0, 2, 4)}
 _LAYERS_A_CONVOLUTION = 3
 
 
@@ -39,9 +40,9 @@ class FeatureMaps(nn.Module):
         super().__init__()
         self.image_size, self.frozen = config.image_size, config.frozen
         if config.backbone == "conv":
-            width = config.backbone_kwargs.get("width", 128)
-            others = {name: value for name, value in config.backbone_kwargs.items() if name != "width"}
-            self.backbone: nn.Module = MF2ConvTower(width, config.image_size, 16, **others)
+            shape = {"width": 128, "patch_size": 16, **config.backbone_kwargs}
+            self.conv_stages = _CONV_STAGES.get(shape["patch_size"], ())
+            self.backbone: nn.Module = MF2ConvTower(image_size=config.image_size, **shape)
         else:
             self.backbone = _timm_backbone(config)
         keep_own_start(self.backbone)
@@ -53,7 +54,7 @@ class FeatureMaps(nn.Module):
     @property
     def channels(self) -> list[int]:
         if isinstance(self.backbone, MF2ConvTower):
-            ends = [self.backbone.convolutions[_LAYERS_A_CONVOLUTION * index] for index in _CONV_STAGES]
+            ends = [self.backbone.convolutions[_LAYERS_A_CONVOLUTION * index] for index in self.conv_stages]
             return [*(layer.out_channels for layer in ends), self.width]
         return [stage["num_chs"] for stage in list(self.backbone.feature_info)[-STAGES:]]
 
@@ -96,8 +97,8 @@ class FeatureMaps(nn.Module):
     def _conv_stages(self, images: torch.Tensor) -> list[torch.Tensor]:
         outputs: list[torch.Tensor] = []
         tokens = self.backbone(images, outputs)
-        maps = [outputs[_LAYERS_A_CONVOLUTION * (end + 1) - 1] for end in _CONV_STAGES]
-        return [*maps, tokens.transpose(1, 2).unflatten(2, outputs[-1].shape[-2:])]
+        maps = [outputs[_LAYERS_A_CONVOLUTION * (end + 1) - 1] for end in self.conv_stages]
+        return [*maps, tokens.transpose(1, 2).unflatten(2, (math.isqrt(tokens.shape[1]), -1))]
 
     def _checked(self, pixel_values: torch.Tensor) -> torch.Tensor:
         size = self.image_size

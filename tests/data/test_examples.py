@@ -55,6 +55,19 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(rows, processor):
     assert not torch.equal(pixels(1, 4), pixels(2, 4))
 
 
+def test_sides_follow_the_flip_and_an_unknown_one_stays_unknown(rows, processor):
+    count = len(processor.action_units)
+    sides = [[4.0, 1.0], [0.0, 2.0], *[[-1.0, -1.0]] * (count - 2)]
+    rows = rows.remove_columns("au_intensities").add_column("au_sides", [sides] * len(rows))
+    rows = rows.add_column("au_intensities", [[4.0, -1.0, *[0.5] * (count - 2)]] * len(rows))
+    for flip, expected in ((0, [[1, 0], [0, 1], [-1, -1]]), (1, [[0, 1], [1, 0], [-1, -1]])):
+        augment = MF2Augmentation(flip=flip)
+        example = MF2Examples(rows, processor, augment=augment, details=("side_labels", "intensity_labels"))[3]
+        assert example["side_labels"][:3].tolist() == expected
+        assert example["intensity_labels"][:3].tolist() == [4.0, -1.0, 0.5]
+    assert not {"side_labels", "intensity_labels"} & MF2Examples(rows, processor)[3].keys()
+
+
 def test_what_the_dataset_lacks_is_left_out_and_reported_once(rows, processor, caplog):
     warned = set()
     for lacking in (["emotion"], ["emotion"], ["emotion", "au_caption"]):

@@ -16,6 +16,9 @@ from mf2face.data.metrics import (
     emotion_scores,
     emotion_table,
     expected_calibration_error,
+    icc,
+    intensity_scores,
+    side_scores,
     tune_thresholds,
 )
 from mf2face.data.reference_scores import BASELINES, baseline_scores, centred_landmarks, logistic
@@ -255,3 +258,22 @@ def test_a_target_that_never_varies_is_answered_with_what_it_is():
     answers = logistic(train, targets, train, 10.0)
     assert answers[:, 0].tolist() == [1] * 20 and answers[:, 1].tolist() == [0] * 20
     assert (answers[:, 2] == targets[:, 2]).mean() > 0.9
+
+
+def test_icc_is_that_of_shrout_and_fleiss():
+    """Their Table 4, ICC(3,1) = 0.71 of four judges; of two judges who differ by a constant it is 1."""
+    ratings = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
+    assert icc(ratings) == pytest.approx(0.71, abs=0.005)
+    assert icc(np.array([[0.0, 1], [2, 3], [4, 5]])) == pytest.approx(1)
+
+
+def test_intensities_and_sides_are_scored_where_they_are_known():
+    labels = np.array([[0.0, -1], [2, -1], [5, -1], [-1, 3]])
+    scores = intensity_scores(np.where(labels < 0, 9, labels + 0.5), labels, ("AU6", "AU12"))
+    assert "intensity_icc/AU12" not in scores, "one known label"
+    assert scores["intensity_icc"] == pytest.approx(1) and scores["intensity_mae"] == pytest.approx(0.5)
+    sides = np.array([[[1, 0]], [[0, 1]], [[1, 1]], [[0, 0]], [[-1, 1]]])
+    good = np.array([[[2.0, 1]], [[1, 2]], [[3, 3]], [[0, 0]], [[9, -9]]])
+    assert side_scores(good, sides, ("AU12",))["sides_which_auc"] == 1
+    assert side_scores(good, sides, ("AU12",))["sides_auc"] == 1 > side_scores(-good, sides, ("AU12",))["sides_auc"]
+    assert side_scores(good[3:4], sides[3:4], ("AU12",)) == {}

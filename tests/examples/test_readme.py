@@ -80,7 +80,8 @@ def test_named_files_and_extras_exist(page: Path) -> None:
 
 
 VERSIONS = {"3.11", "3.12", "3.13", "3.14", "5.24", "0.22", "0.2", "2.1", "2.0", "1.4", "1.1", "2.2", "4.0"}
-FACTS = {"0.5", "0.4", "0.8", "3.5", "186.7", "373.4"}  # a threshold, sizes, the paper's parameters
+FACTS = {"0.5", "0.4", "0.8", "3.5", "186.7", "373.4", "52.88"}  # a threshold, sizes, the paper's parameters
+FACTS |= {"0.05", "0.07", "0.1", "0.30", "4.5", "5.98"}  # the paper's settings; a price; sizes by arithmetic
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

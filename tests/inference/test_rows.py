@@ -109,6 +109,15 @@ def test_a_run_in_words_counts_everything_and_keeps_memory_flat() -> None:
     assert repr(summary) == "<Result: 1 image, 2 faces, 5,000 left out, rows in out.csv>"
 
 
+def test_a_result_is_short_in_a_terminal_and_a_table_in_jupyter() -> None:
+    result = Result(frames=30, faces=30, noun="frame", rows=[shown_row("<b>.png")] * 30)
+    assert repr(result) == "<Result: 30 frames, 30 faces>"
+    shown = result._repr_html_()
+    assert "&lt;b&gt;.png" in shown and "<b>" not in shown and "10 further rows" in shown and "x_1" not in shown
+    assert shown.count("<tr>") == 21 and len(result.to_pandas()) == 30
+    assert Result()._repr_html_() == "<p>Result: 0 images, 0 faces</p>"
+
+
 def test_a_run_that_was_stopped_says_by_what_and_whether_it_continues() -> None:
     stopped = {"frames": 3, "stopped": "interrupted"}
     out = {"output": "out.csv"}

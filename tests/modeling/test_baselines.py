@@ -39,6 +39,8 @@ SIZES = {
     HSEmotionForFaceAnalysis: {},
 }
 SYSTEMS = list(SIZES)
+FINE = {"width": 16, "num_blocks": 1, "patch_size": 8, "in_channels": 1}
+"""MF²'s small tower with 8 x 8 tokens for 64 pixels."""
 
 
 def build(kind, swin=False, **fields):
@@ -60,6 +62,7 @@ def assert_every_parameter_learns(model):
     [
         *((kind, {}) for kind in SYSTEMS),
         (VLFAUForFaceAnalysis, {"swin": True}),
+        (VLFAUForFaceAnalysis, {"backbone_kwargs": FINE}),
         (MEGraphAUForFaceAnalysis, {"use_edges": False}),
     ],
 )

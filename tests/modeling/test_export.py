@@ -36,7 +36,8 @@ def answers_of(file: Path, model: torch.nn.Module, faces: int) -> list[tuple[tor
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     """The hardest of all: with an adapter that reads every block. One without is in test_engines."""
     torch.manual_seed(0)
-    base = MF2ForFaceAnalysis(tiny_config("vit", qformer={"num_hidden_layers": 2}, au_thresholds=[0.2, 0.3, 0.4]))
+    details = {"sides": True, "intensities": True, "geometry_token": True, "au_thresholds": [0.2, 0.3, 0.4]}
+    base = MF2ForFaceAnalysis(tiny_config("vit", qformer={"num_hidden_layers": 2}, **details))
     wrapped = shake(get_peft_model(base, DFNConfig(bottleneck=4))).train()
     return wrapped, export.export_onnx(wrapped, tmp_path_factory.mktemp("onnx"))
 
@@ -65,7 +66,8 @@ def test_the_file_says_what_it_is_of_and_nothing_else_is_left(exported: Exported
     facts = export.read_facts(run)
     assert facts["action_units"] == ["AU1", "AU6", "AU25"] and facts["emotions"] == ["Neutral", "Happiness", "Other"]
     assert facts["au_thresholds"] == [0.2, 0.3, 0.4] and facts["image_size"] == 64 and facts["precision"] == "float32"
-    assert [value.name for value in run.get_outputs()] == ["emotion_logits", "au_logits"]
+    outputs = ["emotion_logits", "au_logits", "au_side_logits", "au_intensities"]
+    assert [value.name for value in run.get_outputs()] == outputs
     assert all(value.shape[0] == "batch" for value in (*run.get_inputs(), *run.get_outputs()))
     assert {path.name for path in file.parent.iterdir()} <= {export.FILE, export.INT8_FILE}
     assert export.weights_mark(model.classifiers.state_dict()) == facts["weights"]

@@ -321,7 +321,7 @@ def classifiers(config):
 
 def test_logits_are_those_of_a_loop():
     module, emo, au = classifiers(tiny_config())
-    emotion_logits, au_logits = module(emo, au)
+    emotion_logits, au_logits = module(emo, au)[:2]
     face, units = module.norm_emo(emo).flatten(1), module.norm_au(au)
     for row in range(2):
         for unit in range(3):
@@ -336,11 +336,13 @@ def test_logits_are_those_of_a_loop():
 def test_without_the_face_the_aus_answer_alone():
     """What the AUs alone say depends on nothing that Emo-VL saw, and on all that AU-VL did."""
     module, emo, au = classifiers(MF2Config.from_size("tiny"))
-    alone = module(None, au)
-    for found, whole, other in zip(alone, module(emo, au), module(None, au + torch.randn_like(au)), strict=True):
+    alone = module(None, au)[:2]
+    for found, whole, other in zip(
+        alone, module(emo, au)[:2], module(None, au + torch.randn_like(au))[:2], strict=True
+    ):
         assert found.shape == whole.shape and not torch.allclose(found, whole) and not torch.allclose(found, other)
     with torch.no_grad():
         for layer in (module.emotion, module.au_from_face):
             layer.weight[:, : module.emo_width] = 0
-    for found, whole in zip(alone, module(emo, au), strict=True):
+    for found, whole in zip(alone, module(emo, au)[:2], strict=True):
         torch.testing.assert_close(found, whole)

@@ -66,7 +66,7 @@ def test_frozen_tower_never_learns(kind):
         ("vit", {"num_prefix_tokens": 0}, "vision_config.num_prefix_tokens: got 0, expected 1"),
         ("vit", {"patch_size": 32}, "vision_config.patch_size: got 32, expected 16"),
         ("vit", {"backbone": "resnet18", "backbone_kwargs": {}}, "backbone: got 'resnet18', expected .*patch tokens"),
-        ("conv", {"patch_size": 8}, "patch_size: got 8, expected 16 .*'conv'"),
+        ("conv", {"patch_size": 32}, "patch_size.*got 32.*'conv'"),
         ("conv", {"hidden_size": 30}, "hidden_size: got 30, expected a multiple of 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

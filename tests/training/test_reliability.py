@@ -54,7 +54,8 @@ def test_coverage_holds_on_people_like_those_and_sets_are_nested() -> None:
 def test_the_rule() -> None:
     best = {"test": 0.99, "style_shift": 0.99, "photographs": 0.99}
     assert grade_of(best) == "reliable" and grade_of({}) == grade_of({"test": 0.99}) == "experimental"
-    assert grade_of({key: value for key, value in best.items() if key != "photographs"}) == "usable"
+    rendered = {key: value for key, value in best.items() if key != "photographs"}
+    assert grade_of(rendered) == "usable" and grade_of(rendered | {"test": 0.85}) == "experimental"
     for key in best:
         assert grade_of(best | {key: RULE["usable"][key]}) == "usable"
         assert grade_of(best | {key: RULE["usable"][key] - 0.01}) == "experimental"

@@ -87,6 +87,23 @@ def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, caps
         assert again[name] == figures[name]
 
 
+def test_rendered_people_teach_sides_and_intensities_and_another_style_is_measured(tmp_path: Path) -> None:
+    """The tower of the run before decides its shape and how images are prepared."""
+    faces = {"style": "studio+street", "num_images": 96, "max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
+    tower = short_run(tmp_path / "tower", **faces, task="tower", model_options='vision_config={"hidden_size": 32}')
+    assert 0 < tower["tower/part_accuracy"] < 1 and tower["tower/landmark_error"] < 0.5
+    options = {"vision_name_or_path": tmp_path / "tower", "load_best_model_at_end": False, "augment": "heavy"}
+    figures = short_run(tmp_path / "mf2", **faces, **options)
+    expected = {"intensity_icc", "sides_auc", "probe/au_f1_macro", "style_shift/au_f1_macro"}
+    expected |= {"style_shift/probe_au_f1_macro", "style_shift/sides_auc", "baseline/au_f1_ceiling"}
+    assert expected <= set(figures) and expected <= set(json.loads((tmp_path / "mf2" / "metrics.json").read_text()))
+    model = MF2ForFaceAnalysis.from_pretrained(tmp_path / "mf2")
+    assert model.config.sides and model.config.intensities and model.config.geometry_token
+    assert model.config.vision_config.hidden_size == 32 and not model.config.vision_config.label_taught
+    processor = MF2Processor.from_pretrained(tmp_path / "mf2").image_processor
+    assert processor.alignment == "five_points" and processor.do_grayscale and processor.normalize_per_image
+
+
 def run_killed(step: int, arguments: list[str]) -> None:
     script = [sys.executable, "-c", f"{DYING}train.main(sys.argv[1:])", *arguments]
     done = subprocess.run(script, env=environment(DIE_AT=str(step)), capture_output=True, text=True)
@@ -96,7 +113,13 @@ def run_killed(step: int, arguments: list[str]) -> None:
 def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
     tower: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "augment": True, "logging_steps": 20}
+    options = {
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 3,
+        "augment": "light",
+        "logging_steps": 20,
+    }
     options |= {"eval_strategy": "steps", "eval_steps": 3}
     train.main(command(tower, tmp_path / "whole", **options))
     interrupted = command(tower, tmp_path / "killed", **options)

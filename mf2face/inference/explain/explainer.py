@@ -5,7 +5,6 @@ attention implementation (eager, sdpa, flash) stay as they are.
 """
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -98,11 +97,13 @@ def maps_of(
     if au:
         side = config.vision_config.grid_size
         tokens = _mean(au).unflatten(0, (-1, len(config.action_units)))  # (faces, AU, tokens)
+        tokens = tokens[..., : config.tokens_per_region]  # a token of the landmarks has no place
+        tokens = tokens / tokens.sum(-1, keepdim=True).clamp_min(1e-12)
         units = torch.einsum("bat,batc->bac", tokens, reading_weights(config, landmarks, side))
         units, corners = units.unflatten(-1, (side, side)), region_corners(config, landmarks)
     if emo:
-        patches = _mean(emo)[:, config.vision_config.num_prefix_tokens :]
-        side = math.isqrt(patches.shape[1])
+        side = config.vision_config.grid_size
+        patches = _mean(emo)[:, config.vision_config.num_prefix_tokens :][:, : side**2]
         face = (patches / patches.sum(-1, keepdim=True).clamp_min(1e-12)).unflatten(-1, (side, side))
     return FaceAttention(units, face, corners)
 
