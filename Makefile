@@ -53,7 +53,8 @@ checkpoint-small: SIZE = small
 checkpoint checkpoint-small:
 	$(PYTHON) train.py --task tower $(TRAINED) --num_train_epochs 12 --output_dir outputs/$(NAME)-tower
 	$(PYTHON) train.py $(TRAINED) --vision_name_or_path outputs/$(NAME)-tower --augment heavy --num_train_epochs 8 \
-		--load_best_model_at_end False --save_half True --output_dir outputs/$(NAME)
+		--model_options 'vision_config={"frozen": false}' --load_best_model_at_end False --eval_strategy no --save_half True \
+		--output_dir outputs/$(NAME)
 	$(if $(PHOTOGRAPHS),$(PYTHON) examples/benchmark/photographs.py --photos $(PHOTOGRAPHS) --labels $(PHOTOGRAPHS)/labels.csv \
 		--part report --scores --model outputs/$(NAME) --json $(MEASURED))
 	$(PYTHON) examples/benchmark/reliability.py outputs/$(NAME) $(if $(PHOTOGRAPHS),--photographs $(MEASURED) --source "$(SOURCE)") \

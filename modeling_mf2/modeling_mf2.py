@@ -462,7 +462,8 @@ class MF2Model(MF2PreTrainedModel):
                 "pixel_values, image_tokens: expected one of the two, got "
                 + ("neither" if pixel_values is None else "both")
             )
-        return self.vision(pixel_values) if image_tokens is None else image_tokens
+        tokens = self.vision(pixel_values) if image_tokens is None else image_tokens
+        return tokens.to((self.emo_vl or self.au_vl).queries.dtype)  # a frozen tower may be in half precision
 
     def _frozen(self) -> bool:
         return any(branch is not None and branch.port.frozen for branch in (self.emo_vl, self.au_vl))

@@ -24,7 +24,7 @@ from .crops import check_choices
 from .image_processing_mf2 import MF2ImageProcessorKwargs
 from .processing_mf2 import MF2Processor
 from .reliability import conformal_cuts
-from .results import check_finite
+from .results import ANSWERS, check_finite
 from .wording import EMOTION_SENTENCE, au_state_prompts, emotion_prompts
 
 
@@ -496,7 +496,7 @@ class MF2FaceAnalysisPipeline(_Writing):
     ) -> dict[str, Any]:
         seen = self.look(inputs) if captions else inputs
         outputs = self.model(**seen)
-        logits = {name: getattr(outputs, name, None) for name in ("emotion_logits", "au_logits")}
+        logits = {name: getattr(outputs, name, None) for name in ANSWERS}
         logits = {name: values for name, values in logits.items() if values is not None}
         if not logits:
             raise ValueError(
@@ -508,7 +508,7 @@ class MF2FaceAnalysisPipeline(_Writing):
     def postprocess(
         self, rows: list[dict[str, Any]], thresholds: Any = None, confidence: float | None = None
     ) -> list[dict[str, Any]]:
-        names = [name for name in ("emotion_logits", "au_logits") if name in rows[0]]
+        names = [name for name in ANSWERS if name in rows[0]]
         outputs = {name: torch.stack([row[name] for row in rows]) for name in names}
         results = self.processor.post_process_face_analysis(outputs, thresholds, confidence=confidence)
         captions = [{"captions": row["captions"]} if "captions" in row else {} for row in rows]

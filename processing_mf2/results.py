@@ -16,6 +16,8 @@ Thresholds = float | Sequence[float] | Mapping[str, float] | None
 
 UNIT_SUFFIXES = {"left": "_L", "right": "_R", "intensity": "_i"}
 """Entries of an action unit's result that not every model has, and how a column of them is called: AU12_L, AU12_i."""
+ANSWERS = ("emotion_logits", "au_logits", "au_side_logits", "au_intensities")
+"""Outputs of a model that results are made of; few models have the last two."""
 
 
 class NotFiniteError(ValueError):

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, concatenate_datasets
+from datasets import Dataset, Features, Image, Value, concatenate_datasets
 
 from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.data.corpora.frames import columns_by_name, emotion_codes
@@ -99,8 +99,9 @@ def _relabelled(rows: Dataset, name: str, wanted: LabelSet, columns: Sequence[st
         made[column] = columns_by_name(values, own.action_units, wanted.action_units, fill).tolist()
     emotion = np.array(rows["emotion"][:] if "emotion" in present else [UNKNOWN_LABEL] * count)
     made["emotion"] = emotion_codes(own.emotions, wanted.emotions)[emotion].tolist()
-    made |= {column: [""] * count for column in columns if column not in {*present, *made}}
-    labels = Dataset.from_dict(made, features=None if not made else type(features)({k: features[k] for k in made}))
+    lacking = [column for column in columns if column not in {*present, *made}]
+    made |= {column: ["" if features[column] == Value("string") else None] * count for column in lacking}
+    labels = Dataset.from_dict(made, features=Features({column: features[column] for column in made}))
     kept = rows.select_columns([column for column in columns if column in present and column not in made])
     return concatenate_datasets([kept, labels], axis=1).select_columns(list(columns))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import textwrap
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ from mf2face.inference.explain.page import (
     emotion_colours,
     ink_on,
     origin,
-    shortened_line,
 )
 from mf2face.inference.media import Frame
 from mf2face.inference.rows import STATE, Columns, OutputError, box_of, has_face, unit_column
@@ -29,6 +29,7 @@ from processing_mf2.reliability import CANNOT_TELL
 
 STRIP_SECONDS = 10.0
 _RELIABLE, _UNRELIABLE = (80, 220, 80), (60, 160, 255)  # BGR
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEAST_FPS, _MOST_FPS = 1.0, 120.0
 _LEAST_WIDTH = 480
 _GAP = 2.5
@@ -50,10 +51,16 @@ def _decision(row: Mapping[str, Any], name: str) -> float:
 
 
 def _put(image: np.ndarray, words: str, place: tuple[float, float], size: float, colour: tuple, halo: int = 0) -> None:
-    words, place = words.encode("ascii", "replace").decode(), (round(place[0]), round(place[1]))
+    left, bottom = (round(side) for side in place)
     if halo:
-        cv2.putText(image, words, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 3 * halo, cv2.LINE_AA)
-    cv2.putText(image, words, place, cv2.FONT_HERSHEY_SIMPLEX, size, colour, max(1, halo), cv2.LINE_AA)
+        for right, down in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            place = left + halo * right, bottom + halo * down
+            cv2.putText(image, words, place, _FONT, size, (0, 0, 0), halo, cv2.LINE_AA)
+    cv2.putText(image, words, (left, bottom), _FONT, size, colour, max(1, halo), cv2.LINE_AA)
+
+
+def _width(words: str, size: float) -> int:
+    return cv2.getTextSize(words, _FONT, size, 1)[0][0]
 
 
 class FrameView:
@@ -118,13 +125,15 @@ class FrameView:
         return max(18, self.size[0] // 50)
 
     def _banner(self) -> np.ndarray:
-        warn = self.about.get("synthetic") is not False
+        warn, high = self.about.get("synthetic") is not False, self._row
         paper, ink = ("#ffedb8", "#5c3f00") if warn else ("#e9ecef", INK)
-        image = np.full((self._row + 6, self.size[0], 3), _bgr(paper), np.uint8)
         kind, said = origin(self.about)
-        room = self.size[0] / (9.4 * self._row / 18)
-        words = shortened_line(f"{kind.upper()}  {said}".replace("…", "..."), int(room))
-        _put(image, words, (8, self._row), 0.45 * self._row / 18, _bgr(ink))
+        words, size = f"{kind.upper()}  {said}", 0.45 * high / 18
+        room = len(words) * (self.size[0] - 24) / max(1, _width(words, size))
+        lines = textwrap.wrap(words, max(20, int(room)))
+        image = np.full((high * len(lines) + 6, self.size[0], 3), _bgr(paper), np.uint8)
+        for number, line in enumerate(lines, 1):
+            _put(image, line, (8, number * high), size, _bgr(ink))
         return image
 
     def _panel(self, now: float, row: Mapping[str, Any] | None) -> np.ndarray:
@@ -184,8 +193,7 @@ class FrameView:
         if seen and not np.isnan(emotions).any():
             name = list(self.colours)[int(emotions.argmax())]
             ink, size = _bgr(ink_on(self.colours[name])), 0.45 * high / 18
-            left = ribbon.shape[1] - cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0] - 6
-            _put(ribbon, name, (left, 0.75 * high), size, ink)
+            _put(ribbon, name, (ribbon.shape[1] - _width(name, size) - 6, 0.75 * high), size, ink)
 
 
 class AnnotatedVideo:

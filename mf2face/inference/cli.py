@@ -267,7 +267,8 @@ def _open_page(address: str) -> None:
     import webbrowser
 
     _say(f"live: {address}")
-    webbrowser.open(address)
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):  # no text browser
+        webbrowser.open(address)
 
 
 def _finish(given: argparse.Namespace, why: Any) -> int:

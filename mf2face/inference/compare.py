@@ -44,9 +44,8 @@ class Comparison:
         return {f"{code}_{name}": value for code, one in self.units.items() for name, value in one.items()}
 
     def text(self) -> str:
-        first, second = self.names
-        lines = [f"a: {first}, b: {second}; {self.matched:,} faces in both, {self.alone[0]:,} in a alone, "]
-        lines[0] += f"{self.alone[1]:,} in b alone"
+        lines = ["a: {}, b: {}".format(*self.names)]
+        lines.append(f"{self.matched:,} faces in both, {self.alone[0]:,} in a alone, {self.alone[1]:,} in b alone")
         if self.emotion_agreement is not None:
             lines.append(f"top emotion: the same for {self.emotion_agreement:.1%} of the faces")
         heads = ("agreement", "kappa", "active_a", "active_b", "r", "bias", "low", "high")

@@ -106,7 +106,8 @@ def _values(column: Any) -> Any:
 
     if types.is_binary(column.type):
         return [unescape_cell(value.decode("utf-8", "surrogateescape")) for value in column.to_pylist()]
-    return column.to_numpy() if types.is_floating(column.type) else column.to_pylist()
+    is_number = types.is_floating(column.type) or types.is_integer(column.type)
+    return column.to_numpy() if is_number else column.to_pylist()
 
 
 def _json(path: Path, points: bool) -> dict[str, Any]:
@@ -140,10 +141,10 @@ def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
             continue
         if ours in TEXT_COLUMNS or ours.endswith(STATE):
             columns[ours] = [value or "" for value in values]
-        elif ours in _KEPT or UNIT.fullmatch(ours) or not any(isinstance(value, str) for value in values):
+        elif tool is None and ours not in _KEPT and not UNIT.fullmatch(ours) and _has_text(values):
+            columns[ours] = [value or "" for value in values]  # a column that the user added
+        else:
             columns[ours] = _numbers(name, values) * scale
-        else:  # a column that the user added
-            columns[ours] = [value or "" for value in values]
     if tool is not None and not any(UNIT.fullmatch(name) or name in _EMOTIONS.values() for name in columns):
         known = "AU01, AU01_c, AU01_r, au_1 or an emotion"
         raise ValueError(f"got the columns {', '.join(list(given)[:6])}, ..., but none of an AU or emotion ({known})")
@@ -154,6 +155,10 @@ def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
     if tool is not None:
         _complete(columns, tool)
     return RowTable(columns, about)
+
+
+def _has_text(values: Any) -> bool:
+    return not isinstance(values, np.ndarray) and any(isinstance(value, str) for value in values)
 
 
 def _tool(given: dict[str, Any]) -> str | None:

@@ -110,6 +110,11 @@ def build_from_config(settings: Settings, train_rows: Dataset | None) -> Parts:
         model = model_class.from_pretrained(ours.model_name_or_path, **own)
         check_caption_set(model.config, ours.caption_set, ours.model_name_or_path)
         processor = MF2Processor.from_pretrained(ours.model_name_or_path)
+        if settings.trains and settings.task.trains != "all" and model.config.model_type == "mf2":
+            # As in a new model: pre-training may have trained the tower too, what builds on it does not unless told to.
+            vision = model.base_model.vision
+            vision.config.frozen = own.get("vision_config", {}).get("frozen", True)
+            vision.requires_grad_(not vision.config.frozen)
         if not settings.trains and processor.au_thresholds is not None:
             model.config.au_thresholds = processor.au_thresholds  # an adapter's; the config has its base's
         return Parts(model, processor, processor.tokenizer)

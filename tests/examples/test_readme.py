@@ -19,7 +19,8 @@ spec.loader.exec_module(figures)
 
 EACH_ALONE = """
 import json, os, sys, traceback
-import torch, transformers  # which every block imports: once, before the processes part
+import cv2, datasets, numba, peft, timm, torch, torchvision, transformers  # once, before the processes part
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Trainer, pipeline
 for name, code in json.loads(sys.argv[1]):
     if os.fork() == 0:
         try:
@@ -45,15 +46,27 @@ def notebook() -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def test_every_python_block_and_the_notebook_run_alone_in_a_fresh_process(tmp_path: Path) -> None:
-    programs = [(f"{page.name} {i}", code) for page in PAGES for i, code in enumerate(blocks(page, "python"))]
-    assert sum(name.startswith("README") for name, _ in programs) >= 3
-    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
-    programs = json.dumps([*programs, ("start.ipynb", notebook())])
-    printed = run(EACH_ALONE, programs, cwd=tmp_path, HF_HOME=tmp_path / "home")
+def run_each(programs: list[tuple[str, str]], folder: Path) -> str:
+    (folder / "model_cards").symlink_to(ROOT / "model_cards")
+    return run(EACH_ALONE, json.dumps(programs), cwd=folder, HF_HOME=folder / "home")
+
+
+def programs_of(page: Path) -> list[tuple[str, str]]:
+    return [(f"{page.name} {i}", code) for i, code in enumerate(blocks(page, "python"))]
+
+
+def test_every_python_block_of_the_readme_runs_alone_in_a_fresh_process(tmp_path: Path) -> None:
+    programs = programs_of(ROOT / "README.md")
+    assert len(programs) >= 3
+    printed = run_each(programs, tmp_path)
     assert re.search(r"'name': '[\w ]+', 'probability': 0\.\d+, 'threshold': 0\.\d+", printed)
     (answer,) = re.findall(r"```python\nimport mf2face\n.*?```\n\n```text\n(.*?)```", README, flags=re.DOTALL)
     assert answer in printed, "run docs/figures.py --pictures"
+
+
+def test_the_notebook_and_the_pages_blocks_run(tmp_path: Path) -> None:
+    pages = [program for page in PAGES[1:] for program in programs_of(page)]
+    run_each([("start.ipynb", notebook()), *pages], tmp_path)
 
 
 def test_the_readme_is_short_and_has_its_commands() -> None:

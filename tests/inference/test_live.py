@@ -34,7 +34,8 @@ def test_the_strip_shows_the_last_seconds_of_a_face_with_gaps(tmp_path: Path) ->
     face = next(row for row in rows if row["face_id"] == 0 and row["frame"] == 5)
     for step in range(80):  # 8 s, of which two without the face
         image = view.draw(a_frame(step / 10), [] if 20 <= step < 40 else [face])
-    strip = image[24 + 90 + 44 : 24 + 90 + 62, 216:-8].astype(int)  # of the first AU
+    first = len(image) - 142 + 44  # of the panel, below its head
+    strip = image[first : first + 18, 216:-8].astype(int)
     assert image.shape[1] == 600 and view.face == 0
     blue = (strip[..., 0] - strip[..., 2] > 100).any(0)
     times = np.arange(len(blue)) / len(blue) * 10 - 2.1
@@ -102,6 +103,7 @@ def test_the_command_shows_and_streams_a_video(tmp_path: Path, capsys, monkeypat
         with urllib.request.urlopen(f"{address}stream", timeout=60) as answer:
             seen.append(answer.read())
 
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr("webbrowser.open", lambda address: Thread(target=read, args=[address], daemon=True).start())
     detector = FakeDetector([[face_at(20, 30, side=60)]] * 5)
     arguments = [str(video), "--live", "--osc", "9", "--format", "csv"]

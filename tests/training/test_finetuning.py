@@ -16,6 +16,8 @@ from configuration_mf2 import MF2Config
 from mf2face.data.examples import MF2Examples
 from mf2face.data.schema import SPLITS
 from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.build import build_model
 from mf2face.training.finetuning import METHODS, MF2Views, adapt, peft_config, trainable_parameters
 from modeling_mf2 import MF2ForFaceAnalysis
 from processing_mf2 import MF2Processor
@@ -174,6 +176,18 @@ def test_options_of_a_method_reach_its_config_or_are_refused(base: Path) -> None
         adapt(MF2ForFaceAnalysis.from_pretrained(base), "linear_probe", ["r=4"])
     with pytest.raises(ValueError, match=r"task: got 'prefix', expected one of \['dfn', 'lora'"):
         peft_config("prefix")
+
+
+def test_a_tower_that_pretraining_trained_is_frozen_in_what_builds_on_it(tmp_path: Path) -> None:
+    config = MF2Config.from_size("tiny", vision_config={"frozen": False})
+    processor = MF2Processor.for_model(config)
+    MF2ForFaceAnalysis(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for task, more in (("lora", []), ("full", []), ("full", ["--model_options", 'vision_config={"frozen": false}'])):
+        model = build_model(parse_arguments(["--task", task, "--model_name_or_path", str(tmp_path), *more])).model
+        tower = model.train().base_model.vision
+        assert tower.training is bool(more) and model.config.vision_config.frozen is (not more)
+        assert any(weight.requires_grad for weight in tower.parameters()) is bool(more)
 
 
 @pytest.mark.parametrize("branch", ["emo", "au"])

@@ -245,7 +245,7 @@ FACE_STYLE = """
 .mf-key { font-size: .78rem; font-weight: 400; color: var(--mf-soft) !important; display: inline-flex;
   align-items: center; gap: .35rem; }
 .mf-limit { width: 3px; height: 13px; background: var(--mf-mark); border-radius: 2px; }
-.mf-row { display: grid; grid-template-columns: 2.9rem 9.8rem 1fr 6rem; align-items: center; gap: .5rem; width: 100%;
+.mf-row { display: grid; grid-template-columns: 2.9rem 9.8rem 1fr 7.2rem; align-items: center; gap: .5rem; width: 100%;
   border: 0; background: none; text-align: left; font: inherit; font-size: .88rem; line-height: 1.25;
   padding: .25rem .4rem; border-radius: 7px; color: var(--mf-soft) !important; }
 .mf-moods { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); column-gap: 1.4rem; }

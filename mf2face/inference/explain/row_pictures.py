@@ -447,7 +447,11 @@ def timeline_html(rows: PictureRows, name: str, tracks: Sequence[Track], said: s
     data: dict[str, Any] = {"faces": []}
     if tracks:
         data = {"times": tracks[0].times, "edges": tracks[0].edges, "faces": [_series(track) for track in tracks]}
-        said += ". Point at a moment, or focus a chart and use the arrow keys. Dotted: threshold."
+        pale = "; pale: cannot tell" if rows.states else ""
+        said += (
+            f". Blue: at or above the dotted threshold; grey: below{pale}; empty: face not found. Point at a moment, "
+        )
+        said += "or focus a chart and use the arrow keys."
     kind = ("Timeline", os.path.basename(name), said, body, rows.about)
     return page(*kind, style=_TIMELINE_STYLE, script=_TIMELINE_SCRIPT, data=data)
 
