@@ -1,11 +1,13 @@
 """What synthetic faces teach about photographs: a small fixed net, trained on synthetic faces alone.
 
 python examples/benchmark/transfer.py --photos FOLDER --labels FILE.csv [--styles studio street webcam]
-    [--part choose|report] [--images 12000] [--minutes 10] [--seeds 0 1 2] [--json FILE]
+    [--part choose|report] [--images 12000] [--minutes 10] [--seeds 0 1 2] [--without PART] [--json FILE]
 
 FILE.csv: columns image, emotion and, if there are some, subject. `--part` measures on half of the people: choices are
 made on `choose`, figures reported on `report`. The photographs are measured on and never learned from. Training
 computes in bfloat16, which halves its time. With several seeds, figures are means, and NAME_sd their deviations.
+
+--without leaves one thing out of the renders, or makes it the same for all: what it is worth is what is lost.
 
 transfer_au12_happiness ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
 transfer_macro_recall   mean recall over the emotions of which there are enough photographs
@@ -15,6 +17,8 @@ train_cpu_s, render_cpu_s    CPU-seconds of training a net, and of making what i
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -26,7 +30,20 @@ from torch import nn
 
 from configuration_mf2.facs import EMOTIONS
 from mf2face.data.synthetic.faces import draw_example
-from mf2face.data.synthetic.subjects import ACTIVE_FROM, FRAMES_PER_SUBJECT, STYLES, expression, shown_aus
+from mf2face.data.synthetic.places import Shot
+from mf2face.data.synthetic.rendering import Sitter, render_face
+from mf2face.data.synthetic.subjects import (
+    ACTIVE_FROM,
+    FRAMES_PER_SUBJECT,
+    STYLES,
+    expression,
+    gaze,
+    habits,
+    shot,
+    shown_aus,
+    sides,
+    subject,
+)
 from processing_mf2.detection import MediaPipeDetector
 from processing_mf2.image_io import read_image
 
@@ -34,6 +51,20 @@ from processing_mf2.image_io import read_image
 SIDE = 112
 ANCHORS = np.float32([[28.5, 41.0], [44.5, 41.5], [67.5, 41.5], [83.5, 41.0], [56.0, 66.0]])
 """Eye corners and the base of the nose in the crop: what expressions move least."""
+
+
+_EVEN = Shot()
+_WITHOUT: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "teeth": ({"teeth": (0.03, 0.02, 0.02)}, {}),
+    "folds": ({"wrinkles": 0.0}, {}),
+    "brows": ({"brow_rest": 0.0, "brow_height": 0.0, "brow_width": 1.0, "brow_arch": 0.7, "brow_density": 0.8}, {}),
+    "hair": ({"cut": "bald", "beard": "none", "headwear": "none", "eyewear": "none"}, {}),
+    "light": ({}, {name: getattr(_EVEN, name) for name in ("lights", "light_colours", "ambient", "shadow_blur")}),
+    "backgrounds": ({}, {"background": _EVEN.background}),
+    "camera": ({}, {name: getattr(_EVEN, name) for name in ("blur", "motion", "noise", "shrink", "sharpen", "jpeg")}),
+    "pose": ({}, {"yaw": 0.0, "pitch": 0.0, "roll": 0.0}),
+}
+"""Fields of a person and of a shot that are the same for all."""
 
 
 class SmallNet(nn.Module):
@@ -70,7 +101,22 @@ def aligned(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return cv2.warpAffine(grey, np.hstack([turn, move]), (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
 
 
-def render(styles: Sequence[str], images: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@lru_cache(maxsize=8)
+def _sitter(seed: int, style: str, person: int, without: str) -> Sitter:
+    return Sitter(replace(subject(seed, style, person), **_WITHOUT[without][0]), SIDE)
+
+
+def _render_without(index: int, style: str, seed: int, without: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and exact landmarks of `draw_example`'s image, but for one thing."""
+    strengths = (sides(seed, style, index) / 5).astype(np.float32)
+    place = replace(shot(seed, style, index), **_WITHOUT[without][1])
+    seen = {"gaze": gaze(seed, style, index), "habits": habits(seed, style, index)}
+    return render_face(_sitter(seed, style, index // FRAMES_PER_SUBJECT, without), strengths, place, SIDE, **seen)[:2]
+
+
+def render(
+    styles: Sequence[str], images: int, seed: int, without: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Crops, active AUs (those that all styles show) and emotions; every second frame, so that people are many."""
     names = units_of(styles)
     crops, units, emotions = np.empty((images, SIDE, SIDE), np.uint8), [], []
@@ -79,7 +125,10 @@ def render(styles: Sequence[str], images: int, seed: int) -> tuple[np.ndarray, n
         style, place = styles[number % len(styles)], number // len(styles)
         person, frame = divmod(place, FRAMES_PER_SUBJECT // 2)
         index = person * FRAMES_PER_SUBJECT + 2 * frame + person % 2
-        pixels, landmarks = draw_example(index, style=style, seed=seed, exact_landmarks=True)
+        if without is None:
+            pixels, landmarks = draw_example(index, style=style, seed=seed, exact_landmarks=True)
+        else:
+            pixels, landmarks = _render_without(index, style, seed, without)
         crops[number] = aligned(pixels, landmarks + rng.normal(0, 0.9, landmarks.shape))
         intensities, emotion = expression(seed, style, index)
         units.append(intensities[[shown_aus(style).index(name) for name in names]] >= ACTIVE_FROM)
@@ -195,10 +244,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--images", type=int, default=12000)
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU-minutes of training a net")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--without", choices=_WITHOUT, help="what the renders lack")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     start = time.process_time()
-    data = render(given.styles, given.images, 0)
+    data = render(given.styles, given.images, 0, given.without)
     figures = {"render_cpu_s": time.process_time() - start, "train_cpu_s": 60 * given.minutes}
     crops, emotions = photographs(read_labels(given.labels, given.photos, given.part))
     results = [
