@@ -51,9 +51,9 @@ TRAINED = --model_size $(SIZE) --style studio+street --num_images 12000
 MEASURED = outputs/$(NAME)-photographs.json
 checkpoint-small: SIZE = small
 checkpoint checkpoint-small:
-	$(PYTHON) train.py --task tower $(TRAINED) --num_train_epochs 12 --output_dir outputs/$(NAME)-tower
-	$(PYTHON) train.py $(TRAINED) --vision_name_or_path outputs/$(NAME)-tower --augment heavy --num_train_epochs 8 \
-		--model_options 'vision_config={"frozen": false}' --load_best_model_at_end False --eval_strategy no --save_half True \
+	$(PYTHON) train.py --task tower $(TRAINED) --num_train_epochs 12 --bf16 True --output_dir outputs/$(NAME)-tower
+	$(PYTHON) train.py $(TRAINED) --vision_name_or_path outputs/$(NAME)-tower --augment heavy --num_train_epochs 6 --bf16 True \
+		--model_options 'vision_config={"frozen": false}' emo_pair_share=0.125 au_pair_share=0.03125 --load_best_model_at_end False --eval_strategy no --save_half True \
 		--output_dir outputs/$(NAME)
 	$(if $(PHOTOGRAPHS),$(PYTHON) examples/benchmark/photographs.py --photos $(PHOTOGRAPHS) --labels $(PHOTOGRAPHS)/labels.csv \
 		--part report --scores --model outputs/$(NAME) --json $(MEASURED))

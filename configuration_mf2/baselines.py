@@ -14,7 +14,7 @@ from .base import (
     check_normalisation,
     check_tokenizer_size,
 )
-from .configuration_mf2 import MF2Config, MF2VisionConfig
+from .configuration_mf2 import SIZES, MF2Config, MF2VisionConfig
 from .hub import SelfContainedMixin
 
 
@@ -260,6 +260,8 @@ class ExpBlipConfig(MF2Config):
     """
 
     model_type = "exp_blip"
+    # It reads no landmarks.
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {size: {**SIZES[size], "geometry_token": False} for size in SIZES}
     hub_system = "exp_blip"
     hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
 
@@ -271,6 +273,8 @@ class ExpBlipConfig(MF2Config):
     frozen_features: bool = True
 
     def validate_one_branch(self) -> None:
+        if self.geometry_token:
+            raise ValueError("geometry_token: got True, expected False: Exp-BLIP reads no landmarks")
         if self.use_au_branch or not self.use_emo_branch:
             raise ValueError(
                 f"use_emo_branch, use_au_branch: got {self.use_emo_branch} and {self.use_au_branch}, expected True and "

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
 project, author, release = "MF²", "the authors of MF²", VERSION
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme, html_title, html_static_path, html_css_files = "furo", "MF²", ["_static"], ["mf2.css"]
 html_show_sphinx, html_copy_source, html_show_copyright = False, False, False
@@ -74,8 +74,10 @@ def dotted(path: Path) -> str:
 
 
 def module_page(name: str) -> str:
-    """A file is a topic: what is public in it."""
-    return f"""{name}
+    """A file is a topic: what is public in it. The room's page leads here; the sidebar is for the guides."""
+    return f""":orphan:
+
+{name}
 {"=" * len(name)}
 
 .. automodule:: {name}
@@ -93,8 +95,7 @@ def room_page(room: str, about: str, modules: list[Path]) -> str:
         for path in files:
             first = (ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or "").split("\n\n")[0]
             lines.append(f"- :doc:`{path.stem} <{dotted(path)}>`: {inline(' '.join(first.split()))}")
-    entries = [f"   {path.stem} <{dotted(path)}>" for path in modules]
-    return "\n".join([*lines, "", ".. toctree::", "   :hidden:", "", *entries, ""])
+    return "\n".join([*lines, ""])
 
 
 COMMANDS = ("compare", "events", "certify", "merge", "setup")

@@ -73,7 +73,17 @@ def read_rows(path: str | os.PathLike, *, points: bool = False, may_be_empty: bo
         table = _ours(path, given, about)
         if not points:
             table.columns = {name: values for name, values in table.columns.items() if name not in POINTS}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+    # What csv, pyarrow and numbers in a damaged file raise.
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        csv.Error,
+    ) as error:
         raise ValueError(f"rows: {path} could not be read as rows of faces ({error})") from error
     if not len(table) and not may_be_empty:
         raise ValueError(f"rows: {path} has 0 rows, expected one for each face")
@@ -150,10 +160,11 @@ def _ours(path: Path, given: dict[str, Any], about: dict[str, Any]) -> RowTable:
         raise ValueError(f"got the columns {', '.join(list(given)[:6])}, ..., but none of an AU or emotion ({known})")
     columns.setdefault("input", [path.stem] * count)
     columns.setdefault("frame", np.arange(count, dtype=float))
+    has_ids = "face_id" in columns
     columns.setdefault("face_id", np.zeros(count))
     columns.setdefault("time_s", np.full(count, NAN))
     if tool is not None:
-        _complete(columns, tool)
+        _complete(columns, tool, has_ids)
     return RowTable(columns, about)
 
 
@@ -212,7 +223,7 @@ def _seconds(clock: str) -> float:
         return NAN
 
 
-def _complete(columns: dict[str, Any], tool: str) -> None:
+def _complete(columns: dict[str, Any], tool: str, has_ids: bool) -> None:
     """Adds what our rows have and another tool's do not: decisions, boxes, faces that were not found."""
     count = len(columns["input"])
     for name, values in list(columns.items()):
@@ -230,7 +241,8 @@ def _complete(columns: dict[str, Any], tool: str) -> None:
         unknown = [np.zeros(count), np.ones(count)]
         x, y = (np.stack(unknown if one[-1] is None else one) for one in points)
         columns |= dict(zip(BOX, (x.min(0), y.min(0), np.ptp(x, axis=0), np.ptp(y, axis=0)), strict=True))
-    failed = np.isnan(columns["FaceRectX"]) | (columns.pop("success", np.ones(count)) == 0)
+    failed = columns.pop("success", np.ones(count)) == 0
+    failed = failed if has_ids else failed | np.isnan(columns["FaceRectX"])
     columns["face_id"] = np.where(failed, NAN, columns["face_id"])
     if tool == "OpenFace" and (columns["frame"] > 0).all():
         columns["frame"] = columns["frame"] - 1  # it counts from 1

@@ -113,6 +113,10 @@ def _match(
     return branch.heads.itm(states).mean(dim=1).float().softmax(dim=-1)[:, 1]
 
 
+def _image(batch: Batch) -> Batch:
+    return {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
+
+
 def _captioner(model: MF2ForPreTraining) -> MF2ForCaptioning:
     captioner = MF2ForCaptioning(model.config).eval()
     captioner.mf2 = model.mf2
@@ -125,7 +129,7 @@ def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Se
     prompt_features = [model.mf2.get_text_features(*text, branch="au").pooler_output for text in prompts]
     labels, similarities, written, faces, sentences = [], [], [], [], []
     for batch in batches:
-        image = {name: batch[name] for name in ("image_tokens", "landmarks") if name in batch}
+        image = _image(batch)
         features = model.mf2.get_image_features(**image, branch="au").pooler_output
         labels.append(batch["au_labels"])
         of_states = [(features * prompt[None, :, None]).sum(-1).amax(-1) for prompt in prompt_features]
@@ -164,9 +168,8 @@ def _emotions(model: MF2ForPreTraining, processor: MF2Processor, batches: Sequen
     prompts = model.mf2.get_text_features(prompts["input_ids"], prompts["attention_mask"], "emo").pooler_output
     captioner, faces, captions, named = _captioner(model), [], [], []
     for batch in batches:
-        image = model.mf2.get_image_features(image_tokens=batch["image_tokens"], branch="emo")
-        faces.append(image.pooler_output)
-        written = processor.decode_captions(captioner.generate(image_tokens=batch["image_tokens"], branch="emo"))
+        faces.append(model.mf2.get_image_features(**_image(batch), branch="emo").pooler_output)
+        written = processor.decode_captions(captioner.generate(**_image(batch), branch="emo"))
         named += [parse_emotion(text, names) for text in written]
         if "input_ids" in batch:
             text = model.mf2.get_text_features(batch["input_ids"], batch["attention_mask"], "emo")
@@ -214,7 +217,8 @@ def _by_state(truth: torch.Tensor, pairs: torch.Tensor) -> Matches:
 
 def _matched_captions(model: MF2ForPreTraining, batches: Sequence[Batch]) -> Matches:
     """Faces with their own captions, and with those of random faces of another emotion."""
-    tokens = torch.cat([batch["image_tokens"] for batch in batches])
+    tokens = [model.mf2.branch_image("emo", batch["image_tokens"], batch.get("landmarks")) for batch in batches]
+    tokens = torch.cat(tokens)
     ids, mask = (
         torch.nn.utils.rnn.pad_sequence([row for batch in batches for row in batch[name]], batch_first=True)
         for name in ("input_ids", "attention_mask")

@@ -269,8 +269,9 @@ def _measure_elsewhere(
         found = score(config, result.predictions, result.label_ids, config.au_thresholds)
         wanted = (*UNIT_TWO, *EMOTION_FOUR, *DETAIL_FIGURES)
         scores = {f"style_shift/{name}": found[name] for name in wanted if name in found}
-    probes = settings.trains and config.action_units and splits["validation"] is not splits["test"]
-    if probes and trainer.is_world_process_zero():
+    # Its losses would wait for other processes.
+    alone = settings.trains and settings.training.world_size == 1
+    if alone and config.action_units and splits["validation"] is not splits["test"]:
         scores |= probe_scores(parts.model, parts.processor, splits, shifted)
     return scores
 

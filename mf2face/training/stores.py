@@ -399,7 +399,7 @@ class _Build:
                 self._write(number, parts)
                 self.claimed.pop(number).close()
                 parts = []
-                bar.update(self.total - self._missing_rows() - bar.n)
+                bar.update(max(0, self.total - self._missing_rows() - bar.n))
 
     def _write(self, number: int, parts: list[dict[str, torch.Tensor]]) -> None:
         own = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if "." not in name}

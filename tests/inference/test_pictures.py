@@ -82,14 +82,15 @@ def test_the_face_sheet_shows_every_decision_and_marks_a_contradicting_sentence(
     face = a_face("smile.png")
     wanted = ["smile.png", "AU12", "lip corner puller", "0.80  active", "0.20  at rest", "Happiness", "0.70"]
     wanted += ["The inner brows rest.", "its region hidden: 0.30", "as much elsewhere: 0.87", "SYNTHETIC", "evidence"]
-    said = _texts(draw_face_page(face))
+    sheet = draw_face_page(face)
+    said = _texts(sheet)
     assert not [words for words in wanted if words not in said]
-    assert face.disagrees("AU1") and "disagrees" in _texts(draw_face_page(face)) and not face.disagrees("emotion")
+    assert face.disagrees("AU1") and "disagrees" in said and not face.disagrees("emotion")
     assert "mf-disagrees" not in face_html(face).partition("</style>")[2]
     face.sentences |= {"au": {"AU1": "The inner brows are raised."}, "key_au": "AU25 (lips part) is decisive."}
     assert not face.disagrees("AU1") and face.disagrees("key_au")
     assert face_html(face).partition("</style>")[2].count("mf-disagrees") == 1
-    titles = [part.get_text() for part in draw_face_page(face).figure.texts if part.get_fontweight() == "bold"]
+    titles = [part.get_text() for part in sheet.figure.texts if part.get_fontweight() == "bold"]
     assert titles[1:] == ["emotion: Happiness", "AU1 inner brow raiser", "AU12 lip corner puller", "AU25 lips part"]
     for odd in (a_face("\udce9\n日本.png", occlusion=False), a_face("x" * 300, units=(), occlusion=False)):
         assert odd.save_png(tmp_path / "a.png").stat().st_size > 10_000
