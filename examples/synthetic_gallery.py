@@ -1,4 +1,4 @@
-"""Contact sheets of people rendered in 3D, as JPEG files, and a film of ten seconds.
+"""Contact sheets of people rendered in 3D, as JPEG files, and a film of ten seconds as WebP.
 
 python examples/synthetic_gallery.py [--out outputs/gallery] [--size 96] [--subjects 5]
 """
@@ -27,22 +27,16 @@ PEAKS = (  # surprise, joy, anger, disgust
 
 
 def write_sheet(path: Path, rows: list[list[np.ndarray]]) -> Path:
-    sheet = np.concatenate([np.concatenate(row, 1) for row in rows])
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"out: {path} could not be written. Choose a folder you may write to")
+    Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in rows])).save(path, quality=95)
     return path
 
 
-def titled(pixels: np.ndarray, text: str) -> np.ndarray:
-    pixels = pixels.copy()
+def at(sitter: Sitter, shown: dict | np.ndarray, size: int, title: str = "", **shot: float) -> np.ndarray:
+    pixels = render_face(sitter, shown, Shot(**shot), size)[0].copy()
     for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(pixels, text, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness, cv2.LINE_AA)
+        cv2.putText(pixels, title, (4, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness, cv2.LINE_AA)
     return pixels
-
-
-def at(sitter: Sitter, shown: dict | np.ndarray, size: int, **shot: float) -> np.ndarray:
-    return render_face(sitter, shown, Shot(**shot), size)[0]
 
 
 def one_sided(name: str, side: int) -> np.ndarray:
@@ -52,14 +46,12 @@ def one_sided(name: str, side: int) -> np.ndarray:
 
 
 def film(path: Path, sitter: Sitter, size: int, frames: int = 120) -> Path:
-    """Ten seconds; WebP, which a browser and GitHub show."""
     pictures = []
     for number in range(frames):
         index, within = divmod(number / frames * len(PEAKS), 1)
         level, turn = float(np.sin(np.pi * within) ** 0.7), 2 * np.pi * number / frames
         shown = {name: level * strength for name, strength in PEAKS[int(index)].items()}
-        pose = {"yaw": 0.22 * np.sin(turn), "pitch": 0.05 * np.sin(2 * turn)}
-        pictures.append(Image.fromarray(at(sitter, shown, size, **pose)))
+        pictures.append(Image.fromarray(at(sitter, shown, size, yaw=0.22 * np.sin(turn))))
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=10_000 // frames, loop=0, quality=60)
     return path
 
@@ -71,24 +63,22 @@ def main(argv: list[str] | None = None) -> list[Path]:
     parser.add_argument("--subjects", type=positive, default=5)
     given = parser.parse_args(argv)
     people = [Sitter(subject(0, "studio", number), given.size) for number in range(given.subjects)]
+    size, levels = given.size, {"full": 1.0, "threshold": ACTIVE_FROM / 5}
     sheets = {
         f"action_units_{word}": [
-            [titled(at(one, {}, given.size), "rest")]
-            + [titled(at(one, {name: level}, given.size), name) for name in RENDERED_AUS]
+            [at(one, {name: level}, size, name) if name else at(one, {}, size, "rest") for name in ("", *RENDERED_AUS)]
             for one in people
         ]
-        for word, level in (("full", 1.0), ("threshold", ACTIVE_FROM / 5))
+        for word, level in levels.items()
     }
     pairs = [(name, side) for name in ("AU2", "AU6", "AU10", "AU12", "AU14", "AU15", "AU43") for side in (0, 1)]
-    sheets["left_right"] = [
-        [titled(at(one, one_sided(*pair), given.size), f"{pair[0]} {'LR'[pair[1]]}") for pair in pairs]
-        for one in people
-    ]
+    halves = [[at(one, one_sided(*pair), size, f"{pair[0]} {'LR'[pair[1]]}") for pair in pairs] for one in people]
+    sheets["left_right"] = halves
     numbers = [FRAMES_PER_SUBJECT * number + number % FRAMES_PER_SUBJECT for number in range(20)]
-    faces = [[draw_example(i, style=style, size=given.size)[0] for i in numbers] for style in RENDERED_STYLES]
+    faces = [[draw_example(i, style=style, size=size)[0] for i in numbers] for style in RENDERED_STYLES]
     sheets["random"] = [half for row in faces for half in (row[:10], row[10:])]
     written = [write_sheet(given.out / f"rendered_{name}.jpg", rows) for name, rows in sheets.items()]
-    written.append(film(given.out / "rendered_film.webp", people[0], 2 * given.size))
+    written.append(film(given.out / "rendered_film.webp", people[0], 2 * size))
     print("\n".join(map(str, written)))
     return written
 
