@@ -26,12 +26,6 @@ PEAKS = (  # surprise, joy, anger, disgust
 )
 
 
-def write_sheet(path: Path, rows: list[list[np.ndarray]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in rows])).save(path, quality=95)
-    return path
-
-
 def at(sitter: Sitter, shown: dict | np.ndarray, size: int, title: str = "", **shot: float) -> np.ndarray:
     pixels = render_face(sitter, shown, Shot(**shot), size)[0].copy()
     for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
@@ -39,9 +33,9 @@ def at(sitter: Sitter, shown: dict | np.ndarray, size: int, title: str = "", **s
     return pixels
 
 
-def one_sided(name: str, side: int) -> np.ndarray:
+def one_sided(name: str, side: str) -> np.ndarray:
     sides = np.zeros((len(RENDERED_AUS), 2), np.float32)
-    sides[RENDERED_AUS.index(name), side] = 1
+    sides[RENDERED_AUS.index(name), "LR".index(side)] = 1
     return sides
 
 
@@ -66,19 +60,20 @@ def main(argv: list[str] | None = None) -> list[Path]:
     size, levels = given.size, {"full": 1.0, "threshold": ACTIVE_FROM / 5}
     sheets = {
         f"action_units_{word}": [
-            [at(one, {name: level}, size, name) if name else at(one, {}, size, "rest") for name in ("", *RENDERED_AUS)]
-            for one in people
+            [at(one, {n: level} if n else {}, size, n) for n in ("", *RENDERED_AUS)] for one in people
         ]
         for word, level in levels.items()
     }
-    pairs = [(name, side) for name in ("AU2", "AU6", "AU10", "AU12", "AU14", "AU15", "AU43") for side in (0, 1)]
-    halves = [[at(one, one_sided(*pair), size, f"{pair[0]} {'LR'[pair[1]]}") for pair in pairs] for one in people]
-    sheets["left_right"] = halves
+    pairs = [(name, side) for name in ("AU2", "AU6", "AU10", "AU12", "AU14", "AU15", "AU43") for side in "LR"]
+    sheets["left_right"] = [[at(one, one_sided(*pair), size, " ".join(pair)) for pair in pairs] for one in people]
     numbers = [FRAMES_PER_SUBJECT * number + number % FRAMES_PER_SUBJECT for number in range(20)]
     faces = [[draw_example(i, style=style, size=size)[0] for i in numbers] for style in RENDERED_STYLES]
     sheets["random"] = [half for row in faces for half in (row[:10], row[10:])]
-    written = [write_sheet(given.out / f"rendered_{name}.jpg", rows) for name, rows in sheets.items()]
-    written.append(film(given.out / "rendered_film.webp", people[0], 2 * size))
+    given.out.mkdir(parents=True, exist_ok=True)
+    written = [film(given.out / "rendered_film.webp", people[0], 2 * size)]
+    for name, rows in sheets.items():
+        written.append(given.out / f"rendered_{name}.jpg")
+        Image.fromarray(np.concatenate([np.concatenate(row, 1) for row in rows])).save(written[-1], quality=95)
     print("\n".join(map(str, written)))
     return written
 
