@@ -58,12 +58,10 @@ def main(argv: list[str] | None = None) -> list[Path]:
     given = parser.parse_args(argv)
     people = [Sitter(subject(0, "studio", number), given.size) for number in range(given.subjects)]
     size, levels = given.size, {"full": 1.0, "threshold": ACTIVE_FROM / 5}
-    sheets = {
-        f"action_units_{word}": [
-            [at(one, {n: level} if n else {}, size, n) for n in ("", *RENDERED_AUS)] for one in people
-        ]
-        for word, level in levels.items()
-    }
+    names, sheets = ("", *RENDERED_AUS), {}
+    for word, level in levels.items():
+        rows = [[at(one, {name: level} if name else {}, size, name) for name in names] for one in people]
+        sheets[f"action_units_{word}"] = rows
     pairs = [(name, side) for name in ("AU2", "AU6", "AU10", "AU12", "AU14", "AU15", "AU43") for side in "LR"]
     sheets["left_right"] = [[at(one, one_sided(*pair), size, " ".join(pair)) for pair in pairs] for one in people]
     numbers = [FRAMES_PER_SUBJECT * number + number % FRAMES_PER_SUBJECT for number in range(20)]
