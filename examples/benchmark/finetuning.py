@@ -1,4 +1,4 @@
-"""Ways to fine-tune a foundation model side by side: what each costs, and what it is worth on another drawing style.
+"""Ways to fine-tune a foundation model side by side: what each costs, and what it is worth on another style of faces.
 
     python examples/benchmark/finetuning.py [--size base] [--json FILE] [--markdown FILE]
     python examples/benchmark/finetuning.py --accuracy [--model FOLDER] [any of train.py's arguments]
@@ -396,7 +396,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--no_cost", action="store_true", help="accuracy alone")
     parser.add_argument("--accuracy", action="store_true", help="train and score too: many runs")
     parser.add_argument("--model", default=str(RELEASED), help="accuracy: the tiny checkpoint that is adapted")
-    parser.add_argument("--style", default="sketch", help="accuracy: what it is adapted to: sketch or grain")
+    parser.add_argument("--style", default="webcam", help="accuracy: the style that it is adapted to")
     parser.add_argument("--people_seed", type=int, default=7, help="accuracy: other people are drawn")
     parser.add_argument("--labelled", nargs="+", type=int, default=[2048, 256], help="accuracy: training images")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="one for each of --labelled")

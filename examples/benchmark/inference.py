@@ -385,7 +385,7 @@ def cost_curve(size: str, queries: Sequence[int], batch_size: int, rounds: int) 
 
 
 def trained_scores(folder: Path, queries: Sequence[int], seeds: Sequence[int]) -> dict[str, float]:
-    rows = further_faces(folder / f"faces-{TEST_IMAGES}", TEST_IMAGES, "paint", PEOPLE + 1, "mfa")
+    rows = further_faces(folder / f"faces-{TEST_IMAGES}", TEST_IMAGES, "studio", PEOPLE + 1, "mfa")
     result: dict[str, float] = {}
     for count in queries:
         runs = []

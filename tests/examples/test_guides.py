@@ -138,7 +138,7 @@ def test_custom_label_set_is_learned_and_named(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("method", ["dfn", "lora"])
 def test_adapter_learns_and_loads_again(method: str, tmp_path: Path) -> None:
     losses = load("write_adapter").main(["--method", method, "--steps", "2", "--faces", "4", "--out", str(tmp_path)])
-    assert set(losses) == {"sketch", "grain"} and all(last < first for first, last in losses.values())
+    assert set(losses) == {"street", "webcam"} and all(last < first for first, last in losses.values())
     for style in losses:
         assert (tmp_path / style / "adapter_model.safetensors").is_file()
 
@@ -190,18 +190,15 @@ def test_many_machines_give_the_rows_of_one_run(way: str) -> None:
     assert len(rows) == (6 if way == "shards" else 7) and sum(bool(row.get("error")) for row in rows) == len(rows) - 6
 
 
-def test_every_guide_is_short_and_has_a_page_and_its_command(tmp_path: Path) -> None:
+def test_every_guide_is_short_and_has_a_page_and_its_command() -> None:
     assert [path.name for path in EXAMPLES.glob("*.py") if len(path.read_text().splitlines()) > 80] == []
     for name in GUIDES:
         assert f"../examples/{name}.py" in (DOCS / "guides.md").read_text()
         assert f"python examples/{name}.py" in (EXAMPLES / f"{name}.py").read_text()
-    load("synthetic_gallery").main(["--out", str(tmp_path), "--size", "64", "--subjects", "2"])
-    sheets = {path.name for path in tmp_path.glob("*.png")}
-    assert "synthetic_styles.png" in sheets and len(sheets) == 5
 
 
 def test_the_gallery_of_rendered_people_writes_sheets_and_a_film(tmp_path: Path) -> None:
-    written = load("rendered_gallery").main(["--out", str(tmp_path), "--size", "32", "--subjects", "1"])
+    written = load("synthetic_gallery").main(["--out", str(tmp_path), "--size", "32", "--subjects", "1"])
     assert len(written) == 5 and all(path.stat().st_size > 2000 for path in written)
 
 
