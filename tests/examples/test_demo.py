@@ -234,7 +234,7 @@ def test_the_answer_shows_every_figure_and_a_map_for_each_unit(engine: Any) -> N
         row = re.search(f'data-name="{name}".*?</button>', page, re.DOTALL)[0]
         assert f"<span>{unit['probability']:.2f} " in row and 'data-heat="data:image/png;base64,' in row
         assert ("mf-row on" in page[page.index(row) - 60 : page.index(row)]) == unit["active"]
-    assert "with mild: trained on synthetic (drawn) faces" in banner(look.faces[0].about)
+    assert "with mild: trained on synthetic faces" in banner(look.faces[0].about)
     assert look.faces[0].sentences["emotion"] in page
 
 
