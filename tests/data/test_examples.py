@@ -170,7 +170,7 @@ def test_folders_and_drawn_faces_are_streamed_alike(rows, tmp_path):
     parts = {name: faces.filter(lambda split, name=name: split == name, input_columns="split") for name in flat}
     DatasetDict(parts).save_to_disk(tmp_path / "named")
     named = stream_splits(str(tmp_path / "named"), held_out=5)
-    for splits in (flat, named, stream_splits("synthetic", held_out=5, n=60, size=64)):
+    for splits in (flat, named, stream_splits("synthetic", held_out=5, n=60, style="drawn", size=64)):
         assert len(splits["validation"]) == len(splits["test"]) == 5
         subjects = [row["subject"] for row in splits["train"].select_columns(["subject"]).take(9)]
         assert subjects == parts["train"]["subject"][:9]
