@@ -28,10 +28,10 @@ MOST_BYTES = 12_000_000
 FACE, SIDE = 12, 224
 
 
-def draw_face(style: str, people_seed: int) -> Image.Image:
-    """An aligned crop of a person whom training did not see."""
-    pixels, landmarks = draw_example(FACE, style=style, seed=people_seed + 1, size=SIDE)
-    crop = warp(pixels.transpose(2, 0, 1), alignment_matrix(landmarks, SIDE, SIDE), SIDE, SIDE)
+def draw_face(style: str, people_seed: int, alignment: str) -> Image.Image:
+    """An aligned crop of a person whom training did not see, in the first of the styles that it saw."""
+    pixels, landmarks = draw_example(FACE, style=style.split("+")[0], seed=people_seed + 1, size=SIDE)
+    crop = warp(pixels.transpose(2, 0, 1), alignment_matrix(landmarks, SIDE, SIDE, alignment), SIDE, SIDE)
     return Image.fromarray(np.round(crop).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -57,7 +57,8 @@ def main(source: Path, target: Path) -> None:
         kind.from_pretrained(target).save_pretrained(target)  # and their code
     drawn = read_json(target / "run.json")["drawn"]
     if drawn:
-        draw_face(drawn["style"], drawn["people_seed"]).save(target / EXAMPLE_FACE)
+        alignment = MF2Processor.from_pretrained(target).image_processor.alignment
+        draw_face(drawn["style"], drawn["people_seed"], alignment).save(target / EXAMPLE_FACE)
     write_card(target)
     print(f"{target}: {len(list(target.iterdir()))} files, weights {size / 1e6:.1f} MB")
 

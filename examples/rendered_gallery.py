@@ -1,4 +1,4 @@
-"""Contact sheets of people rendered in 3D, as JPEG files, and a film of ten seconds.
+"""Contact sheets of people rendered in 3D, as JPEG files, and a film of ten seconds as WebP.
 
 python examples/rendered_gallery.py [--out outputs/gallery] [--size 96] [--subjects 5]
 """
@@ -37,14 +37,12 @@ def one_sided(name: str, side: int) -> np.ndarray:
 
 
 def film(path: Path, sitter: Sitter, size: int, frames: int = 120) -> Path:
-    """Ten seconds; WebP, which a browser and GitHub show."""
     pictures = []
     for number in range(frames):
         index, within = divmod(number / frames * len(PEAKS), 1)
         level, turn = float(np.sin(np.pi * within) ** 0.7), 2 * np.pi * number / frames
         shown = {name: level * strength for name, strength in PEAKS[int(index)].items()}
-        pose = {"yaw": 0.22 * np.sin(turn), "pitch": 0.05 * np.sin(2 * turn)}
-        pictures.append(Image.fromarray(at(sitter, shown, size, **pose)))
+        pictures.append(Image.fromarray(at(sitter, shown, size, yaw=0.22 * np.sin(turn))))
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=10_000 // frames, loop=0, quality=60)
     return path
 

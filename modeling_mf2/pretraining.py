@@ -9,6 +9,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from configuration_mf2.configuration_mf2 import MF2Config
 from configuration_mf2.facs import UNKNOWN_LABEL
 
+from .heads import FaceLabels, MF2Classifiers, label_losses
 from .loading import check_unused
 from .losses import (
     Captions,
@@ -24,14 +25,11 @@ from .losses import (
 )
 from .modeling_mf2 import (
     Branch,
-    FaceLabels,
     MF2BranchStates,
-    MF2Classifiers,
     MF2Model,
     MF2PreTrainedModel,
     branch_states,
     kept_states,
-    label_losses,
 )
 from .qformer import MF2QFormerOutput
 

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from conftest import shake, tiny_config
+from huggingface_hub.errors import StrictDataclassError
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import CANONICAL_FACE
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
+from modeling_mf2.heads import FaceLabels, label_losses
 from modeling_mf2.losses import intensity_loss
-from modeling_mf2.modeling_mf2 import FaceLabels, label_losses
 from modeling_mf2.regions import inner_shape
 from processing_mf2 import MF2Processor
 
@@ -45,9 +46,10 @@ def test_decision_and_intensity_follow_from_one_score(faces):
     classifiers = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS)), scale=1.0).classifiers
     scores = torch.linspace(-8, 8, 50)[:, None].expand(-1, 3)
     intensities = classifiers._levels(scores).sigmoid().sum(-1)
-    assert (intensities.diff(dim=0) > 0).all() and intensities.min() >= 0 and intensities.max() <= 5
+    assert (intensities.diff(dim=0) >= 0).all() and (intensities[-1] > intensities[0] + 1).all()
+    assert intensities.min() >= 0 and intensities.max() <= 5
     untrained = MF2ForFaceAnalysis(tiny_config(**DETAILS)).classifiers._levels(torch.zeros(1, 3))
-    torch.testing.assert_close(untrained.sigmoid().sum(-1), torch.full((1, 3), 2.0), atol=0.05, rtol=0)
+    torch.testing.assert_close(untrained.sigmoid().sum(-1), torch.full((1, 3), 2.0), atol=0.1, rtol=0)
 
 
 def test_the_expected_intensity_is_the_best_answer():
@@ -106,7 +108,7 @@ def test_an_older_checkpoint_has_none_of_them(tmp_path, faces):
     answer = again(**faces)
     assert answer.au_side_logits is None and answer.au_intensities is None
     assert not [name for name in again.state_dict() if "side_" in name or "level_" in name or "geometry" in name]
-    with pytest.raises(ValueError, match="sides, intensities: got True"):
+    with pytest.raises((ValueError, StrictDataclassError), match="sides, intensities: got True"):
         MF2Config(label_set="raf_db", use_au_branch=False, sides=True)
 
 

@@ -13,7 +13,7 @@ from modeling_mf2 import (
     MF2ForZeroShotImageClassification,
     MF2Model,
 )
-from modeling_mf2.modeling_mf2 import MF2Classifiers
+from modeling_mf2.heads import MF2Classifiers
 
 
 TEXT = ("input_ids", "attention_mask")

@@ -90,6 +90,10 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--model vl_fau --use_captions False", "use_captions: got False"),
         ("--model vl_fau --branches au", "branches: got 'au'"),
         ("--model vl_fau --store_vision True", "store_vision: got True"),
+        (
+            "--model vl_fau --preset paper-base",
+            "tower_dtype: got 'bfloat16', which --model vl_fau --task full does not",
+        ),
         ("--model vl_fau --model_options use_lga=False", "model_options: got 'use_lga=False'"),
         ("--model vl_fau --model_size giant", "model_size: got 'giant', expected one of ['tiny', 'base']"),
         ("--model_size b2", "model_size: got 'b2'"),
