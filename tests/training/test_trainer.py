@@ -22,6 +22,7 @@ from modeling_mf2 import losses as losses_mf2
 from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.losses import hard_negatives
 
+
 # The batches here have neither sides nor intensities.
 LOGGED = ("loss", "grad_norm", *(name for name in LOSSES if name not in ("side", "intensity")))
 
