@@ -97,7 +97,9 @@ class DataArguments:
     )
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
-    landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
+    landmarks: Literal["dataset", "detector", "template"] = _option(
+        "dataset", "detector: as MediaPipe finds them, so as on photographs; template: the mean face's for all faces"
+    )
     augment: Literal["none", "light", "heavy"] | None = _option(
         None,
         "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "
