@@ -24,8 +24,7 @@ from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.losses import hard_negatives
 
 
-# The batches here have neither sides nor intensities.
-LOGGED = ("loss", "grad_norm", *(name for name in LOSSES if name not in ("side", "intensity")))
+LOGGED = ("loss", "grad_norm", *LOSSES)
 
 
 def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
