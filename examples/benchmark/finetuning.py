@@ -14,7 +14,7 @@ repeats a few.
 Memory is the growth of what the process holds at most over what it held with the model loaded: gradients, the
 optimiser's state, activations, the adapter. Inference is timed with the adapter and without it, in turns.
 
-Accuracy: a checkpoint (the released one, of `studio` and `street`) is adapted by `train.py` to another style, with faces of
+Accuracy: a checkpoint (the released one: studio and street) is adapted by `train.py` to another style, with faces of
 new people. All methods see the same images, the same seeds and as many epochs, each kept at its best epoch on the same
 512 validation images, on which thresholds are tuned too; scores are of 1024 others. The fewer labelled images are the
 first of the more. Each run stays in a folder of `--output_dir`; a finished one is read, not repeated.
