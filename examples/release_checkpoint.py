@@ -56,11 +56,11 @@ def main(source: Path, target: Path) -> None:
         shutil.copytree(source / EVAL_RESULTS, target / EVAL_RESULTS, dirs_exist_ok=True)
     for kind in (MF2Config, MF2Processor):
         kind.from_pretrained(target).save_pretrained(target)  # and their code
-    drawn = read_json(target / "run.json")["drawn"]
-    if drawn:
+    run = {**read_json(target / "run.json"), "name": target.name}
+    if drawn := run["drawn"]:
         alignment = MF2Processor.from_pretrained(target).image_processor.alignment
         draw_face(drawn["style"], drawn["people_seed"], alignment).save(target / EXAMPLE_FACE)
-    write_card(target)
+    write_card(target, run)
     print(f"{target}: {len(list(target.iterdir()))} files, weights {size / 1e6:.1f} MB")
 
 

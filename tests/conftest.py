@@ -117,9 +117,9 @@ def tiny_batch(config: MF2Config, rows: int = 4, seed: int = 0) -> dict[str, tor
     batch["input_ids"], batch["attention_mask"] = captions((rows, 7), generator)
     batch["au_input_ids"], batch["au_attention_mask"] = captions((rows, units, 5), generator)
     batch["key_au_input_ids"], batch["key_au_attention_mask"] = captions((rows, 8), generator)
-    if config.sides:
+    if getattr(config, "sides", False):
         batch["side_labels"] = torch.randint(-1, 2, (rows, units, 2), generator=generator)
-    if config.intensities:
+    if getattr(config, "intensities", False):
         batch["intensity_labels"] = torch.randint(-1, 6, (rows, units), generator=generator).float()
     batch["au_labels"][0, :1] = -1
     batch["emotion_labels"][-1] = -1

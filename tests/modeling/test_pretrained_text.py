@@ -68,7 +68,13 @@ def build(folder, *options):
     parts = {"vision_config": vision, "emo_config": branch, "au_config": {**branch, "num_query_tokens": 4}}
     own = [f"{name}={json.dumps(fields)}" for name, fields in parts.items()]
     argv = ["--vision_name_or_path", str(folder / "eva_vit_g.safetensors"), "--model_options", *own]
-    argv += ["emotion_max_length=32", "au_max_length=60", "initializer_range=0.02", *map(str, options)]
+    argv += [
+        "geometry_token=False",
+        "emotion_max_length=32",
+        "au_max_length=60",
+        "initializer_range=0.02",
+        *map(str, options),
+    ]
     settings = with_sources(parse_arguments(argv))
     made = build_model(settings)
     made.model.eval()
