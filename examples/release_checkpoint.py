@@ -1,6 +1,6 @@
 """Puts a finished training run among the released checkpoints, with its code, its card, and a synthetic face to try.
 
-    python examples/release_checkpoint.py outputs/release model_cards/mf2-tiny-synthetic
+    python examples/release_checkpoint.py outputs/release model_cards/mf2-tiny-rendered
 
 Where both names are one folder, its code, configs, face and card are renewed.
 """
@@ -18,6 +18,7 @@ from mf2face.command_line import run_as_command
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.files import whole_file
 from mf2face.training.cards import EVAL_RESULTS, EXAMPLE_FACE, write_card
+from mf2face.training.checkpoints import BEGUN
 from processing_mf2 import MF2Processor
 from processing_mf2.geometry import alignment_matrix, warp
 
@@ -25,7 +26,7 @@ from processing_mf2.geometry import alignment_matrix, warp
 NEEDED = ("config.json", "model.safetensors", "metrics.json", "run.json")
 LEFT_OUT = {".py", ".bin", ".lock", ".tmp"}
 MOST_BYTES = 12_000_000
-FACE, SIDE = 12, 224
+FACE, SIDE = 790, 224
 
 
 def draw_face(style: str, people_seed: int, alignment: str) -> Image.Image:
@@ -48,7 +49,7 @@ def main(source: Path, target: Path) -> None:
         )
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()) if source.resolve() != target.resolve() else ():
-        if path.is_file() and path.suffix not in LEFT_OUT and not path.name.startswith("."):
+        if path.is_file() and path.suffix not in LEFT_OUT and path.name != BEGUN and path.name[0] != ".":
             with whole_file(target / path.name, shared=True) as part:
                 shutil.copyfile(path, part)
     if source.resolve() != target.resolve() and (source / EVAL_RESULTS).is_dir():

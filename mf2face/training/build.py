@@ -301,7 +301,7 @@ def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
 
 
 def name_data(dataset: str, rows: Dataset, chosen: bool = False) -> tuple[bool, str]:
-    """Whether the faces are drawn, and what figures on these test rows are to be called. chosen: on these rows."""
+    """Whether the faces are synthetic, and what figures on these test rows are to be called. chosen: on these rows."""
     corpora = set(rows["corpus"][:]) if "corpus" in rows.column_names else set()
     synthetic = dataset == "synthetic" or corpora == {CORPUS}
     return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images{CHOSEN * chosen}"

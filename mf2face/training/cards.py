@@ -419,7 +419,7 @@ def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
         "task_type": "image-classification",
         "task_name": _TOWER_TASK_NAME if run["kind"] == "tower" else _TASK_NAME,
         "dataset_type": re.sub(r"[^\w./-]+", "-", run["dataset"]).lower(),
-        "dataset_name": f"{run['dataset']}{' (synthetic, drawn faces)' if run['synthetic'] else ''}",
+        "dataset_name": f"{run['dataset']}{' (synthetic faces)' if run['synthetic'] else ''}",
         "dataset_split": "test",
         "dataset_args": {"protocol": f"subjects unseen in training{chosen}", **run["drawn"]},
     }

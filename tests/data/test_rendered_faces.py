@@ -242,7 +242,7 @@ def test_label_sets_that_only_renders_show(name):
     ("arguments", "message"),
     [
         ({"style": "studio", "label_set": LabelSet(("AU28",))}, r"label_set: \['AU28'\]"),
-        ({"style": "paint", "with_truth": True}, "with_truth: got style 'paint'"),
+        ({"style": "drawn", "with_truth": True}, "with_truth: got style 'drawn'"),
         ({"style": "cinema"}, "style: got 'cinema'"),
     ],
 )

@@ -18,7 +18,7 @@ from processing_mf2 import MF2Processor, build_tokenizer
 
 def test_the_embedded_model_says_that_it_is_synthetic() -> None:
     model = embedded()
-    assert model.name == "mf2-tiny-synthetic" and model.synthetic is True and "synthetic" in model.trained_on
+    assert model.name == "mf2-tiny-rendered" and model.synthetic is True and "synthetic" in model.trained_on
     columns = model.columns(caption=False)
     assert columns.action_units == tuple(json.loads((EMBEDDED / "config.json").read_text())["action_units"])
     assert columns.emotions[0] == "Neutral" and not columns.caption

@@ -208,7 +208,7 @@ def turned() -> tuple[Explanation, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("task", ["dfn", "lora"])
 def test_an_adapter_s_own_answer_is_explained(turned, task: str, tmp_path) -> None:
     _, image, points = turned
-    base = Path(mf2face.__file__).parents[1] / "model_cards" / "mf2-tiny-synthetic"
+    base = Path(mf2face.__file__).parents[1] / "model_cards" / "mf2-tiny-rendered"
     adapted = adapt(MF2ForFaceAnalysis.from_pretrained(base), task)
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():

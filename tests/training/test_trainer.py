@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import DETAILS
 from exp_blip_models import TOKENS, small_config, small_opt
 from safetensors.torch import load_file
 from transformers import TrainingArguments
@@ -23,8 +24,7 @@ from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.losses import hard_negatives
 
 
-# The batches here have neither sides nor intensities.
-LOGGED = ("loss", "grad_norm", *(name for name in LOSSES if name not in ("side", "intensity")))
+LOGGED = ("loss", "grad_norm", *LOSSES)
 
 
 def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -35,7 +35,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def make_trainer(make_config, make_batch, tmp_path):
     def make(rows: int = 8, **arguments) -> MF2Trainer:
         torch.manual_seed(0)
-        model = MF2ForPreTraining(make_config(initializer_range=0.02))
+        model = MF2ForPreTraining(make_config(initializer_range=0.02, **DETAILS))
         batch = make_batch(model.config, rows)
         examples = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
         defaults = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "max_steps": 4}
