@@ -286,7 +286,7 @@ def _with_detected(rows: Dataset) -> Dataset:
 def _as_detected(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row's landmarks as the detector finds them, or as they are where it finds no face."""
     faces = _detector().detect([read_image(row["image"])])[0]
-    return {"landmarks": faces[0].landmarks if faces else row["landmarks"]}
+    return {"landmarks": np.array(faces[0].landmarks if faces else row["landmarks"], np.float32)}
 
 
 def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
