@@ -42,9 +42,9 @@ docs:
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going docs docs/_build
 
 # The released checkpoint: its tower, MF² with language on it, an epoch with landmarks as MediaPipe finds them (`mf2 setup`
-# first), thresholds and conformal cuts from validation people; then evidence, grades and card. With PHOTOGRAPHS=FOLDER (pictures, labels.csv) and SOURCE=NAME they are graded on photographs; without,
-# all stay experimental. About three hours on two CPU cores; the small one, for a GPU or a night, is not put into the
-# repository. The fixed seed is the Trainer's default.
+# first), thresholds and conformal cuts from validation people; then evidence, grades and card. With PHOTOGRAPHS=FOLDER
+# (pictures, labels.csv) and SOURCE=NAME they are graded on photographs; without, all stay experimental. About an hour and a
+# half on a CPU core; the small one, for a GPU or a night, is not put into the repository. The seed is the Trainer's default.
 SIZE = tiny
 NAME = mf2-$(SIZE)-rendered
 TRAINED = --model_size $(SIZE) --style studio+street --num_images 12000
