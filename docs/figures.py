@@ -27,7 +27,7 @@ ANSWER = re.compile(r"(```python\n(import mf2face\n.*?)```\n\n```text\n).*?(?=``
 @cache
 def results(name: str) -> dict[str, float]:
     """name: a file of examples/benchmark/results, or `checkpoint` for the released checkpoint's metrics."""
-    released = ROOT / "model_cards" / "mf2-tiny-synthetic" / "metrics.json"
+    released = ROOT / "model_cards" / "mf2-tiny-rendered" / "metrics.json"
     path = released if name == "checkpoint" else ROOT / "examples" / "benchmark" / "results" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8"))
 

@@ -4,7 +4,7 @@ python examples/add_label_set.py [--steps 30]
 1. `label_set="disfa"` (or bp4d, gft, raf_au, ...) takes a corpus's names; `action_units=` and `emotions=` take yours.
 2. Each action unit is looked at in a region; one without a rule is refused, with what to do. `REGION_RULES` has them.
 3. `from_pretrained(checkpoint, config=..., ignore_mismatched_sizes=True)` keeps the towers; what is a label's is new.
-4. The heads have to learn: here some steps on drawn faces. `train.py --label_set disfa --dataset FOLDER` does it whole.
+4. The heads have to learn: here some steps on rendered faces. `train.py --label_set disfa --dataset FOLDER` does all.
 5. Config, processor and thresholds carry the names, so that every answer is named, also after saving and loading.
 """
 

@@ -9,17 +9,15 @@ Reader options behind --reader: --reader threshold=1 images=original.
 """
 
 import argparse
-
-import numpy as np
+from contextlib import nullcontext
 
 from mf2face.command_line import named, python_value, run_as_command
-from mf2face.data.build.landmark_cache import LandmarkCache
-from mf2face.data.build.mfa import BuildOptions, build_mfa, split_counts, summary
+from mf2face.data.build.landmark_cache import open_cache
+from mf2face.data.build.mfa import BuildOptions, build_mfa, planned_counts, summary
 from mf2face.data.build.splits import PAPER_PROTOCOL, differences_from_paper, plan_mfa
 from mf2face.data.corpora.frames import REQUIRED
 from mf2face.data.corpora.read import SOURCES, protocol, read_corpus
-from mf2face.data.schema import SPLITS
-from processing_mf2.detection import DETECTORS, MediaPipeDetector, missing_networks
+from processing_mf2.detection import DETECTORS
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -40,18 +38,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--label_set", help="AUs and emotions by name; the corpus's own unless given")
     parser.add_argument("--require", choices=REQUIRED, help="labels that an image must have; any of them unless given")
     parser.add_argument("--every", type=int, default=1, help="every n-th frame, and changes of labels")
-    alike = "as many images of each emotion, and the others left out"
-    parser.add_argument("--balance", action=argparse.BooleanOptionalAction, help=alike)
-    parser.add_argument("--official", action=argparse.BooleanOptionalAction, help="the corpus's own split")
+    either = argparse.BooleanOptionalAction
+    parser.add_argument("--balance", action=either, help="as many images of each emotion, and the others left out")
+    parser.add_argument("--official", action=either, help="the corpus's own split")
     parser.add_argument("--fold", type=int, help="of the corpus's folds, the one to test on")
-    parser.add_argument(
-        "--paper", action="store_true", help="the MFA paper's protocol and counts, as near as the videos allow"
-    )
+    parser.add_argument("--paper", action="store_true", help="the MFA paper's protocol and counts, as near as possible")
     parser.add_argument("--landmark_cache", help="cache of detected landmarks; beside the images unless given")
     parser.add_argument("--detector", choices=DETECTORS, help="mediapipe if `mf2 setup` was run, else face_alignment")
     parser.add_argument("--device", default="cpu", help="of face_alignment")
     for name, default in vars(BuildOptions()).items():
-        flag = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
+        flag = {"action": either} if isinstance(default, bool) else {"type": type(default)}
         parser.add_argument(f"--{name}", default=None if name == "near" else default, **flag)
     given = parser.parse_args(argv)
     given.near = given.near or ("drop" if given.paper else BuildOptions.near)
@@ -61,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     given = parse(argv)
     options = BuildOptions(**{name: getattr(given, name) for name in vars(BuildOptions())})
-    reader = {"label_set": given.label_set, "emotion_map": given.map and dict(given.map), **dict(given.reader or ())}
+    reader = {"label_set": given.label_set, "emotion_map": dict(given.map or ()), **dict(given.reader or ())}
     frames = read_corpus(given.corpus, given.folder, **{name: value for name, value in reader.items() if value})
     print(f"{given.corpus}: " + ", ".join(f"{value:,} {name}" for name, value in frames.counts.items()))
     plan = {name: getattr(given, name) for name in ("require", "every", "balance", "official", "fold", "seed")}
@@ -69,20 +65,14 @@ def main(argv: list[str] | None = None) -> dict:
     plan = {name: value for name, value in plan.items() if value is not None}
     frames, split = plan_mfa(frames, **((PAPER_PROTOCOL if given.paper else {}) | plan))
     if given.paper:  # before hours of cropping
-        planned = {name: np.flatnonzero(np.array(split) == name) for name in SPLITS}
-        lines = differences_from_paper(split_counts(frames, planned)) or ["the paper's counts of images and videos"]
+        lines = differences_from_paper(planned_counts(frames, split)) or ["the paper's counts of images and videos"]
         print("\n".join(f"--paper, planned: {line}" for line in lines))
-    if options.landmarks == "detector":
-        name = given.detector or ("face_alignment" if missing_networks() else "mediapipe")
-        detector = MediaPipeDetector() if name == "mediapipe" else None
-        settings = {} if detector else {"device": given.device}
-        with LandmarkCache(given.folder, detector, file=given.landmark_cache, **settings) as cache:
-            report = build_mfa(frames, split, given.out, options, cache)
-    else:
-        report = build_mfa(frames, split, given.out, options)
+    detect = options.landmarks == "detector"
+    where = {"file": given.landmark_cache, "device": given.device}
+    with open_cache(given.folder, given.detector, **where) if detect else nullcontext() as cache:
+        report = build_mfa(frames, split, given.out, options, cache)
     print(summary(report, given.out))
-    for line in differences_from_paper(report["counts"]) if given.paper else ():
-        print(f"--paper: {line}")
+    print(*(f"--paper: {line}\n" for line in differences_from_paper(report["counts"]) if given.paper), sep="", end="")
     return report
 
 

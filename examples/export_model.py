@@ -2,8 +2,8 @@
 
 python examples/export_model.py [--model FOLDER_OR_NAME] [--out FOLDER] [--faces 320]
 
-Offline with the embedded checkpoint. Accuracy is macro F1 of the action units on drawn (synthetic) faces of people that
-the embedded model has not seen, at the checkpoint's thresholds. Speed is of one thread, the best of turns taken.
+Offline with the embedded checkpoint. Accuracy is macro F1 of the action units on rendered (synthetic) people that the
+embedded model has not seen, at the checkpoint's thresholds. Speed is of one thread, the best of turns taken.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from processing_mf2 import MF2Processor
 
 
 # Seed 77: other people than those of any training here.
-def drawn_faces(processor: MF2Processor, count: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+def rendered_faces(processor: MF2Processor, count: int) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     images, landmarks = zip(*(draw_example(index, seed=77) for index in range(count)), strict=True)
     batch = processor(images=list(images), landmarks=list(landmarks), return_tensors="pt")
     return {name: batch[name] for name in INPUTS}, synthetic_truth(count, seed=77)["au_labels"]
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     model = MF2ForFaceAnalysis.from_pretrained(given.model).eval()
     processor = MF2Processor.from_pretrained(given.model)
-    batch, truth = drawn_faces(processor, given.faces)
+    batch, truth = rendered_faces(processor, given.faces)
     with tempfile.TemporaryDirectory() as scratch:
         file = export_onnx(model, Path(given.out or scratch))  # compares its answers with torch's by itself
         small = quantize_onnx(file)

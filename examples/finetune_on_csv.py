@@ -6,7 +6,7 @@ python examples/finetune_on_csv.py [--folder PICTURES --landmarks detector] [--o
 2. `build_dataset.py own` checks every line, cuts the faces out, and keeps each person on one side of the split.
 3. `train.py --task dfn` trains a small adapter beside the frozen model and tunes a threshold for each action unit.
 4. `face_pipeline("face-analysis", FOLDER/adapter)` reads new pictures with the adapter, its processor and its base.
-Without --folder it draws faces first, synthetic ones that teach nothing about people; offline, in about a minute.
+Without --folder it renders faces first, synthetic ones that teach nothing about people; offline, in about a minute.
 """
 
 import argparse
@@ -35,12 +35,12 @@ from mf2face.command_line import positive, run_as_command
 def draw_pictures(folder: Path, count: int) -> None:
     """Stands in for your data: images, and a csv of their labels."""
     folder.mkdir(parents=True, exist_ok=True)
-    labels, names = synthetic_truth(count, "sketch", seed=5), LABEL_SETS["mfa"]
+    labels, names = synthetic_truth(count, "street", seed=5), LABEL_SETS["mfa"]
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["image", "emotion", *names.action_units, "subject"])
         for index in range(count):
-            Image.fromarray(draw_example(index, style="sketch", seed=5, size=160)[0]).save(folder / f"{index}.png")
+            Image.fromarray(draw_example(index, style="street", seed=5, size=160)[0]).save(folder / f"{index}.png")
             found = (names.emotions[labels["emotion"][index]], *labels["au_labels"][index])
             table.writerow([f"{index}.png", *found, f"person {index // FRAMES_PER_SUBJECT}"])
 
@@ -63,10 +63,10 @@ def finetune(pictures: Path, out: Path, landmarks: str, options: list[str]) -> l
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="your pictures and labels.csv; drawn unless given")
+    parser.add_argument("--folder", help="your pictures and labels.csv; rendered unless given")
     parser.add_argument("--landmarks", default="template", choices=("template", "detector"), help="of one face each")
     parser.add_argument("--out", help="keep data set and adapter there; they are removed unless given")
-    parser.add_argument("--pictures", type=positive, default=160, help="how many are drawn")
+    parser.add_argument("--pictures", type=positive, default=160, help="how many are rendered")
     given, options = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         pictures = Path(given.folder or Path(scratch) / "pictures")

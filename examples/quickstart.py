@@ -1,4 +1,4 @@
-"""A drawn face, the tiny model, a named result; then the paper's size, counted. Runs offline in half a minute.
+"""A rendered face, the tiny model, a named result; then the paper's size, counted. Runs offline in half a minute.
 
 python examples/quickstart.py [--checkpoint FOLDER_OR_NAME | --random] [--save FOLDER]
 """
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> dict:
         result = processor.post_process_face_analysis(model(**inputs))[0]
 
     state = "RANDOM weights: these figures mean nothing" if arguments.random else f"checkpoint {arguments.checkpoint}"
-    print(f"One synthetic face (drawn, no person), {state}\n")
+    print(f"One synthetic face (rendered, no person), {state}\n")
     if "emotion" in result:
         print(f"emotion    {result['emotion']} (probability {result['emotions'][result['emotion']]:.2f})")
     for code, unit in result.get("action_units", {}).items():

@@ -1,6 +1,6 @@
 """Puts a finished training run among the released checkpoints, with its code, its card, and a synthetic face to try.
 
-    python examples/release_checkpoint.py outputs/release model_cards/mf2-tiny-synthetic
+    python examples/release_checkpoint.py outputs/release model_cards/mf2-tiny-rendered
 
 Where both names are one folder, its code, configs, face and card are renewed.
 """
@@ -18,6 +18,7 @@ from mf2face.command_line import run_as_command
 from mf2face.data.synthetic.faces import draw_example
 from mf2face.files import whole_file
 from mf2face.training.cards import EVAL_RESULTS, EXAMPLE_FACE, write_card
+from mf2face.training.checkpoints import BEGUN
 from processing_mf2 import MF2Processor
 from processing_mf2.geometry import alignment_matrix, warp
 
@@ -25,13 +26,13 @@ from processing_mf2.geometry import alignment_matrix, warp
 NEEDED = ("config.json", "model.safetensors", "metrics.json", "run.json")
 LEFT_OUT = {".py", ".bin", ".lock", ".tmp"}
 MOST_BYTES = 12_000_000
-FACE, SIDE = 12, 224
+FACE, SIDE = 790, 224
 
 
-def draw_face(style: str, people_seed: int) -> Image.Image:
-    """An aligned crop of a person whom training did not see."""
-    pixels, landmarks = draw_example(FACE, style=style, seed=people_seed + 1, size=SIDE)
-    crop = warp(pixels.transpose(2, 0, 1), alignment_matrix(landmarks, SIDE, SIDE), SIDE, SIDE)
+def draw_face(style: str, people_seed: int, alignment: str) -> Image.Image:
+    """An aligned crop of a person whom training did not see, in the first of the styles that it saw."""
+    pixels, landmarks = draw_example(FACE, style=style.split("+")[0], seed=people_seed + 1, size=SIDE)
+    crop = warp(pixels.transpose(2, 0, 1), alignment_matrix(landmarks, SIDE, SIDE, alignment), SIDE, SIDE)
     return Image.fromarray(np.round(crop).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -48,7 +49,7 @@ def main(source: Path, target: Path) -> None:
         )
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()) if source.resolve() != target.resolve() else ():
-        if path.is_file() and path.suffix not in LEFT_OUT and not path.name.startswith("."):
+        if path.is_file() and path.suffix not in LEFT_OUT and path.name != BEGUN and path.name[0] != ".":
             with whole_file(target / path.name, shared=True) as part:
                 shutil.copyfile(path, part)
     if source.resolve() != target.resolve() and (source / EVAL_RESULTS).is_dir():
@@ -57,7 +58,8 @@ def main(source: Path, target: Path) -> None:
         kind.from_pretrained(target).save_pretrained(target)  # and their code
     drawn = read_json(target / "run.json")["drawn"]
     if drawn:
-        draw_face(drawn["style"], drawn["people_seed"]).save(target / EXAMPLE_FACE)
+        alignment = MF2Processor.from_pretrained(target).image_processor.alignment
+        draw_face(drawn["style"], drawn["people_seed"], alignment).save(target / EXAMPLE_FACE)
     write_card(target)
     print(f"{target}: {len(list(target.iterdir()))} files, weights {size / 1e6:.1f} MB")
 

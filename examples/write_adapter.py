@@ -4,7 +4,7 @@ python examples/write_adapter.py [--method dfn|lora] [--steps 20] [--out FOLDER]
 1. `get_peft_model(model, config)` freezes MF² and adds what is trained: DFN's towers beside it, LoRA's matrices in it.
 2. Any loop will do, or transformers' Trainer, or `train.py --task dfn`, which stores what the frozen model computes.
 3. `save_pretrained` writes the adapter alone; `PeftModel.from_pretrained(base, FOLDER)` puts it back.
-4. One model holds several: `load_adapter`, `set_adapter("grain")`, `with model.disable_adapter():` is the bare base.
+4. One model holds several: `load_adapter`, `set_adapter("webcam")`, `with model.disable_adapter():` is the bare base.
 5. To share: `push_adapter(model, "you/name")` of `modeling_mf2.dfn.model`, or peft's `push_to_hub` for LoRA.
 """
 
@@ -28,7 +28,7 @@ CONFIGS = {  # for DFN: which hidden states its towers read, and how wide they a
 }
 
 
-def drawn_batch(processor: MF2Processor, style: str, count: int) -> dict[str, torch.Tensor]:
+def rendered_batch(processor: MF2Processor, style: str, count: int) -> dict[str, torch.Tensor]:
     truth, drawn = synthetic_truth(count, style, seed=3), [draw_example(i, style=style, seed=3) for i in range(count)]
     faces = {"images": [pixels for pixels, _ in drawn], "landmarks": [points for _, points in drawn]}
     return dict(processor(**faces, au_labels=truth["au_labels"].tolist(), emotion_labels=truth["emotion"].tolist()))
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     given = parser.parse_args(argv)
     torch.manual_seed(0)
     processor, losses, answers = MF2Processor.from_pretrained(EMBEDDED), {}, {}
-    drawn = {style: drawn_batch(processor, style, given.faces) for style in ("sketch", "grain")}
+    drawn = {style: rendered_batch(processor, style, given.faces) for style in ("street", "webcam")}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(given.out or scratch)
         for style, batch in drawn.items():
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
             model.save_pretrained(folder / style)
             answers[style] = logits(model, batch)
         bare = logits(base := MF2ForFaceAnalysis.from_pretrained(EMBEDDED), batch)
-        both = PeftModel.from_pretrained(base, folder / "sketch", adapter_name="sketch")
-        both.load_adapter(folder / "grain", adapter_name="grain")
+        both = PeftModel.from_pretrained(base, folder / "street", adapter_name="street")
+        both.load_adapter(folder / "webcam", adapter_name="webcam")
     for style, expected in answers.items():
         both.set_adapter(style)
         torch.testing.assert_close(logits(both, drawn[style]), expected, rtol=0, atol=1e-4)

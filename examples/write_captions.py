@@ -1,4 +1,4 @@
-"""Writes captions for a folder of MFA (or a few drawn faces), by rule or by a chat model, into a copy of it.
+"""Writes captions for a folder of MFA (or a few synthetic faces), by rule or by a chat model, into a copy of it.
 
 python examples/write_captions.py                                               # by rule: offline, at once
 python examples/write_captions.py --dataset mfa --writer chat --estimate        # what gpt-4o would cost

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 _HERE = Path(__file__).resolve().parent
 MODEL_CARDS = (_HERE if (_HERE / "model_cards").is_dir() else _HERE.parent) / "model_cards"
 """Inside the package in a wheel, beside it in a checkout."""
-RELEASED = MODEL_CARDS / "mf2-tiny-synthetic"
+RELEASED = MODEL_CARDS / "mf2-tiny-rendered"
 """The checkpoint that comes along; `make checkpoint` trains it anew."""
 
 _PART = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.\w+)?")

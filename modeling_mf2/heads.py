@@ -45,11 +45,11 @@ class MF2AlignmentHeads(nn.Module):
 class FaceLogits(NamedTuple):
     """What the classifiers answer; None where there is no such head."""
 
-    emotion: torch.Tensor | None
-    au: torch.Tensor | None
-    sides: torch.Tensor | None
+    emotion: torch.Tensor | None = None
+    au: torch.Tensor | None = None
+    sides: torch.Tensor | None = None
     """(batch, AU, 2)"""
-    levels: torch.Tensor | None
+    levels: torch.Tensor | None = None
     """(batch, AU, 5): logits of intensities 1 to 5 or above."""
 
     @property

@@ -17,6 +17,8 @@ torch.set_num_threads(1)
 
 IMAGE = ("pixel_values", "landmarks")
 LABELS = ("au_labels", "emotion_labels")
+DETAILS = {"sides": True, "intensities": True}
+"""Of a config, whose model then learns every loss"""
 
 TOWERS = {
     "conv": {"backbone": "conv", "backbone_kwargs": {"num_blocks": 1}, "num_prefix_tokens": 0},
@@ -115,6 +117,10 @@ def tiny_batch(config: MF2Config, rows: int = 4, seed: int = 0) -> dict[str, tor
     batch["input_ids"], batch["attention_mask"] = captions((rows, 7), generator)
     batch["au_input_ids"], batch["au_attention_mask"] = captions((rows, units, 5), generator)
     batch["key_au_input_ids"], batch["key_au_attention_mask"] = captions((rows, 8), generator)
+    if config.sides:
+        batch["side_labels"] = torch.randint(-1, 2, (rows, units, 2), generator=generator)
+    if config.intensities:
+        batch["intensity_labels"] = torch.randint(-1, 6, (rows, units), generator=generator).float()
     batch["au_labels"][0, :1] = -1
     batch["emotion_labels"][-1] = -1
     return batch

@@ -345,7 +345,7 @@ def dataset_caches(folder: Path, rng: random.Random) -> Kind:
     from mf2face.data.synthetic.faces import MFASynthetic
 
     def answer(path: Path) -> Answer:
-        rows = MFASynthetic(3, size=64, cache_dir=path.parent.parent)
+        rows = MFASynthetic(3, "drawn", size=64, cache_dir=path.parent.parent)
         return Answer([{**row, "image": list(row["image"].tobytes()[:3000])} for row in rows])
 
     def cases() -> Iterator[Case]:

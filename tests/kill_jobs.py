@@ -49,7 +49,7 @@ def vision_store(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = MF2Config.from_size("tiny")
-    rows = MFASynthetic(8, size=64, cache_dir=folder / "in")
+    rows = MFASynthetic(8, "drawn", size=64, cache_dir=folder / "in")
     examples = MF2Examples(rows, MF2Processor.for_model(config), texts=False)
     load_or_store(MF2VisionTower(config.vision_config), [examples], folder / "out", batch_size=2)
 
@@ -57,7 +57,7 @@ def vision_store(folder: Path) -> None:
 def dataset_cache(folder: Path) -> None:
     from mf2face.data.synthetic.faces import MFASynthetic
 
-    assert len(MFASynthetic(8, size=64, cache_dir=folder / "out")) == 8
+    assert len(MFASynthetic(8, "drawn", size=64, cache_dir=folder / "out")) == 8
 
 
 def training(folder: Path) -> None:
@@ -66,7 +66,9 @@ def training(folder: Path) -> None:
     import train
 
     datasets.config.HF_DATASETS_CACHE = folder / "in"
-    options = "--task full --num_images 64 --use_cpu True --disable_tqdm True --per_device_train_batch_size 8"
+    options = (
+        "--task full --style drawn --num_images 64 --use_cpu True --disable_tqdm True --per_device_train_batch_size 8"
+    )
     options += " --max_steps 4 --save_strategy steps --save_steps 2 --eval_strategy steps --eval_steps 2"
     train.main([*options.split(), "--output_dir", f"{folder}/out/run"])
 

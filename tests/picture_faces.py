@@ -14,7 +14,7 @@ from mf2face.inference.rows import Columns
 EVIL = '<script>alert("$x^2$")</script>&'
 UNITS = ("AU1", "AU12", "AU25")
 EMOTIONS = ("Neutral", "Happiness", "Anger")
-ABOUT = {"synthetic": True, "trained_on": "trained on synthetic (drawn) faces", "settings": {"model": "tiny"}}
+ABOUT = {"synthetic": True, "trained_on": "trained on synthetic faces", "settings": {"model": "tiny"}}
 
 
 def a_face(name: str = EVIL, *, occlusion: bool = True, units: tuple[str, ...] = UNITS) -> Explanation:
@@ -28,7 +28,7 @@ def a_face(name: str = EVIL, *, occlusion: bool = True, units: tuple[str, ...] =
         for code, share in shares.items()
     }
     words = {"emotion": f"A face of {EVIL}.", "au": dict.fromkeys(units, "The inner brows rest.")}
-    about = {"model": "tiny", "synthetic": True, "trained_on": "trained on synthetic (drawn) faces"}
+    about = {"model": "tiny", "synthetic": True, "trained_on": "trained on synthetic faces"}
     return Explanation(
         *(name, 0, image, (10, 5, 90, 85), np.array(CANONICAL_FACE) * 80 + (10, 5), image[:64, :64].copy()),
         *(np.array([[0.8, 0, -8], [0, 0.8, -4], [0, 0, 1.0]]), told, dict(zip(EMOTIONS, (0.1, 0.7, 0.2), strict=True))),

@@ -13,7 +13,7 @@ from mf2face.command_line import run_as_command
 
 
 ROOT = Path(__file__).resolve().parent.parent
-RELEASED = ROOT / "model_cards" / "mf2-tiny-synthetic"
+RELEASED = ROOT / "model_cards" / "mf2-tiny-rendered"
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,6 @@ def test_a_damaged_checkpoint_is_named(file, content, names, monkeypatch, capsys
     else:
         (model / file).write_text(json.dumps(json.loads((model / file).read_text()) | content))
     argv = ["--task", "evaluate", "--model_name_or_path", str(model), "--output_dir", str(tmp_path / "out")]
-    assert names in run("train.py", [*argv, "--num_images", "80", "--use_cpu", "True"], monkeypatch, capsys)
+    assert names in run(
+        "train.py", [*argv, "--style", "drawn", "--num_images", "80", "--use_cpu", "True"], monkeypatch, capsys
+    )

@@ -1,4 +1,4 @@
-"""Ways to fine-tune a foundation model side by side: what each costs, and what it is worth on another drawing style.
+"""Ways to fine-tune a foundation model side by side: what each costs, and what it is worth on another style of faces.
 
     python examples/benchmark/finetuning.py [--size base] [--json FILE] [--markdown FILE]
     python examples/benchmark/finetuning.py --accuracy [--model FOLDER] [any of train.py's arguments]
@@ -14,7 +14,7 @@ repeats a few.
 Memory is the growth of what the process holds at most over what it held with the model loaded: gradients, the
 optimiser's state, activations, the adapter. Inference is timed with the adapter and without it, in turns.
 
-Accuracy: a checkpoint trained on one style (the released one: paint) is adapted by `train.py` to another, with faces of
+Accuracy: a checkpoint (the released one: studio and street) is adapted by `train.py` to another style, with faces of
 new people. All methods see the same images, the same seeds and as many epochs, each kept at its best epoch on the same
 512 validation images, on which thresholds are tuned too; scores are of 1024 others. The fewer labelled images are the
 first of the more. Each run stays in a folder of `--output_dir`; a finished one is read, not repeated.
@@ -396,7 +396,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--no_cost", action="store_true", help="accuracy alone")
     parser.add_argument("--accuracy", action="store_true", help="train and score too: many runs")
     parser.add_argument("--model", default=str(RELEASED), help="accuracy: the tiny checkpoint that is adapted")
-    parser.add_argument("--style", default="sketch", help="accuracy: what it is adapted to: sketch or grain")
+    parser.add_argument("--style", default="webcam", help="accuracy: the style that it is adapted to")
     parser.add_argument("--people_seed", type=int, default=7, help="accuracy: other people are drawn")
     parser.add_argument("--labelled", nargs="+", type=int, default=[2048, 256], help="accuracy: training images")
     parser.add_argument("--epochs", nargs="+", type=int, default=[10, 30], help="one for each of --labelled")

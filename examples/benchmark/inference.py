@@ -13,11 +13,11 @@ over_vit_pipeline      seconds of AUs and emotion of image files, over those of 
                        pipeline with a plain ViT-B (--size tiny: a narrow one) for the same files; at most 1.6
 onnx_over_eager        speed of ONNX over speed of torch; at least 1
 int8_over_eager        speed of 8 bits over speed of torch; at least 1.5
-int8_f1_loss           macro AU F1 of the embedded checkpoint minus that of its 8 bits, on drawn faces; at most 0.01
+int8_f1_loss           macro AU F1 of the embedded checkpoint minus that of its 8 bits, on synthetic faces; at most 0.01
 memory_folder_ratio    peak memory of the command over a ten times larger folder, over that of a folder; 1 is flat
 memory_video_ratio     the same of a video ten times as long
 routes_max_difference  of a probability by torch one by one, ONNX, the pipeline, the command and the demo, from torch in
-                       batches, on the embedded checkpoint and drawn faces; at most 1e-3 (`mf2 certify`)
+                       batches, on the embedded checkpoint and synthetic faces; at most 1e-3 (`mf2 certify`)
 routes_decisions_differ  AUs and emotions that those routes decide otherwise; none
 int8_decisions_differ  share of them that 8 bits decide otherwise; at most 0.01
 compare_seconds        of `mf2 compare` with two csv files of 100,000 rows; at most 10
@@ -385,7 +385,7 @@ def cost_curve(size: str, queries: Sequence[int], batch_size: int, rounds: int) 
 
 
 def trained_scores(folder: Path, queries: Sequence[int], seeds: Sequence[int]) -> dict[str, float]:
-    rows = further_faces(folder / f"faces-{TEST_IMAGES}", TEST_IMAGES, "paint", PEOPLE + 1, "mfa")
+    rows = further_faces(folder / f"faces-{TEST_IMAGES}", TEST_IMAGES, "studio", PEOPLE + 1, "mfa")
     result: dict[str, float] = {}
     for count in queries:
         runs = []

@@ -203,7 +203,7 @@ def measure_processes(arguments: argparse.Namespace) -> Figures:
 
 
 def measure_states(arguments: argparse.Namespace) -> Figures:
-    """The released checkpoint (of drawn faces) adapted to rendered people; thresholds from validation people."""
+    """The released checkpoint adapted to rendered people; thresholds from validation people."""
     import train
 
     found: dict[str, list[float]] = {}

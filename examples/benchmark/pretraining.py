@@ -165,7 +165,7 @@ def plain_losses(model: MF2ForPreTraining, batch: Batch, loop: bool = True) -> B
 
 def our_losses(model: MF2ForPreTraining, batch: Batch) -> Batch:
     output = model(**batch)
-    return {name: output[name] for name in LOSSES}
+    return {name: output[name] for name in LOSSES if name in output}
 
 
 def step(

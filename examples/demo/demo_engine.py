@@ -28,7 +28,7 @@ from processing_mf2.processing_mf2 import MF2Processor
 NO_FACE = "No face was found. If one face fills the picture, turn on the switch below it."
 NO_DETECTOR = (
     "This server has no face detector (its weights are not installed). If one upright face fills the picture, turn on "
-    "the switch below it; or try a drawn face."
+    "the switch below it; or try a rendered face."
 )
 
 
@@ -37,9 +37,9 @@ class Picture:
     name: str
     pixels: np.ndarray
     landmarks: tuple[np.ndarray, ...] = ()
-    """(68, 2) of each face, if known: of drawn faces"""
+    """(68, 2) of each face, if known: of rendered faces"""
     drawn: str | None = None
-    """The labels that it was drawn with"""
+    """The labels that it was rendered with"""
 
 
 @dataclass
@@ -231,17 +231,16 @@ def _probabilities(face: Explanation) -> dict[str, float]:
 
 
 EXAMPLES: dict[str, tuple[tuple[str, int], ...]] = {
-    "surprised": (("paint", 363),),
-    "sad": (("paint", 105),),
-    "laughing": (("paint", 323),),
-    "angry": (("paint", 270),),
-    "at rest": (("paint", 18),),
-    "two": (("paint", 128), ("paint", 321)),
-    "pencil, happy": (("sketch", 8),),
-    "pencil, sad": (("sketch", 344),),
+    "surprised": (("studio", 255),),
+    "sad": (("studio", 651),),
+    "laughing": (("studio", 236),),
+    "angry": (("studio", 521),),
+    "at rest": (("studio", 116),),
+    "two": (("studio", 287), ("studio", 271)),
+    "webcam, happy": (("webcam", 455),),
+    "webcam, sad": (("webcam", 684),),
 }
-"""Drawn faces that the embedded model was not trained on: name -> (style, number) of those side by side. It was trained
-on paintings; an adapter trained on pencil drawings reads those better."""
+"""Rendered faces that the embedded model was not trained on: name -> (style, number) of those side by side."""
 
 
 @functools.cache
@@ -249,11 +248,11 @@ def example(name: str, size: int = 224) -> Picture:
     from mf2face.data.synthetic.faces import draw_example
 
     if name not in EXAMPLES:
-        raise Refused(f"There is no drawn face {name!r} here.")
+        raise Refused(f"There is no rendered face {name!r} here.")
     drawn = [draw_example(number, style=style, seed=2, size=size) for style, number in EXAMPLES[name]]
     pixels = np.hstack([face for face, _ in drawn]).transpose(2, 0, 1)
     points = tuple(landmarks + np.array([place * size, 0]) for place, (_, landmarks) in enumerate(drawn))
-    return Picture(f"drawn: {name}", pixels, points, _drawn_with(*EXAMPLES[name][0]) if len(drawn) == 1 else None)
+    return Picture(f"rendered: {name}", pixels, points, _drawn_with(*EXAMPLES[name][0]) if len(drawn) == 1 else None)
 
 
 def _drawn_with(style: str, number: int) -> str:

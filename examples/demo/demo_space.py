@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ROOMS = ("configuration_mf2", "processing_mf2", "modeling_mf2", "mf2face")
 PAGE = ("*.py", "*.css", "*.js", "README.md", "requirements.txt")
-MODEL = Path("model_cards", "mf2-tiny-synthetic")
+MODEL = Path("model_cards", "mf2-tiny-rendered")
 WEIGHTS = ("*.json", "*.safetensors", "*.txt", "README.md")
 
 

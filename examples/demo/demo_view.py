@@ -40,7 +40,7 @@ def source(limits: Limits, many: bool = False) -> str:
     note += f" each, {limits.pictures} at most" if many else ""
     title = "Drop pictures here" if many else "Drop or paste a face here"
     camera = "" if many else '<button type="button" class="mf-button" data-do="camera">Webcam</button>'
-    drawn = '<button type="button" class="mf-button" data-do="examples">Try the drawn faces</button>' if many else ""
+    drawn = '<button type="button" class="mf-button" data-do="examples">Try the rendered faces</button>' if many else ""
     thumbs = "" if many else _thumbs()
     sizes = (
         f'data-bytes="{limits.mebibytes * 2**20:.0f}" data-all="{limits.body * 3 // 4}" data-most="{limits.pictures}"'
@@ -60,10 +60,10 @@ def _thumbs() -> str:
         pixels = np.ascontiguousarray(example(name).pixels.transpose(1, 2, 0))
         small = cv2.resize(pixels, (160 * pixels.shape[1] // pixels.shape[0], 160), interpolation=cv2.INTER_AREA)
         tiles.append(
-            f'<button type="button" class="mf-thumb" data-example="{text(name)}" title="drawn: {text(name)}">'
-            f'<img src="{data_uri(small, ".jpg")}" alt="a drawn face, {text(name)}"></button>'
+            f'<button type="button" class="mf-thumb" data-example="{text(name)}" title="rendered: {text(name)}">'
+            f'<img src="{data_uri(small, ".jpg")}" alt="a rendered face, {text(name)}"></button>'
         )
-    return f'<p class="mf-label">or a drawn face, nobody’s</p><div class="mf-thumbs">{"".join(tiles)}</div>'
+    return f'<p class="mf-label">or a rendered face, nobody’s</p><div class="mf-thumbs">{"".join(tiles)}</div>'
 
 
 def problem(words: str) -> str:
@@ -75,7 +75,7 @@ def answer(look: Look) -> str:
     if look.left_out:
         foot = f"The {len(faces)} largest of {len(faces) + look.left_out} faces. {foot}"
     if look.picture.drawn:
-        foot = f"Drawn as {look.picture.drawn}. {foot}"
+        foot = f"Rendered as {look.picture.drawn}. {foot}"
     view = face_view(faces, look.before, footers=[_keep(face) for face in faces])
     return f'<div class="mf-result">{view}<div class="mf-foot">{text(foot)}</div></div>'
 

@@ -1,6 +1,5 @@
 """What a run trains, chooses and reports on: splits completed by people, folds, several corpora as one data set."""
 
-import itertools
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -118,7 +117,7 @@ def combine(parts: Mapping[str, Mapping[str, Dataset]], label_set: str | LabelSe
             found.setdefault(split, []).append(_relabelled(rows, name, wanted, columns))
     combined = {name: describe_labels(concatenate_datasets(found[name]), wanted) for name in SPLITS if name in found}
     undecoded = {name: rows.cast_column("image", Image(decode=False)) for name, rows in combined.items()}
-    check_leaks(itertools.chain(*(({**row, "split": name} for row in rows) for name, rows in undecoded.items())))
+    check_leaks({**row, "split": name} for name, rows in undecoded.items() for row in rows)
     return combined
 
 

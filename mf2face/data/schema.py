@@ -30,7 +30,7 @@ def mfa_features(label_set: str | LabelSet = "mfa") -> Features:
         {
             "image": Image(),
             "landmarks": Array2D((68, 2), "float32"),
-            "landmark_source": text,  # exact (drawn), detector, given (by the corpus), a template (the mean face)
+            "landmark_source": text,  # exact (synthetic), detector, given (by the corpus), a template (the mean face)
             "au_labels": List(Value("int8"), length=count),
             "au_intensities": List(Value("float32"), length=count),
             "emotion": Value("int8"),  # an index; no ClassLabel, which has no room for "unknown"

@@ -19,7 +19,7 @@ class AnalysisModel:
     name: str
     adapter: str | None
     synthetic: bool | None
-    """Trained on drawn faces; None: the checkpoint does not say on what."""
+    """Trained on synthetic faces; None: the checkpoint does not say on what."""
     engine: str = "torch"
 
     @property
@@ -29,7 +29,7 @@ class AnalysisModel:
     @property
     def trained_on(self) -> str:
         if self.synthetic:
-            return "trained on synthetic (drawn) faces: its answers to photographs of people mean nothing"
+            return "trained on synthetic faces: its answers to photographs of people mean nothing"
         if self.synthetic is None:
             return "its files do not say what it was trained on"
         return "trained on what its card says"

@@ -76,7 +76,7 @@ class DataArguments:
 
     dataset: str = _option(
         "synthetic",
-        "synthetic (drawn or rendered faces); MFA's folder or name on the Hub; own:FOLDER, your pictures with a "
+        "synthetic (rendered faces); MFA's folder or name on the Hub; own:FOLDER, your pictures with a "
         "labels.csv, or in a folder an emotion; several of these as a+b",
     )
     divide_splits: bool = _option(
@@ -91,13 +91,15 @@ class DataArguments:
     streaming: bool = _option(False, "read rows as they come, shuffled in a buffer; needs --max_steps")
     num_images: int = _option(9000, "synthetic: how many faces are drawn")
     style: str = _option(
-        "paint",
-        "synthetic: studio, street, webcam (rendered in 3D), sketch, paint or grain (drawn); studio+street: both, half "
-        "of the images each",
+        "studio",
+        "synthetic: studio, street, webcam (rendered in 3D) or drawn (quick, for tests); studio+street: both, half of "
+        "the images each",
     )
     # Not 0: design choices were made while looking at those people.
     people_seed: int = _option(1, "synthetic: which people are drawn")
-    landmarks: Literal["dataset", "template"] = _option("dataset", "template: the mean face's landmarks for all faces")
+    landmarks: Literal["dataset", "detector", "template"] = _option(
+        "dataset", "detector: as MediaPipe finds them, so as on photographs; template: the mean face's for all faces"
+    )
     augment: Literal["none", "light", "heavy"] | None = _option(
         None,
         "light: crop, rotate, flip, recolour and hide parts of the training crops. heavy: also grey, gamma, uneven "

@@ -6,6 +6,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ from mf2face.training.tower import TowerExamples
 from modeling_mf2.baselines.base import load_backbone_weights, occurrence_weights
 from modeling_mf2.convert import load_bert_weights, load_blip2_weights, load_vision_weights
 from processing_mf2.augmentation import HEAVY, SLIGHT, MF2Augmentation
+from processing_mf2.detection import MediaPipeDetector
+from processing_mf2.image_io import read_image
 from processing_mf2.processing_mf2 import PREPARATION, MF2Processor, encode_texts
 from processing_mf2.tokenizer import load_bert_tokenizer, tokenizer_of_weights
 
@@ -265,7 +268,25 @@ def _load_rows(name: str, arguments: MF2Arguments) -> dict[str, Dataset]:
             check_leaks(rows)
         sides = rows["split"][:]
         rows = {side: rows.select([i for i, one in enumerate(sides) if one == side]) for side in SPLITS}
-    return {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
+    rows = {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
+    if arguments.landmarks == "detector":
+        rows = {side: _with_detected(part) for side, part in rows.items()}
+    return rows
+
+
+_detector = cache(MediaPipeDetector)
+
+
+def _with_detected(rows: Dataset) -> Dataset:
+    features = datasets.Features({"landmarks": rows.features["landmarks"]})
+    settings = {"remove_columns": rows.column_names, "features": features, "desc": "landmarks"}
+    return concatenate_datasets([rows.remove_columns("landmarks"), rows.map(_as_detected, **settings)], axis=1)
+
+
+def _as_detected(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row's landmarks as the detector finds them, or as they are where it finds no face."""
+    faces = _detector().detect([read_image(row["image"])])[0]
+    return {"landmarks": np.array(faces[0].landmarks if faces else row["landmarks"], np.float32)}
 
 
 def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
@@ -280,7 +301,7 @@ def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:
 
 
 def name_data(dataset: str, rows: Dataset, chosen: bool = False) -> tuple[bool, str]:
-    """Whether the faces are drawn, and what figures on these test rows are to be called. chosen: on these rows."""
+    """Whether the faces are synthetic, and what figures on these test rows are to be called. chosen: on these rows."""
     corpora = set(rows["corpus"][:]) if "corpus" in rows.column_names else set()
     synthetic = dataset == "synthetic" or corpora == {CORPUS}
     return synthetic, f"{'synthetic faces' if synthetic else dataset}, {len(rows)} test images{CHOSEN * chosen}"
@@ -399,7 +420,7 @@ def build_examples(
     texts = _texts(settings, columns)
     # What a dataset lacks is logged once, not for each split or by each process.
     warned = set() if training.process_index == 0 else {*LABELS, *CAPTIONS}
-    shared = {"texts": texts, "landmarks": ours.landmarks == "dataset", "warned": warned}
+    shared = {"texts": texts, "landmarks": ours.landmarks != "template", "warned": warned}
     shared["details"] = details_of(parts.model.config)
     examples = {}
     for name in splits if task.measures else ("train",):

@@ -47,6 +47,12 @@ Figures = Mapping[str, float]
 MISSING = "–"
 
 
+_LANDMARKS = {
+    **{"dataset": "each face's own", "template": "the mean face's"},
+    "detector": "as MediaPipe's networks find them, which the model is then to be used with",
+}
+
+
 def names_of(figures: Figures, kind: str) -> list[str]:
     return [key.partition("/")[2] for key in figures if key.startswith(f"{kind}/") and key.count("/") == 1]
 
@@ -258,7 +264,7 @@ def _settings_shown(settings: Settings, captions: Sequence[str], figures: Mappin
         "label set": ours.label_set,
         "branches": None if compared else ours.branches,
         "model options": ", ".join(ours.model_options) or None,
-        "landmarks": {"dataset": "each face's own", "template": "the mean face's"}[ours.landmarks],
+        "landmarks": _LANDMARKS[ours.landmarks],
         "tower taught by labels": ours.task == "tower_by_labels" if task.saves == "tower" else None,
         "features": None if "features" in task.unused else ours.features,
         "captions used": (", ".join(captions) or False) if compared else learns_captions,
@@ -413,7 +419,7 @@ def eval_results(run: Mapping[str, Any], figures: Figures) -> list[EvalResult]:
         "task_type": "image-classification",
         "task_name": _TOWER_TASK_NAME if run["kind"] == "tower" else _TASK_NAME,
         "dataset_type": re.sub(r"[^\w./-]+", "-", run["dataset"]).lower(),
-        "dataset_name": f"{run['dataset']}{' (synthetic, drawn faces)' if run['synthetic'] else ''}",
+        "dataset_name": f"{run['dataset']}{' (synthetic faces)' if run['synthetic'] else ''}",
         "dataset_split": "test",
         "dataset_args": {"protocol": f"subjects unseen in training{chosen}", **run["drawn"]},
     }

@@ -53,12 +53,14 @@ def dry_run(settings: Settings) -> Figures:
     if settings.arguments.folds:  # one of them; the others take as long
         settings = replace(settings, arguments=replace(settings.arguments, fold=1))
     splits, images = _few_rows(settings)
+    device_gb = device_bytes(settings.training.device) / GB  # on a CPU before it holds the weights
     parts, splits, _, columns, _ = load_parts(settings, splits)
-    _check_weights(settings, parts.model)
+    _check_weights(settings, parts.model, device_gb)
     with tempfile.TemporaryDirectory() as folder:
         scratch = replace(settings, training=_changed(settings.training, output_dir=folder))
         trainer, _ = make_trainer(scratch, parts, splits, columns, Path(folder))
-        figures = {f"{name}_images": count for name, count in images.items()} | _parameters(trainer.model)
+        figures = {f"{name}_images": count for name, count in images.items()} | {"device_gb": device_gb}
+        figures |= _parameters(trainer.model)
         figures |= _store_figures(settings, trainer.model, parts, splits["train"], images)
         figures |= _step_figures(scratch, trainer, images)
     figures |= _disk_figures(settings, trainer.model, figures)
@@ -205,7 +207,8 @@ def _probe(settings: Settings, trainer: MF2Trainer, size: int) -> _Step:
     try:
         probe.train()
     except torch.OutOfMemoryError as error:
-        raise ValueError(_too_small(settings, f"not even {size} images a step fit")) from error
+        has = device_bytes(training.device) / GB
+        raise ValueError(_too_small(settings, has, f"not even {size} images a step fit")) from error
     state = [value for values in probe.optimizer.state.values() for value in values.values()]
     size = sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
     return _Step(watch.peak, statistics.median(watch.times) / accumulated, size)
@@ -231,7 +234,6 @@ def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, 
         **{"optimizer_gb": large.optimizer / GB, "step_gb": (fixed + slope * batch) / GB},
         **{"step_gb_per_image": slope / GB, "steps": steps, "step_seconds": seconds},
         **{"hours": steps * seconds / 3600, "evaluation_hours": _evaluation_hours(settings, trainer, images, epochs)},
-        "device_gb": device_bytes(training.device) / GB,
     }
     figures["memory_gb"] = _bytes(trainer.model, True) / GB + _bytes(trainer.model, False) / GB
     figures["memory_gb"] += figures["optimizer_gb"] + figures["step_gb"]
@@ -274,16 +276,17 @@ def device_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _check_weights(settings: Settings, model: torch.nn.Module) -> None:
+def _check_weights(settings: Settings, model: torch.nn.Module, device_gb: float) -> None:
     """Before anything is moved to the device."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     adds = settings.task.trains in ("adapter", "heads")
     needed = _bytes(model, True) + _bytes(model, False) + (0 if adds else _ADAM_BYTES * trained)
-    if needed > device_bytes(settings.training.device):
-        raise ValueError(_too_small(settings, f"weights, gradients and optimizer alone take {needed / GB:.1f} GB"))
+    if needed > device_gb * GB:
+        what = f"weights, gradients and optimizer alone take {needed / GB:.1f} GB"
+        raise ValueError(_too_small(settings, device_gb, what))
 
 
-def _too_small(settings: Settings, what: str) -> str:
+def _too_small(settings: Settings, device_gb: float, what: str) -> str:
     training, ours = settings.training, settings.arguments
     options = {
         "--activation_checkpointing True": not training.activation_checkpointing,
@@ -292,7 +295,7 @@ def _too_small(settings: Settings, what: str) -> str:
         "--store_vision True": ours.store_vision is False and "tokens" in settings.task.stores,
         "--task dfn": settings.task.trains == "above the tower",
     }
-    has = f"{training.device} has {device_bytes(training.device) / GB:.1f} GB"
+    has = f"{training.device} has {device_gb:.1f} GB"
     helps = ", ".join(option for option, open_ in options.items() if open_)
     return f"device: {has}, {what}. What takes less: {helps or 'a smaller --model_size'}"
 
@@ -308,7 +311,7 @@ def _check_room(settings: Settings, figures: Figures) -> None:
             parts = math.ceil(batch * accumulated / fits)
             what += f"; --per_device_train_batch_size {fits} --gradient_accumulation_steps {parts} is the same step and"
             what += " fits"
-        raise ValueError(_too_small(settings, what))
+        raise ValueError(_too_small(settings, figures["device_gb"], what))
     needs = {settings.folder: figures["output_gb"]}
     cache = store_root("states").parent
     needs[cache] = needs.get(cache, 0.0) + figures.get("store_gb", 0.0)

@@ -138,7 +138,14 @@ _FOR_ADAPTERS = ("align", "adapter_options", "dfn_states")
 _FOR_EXP_BLIP = ("caption_set", "features", "language_model_name_or_path")
 _FIXED_INPUT = ("use_captions", "landmarks")
 _COMPARED_UNUSED = (*_FOR_ADAPTERS, "branches", "views")
-_NO_QFORMER = ("store_vision", "text_name_or_path", "qformer_name_or_path", "tokenizer_name_or_path", *_FOR_EXP_BLIP)
+_NO_QFORMER = (
+    "tower_dtype",
+    "store_vision",
+    "text_name_or_path",
+    "qformer_name_or_path",
+    "tokenizer_name_or_path",
+    *_FOR_EXP_BLIP,
+)
 
 _MF2 = Task(
     builds="modeling_mf2.modeling_mf2:MF2ForFaceAnalysis",

@@ -21,6 +21,7 @@ from transformers.utils import can_return_tuple
 
 from configuration_mf2.baselines import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.hub import SelfContainedMixin
+from modeling_mf2.heads import FaceLogits
 from modeling_mf2.loading import check_unused
 from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
 from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel, kept_states
@@ -33,8 +34,8 @@ from modeling_mf2.weights import branch_name, vision_name
 class _NoClassifiers(nn.Module):
     """Stage 1 learns from captions alone."""
 
-    def forward(self, *states: torch.Tensor | None) -> tuple[None, None]:
-        return None, None
+    def forward(self, *states: torch.Tensor | None) -> FaceLogits:
+        return FaceLogits()
 
 
 class ExpBlipForPreTraining(MF2ForPreTraining):

@@ -75,7 +75,7 @@ def test_a_key_belongs_to_row_labels_style_model_and_prompt():
 
 @pytest.fixture(scope="module")
 def rows():
-    return MFASynthetic(12, size=64)
+    return MFASynthetic(12, "drawn", size=64)
 
 
 def test_every_caption_of_every_style_has_its_input():

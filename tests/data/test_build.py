@@ -47,10 +47,10 @@ SIZES = {"train": 4, "validation": 1, "test": 1}
 def drawn(tmp_path_factory):
     """Drawn people, as anybody's own folder."""
     folder = tmp_path_factory.mktemp("own")
-    truth, rows = synthetic_truth(PEOPLE * 16), []
+    truth, rows = synthetic_truth(PEOPLE * 16, "drawn"), []
     for person in range(PEOPLE):
         for index in range(16 * person, 16 * person + EACH):
-            pixels, landmarks = draw_example(index, size=SIDE)
+            pixels, landmarks = draw_example(index, style="drawn", size=SIDE)
             cv2.imwrite(str(folder / f"{index}.jpg"), pixels[..., ::-1])
             units = dict(zip(LABEL_SETS["mfa"].action_units, truth["au_labels"][index].tolist(), strict=True))
             row = {"image": f"{index}.jpg", "subject": f"p{person}", "landmarks": landmarks.tolist()}
@@ -118,7 +118,7 @@ def test_crops_are_what_the_processor_would_cut_and_have_room_around(built, tmp_
     whole = processor(frames.root / frames.image(place), landmarks=frames.landmarks[place])
     cut = processor(row["image"], landmarks=np.array(row["landmarks"]))
     assert np.allclose(whole["landmarks"], cut["landmarks"], atol=0.05)
-    assert (whole["pixel_values"] - cut["pixel_values"]).abs().mean() < 0.03  # saved as JPEG in between
+    assert (whole["pixel_values"] - cut["pixel_values"]).abs().mean() < 0.06  # saved as JPEG in between
     streams = stream_splits(str(out))
     assert len(streams["test"]) == 8 and described_labels(streams["train"]) == LABEL_SETS["mfa"]
     example = next(iter(MF2StreamedExamples(streams["train"], processor, buffer=1)))
@@ -275,7 +275,7 @@ def test_a_copy_in_another_split_is_listed_and_dropped_only_when_asked(own, tmp_
 
 
 def test_hashes_find_copies_and_leave_other_people_alone():
-    faces = [draw_example(16 * person + frame, size=112)[0] for person in range(12) for frame in (0, 9)]
+    faces = [draw_example(16 * person + frame, style="drawn", size=112)[0] for person in range(12) for frame in (0, 9)]
     copies = []
     for face in faces:
         small = cv2.resize(face, (80, 80), interpolation=cv2.INTER_AREA)
@@ -347,7 +347,7 @@ class Cache:
 
 @pytest.fixture
 def frames(tmp_path):
-    pixels, landmarks = draw_example(3, size=120)
+    pixels, landmarks = draw_example(3, style="drawn", size=120)
     for number in range(1, 4):
         cv2.imwrite(str(tmp_path / f"{number}.jpg"), pixels[..., ::-1])
     points = np.array([landmarks, landmarks[:, ::-1], np.full((68, 2), np.nan)], np.float32)

@@ -27,7 +27,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    return MFASynthetic(24, size=64, cache_dir=tmp_path_factory.mktemp("faces"))
+    return MFASynthetic(24, "drawn", size=64, cache_dir=tmp_path_factory.mktemp("faces"))
 
 
 def test_an_example_is_what_the_processor_makes_of_its_row_streamed_or_not(rows, processor):
@@ -164,13 +164,13 @@ def test_examples_that_an_interrupted_run_has_seen_are_skipped(rows, processor):
 
 
 def test_folders_and_drawn_faces_are_streamed_alike(rows, tmp_path):
-    faces = MFASynthetic(60, size=64, cache_dir=tmp_path / "cache")
+    faces = MFASynthetic(60, "drawn", size=64, cache_dir=tmp_path / "cache")
     faces.save_to_disk(tmp_path / "flat")
     flat = stream_splits(str(tmp_path / "flat"), held_out=5)
     parts = {name: faces.filter(lambda split, name=name: split == name, input_columns="split") for name in flat}
     DatasetDict(parts).save_to_disk(tmp_path / "named")
     named = stream_splits(str(tmp_path / "named"), held_out=5)
-    for splits in (flat, named, stream_splits("synthetic", held_out=5, n=60, size=64)):
+    for splits in (flat, named, stream_splits("synthetic", held_out=5, n=60, style="drawn", size=64)):
         assert len(splits["validation"]) == len(splits["test"]) == 5
         subjects = [row["subject"] for row in splits["train"].select_columns(["subject"]).take(9)]
         assert subjects == parts["train"]["subject"][:9]

@@ -218,7 +218,7 @@ def test_tables_name_everything_they_show():
 
 @pytest.fixture(scope="module")
 def faces():
-    return MFASynthetic(320, "paint", seed=5)
+    return MFASynthetic(320, "drawn", seed=5)
 
 
 def test_every_baseline_of_synthetic_faces_is_there_and_in_order(faces):
@@ -234,7 +234,7 @@ def test_the_truth_of_chosen_rows_is_that_of_their_images(faces):
     """Rows in any order: an index that was off by one would be a ceiling near chance."""
     test = faces.select(np.random.default_rng(0).permutation(320)[:100])
     assert baseline_scores(faces, test, MFA, EMOTIONS)["au_f1_ceiling"] > 0.9
-    truth, labels = synthetic_truth(320, seed=5)["emotion"], np.array(faces["emotion"][:])
+    truth, labels = synthetic_truth(320, "drawn", seed=5)["emotion"], np.array(faces["emotion"][:])
     scores = baseline_scores(faces, faces, MFA, EMOTIONS)
     assert scores["emotion_top1_ceiling"] == pytest.approx(np.mean((truth == labels)[labels >= 0]))
 

@@ -203,7 +203,7 @@ def test_earrings_hang_at_the_ears(sitters):
         bare, worn = (
             render_face(Sitter(person, 112), {}, Shot())[0] for person in (plain, replace(plain, earrings=kind))
         )
-        row, column = np.nonzero(np.abs(bare.astype(int) - worn).sum(-1))
+        row, column = np.nonzero(np.abs(bare.astype(int) - worn).sum(-1) > 20)
         assert (kind == "stud" or len(row)) and (np.abs(column - 56) > 22).all() and (row > 45).all()
 
 
@@ -242,7 +242,7 @@ def test_label_sets_that_only_renders_show(name):
     ("arguments", "message"),
     [
         ({"style": "studio", "label_set": LabelSet(("AU28",))}, r"label_set: \['AU28'\]"),
-        ({"style": "paint", "with_truth": True}, "with_truth: got style 'paint'"),
+        ({"style": "drawn", "with_truth": True}, "with_truth: got style 'drawn'"),
         ({"style": "cinema"}, "style: got 'cinema'"),
     ],
 )

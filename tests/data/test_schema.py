@@ -25,7 +25,6 @@ from mf2face.data.corpora.label_files import CorpusError
 from mf2face.data.corpora.read import read_corpus
 from mf2face.data.schema import (
     SPLIT_SIZES,
-    SPLITS,
     check_leaks,
     describe_labels,
     described_labels,
@@ -166,14 +165,14 @@ def test_the_papers_counts(like_aff_wild2):
         counts = np.bincount(kept.emotion[sides == name], minlength=8)
         assert dict(zip(EMOTIONS, counts.tolist(), strict=True)) == dict.fromkeys(EMOTIONS, each)
     assert (kept.au_labels != -1).any(1).all()
-    assert differences_from_paper(split_counts_of(kept, split)) == []
+    assert differences_from_paper(mfa.planned_counts(kept, split)) == []
 
 
 @pytest.mark.parametrize(("videos", "validation"), [(149, 17), (120, 14), (9, 1)])
 def test_the_papers_counts_are_aims_with_other_numbers_of_videos(like_aff_wild2, videos, validation):
     frames = read_corpus("aff_wild2", like_aff_wild2, list_folder=all_frames(998))
     kept, split = plan_mfa(frames.select(frames.video < videos), **PAPER_PROTOCOL)
-    counts = split_counts_of(kept, split)
+    counts = mfa.planned_counts(kept, split)
     assert (counts["train"]["videos"], counts["validation"]["videos"]) == (videos - validation, validation)
     for name, most in PAPER_PROTOCOL["per_emotion"].items():
         each = {counts[name][emotion] for emotion in EMOTIONS}
@@ -183,10 +182,6 @@ def test_the_papers_counts_are_aims_with_other_numbers_of_videos(like_aff_wild2,
     assert [line for line in lines if counts[line.split(":")[0]]["videos"] != expected[line.split(":")[0]]] == [
         line for line in differences_from_paper(counts) if "videos" in line
     ]
-
-
-def split_counts_of(frames, split):
-    return mfa.split_counts(frames, {name: np.flatnonzero(np.array(split) == name) for name in SPLITS})
 
 
 def test_folds_leave_somebody_to_tune_on():

@@ -114,7 +114,7 @@ def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
 
     monkeypatch.setattr("train.main", recorder)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    command = "--no_cost --accuracy --labelled 32 16 --held_out 16 32 --style grain --model paint".split()
+    command = "--no_cost --accuracy --labelled 32 16 --held_out 16 32 --style drawn --model paint".split()
     command += "--methods_trained full linear_probe dfn --learning_rates full=1e-4".split()
     command += ["--output_dir", str(tmp_path / "runs"), "--markdown", str(tmp_path / "table.md")]
     figures = finetuning.main(command)
@@ -283,7 +283,7 @@ def test_a_checkpoint_is_calibrated_graded_and_its_card_written_anew(tmp_path: P
     measured = {"photographs": 900, "mediapipe_landmarks": 1.0}
     measured |= {f"au12_happiness_auc{end}": 0.99 for end in ("", "_low", "_high")}
     evidence.write_text(json.dumps(measured | {"model_checksum": 1}))
-    command = [str(folder), "--photographs", str(evidence), "--styles", "paint", "sketch", "--images", "96"]
+    command = [str(folder), "--photographs", str(evidence), "--styles", "drawn", "drawn", "--images", "96"]
     with pytest.raises(SystemExit):
         reliability.main(command)
     evidence.write_text(json.dumps(measured | {"model_checksum": reliability.checksum(folder / "model.safetensors")}))
@@ -292,7 +292,7 @@ def test_a_checkpoint_is_calibrated_graded_and_its_card_written_anew(tmp_path: P
     saved, card = json.loads((folder / "processor_config.json").read_text()), (folder / "README.md").read_text()
     assert set(saved["grades"]) == {*saved["action_units"], *saved["emotions"]} and set(saved["conformal"]) >= {"0.9"}
     assert "How far to trust each answer" in card and f"| {saved['grades']['AU12']} |" in card
-    assert f"{figures['style_shift/coverage_90_au']:.3f}" in card and "synthetic (drawn) faces, style sketch" in card
+    assert f"{figures['style_shift/coverage_90_au']:.3f}" in card and "synthetic faces, style drawn" in card
     assert list((folder / ".eval_results").glob("*.yaml"))
 
 
@@ -300,9 +300,9 @@ def test_adaptation_answers_every_photograph_by_people_that_it_did_not_learn_fro
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     adaptation, rows = load("benchmark/adaptation"), []
     monkeypatch.setattr(adaptation, "LEAST", 2)
-    truth = synthetic_truth(64, "paint", seed=5)
+    truth = synthetic_truth(64, "drawn", seed=5)
     for index in range(0, 64, 2):
-        pixels, points = draw_example(index, style="paint", seed=5)
+        pixels, points = draw_example(index, style="drawn", seed=5)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
         emotion = ("Happiness", "Neutral", "")[min(2, truth["emotion"][index] % 3)]
         rows.append(

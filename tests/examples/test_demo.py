@@ -197,7 +197,7 @@ def test_what_is_not_offered_is_refused(engine: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected an adapter's folder"):
         engine_file.Engine(adapters=[tmp_path])
     folder = next(one.folder for one in engine.adapters)
-    with pytest.raises(ValueError, match="belongs to the model 'mf2-tiny-synthetic'"):
+    with pytest.raises(ValueError, match="belongs to the model 'mf2-tiny-rendered'"):
         engine_file.Engine(["some/other"], [folder])
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     weights = load_file(damaged / "adapter_model.safetensors")
@@ -234,7 +234,7 @@ def test_the_answer_shows_every_figure_and_a_map_for_each_unit(engine: Any) -> N
         row = re.search(f'data-name="{name}".*?</button>', page, re.DOTALL)[0]
         assert f"<span>{unit['probability']:.2f} " in row and 'data-heat="data:image/png;base64,' in row
         assert ("mf-row on" in page[page.index(row) - 60 : page.index(row)]) == unit["active"]
-    assert "with mild: trained on synthetic (drawn) faces" in banner(look.faces[0].about)
+    assert "with mild: trained on synthetic faces" in banner(look.faces[0].about)
     assert look.faces[0].sentences["emotion"] in page
 
 
@@ -298,7 +298,7 @@ def test_what_the_space_cannot_take_leaves_nothing_behind(
     shutil.copytree(adapters / "mild", other / "checkpoint-10")
     shutil.copytree(adapters / "wild", foreign := tmp_path / "foreign")
     config = (foreign / "adapter_config.json").read_text()
-    (foreign / "adapter_config.json").write_text(config.replace("mf2-tiny-synthetic", "somebody-elses"))
+    (foreign / "adapter_config.json").write_text(config.replace("mf2-tiny-rendered", "somebody-elses"))
 
     def full(source: Path, place: Path) -> None:
         raise OSError(28, "No space left on device")
@@ -307,7 +307,7 @@ def test_what_the_space_cannot_take_leaves_nothing_behind(
         f"{other / 'mild'} and .*{adapters.name}/mild|{adapters.name}/mild and .*{other / 'mild'}": [adapters, other],
         "empty, expected an adapter's folder, or a folder of such folders": [adapters, empty],
         "checkpoint-10 .*expected an adapter's folder": [other / "checkpoint-10"],
-        "belongs to the model 'somebody-elses', expected 'mf2-tiny-synthetic'": [foreign],
+        "belongs to the model 'somebody-elses', expected 'mf2-tiny-rendered'": [foreign],
         "No space left": [adapters],
     }
     for said, places in refused.items():

@@ -197,7 +197,7 @@ from demo_engine import Engine
 engine = Engine(adapters=["adapters"], device="cpu")
 app.build_app(engine)
 from demo_engine import example
-look = engine.look(example("sad"), "mf2-tiny-synthetic", "mild", words=False)
+look = engine.look(example("sad"), "mf2-tiny-rendered", "mild", words=False)
 print(len(look.faces[0].action_units), sys.modules["mf2face"].__file__)
 print(app.launch_settings(engine.limits)["share"])
 """

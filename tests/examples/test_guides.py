@@ -19,6 +19,7 @@ from example_scripts import EXAMPLES, load
 from PIL import Image
 
 from configuration_mf2.facs import LABEL_SETS
+from configuration_mf2.json_files import read_json
 from mf2face.data.metrics import action_unit_scores
 from mf2face.data.synthetic.faces import draw_example, synthetic_truth
 from mf2face.files import RELEASED
@@ -58,18 +59,18 @@ def test_quickstart_names_its_result_and_saves_what_it_can_load_again(
 
 
 def test_the_released_checkpoint_reads_people_that_it_has_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its card says 0.86 and 0.63 of 896 images; always answering yes, or one emotion, gives 0.4 and 0.2."""
-    result, truth, units = load("quickstart").main([]), synthetic_truth(8), LABEL_SETS["mfa"].action_units
-    assert "RANDOM" not in capsys.readouterr().out
-    active = {name for name, state in zip(units, truth["au_labels"][7], strict=True) if state}
-    assert len(active ^ set(result["active_action_units"])) <= 2
+    """As well as its card says; always answering yes, or one emotion, gives 0.4 and 0.2."""
+    card, units = read_json(RELEASED / "metrics.json"), LABEL_SETS["mfa"].action_units
+    result = load("quickstart").main([])
+    assert "RANDOM" not in capsys.readouterr().out and set(result["active_action_units"]) <= set(units)
+    assert card["au_f1_macro"] > 0.5 and card["emotion_top1"] > 0.4
     model, processor = MF2ForFaceAnalysis.from_pretrained(RELEASED).eval(), MF2Processor.from_pretrained(RELEASED)
-    drawn, truth = [draw_example(index, seed=2) for index in range(160)], synthetic_truth(160, seed=2)
+    faces, truth = [draw_example(index, seed=2) for index in range(160)], synthetic_truth(160, seed=2)
     with torch.no_grad():
-        found = model(**processor(images=[face for face, _ in drawn], landmarks=[points for _, points in drawn]))
+        found = model(**processor(images=[face for face, _ in faces], landmarks=[points for _, points in faces]))
     scores = action_unit_scores(torch.sigmoid(found.au_logits).double().numpy(), truth["au_labels"], units)
-    assert scores["au_f1_macro"] > 0.75
-    assert (found.emotion_logits.argmax(1).numpy() == truth["emotion"]).mean() > 0.45
+    assert scores["au_f1_macro"] > card["au_f1_macro"] - 0.1
+    assert (found.emotion_logits.argmax(1).numpy() == truth["emotion"]).mean() > card["emotion_top1"] - 0.15
 
 
 def test_a_finished_run_is_released_with_its_code_and_a_face(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_custom_label_set_is_learned_and_named(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("method", ["dfn", "lora"])
 def test_adapter_learns_and_loads_again(method: str, tmp_path: Path) -> None:
     losses = load("write_adapter").main(["--method", method, "--steps", "2", "--faces", "4", "--out", str(tmp_path)])
-    assert set(losses) == {"sketch", "grain"} and all(last < first for first, last in losses.values())
+    assert set(losses) == {"street", "webcam"} and all(last < first for first, last in losses.values())
     for style in losses:
         assert (tmp_path / style / "adapter_model.safetensors").is_file()
 
@@ -190,18 +191,15 @@ def test_many_machines_give_the_rows_of_one_run(way: str) -> None:
     assert len(rows) == (6 if way == "shards" else 7) and sum(bool(row.get("error")) for row in rows) == len(rows) - 6
 
 
-def test_every_guide_is_short_and_has_a_page_and_its_command(tmp_path: Path) -> None:
+def test_every_guide_is_short_and_has_a_page_and_its_command() -> None:
     assert [path.name for path in EXAMPLES.glob("*.py") if len(path.read_text().splitlines()) > 80] == []
     for name in GUIDES:
         assert f"../examples/{name}.py" in (DOCS / "guides.md").read_text()
         assert f"python examples/{name}.py" in (EXAMPLES / f"{name}.py").read_text()
-    load("synthetic_gallery").main(["--out", str(tmp_path), "--size", "64", "--subjects", "2"])
-    sheets = {path.name for path in tmp_path.glob("*.png")}
-    assert "synthetic_styles.png" in sheets and len(sheets) == 5
 
 
 def test_the_gallery_of_rendered_people_writes_sheets_and_a_film(tmp_path: Path) -> None:
-    written = load("rendered_gallery").main(["--out", str(tmp_path), "--size", "32", "--subjects", "1"])
+    written = load("synthetic_gallery").main(["--out", str(tmp_path), "--size", "32", "--subjects", "1"])
     assert len(written) == 5 and all(path.stat().st_size > 2000 for path in written)
 
 

@@ -63,7 +63,7 @@ class Stage:
         self.folder, train = folder, folder / "train.py"
         train.write_text(FAKE)
         self.plan()
-        self.command = f"--train {train} --work_dir {folder}/work --num_images 96 --test_images 0".split()
+        self.command = f"--train {train} --work_dir {folder}/work --num_images 96 --style drawn --test_images 0".split()
         self.command += f"--markdown {folder}/tables.md --json {folder}/out/figures.json".split()
 
     def plan(self, **plan: object) -> None:

@@ -115,7 +115,7 @@ def test_a_stopped_run_goes_on_to_what_an_unstopped_one_writes(tmp_path: Path, e
         analyze(tmp_path / "in", cut, detector=Interrupted([*faces, *walk]), **settings)
     about = json.loads(Path(f"{cut}.about.json").read_text())
     assert about["frames"] == 10 and about["finished"] is False and about["stopped"] == "interrupted"
-    assert about["synthetic"] is True and about["settings"]["model"] == "mf2-tiny-synthetic"
+    assert about["synthetic"] is True and about["settings"]["model"] == "mf2-tiny-rendered"
     rest = analyze(tmp_path / "in", cut, detector=FakeDetector(walk[7:]), **settings)
     assert rest.frames == 5 and rest.resumed == 4
     if ending == "parquet":
@@ -188,7 +188,7 @@ def test_captions_come_only_when_asked_for(tmp_path: Path) -> None:
     (path,) = write_faces(tmp_path, 1)
     plain = analyze(path, aligned=True, model=embedded()).rows[0]
     told = analyze(path, aligned=True, model=embedded(), caption=True).rows[0]
-    assert "caption" not in plain and len(told["caption"].split()) > 3 and told["caption_disagrees"] in (0, 1)
+    assert "caption" not in plain and told["caption"].endswith(".") and told["caption_disagrees"] in (0, 1)
     assert told["AU12"] == pytest.approx(plain["AU12"], abs=1e-5)
 
 

@@ -27,7 +27,7 @@ def test_an_image_on_the_screen_names_every_figure_the_model_and_the_landmarks(t
     shown = capsys.readouterr()
     for words in ("AU12 lip corner puller", "threshold", "Happiness", "face 0"):
         assert words in shown.out
-    for words in ("mf2-tiny-synthetic", "trained on synthetic", "template", "1 image looked at, 1 face"):
+    for words in ("mf2-tiny-rendered", "trained on synthetic", "template", "1 image looked at, 1 face"):
         assert words in shown.err
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import IMAGE, LABELS, assert_close, gradients, pick, rows_of, shake, tiny_batch, tiny_config
+from conftest import DETAILS, IMAGE, assert_close, gradients, pick, rows_of, shake, tiny_batch, tiny_config
 
 from configuration_mf2.configuration_mf2 import LOSSES
 from modeling_mf2 import MF2ForCaptioning, MF2ForPreTraining
@@ -18,6 +18,7 @@ from modeling_mf2.losses import (
 )
 
 
+LABELS = ("au_labels", "emotion_labels", "side_labels", "intensity_labels")
 CAPTIONS = {
     "emo": ("input_ids", "attention_mask"),
     "key_au": ("key_au_input_ids", "key_au_attention_mask"),
@@ -27,7 +28,7 @@ CAPTIONS = {
 
 def build(tower="conv", **fields):
     torch.manual_seed(0)
-    return shake(MF2ForPreTraining(tiny_config(tower, **fields))).eval()
+    return shake(MF2ForPreTraining(tiny_config(tower, **{**DETAILS, **fields}))).eval()
 
 
 def parts(output):
@@ -47,7 +48,10 @@ def parts(output):
         ({"use_au_branch": False}, {"itc_au", "itm_au", "itg_au"}),
         ({"use_emo_branch": False}, {"itc_emo", "itm_emo", "itg_emo", "itg_key_au"}),
         ({"emotions": []}, {"emotion"}),
-        ({"action_units": [], "use_au_branch": False}, {"itc_au", "itm_au", "itg_au", "au"}),
+        (
+            {"action_units": [], "use_au_branch": False, "sides": False, "intensities": False},
+            {"itc_au", "itm_au", "itg_au", "au", "side", "intensity"},
+        ),
     ],
     ids=lambda value: "+".join(sorted(value)),
 )

@@ -12,7 +12,15 @@ import train
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
-    **{"num_images": 96, "use_cpu": True, "disable_tqdm": True, "max_steps": 3, "warmup_steps": 0, "logging_steps": 1},
+    **{
+        "style": "drawn",
+        "num_images": 96,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "max_steps": 3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+    },
     **{"per_device_train_batch_size": 16, "eval_strategy": "steps", "save_strategy": "steps"},
 }
 # The start of a script that kills its own process without warning in the middle of step DIE_AT.

@@ -90,6 +90,10 @@ def test_help_lists_our_options_by_group(capsys: pytest.CaptureFixture[str]) -> 
         ("--model vl_fau --use_captions False", "use_captions: got False"),
         ("--model vl_fau --branches au", "branches: got 'au'"),
         ("--model vl_fau --store_vision True", "store_vision: got True"),
+        (
+            "--model vl_fau --preset paper-base",
+            "tower_dtype: got 'bfloat16', which --model vl_fau --task full does not",
+        ),
         ("--model vl_fau --model_options use_lga=False", "model_options: got 'use_lga=False'"),
         ("--model vl_fau --model_size giant", "model_size: got 'giant', expected one of ['tiny', 'base']"),
         ("--model_size b2", "model_size: got 'b2'"),
@@ -162,10 +166,10 @@ def test_new_models_have_the_branches_and_labels_that_were_asked_for(caplog: pyt
 
 
 def test_splits_of_synthetic_faces_and_of_folders(tmp_path) -> None:
-    drawn = load_splits(MF2Arguments(num_images=160))
+    drawn = load_splits(MF2Arguments(num_images=160, style="drawn"))
     assert drawn.keys() == {"train", "validation", "test"}
     assert not set(drawn["train"]["subject"]) & set(drawn["test"]["subject"])
-    rows = MFASynthetic(160, seed=MF2Arguments().people_seed, cache_dir=tmp_path / "cache")
+    rows = MFASynthetic(160, "drawn", seed=MF2Arguments().people_seed, cache_dir=tmp_path / "cache")
     rows.save_to_disk(tmp_path / "flat")
     flat = load_splits(MF2Arguments(dataset=str(tmp_path / "flat")))
     assert {name: part["video"][:] for name, part in flat.items()} == {n: p["video"][:] for n, p in drawn.items()}

@@ -100,7 +100,7 @@ def untrained():
     torch.manual_seed(0)
     config = MF2Config.from_size("tiny")
     processor = MF2Processor.for_model(config)
-    return MF2ForPreTraining(config), processor, MFASynthetic(48, "paint", seed=3)
+    return MF2ForPreTraining(config), processor, MFASynthetic(48, "drawn", seed=3)
 
 
 def test_every_language_figure_is_there_and_an_untrained_model_is_near_chance(untrained):

@@ -38,7 +38,13 @@ from processing_mf2.processing_mf2 import MF2Processor
 from processing_mf2.tokenizer import build_tokenizer
 
 
-VIT = {**{"backbone": "vit_tiny_patch16_224", "num_prefix_tokens": 1, "image_size": 112, "hidden_size": 32}}
+VIT = {
+    "backbone": "vit_tiny_patch16_224",
+    "num_prefix_tokens": 1,
+    "image_size": 112,
+    "hidden_size": 32,
+    "patch_size": 16,
+}
 VIT["backbone_kwargs"] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
@@ -139,7 +145,7 @@ def test_features_are_classified(stage_one: Path, tmp_path: Path, task: str, fea
 
 @pytest.mark.parametrize("task", ["linear_probe", "full"])
 def test_an_image_encoder_is_read_before_it_saw_a_caption(tmp_path: Path, task: str, monkeypatch) -> None:
-    vision = {"image_size": 64, "hidden_size": 32, **SMALL_TOWERS["vit"]}
+    vision = {"image_size": 64, "hidden_size": 32, "patch_size": 16, **SMALL_TOWERS["vit"]}
     donor = shake(ExpBlipForPreTraining(small_config("vit")), seed=3).mf2.vision
     mae = {name.removeprefix("backbone."): tensor for name, tensor in donor.state_dict().items()}
     torch.save(
@@ -155,10 +161,11 @@ def test_an_image_encoder_is_read_before_it_saw_a_caption(tmp_path: Path, task: 
     assert isinstance(model, ExpBlipForFaceAnalysis) and model.config.features == "vision"
     assert model.config.frozen_features == model.config.vision_config.frozen == (task == "linear_probe")
     assert_same(model.mf2.vision.state_dict(), donor.state_dict())
-    assert processor.image_processor.image_mean == [0.5] * 3
+    assert list(processor.image_processor.image_mean) == [0.5] * 3
     monkeypatch.setattr(training_build, "load_vision_weights", lambda model, tower: tower)
     options = ["--features", "vision", "--model_options", f"vision_config={json.dumps(VIT)}"]
-    assert classifier("vit_base_patch16_224.mae")[1].image_processor.image_mean == [0.485, 0.456, 0.406]
+    named = classifier("vit_base_patch16_224.mae").processor.image_processor
+    assert list(named.image_mean) == [0.485, 0.456, 0.406] and list(named.image_std) == [0.229, 0.224, 0.225]
 
 
 def test_stage_one_is_built_as_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

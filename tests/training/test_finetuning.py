@@ -90,7 +90,7 @@ def test_views_are_the_same_for_every_seed(base: Path, tmp_path: Path, task: str
 
 
 def test_views_are_drawn_anew_in_each_epoch(base: Path) -> None:
-    rows, processor = MFASynthetic(16, size=112), MF2Processor.from_pretrained(base)
+    rows, processor = MFASynthetic(16, "drawn", size=112), MF2Processor.from_pretrained(base)
     plain = MF2Examples(rows, processor, texts=False)
     views = MF2Views([plain, *(MF2Examples(rows, processor, texts=False, augment=SLIGHT, seed=n) for n in (1, 2))])
 
@@ -143,7 +143,7 @@ def test_a_damaged_store_is_named_and_computed_anew_on_request(base: Path, tmp_p
 
 
 def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_path: Path) -> None:
-    rows = MFASynthetic(96, size=112)
+    rows = MFASynthetic(96, "drawn", size=112)
     parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
     for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
         DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)

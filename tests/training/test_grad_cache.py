@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import DETAILS
 
 from configuration_mf2.configuration_mf2 import LOSSES, MF2Config
 from mf2face.training.grad_cache import MicroBatch, micro_batches
@@ -33,6 +34,10 @@ def uneven_batch(make_batch, config: MF2Config, rows: int = 8) -> dict[str, torc
     batch["input_ids"][7], batch["attention_mask"][7] = batch["input_ids"][0], batch["attention_mask"][0]
     batch["au_labels"][4:, :2] = -1
     batch["emotion_labels"][[1, 6, 7]] = -1
+    if config.sides:
+        batch["side_labels"][3:] = -1
+    if config.intensities:
+        batch["intensity_labels"] = batch["intensity_labels"].double()
     return batch
 
 
@@ -95,7 +100,7 @@ def check_equals_whole(model, batch: dict[str, torch.Tensor], parts: list[dict],
 @pytest.mark.parametrize("sizes", [[4, 4], [2, 2, 2, 2], [3, 3, 2], [7, 1]], ids=str)
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained tower"])
 def test_micro_batches_equal_one_batch(make_config, make_batch, shaken, sizes, frozen):
-    model = build(make_config(vision={"frozen": frozen}, au_class_weights=[1.0, 2.0, 0.5]), shaken)
+    model = build(make_config(vision={"frozen": frozen}, au_class_weights=[1.0, 2.0, 0.5], **DETAILS), shaken)
     batch = uneven_batch(make_batch, model.config)
     assert check_equals_whole(model, batch, cut(batch, sizes)) == set(LOSSES)
 
@@ -156,7 +161,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_with_one_or_two_micro_batches_equal_one_batch(make_config, make_batch, shaken, tmp_path):
-    model = build(make_config(au_class_weights=[1.0, 2.0, 0.5]), shaken)
+    model = build(make_config(au_class_weights=[1.0, 2.0, 0.5], **DETAILS), shaken)
     batch = uneven_batch(make_batch, model.config)
     steps = [cut(batch, [4, 4]), cut(batch, [2, 2, 2, 2])]
     given = {"config": model.config.to_dict(), "state": model.state_dict(), "steps": steps}

@@ -371,7 +371,7 @@ def test_a_manifest_of_wrong_types_names_its_file_and_field(store):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    rows = MFASynthetic(10, size=64, cache_dir=tmp_path_factory.mktemp("faces"))
+    rows = MFASynthetic(10, "drawn", size=64, cache_dir=tmp_path_factory.mktemp("faces"))
     return MF2Examples(rows, MF2Processor.for_model(MF2Config.from_size("tiny")), texts=False)
 
 

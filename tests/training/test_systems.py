@@ -30,7 +30,7 @@ def test_a_system_is_trained_measured_and_kept(name: str, tmp_path: Path) -> Non
     assert set(model.loss_names) <= set(history(tmp_path)[0]), "every part of its loss is trained and told"
     assert max(model.config.au_class_weights) > 1.2, "rare AUs count more, by the training labels"
     assert model.config.au_thresholds == MF2Processor.from_pretrained(tmp_path).au_thresholds
-    released = load_file(ROOT / "model_cards" / "mf2-tiny-synthetic" / "model.safetensors")
+    released = load_file(ROOT / "model_cards" / "mf2-tiny-rendered" / "model.safetensors")
     moved = model.vision.backbone.convolutions[0].weight - released["mf2.vision.backbone.convolutions.0.weight"].float()
     assert 0 < moved.abs().max() < 0.02, "the backbone begins where MF²'s tower is, and is trained"
 
@@ -58,7 +58,7 @@ def test_me_graph_aus_second_stage_begins_with_the_first(tmp_path: Path) -> None
 
 
 def test_the_weight_of_a_label_that_never_occurs_is_finite() -> None:
-    rows = MFASynthetic(16, size=64)
+    rows = MFASynthetic(16, "drawn", size=64)
     labels = [[0, *row[1:]] for row in rows["au_labels"][:]]
     rows = rows.remove_columns("au_labels").add_column("au_labels", labels)
     weights = built("vl_fau", rows=rows).model.config.au_class_weights
@@ -86,7 +86,7 @@ def test_ablations_learn_from_the_captions_that_they_still_have(options, columns
     ],
 )
 def test_a_dataset_without_the_captions_is_refused(options, missing, tmp_path: Path) -> None:
-    MFASynthetic(40, size=64).save_to_disk(tmp_path / "rows")
+    MFASynthetic(40, "drawn", size=64).save_to_disk(tmp_path / "rows")
     with pytest.raises(ValueError, match=missing):
         short_run(tmp_path / "out", dataset=tmp_path / "rows", **options)
 

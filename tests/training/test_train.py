@@ -24,7 +24,14 @@ from modeling_mf2.vision import MF2VisionTower
 from processing_mf2 import MF2Processor
 
 
-EPOCHS = {"num_images": 160, "warmup_steps": 2, "max_steps": None, "eval_strategy": None, "save_strategy": None}
+EPOCHS = {
+    "style": "drawn",
+    "num_images": 160,
+    "warmup_steps": 2,
+    "max_steps": None,
+    "eval_strategy": None,
+    "save_strategy": None,
+}
 TOKEN = "hf_" + "ThisIsASecretOfTheUser"
 
 
@@ -166,7 +173,7 @@ def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
     tower: Path, tmp_path: Path, lacking: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is missing is messages once, and no score is NaN."""
-    rows = MFASynthetic(96, seed=1)
+    rows = MFASynthetic(96, "drawn", seed=1)
     parts = {name: rows.filter(lambda split, n=name: split == n, input_columns="split") for name in SPLITS}
     if lacking.startswith("captions"):
         at_rest = [[0, *labels[1:]] for labels in parts["train"]["au_labels"][:]]
@@ -189,7 +196,7 @@ def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
 @pytest.mark.slow
 def test_a_few_minutes_teach_what_all_ones_does_not_know(tmp_path: Path) -> None:
     """Always answering yes has about 0.40 macro F1 on these faces, and the most frequent emotion 0.13 top-1."""
-    longer = ["--num_images", "2400", "--use_cpu", "True", "--disable_tqdm", "True"]
+    longer = ["--style", "drawn", "--num_images", "2400", "--use_cpu", "True", "--disable_tqdm", "True"]
     tower = train.main(["--task", "tower_by_labels", *longer, "--output_dir", str(tmp_path / "tower")])
     assert tower["au_f1_macro"] > 0.6 and tower["emotion_top1"] > 0.35
     vision = ["--vision_name_or_path", str(tmp_path / "tower")]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import DETAILS
 from exp_blip_models import TOKENS, small_config, small_opt
 from safetensors.torch import load_file
 from transformers import TrainingArguments
@@ -23,6 +24,9 @@ from modeling_mf2.baselines.exp_blip import to_blip2
 from modeling_mf2.losses import hard_negatives
 
 
+LOGGED = ("loss", "grad_norm", *LOSSES)
+
+
 def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -31,7 +35,7 @@ def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
 def make_trainer(make_config, make_batch, tmp_path):
     def make(rows: int = 8, **arguments) -> MF2Trainer:
         torch.manual_seed(0)
-        model = MF2ForPreTraining(make_config(initializer_range=0.02))
+        model = MF2ForPreTraining(make_config(initializer_range=0.02, **DETAILS))
         batch = make_batch(model.config, rows)
         examples = [dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)]
         defaults = {"output_dir": str(tmp_path), "use_cpu": True, "disable_tqdm": True, "max_steps": 4}
@@ -115,7 +119,7 @@ def test_accumulated_steps_log_and_learn_what_large_batches_do(make_trainer, mon
         trainer = make_trainer(**batches, train_sampling_strategy="sequential", max_steps=3)
         found.append((losses(trainer), trainer.model.state_dict()))
     for one, other in zip(found[0][0], found[1][0], strict=True):
-        for name in ("loss", "grad_norm", *LOSSES):
+        for name in LOGGED:
             assert one[name] == pytest.approx(other[name], rel=1e-3), name
     for name, tensor in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], tensor, rtol=1e-3, atol=3e-4, msg=name)
@@ -126,8 +130,8 @@ def test_a_batch_of_one_and_a_last_batch_of_one(make_trainer, steps):
     for rows, size in ((1, 1), (5, 2)):
         trainer = make_trainer(rows, per_device_train_batch_size=size, gradient_accumulation_steps=steps)
         for entry in losses(trainer):
-            assert {"loss", "grad_norm", *LOSSES} <= set(entry)
-            assert all(torch.tensor(entry[name]).isfinite() for name in ("loss", "grad_norm", *LOSSES))
+            assert set(LOGGED) <= set(entry)
+            assert all(torch.tensor(entry[name]).isfinite() for name in LOGGED)
 
 
 @pytest.mark.parametrize(

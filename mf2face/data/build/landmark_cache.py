@@ -16,6 +16,7 @@ import numpy as np
 
 from mf2face.data.corpora.label_files import CorpusError, check_folder
 from mf2face.files import write_whole
+from processing_mf2.detection import MediaPipeDetector, missing_networks
 from processing_mf2.landmarks import DetectedFace, FaceAlignmentDetector, check_landmarks
 
 
@@ -196,4 +197,11 @@ def cut_video(video: str | Path, folder: str | Path, quality: int = 95) -> int:
     return number
 
 
-__all__ = ["CachedFace", "LandmarkCache", "cut_video"]
+def open_cache(root: str | Path, detector: str | None = None, device: str = "cpu", **where: Any) -> LandmarkCache:
+    """The cache of a named detector: mediapipe if its networks are there, else face_alignment, on `device`."""
+    name = detector or ("face_alignment" if missing_networks() else "mediapipe")
+    which = {"detector": MediaPipeDetector()} if name == "mediapipe" else {"device": device}
+    return LandmarkCache(root, **which, **where)
+
+
+__all__ = ["CachedFace", "LandmarkCache", "cut_video", "open_cache"]

@@ -339,6 +339,11 @@ def split_counts(frames: Frames, rows: Mapping[str, Sequence[int]]) -> dict[str,
     return counts
 
 
+def planned_counts(frames: Frames, split: Sequence[str]) -> dict[str, dict[str, int]]:
+    """`split_counts` of each row's split, before anything is built."""
+    return split_counts(frames, {name: np.flatnonzero(np.array(split) == name) for name in SPLITS})
+
+
 def summary(report: Mapping[str, Any], out: str | Path) -> str:
     """What was built, for the end of a command: a line a split, and what was left out and why."""
     counts = {name: [f"{value:,} {what}" for what, value in some.items()] for name, some in report["counts"].items()}
@@ -408,4 +413,4 @@ def _reasons(why: Mapping[str, int]) -> str:
     return "; ".join(f"{count:,} {reason}" for reason, count in why.items())
 
 
-__all__ = ["BuildOptions", "build_mfa", "split_counts", "summary"]
+__all__ = ["BuildOptions", "build_mfa", "planned_counts", "split_counts", "summary"]

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from configuration_mf2.facs import LABEL_SETS, resolve_label_set
-from mf2face.data.build.landmark_cache import LandmarkCache
+from mf2face.data.build.landmark_cache import open_cache
 from mf2face.data.build.mfa import BuildOptions, build_mfa, summary
 from mf2face.data.build.splits import plan_mfa
 from mf2face.data.corpora.frames import Frames
 from mf2face.data.corpora.read import read_corpus
 from mf2face.files import cache_folder, locked
-from processing_mf2.detection import MediaPipeDetector, missing_networks
 
 
 logger = logging.getLogger(__name__)
@@ -40,10 +39,8 @@ def build_own(folder: str | Path, label_set: str = "mfa", *, template: bool = Fa
     with locked(out.parent / f".{out.name}.lock"):
         if out.exists():
             return out
-        cache = None
-        if landmarks == "detector":
-            detector = None if missing_networks() else MediaPipeDetector()
-            cache = LandmarkCache(folder, detector, file=out.parent / "landmarks.sqlite")
+        detect = landmarks == "detector"
+        cache = open_cache(folder, file=out.parent / "landmarks.sqlite") if detect else None
         report = build_mfa(frames, split, out, options, cache)
     logger.info("%s", summary(report, out))
     return out

@@ -1,4 +1,4 @@
-"""MFASynthetic: the embedded data set of rendered and drawn faces whose action units move pixels; always synthetic."""
+"""MFASynthetic: the embedded data set of rendered faces whose action units move pixels; always synthetic."""
 
 import hashlib
 import inspect
@@ -15,8 +15,7 @@ from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet
 from mf2face.data.cache import load_or_build
 from mf2face.data.schema import SPLIT_SIZES, as_label_set, describe_labels, mfa_features, split_counts
 from mf2face.data.synthetic.bank import load_bank
-from mf2face.data.synthetic.drawing import draw_face
-from mf2face.data.synthetic.geometry import DRAWABLE_AUS, Fold, place_face
+from mf2face.data.synthetic.drawing import DRAWABLE_AUS, draw_face
 from mf2face.data.synthetic.places import RENDERED_STYLES
 from mf2face.data.synthetic.rendering import Sitter, Truth, render_face
 from mf2face.data.synthetic.subjects import (
@@ -55,7 +54,7 @@ _PNG_SETTINGS = (
 
 
 def draw_example(
-    index: int, *, style: str = "paint", seed: int = 0, size: int = 112, exact_landmarks: bool = False
+    index: int, *, style: str = "studio", seed: int = 0, size: int = 112, exact_landmarks: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """RGB pixels and landmarks of image `index`; by default the landmarks carry a detector's error."""
     _check_style(style)
@@ -65,7 +64,7 @@ def draw_example(
         return pixels, landmarks if exact_landmarks else detected(landmarks, seed, style, index, size)
     strengths = dict(zip(DRAWABLE_AUS, expression(seed, style, index)[0] / 5, strict=True))
     person = subject(seed, style, index // FRAMES_PER_SUBJECT)
-    pixels, landmarks = draw_face(person.identity, strengths, scene(seed, style, index), size, style)
+    pixels, landmarks = draw_face(person, strengths, scene(seed, style, index), size)
     return pixels, landmarks if exact_landmarks else detected(landmarks, seed, style, index, size)
 
 
@@ -130,7 +129,7 @@ def _truth_columns(truth: Truth, landmarks: np.ndarray, columns: list[int]) -> d
 
 
 def synthetic_truth(
-    n: int, style: str = "paint", *, seed: int = 0, label_set: str | LabelSet = "mfa"
+    n: int, style: str = "studio", *, seed: int = 0, label_set: str | LabelSet = "mfa"
 ) -> dict[str, np.ndarray]:
     """The labels without annotators' errors: `au_labels`, `au_intensities` (n, AUs) and `emotion` (n,)."""
     _check_style(style)
@@ -226,7 +225,7 @@ def split_of_subjects(n: int, split_sizes: Mapping[str, float], seed: int) -> tu
 
 def MFASynthetic(
     n: int,
-    style: str = "paint",
+    style: str = "studio",
     *,
     seed: int = 0,
     size: int = 112,
@@ -240,8 +239,8 @@ def MFASynthetic(
 ) -> Dataset | IterableDataset:
     """`n` synthetic faces in the schema of `mfa_features`, cached on disk unless they are streamed.
 
-    Styles: `studio`, `street` and `webcam` are rendered in 3D, `sketch`, `paint` and `grain` are drawn. with_truth:
-    the columns of `truth_features` too (rendered styles only).
+    Styles: `studio`, `street` and `webcam` are rendered in 3D; `drawn` is plain and quick, for tests. with_truth: the
+    columns of `truth_features` too (rendered styles only).
     Landmarks carry a detector's error unless `exact_landmarks`: exact ones alone give many AUs away.
     The column `split` keeps subjects apart: `ds.filter(lambda split: split == "train", input_columns="split")`.
     """
@@ -291,7 +290,7 @@ def MFASynthetic(
 
 def _fingerprint(n: int, settings: Mapping) -> str:
     """Changes with the settings and with the code that draws and describes, so that no cache outlives either."""
-    roles = (Fold, place_face, draw_face, annotate, mfa_features, draw_example, LabelSet, RuleCaptioner)
+    roles = (draw_face, annotate, mfa_features, draw_example, LabelSet, RuleCaptioner)
     files = {inspect.getfile(role) for role in roles}
     files.add(str(Path(inspect.getfile(RuleCaptioner)).with_name("wording.py")))
     digest = hashlib.sha256(repr((n, sorted(settings.items()), cv2.__version__)).encode())

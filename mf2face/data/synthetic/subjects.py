@@ -10,14 +10,15 @@ import numpy as np
 
 from configuration_mf2.facs import EMOTIONS, UNKNOWN_LABEL, LabelSet
 from mf2face.data.synthetic.actions import RENDERED_AUS
-from mf2face.data.synthetic.drawing import STYLES as DRAWN_STYLES
-from mf2face.data.synthetic.drawing import Colour, Identity, Scene, mix
-from mf2face.data.synthetic.geometry import DRAWABLE_AUS, SHAPE_MODES
+from mf2face.data.synthetic.drawing import DRAWABLE_AUS, DrawnPerson, Scene, drawn_person, drawn_scene
 from mf2face.data.synthetic.people import Person, draw_person
 from mf2face.data.synthetic.places import RENDERED_STYLES, Shot, draw_shot
 
 
-STYLES = (*DRAWN_STYLES, *RENDERED_STYLES)
+_STYLE_KEYS = {"studio": 3, "street": 4, "webcam": 5, "drawn": 1}
+"""What each style's random numbers are keyed by."""
+STYLES = tuple(_STYLE_KEYS)
+"""The last one is for tests: plain faces in a millisecond."""
 FRAMES_PER_VIDEO, VIDEOS_PER_SUBJECT = 8, 2
 FRAMES_PER_SUBJECT = FRAMES_PER_VIDEO * VIDEOS_PER_SUBJECT
 ACTIVE_FROM = 2.0
@@ -74,22 +75,6 @@ _RENDERED_RIVALS = (
 # Lips that part of necessity, whether or not anything else parts them.
 _PARTS_LIPS = {"AU26": 0.9, "AU27": 1.0, "AU16": 0.7, "AU22": 0.7, "AU10": 0.45}
 
-_SKINS: dict[str, Colour] = {"light": (232, 190, 166), "medium": (192, 142, 108), "dark": (116, 80, 60)}
-_HAIRS: tuple[Colour, ...] = ((30, 24, 22), (62, 44, 34), (112, 78, 48), (170, 132, 84), (140, 70, 40))
-_CUTS = ("bald", *("short", "fringe", "long") * 3)
-_IRISES: tuple[Colour, ...] = ((70, 48, 32), (96, 72, 48), (86, 110, 126), (86, 112, 82))
-
-
-@dataclass(frozen=True)
-class Subject:
-    identity: Identity
-    tone: str
-    is_older: bool
-
-    @property
-    def group(self) -> str:
-        return f"{self.tone} skin, {'older' if self.is_older else 'younger'}"
-
 
 @dataclass(frozen=True)
 class Annotation:
@@ -104,7 +89,7 @@ class Annotation:
 
 
 def keyed_rng(seed: int, style: str, kind: int, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, STYLES.index(style), kind, index))))
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, _STYLE_KEYS[style], kind, index))))
 
 
 _SUBJECT, _EXPRESSION, _SCENE, _FRAME, _ANNOTATOR, _DETECTOR, _WRITER, _SIDES, _HABITS, _GAZE, _BLINK = range(11)
@@ -119,40 +104,10 @@ def shown_aus(style: str) -> tuple[str, ...]:
     return RENDERED_AUS if is_rendered(style) else DRAWABLE_AUS
 
 
-def _pick(rng: np.random.Generator, options: tuple):
-    return options[int(rng.integers(len(options)))]
-
-
-def _some_colour(rng: np.random.Generator, low: int, high: int) -> Colour:
-    return tuple(int(value) for value in rng.integers(low, high, 3))
-
-
 @lru_cache(maxsize=64)
-def subject(seed: int, style: str, index: int) -> Subject | Person:
+def subject(seed: int, style: str, index: int) -> DrawnPerson | Person:
     rng = keyed_rng(seed, style, _SUBJECT, index)
-    if is_rendered(style):
-        return draw_person(rng)
-    tone = _pick(rng, tuple(_SKINS))
-    age = float(rng.random())
-    skin = tuple((np.array(_SKINS[tone]) + rng.integers(-13, 14) + rng.integers(-5, 6, 3)).tolist())
-    hair = mix(_pick(rng, _HAIRS), (176, 174, 172), max(0.0, age - 0.55) * 2 * float(rng.random()))
-    is_bearded = rng.random() < 0.22
-    identity = Identity(
-        shape=tuple(np.clip(rng.standard_normal(len(SHAPE_MODES)), -2, 2).tolist()),
-        skin=skin,
-        lips=mix(skin, _pick(rng, ((170, 40, 60), (150, 70, 76), (130, 40, 46))), 0.35 + 0.3 * float(rng.random())),
-        hair=hair,
-        iris=_pick(rng, _IRISES),
-        clothes=_some_colour(rng, 30, 200),
-        hair_style=_pick(rng, ("bald", "short", "short", "fringe") if is_bearded else _CUTS),
-        beard=0.15 + 0.3 * float(rng.random()) if is_bearded else 0.0,
-        moustache=0.2 + 0.3 * float(rng.random()) if is_bearded and rng.random() < 0.7 else 0.0,
-        glasses=_some_colour(rng, 15, 90) if rng.random() < 0.22 else None,
-        age=age,
-        brow_thickness=0.7 + 0.7 * float(rng.random()),
-        asymmetry=0.16 * (float(rng.random()) - 0.5),
-    )  # fmt: skip
-    return Subject(identity, tone, age >= 0.5)
+    return draw_person(rng) if is_rendered(style) else drawn_person(rng)
 
 
 def _odds(style: str, emotion: str) -> np.ndarray:
@@ -234,35 +189,6 @@ def annotate(seed: int, style: str, index: int) -> Annotation:
     )
 
 
-@lru_cache(maxsize=64)
-def _shot(seed: int, style: str, video: int) -> dict:
-    """The constant and the evenly drifting parts of a video's scene."""
-    rng = keyed_rng(seed, style, _SCENE, video)
-    pose = np.clip(rng.standard_normal((2, 6)), -2, 2) * (0.13, 0.08, 0.10, 0.035, 0.016, 0.016)
-    side, brightness = rng.random(2)
-    light = 128 * (0.78 + 0.4 * brightness) * (0.75 + 0.5 * rng.random((3, 3, 1))) * (0.95 + 0.10 * rng.random(3))
-    # Rooms and streets are mostly grey.
-    wall = rng.integers(50, 210) + rng.integers(-28, 29, 3)
-    background = np.clip(wall + rng.integers(-30, 31, (5, 5, 1)) + rng.integers(-12, 13, (5, 5, 3)), 0, 255)
-    occluder = None
-    if rng.random() < 0.12:
-        # A hand, a strap or a cup at the edge of the face: it hides a tenth of it at most.
-        corner, reach = 2 * np.pi * side, 0.06 + 0.06 * rng.random()
-        centre = np.array([0.5 + 0.36 * np.cos(corner), 0.56 + 0.36 * np.sin(corner)])
-        angles = corner + np.linspace(0, 2 * np.pi, 9)[:8] + 0.3 * rng.random(8)
-        radii = reach * (0.8 + 0.5 * rng.random(8))
-        occluder = centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
-    return {
-        "pose": pose,
-        "light": np.clip(light, 40, 220).astype(np.uint8),
-        "background": background.astype(np.uint8),
-        "occluder": occluder,
-        "occluder_colour": _some_colour(rng, 40, 210),
-        "drift": 0.02 * (rng.random(2) - 0.5),
-        "noise": int(rng.integers(3, 11)),
-    }
-
-
 def sides(seed: int, style: str, index: int) -> np.ndarray:
     """(RENDERED_AUS, 2): true intensities of the person's left and right side; the stronger one is the AU's."""
     intensities, video = expression(seed, style, index)[0], index // FRAMES_PER_VIDEO
@@ -307,30 +233,11 @@ def shot(seed: int, style: str, index: int) -> Shot:
 
 
 def scene(seed: int, style: str, index: int) -> Scene:
-    video, frame = divmod(index, FRAMES_PER_VIDEO)
-    shot = _shot(seed, style, video)
-    rng = keyed_rng(seed, style, _FRAME, index)
-    share = frame / (FRAMES_PER_VIDEO - 1)
-    shake = (rng.random(6) - 0.5) * (0.03, 0.02, 0.03, 0.01, 0.006, 0.006)
-    pose = shot["pose"][0] * (1 - share) + shot["pose"][1] * share + shake
-    yaw, pitch, roll, scale, shift_x, shift_y = pose.tolist()
-    gaze = (rng.random(2) - 0.5) * (0.016, 0.006)
-    occluder = () if shot["occluder"] is None else tuple(map(tuple, shot["occluder"] + frame * shot["drift"]))
-    return Scene(
-        yaw=yaw,
-        pitch=pitch,
-        roll=roll,
-        scale=0.92 + scale,
-        shift=(shift_x, shift_y),
-        gaze=tuple(gaze.tolist()),
-        eye_opening=float(rng.random() - 0.5) * 0.6,
-        background=shot["background"],
-        light=shot["light"],
-        occluder=occluder,
-        occluder_colour=shot["occluder_colour"],
-        noise=shot["noise"],
-        noise_seed=int(rng.integers(2**63)),
+    """Pose, light and background of a drawn frame."""
+    video, frame = (
+        keyed_rng(seed, style, kind, at) for kind, at in ((_SCENE, index // FRAMES_PER_VIDEO), (_FRAME, index))
     )
+    return drawn_scene(video, frame)
 
 
 def detected(landmarks: np.ndarray, seed: int, style: str, index: int, size: int) -> np.ndarray:
@@ -343,7 +250,7 @@ def writer_rng(seed: int, style: str, index: int) -> np.random.Generator:
     return keyed_rng(seed, style, _WRITER, index)
 
 
-def check_drawable(label_set: LabelSet, style: str = "paint") -> list[int]:
+def check_drawable(label_set: LabelSet, style: str) -> list[int]:
     """Positions of the label set's AUs among those of a style; its emotions must be the eight shown, or none."""
     names = shown_aus(style)
     if missing := [name for name in label_set.action_units if name not in names]:

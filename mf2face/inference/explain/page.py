@@ -107,16 +107,6 @@ def fills(box: Sequence[float], height: int, width: int) -> bool:
     return right - left > 0.97 * width and bottom - top > 0.97 * height
 
 
-def numbered(path: Path, number: int, count: int) -> Path:
-    """`sheet.png`, `sheet-02.png`, ... of `count` pages."""
-    return path if number == 1 else path.with_name(f"{path.stem}-{number:0{len(str(count))}}{path.suffix}")
-
-
-def pages_of(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """At least one page, which may be empty."""
-    return [items[start : start + size] for start in range(0, max(1, len(items)), size)]
-
-
 WIDTH, EDGE = 12.6, 0.45
 """Inches."""
 

@@ -3,7 +3,7 @@
 import os
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,9 +28,7 @@ from mf2face.inference.explain.page import (
     data_uri,
     emotion_colours,
     ink_on,
-    numbered,
     page,
-    pages_of,
     save_page,
     shortened,
     text,
@@ -51,20 +49,28 @@ STEPS = 2000
 _GAP = 0.2
 
 
-def _contact_pages(rows: PictureRows, size: int) -> list[Sequence[Mapping[str, Any]]]:
+def _save_pages(
+    path: str | os.PathLike, items: Sequence[Any], size: int, save: Callable[[Sequence[Any], Path, list[Path]], Path]
+) -> list[Path]:
+    """`size` items a page: `sheet.png`, `sheet-02.png`, ...; at least one. save: takes (items, path, all paths)."""
+    parts, path = [items[start : start + size] for start in range(0, max(1, len(items)), size)], Path(path)
+    digits = len(str(len(parts)))
+    paths = [path, *(path.with_stem(f"{path.stem}-{number:0{digits}}") for number in range(2, len(parts) + 1))]
+    return [save(part, place, paths) for part, place in zip(parts, paths, strict=True)]
+
+
+def _stills(rows: PictureRows) -> list[dict[str, Any]]:
     if not rows.stills:
         raise ValueError("rows: got none of still images, expected some for a contact sheet; videos have a timeline")
-    return pages_of(rows.stills, size)
+    return rows.stills
 
 
 def save_contact_sheet(rows: PictureRows, path: str | os.PathLike) -> list[Path]:
-    pages = _contact_pages(rows, FACES_A_SHEET)
-    return [
-        draw_contact_sheet(rows, faces, f" · page {number} of {len(pages)}" if len(pages) > 1 else "").save(
-            numbered(Path(path), number, len(pages))
-        )
-        for number, faces in enumerate(pages, 1)
-    ]
+    def save(faces: Sequence[Any], place: Path, paths: list[Path]) -> Path:
+        said = f" · page {paths.index(place) + 1} of {len(paths)}" if len(paths) > 1 else ""
+        return draw_contact_sheet(rows, faces, said).save(place)
+
+    return _save_pages(path, _stills(rows), FACES_A_SHEET, save)
 
 
 def summary(rows: PictureRows) -> str:
@@ -168,12 +174,10 @@ update();
 
 
 def save_contact_html(rows: PictureRows, path: str | os.PathLike) -> list[Path]:
-    pages, path = _contact_pages(rows, FACES_A_PAGE), Path(path)
-    paths = [numbered(path, number, len(pages)) for number in range(1, len(pages) + 1)]
-    return [
-        save_page(place, contact_html(rows, faces, path.parent, _page_links(paths, place)))
-        for place, faces in zip(paths, pages, strict=True)
-    ]
+    def save(faces: Sequence[Any], place: Path, paths: list[Path]) -> Path:
+        return save_page(place, contact_html(rows, faces, place.parent, _page_links(paths, place)))
+
+    return _save_pages(path, _stills(rows), FACES_A_PAGE, save)
 
 
 def _page_links(paths: Sequence[Path], here: Path) -> str:
@@ -267,11 +271,9 @@ def clock(seconds: float) -> str:
 
 def save_timeline(rows: PictureRows, name: str, path: str | os.PathLike) -> list[Path]:
     tracks, said = _timeline(rows, name)
-    pages = pages_of(tracks, TRACKS_A_SHEET)
-    return [
-        draw_timeline(rows, name, part, said).save(numbered(Path(path), number, len(pages)))
-        for number, part in enumerate(pages, 1)
-    ]
+    return _save_pages(
+        path, tracks, TRACKS_A_SHEET, lambda part, place, _: draw_timeline(rows, name, part, said).save(place)
+    )
 
 
 def draw_timeline(rows: PictureRows, name: str, tracks: Sequence[Track], said: str) -> Sheet:
@@ -431,12 +433,11 @@ document.querySelectorAll(".chart").forEach((chart, which) => {
 
 def save_timeline_html(rows: PictureRows, name: str, path: str | os.PathLike) -> list[Path]:
     tracks, said = _timeline(rows, name)
-    pages, path = pages_of(tracks, TRACKS_A_PAGE), Path(path)
-    paths = [numbered(path, number, len(pages)) for number in range(1, len(pages) + 1)]
-    return [
-        save_page(place, timeline_html(rows, name, part, said, _page_links(paths, place)))
-        for place, part in zip(paths, pages, strict=True)
-    ]
+
+    def save(part: Sequence[Track], place: Path, paths: list[Path]) -> Path:
+        return save_page(place, timeline_html(rows, name, part, said, _page_links(paths, place)))
+
+    return _save_pages(path, tracks, TRACKS_A_PAGE, save)
 
 
 def timeline_html(rows: PictureRows, name: str, tracks: Sequence[Track], said: str, links: str = "") -> str:

@@ -39,6 +39,7 @@ from transformers.utils import ModelOutput
 from transformers.utils import can_return_tuple
 from typing import Any
 from typing import Literal
+from typing import NamedTuple
 import dataclasses
 import difflib
 import inspect
@@ -83,6 +84,7 @@ def fetched(module: nn.Module) -> AbstractContextManager:
 # Keys that the collator may emit, and flags that transformers may pass to any model.
 _BATCH_FIELDS = {
     *("pixel_values", "landmarks", "image_tokens", "index", "au_labels", "emotion_labels", "states"),
+    *("side_labels", "intensity_labels"),
     *("input_ids", "attention_mask", "au_input_ids", "au_attention_mask"),
     *("key_au_input_ids", "key_au_attention_mask", "output_hidden_states", "output_attentions"),
 }
@@ -252,6 +254,7 @@ class FaceAnalysisOutput(ModelOutput):
     r"""
     loss: the sum of the parts that follow it, each times its weight in `config.loss_weights`; None without labels.
     emotion_logits (`(batch, emotions)`), au_logits (`(batch, AU)`): None where there is no such head.
+    au_side_logits (`(batch, AU, 2)`): of the person's left and right side. au_intensities (`(batch, AU)`): 0 to 5.
     hidden_states, attentions: of the part of the model that the heads read, where asked for.
     """
 
@@ -260,6 +263,10 @@ class FaceAnalysisOutput(ModelOutput):
     au_logits: torch.Tensor | None = None
     au: torch.Tensor | None = None
     emotion: torch.Tensor | None = None
+    side: torch.Tensor | None = None
+    intensity: torch.Tensor | None = None
+    au_side_logits: torch.Tensor | None = None
+    au_intensities: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -518,16 +525,36 @@ def au_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
     class_weights: list[float] | tuple[float, ...] | None = None,
+    name: str = "au",
 ) -> torch.Tensor:
-    """Binary cross-entropy over (images, AU), weighted an AU where weights are given."""
-    check_labels("au_labels", labels, tuple(logits.shape), highest=1)
+    """Binary cross-entropy over (images, AU), weighted an AU where weights are given; also over (images, AU, sides)."""
+    check_labels(f"{name}_labels", labels, tuple(logits.shape), highest=1)
     known = labels != UNKNOWN_LABEL
     losses = nn.functional.binary_cross_entropy_with_logits(
         wide(logits), labels.clamp_min(0).to(wide(logits).dtype), reduction="none"
     )
     if class_weights is not None:
         losses = losses * torch.tensor(class_weights, device=losses.device, dtype=losses.dtype)
-    return masked_mean(losses, known, "au")
+    return masked_mean(losses, known, name)
+
+
+INTENSITY_LEVELS = 5
+
+
+def intensity_loss(levels: torch.Tensor, intensities: torch.Tensor) -> torch.Tensor:
+    """levels (images, AU, 5): logits of intensities 1 to 5 or above. intensities (images, AU): 0 to 5, -1 unknown.
+
+    A fraction counts in part for its level, so that the levels' probabilities add up to the expected intensity.
+    """
+    if intensities.shape != levels.shape[:2]:
+        raise ValueError(
+            f"intensity_labels: got shape {tuple(intensities.shape)}, expected {tuple(levels.shape[:2])}, from 0 to 5, "
+            "or -1 for unknown"
+        )
+    levels = wide(levels)
+    reached = intensities.to(levels.dtype)[..., None] - torch.arange(INTENSITY_LEVELS, device=levels.device)
+    losses = nn.functional.binary_cross_entropy_with_logits(levels, reached.clamp(0, 1), reduction="none").mean(-1)
+    return masked_mean(losses, intensities >= 0, "intensity")
 
 
 def emotion_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -555,6 +582,193 @@ def weighted_sum(config: Any, parts: dict[str, torch.Tensor]) -> torch.Tensor | 
     """The sum of the losses by the weights of the config; None without any."""
     weighted = [config.loss_weights.get(name, 1.0) * part for name, part in parts.items()]
     return sum(weighted) if weighted else None
+
+
+# modeling_mf2/heads.py
+
+
+class MF2LanguageHead(nn.Module):
+    """BERT's: a transform, then the word embeddings once more (handed in: one tensor, never two) and a bias."""
+
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.norm(self.activation(self.transform(states))), word_embeddings, self.bias)
+
+
+class MF2AlignmentHeads(nn.Module):
+    def __init__(self, config: MF2QFormerConfig) -> None:
+        super().__init__()
+        self.image_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim)
+        self.itm = nn.Linear(config.hidden_size, 2)
+        self.language = MF2LanguageHead(config)
+
+    def image_features(self, query_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.image_projection(query_states), dim=-1)
+
+    def text_features(self, text_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(self.text_projection(text_states[:, 0]), dim=-1)
+
+
+class FaceLogits(NamedTuple):
+    """What the classifiers answer; None where there is no such head."""
+
+    emotion: torch.Tensor | None
+    au: torch.Tensor | None
+    sides: torch.Tensor | None
+    """(batch, AU, 2)"""
+    levels: torch.Tensor | None
+    """(batch, AU, 5): logits of intensities 1 to 5 or above."""
+
+    @property
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """By the names of a model's outputs, without those that there are not."""
+        intensities = None if self.levels is None else self.levels.sigmoid().sum(-1)
+        names = ("emotion_logits", "au_logits", "au_side_logits", "au_intensities")
+        answers = zip(names, (*self[:3], intensities), strict=True)
+        return {name: tensor for name, tensor in answers if tensor is not None}
+
+
+class FaceLabels(NamedTuple):
+    """What `FaceLogits` are compared with; None where nothing is known, else -1 where it is not."""
+
+    emotion: torch.Tensor | None = None
+    au: torch.Tensor | None = None
+    sides: torch.Tensor | None = None
+    intensities: torch.Tensor | None = None
+
+
+class MF2Classifiers(nn.Module):
+    """AU logits from each AU's own queries (and the face as a whole), emotion logits from the face and all AUs.
+
+    Queries are read one by one, not averaged: an average hides an effect that one query has found.
+    """
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__()
+        emo, au, count = config.emo_config, config.au_config, len(config.action_units)
+        self.emo_width = emo_width = emo.num_query_tokens * emo.hidden_size if config.use_emo_branch else 0
+        self.norm_emo = nn.LayerNorm(emo.hidden_size, eps=1e-6) if config.use_emo_branch else None
+        self.norm_au = nn.LayerNorm(au.hidden_size, eps=1e-6) if config.use_au_branch else None
+        # One weight vector an AU, over that AU's queries.
+        self.au_weight = self.au_bias = None
+        if count and config.use_au_branch:
+            self.au_weight = nn.Parameter(torch.empty(count, au.num_query_tokens, au.hidden_size))
+            self.au_bias = nn.Parameter(torch.zeros(count))
+        self.au_from_face = nn.Linear(emo_width, count) if count and emo_width else None
+        # A side differs from its AU by what the queries and the face say of it.
+        self.side_weight = self.side_bias = self.side_from_face = None
+        if config.sides:
+            self.side_bias = nn.Parameter(torch.zeros(count, 2))
+            if config.use_au_branch:
+                self.side_weight = nn.Parameter(torch.empty(count, 2, au.num_query_tokens, au.hidden_size))
+            self.side_from_face = nn.Linear(emo_width, 2 * count) if emo_width else None
+        # An AU's logit, stretched and compared with a cut for each level: a stronger score is a higher intensity.
+        self.level_stretch = self.level_cuts = None
+        if config.intensities:
+            self.level_stretch = nn.Parameter(torch.zeros(count))
+            self.level_cuts = nn.Parameter(torch.zeros(count, INTENSITY_LEVELS))
+        emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
+        self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
+
+    def init_weights(self, fields: Collection[str] = ("action_units", "emotions")) -> None:
+        """Untrained logits near 0, whatever the number of inputs: nothing is known, and nothing has to be unlearned.
+
+        fields: of the labels to start anew. The emotion's layer reads the AUs by their place, and goes with them.
+        """
+        units = "action_units" in fields
+        if self.au_weight is not None and units:
+            init.normal_(self.au_weight, std=0.1 * self.au_weight[0].numel() ** -0.5)
+            init.zeros_(self.au_bias)
+        if self.side_weight is not None and units:
+            init.normal_(self.side_weight, std=0.1 * self.side_weight[0, 0].numel() ** -0.5)
+        for parameter in (self.side_bias, self.level_stretch, self.level_cuts):
+            if parameter is not None and units:
+                init.zeros_(parameter)
+        reads_units = self.norm_au is not None
+        for layer, anew in (
+            (self.au_from_face, units),
+            (self.side_from_face, units),
+            (self.emotion, "emotions" in fields or (units and reads_units)),
+        ):
+            if layer is not None and anew:
+                init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
+                init.zeros_(layer.bias)
+
+    def forward(self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None) -> FaceLogits:
+        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden).
+
+        Without emo_states, where there is that branch: what the AUs alone say.
+        """
+        face = None
+        if self.norm_emo is not None and emo_states is not None:
+            face = self.norm_emo(emo_states).flatten(1)
+        elif self.norm_emo is not None:
+            face = au_states.new_zeros(len(au_states), self.emo_width)
+        units = self.norm_au(au_states) if self.norm_au is not None else None
+        au_logits = None
+        if self.au_weight is not None:
+            au_logits = torch.einsum("baqh,aqh->ba", units, self.au_weight) + self.au_bias
+        if self.au_from_face is not None:
+            from_face = self.au_from_face(face)
+            au_logits = from_face if au_logits is None else au_logits + from_face
+        emotion_logits = None
+        if self.emotion is not None:
+            parts = [
+                part for part in (face, units.mean(dim=2).flatten(1) if units is not None else None) if part is not None
+            ]
+            emotion_logits = self.emotion(torch.cat(parts, dim=-1))
+        return FaceLogits(emotion_logits, au_logits, self._sides(au_logits, units, face), self._levels(au_logits))
+
+    def _sides(
+        self, au_logits: torch.Tensor | None, units: torch.Tensor | None, face: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if self.side_bias is None:
+            return None
+        sides = au_logits[..., None] + self.side_bias
+        if self.side_weight is not None:
+            sides = sides + torch.einsum("baqh,asqh->bas", units, self.side_weight)
+        if self.side_from_face is not None:
+            sides = sides + self.side_from_face(face).unflatten(1, (-1, 2))
+        return sides
+
+    def _levels(self, au_logits: torch.Tensor | None) -> torch.Tensor | None:
+        if self.level_cuts is None:
+            return None
+        # Untrained, what is as likely active as not has intensity 2.
+        usual = torch.arange(INTENSITY_LEVELS, device=au_logits.device, dtype=au_logits.dtype) - 1.5
+        return (au_logits * self.level_stretch.exp())[..., None] - usual - self.level_cuts
+
+
+def _losses_of(config: MF2Config, logits: FaceLogits, labels: FaceLabels) -> dict[str, torch.Tensor]:
+    parts = classification_losses(config, logits.emotion, labels.emotion, logits.au, labels.au)
+    if logits.sides is not None and labels.sides is not None:
+        parts["side"] = au_loss(logits.sides, labels.sides, name="side")
+    if logits.levels is not None and labels.intensities is not None:
+        parts["intensity"] = intensity_loss(logits.levels, labels.intensities)
+    return parts
+
+
+def label_losses(
+    model: nn.Module,
+    emo_states: torch.Tensor | None,
+    au_states: torch.Tensor | None,
+    logits: FaceLogits,
+    labels: FaceLabels,
+) -> dict[str, torch.Tensor]:
+    """In training a share of the losses is that of the AUs alone."""
+    parts = _losses_of(model.config, logits, labels)
+    alone = model.config.units_alone_share
+    if not (model.training and alone and parts) or emo_states is None or au_states is None:
+        return parts
+    by_units = _losses_of(model.config, model.classifiers(None, au_states), labels)
+    return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
 
 
 # modeling_mf2/qformer.py
@@ -970,6 +1184,17 @@ class MF2QFormer(PreTrainedModel):
 # modeling_mf2/regions.py
 
 
+def landmarks_or_mean(
+    landmarks: torch.Tensor | None, batch: int, image_size: int, device: torch.device
+) -> torch.Tensor:
+    """(batch, 68, 2): for None those of crops in which the face is aligned to the canonical one."""
+    if landmarks is None:
+        return torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * image_size
+    if landmarks.shape != (batch, 68, 2):
+        raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
+    return landmarks
+
+
 def face_axes(landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Unit vectors to the right and down the face, each (batch, 2), and the inner-ocular distance, (batch, 1).
 
@@ -1024,6 +1249,41 @@ def sample_grid(tokens: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return weights.to(tokens.dtype) @ tokens.flatten(1, 2)
 
 
+def inner_shape(landmarks: torch.Tensor, image_size: int) -> torch.Tensor:
+    """(batch, 68, 2) in pixels -> (batch, 102): where the inner landmarks lie beside the mean face's, in fiftieths of
+    the crop, once the corners of the eyes and the base of the nose are aligned to it."""
+    points = landmarks.float() / image_size
+    mean = torch.tensor(CANONICAL_FACE, device=points.device)[None]
+    anchors, targets = (
+        torch.cat([p[:, [36, 39, 42, 45]], p[:, 31:36].mean(1, keepdim=True)], 1) for p in (points, mean)
+    )
+    middle, target = anchors.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+    a, b = anchors - middle, targets - target
+    scale = a.square().sum((1, 2)).clamp_min(1e-6)
+    cos = ((a * b).sum((1, 2)) / scale)[:, None]
+    sin = ((a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / scale)[:, None]
+    x, y = (points - middle)[:, 17:].unbind(-1)
+    aligned = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) + target
+    return 50 * (aligned - mean[:, 17:]).flatten(1)
+
+
+class MF2Geometry(nn.Module):
+    """The shape of a face, from its landmarks, as one token."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.image_size = config.vision_config.image_size
+        self.shape_in = nn.Linear(2 * 51, 128)
+        self.shape_out = nn.Linear(128, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, landmarks: torch.Tensor) -> torch.Tensor:
+        """(batch, 68, 2) in pixels of the image -> (batch, 1, width)."""
+        shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
+        return self.norm(self.shape_out(nn.functional.gelu(self.shape_in(shape))))[:, None]
+
+
 class MF2Regions(nn.Module):
     """Reads every AU of every image in one pass, and says which point is which by a learned position."""
 
@@ -1046,10 +1306,7 @@ class MF2Regions(nn.Module):
         vision = self.config.vision_config
         batch, _, width = patch_tokens.shape
         device = patch_tokens.device
-        if landmarks is None:
-            landmarks = torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * vision.image_size
-        elif landmarks.shape != (batch, 68, 2):
-            raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
+        landmarks = landmarks_or_mean(landmarks, batch, vision.image_size, device)
         side = math.isqrt(patch_tokens.shape[1])
         cells = landmarks.float() / (vision.image_size / side)
         averages, downs = torch.tensor(self.averages, device=device), torch.tensor(self.downs, device=device)
@@ -1321,102 +1578,6 @@ class MF2VisionTower(PreTrainedModel):
 # modeling_mf2/modeling_mf2.py
 
 
-class MF2LanguageHead(nn.Module):
-    """BERT's: a transform, then the word embeddings once more (handed in: one tensor, never two) and a bias."""
-
-    def __init__(self, config: MF2QFormerConfig) -> None:
-        super().__init__()
-        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, states: torch.Tensor, word_embeddings: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(self.norm(self.activation(self.transform(states))), word_embeddings, self.bias)
-
-
-class MF2AlignmentHeads(nn.Module):
-    def __init__(self, config: MF2QFormerConfig) -> None:
-        super().__init__()
-        self.image_projection = nn.Linear(config.hidden_size, config.projection_dim)
-        self.text_projection = nn.Linear(config.hidden_size, config.projection_dim)
-        self.itm = nn.Linear(config.hidden_size, 2)
-        self.language = MF2LanguageHead(config)
-
-    def image_features(self, query_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.image_projection(query_states), dim=-1)
-
-    def text_features(self, text_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.normalize(self.text_projection(text_states[:, 0]), dim=-1)
-
-
-class MF2Classifiers(nn.Module):
-    """AU logits from each AU's own queries (and the face as a whole), emotion logits from the face and all AUs.
-
-    Queries are read one by one, not averaged: an average hides an effect that one query has found.
-    """
-
-    def __init__(self, config: MF2Config) -> None:
-        super().__init__()
-        emo, au, count = config.emo_config, config.au_config, len(config.action_units)
-        self.emo_width = emo_width = emo.num_query_tokens * emo.hidden_size if config.use_emo_branch else 0
-        self.norm_emo = nn.LayerNorm(emo.hidden_size, eps=1e-6) if config.use_emo_branch else None
-        self.norm_au = nn.LayerNorm(au.hidden_size, eps=1e-6) if config.use_au_branch else None
-        # One weight vector an AU, over that AU's queries.
-        self.au_weight = self.au_bias = None
-        if count and config.use_au_branch:
-            self.au_weight = nn.Parameter(torch.empty(count, au.num_query_tokens, au.hidden_size))
-            self.au_bias = nn.Parameter(torch.zeros(count))
-        self.au_from_face = nn.Linear(emo_width, count) if count and emo_width else None
-        emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
-        self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
-
-    def init_weights(self, fields: Collection[str] = ("action_units", "emotions")) -> None:
-        """Untrained logits near 0, whatever the number of inputs: nothing is known, and nothing has to be unlearned.
-
-        fields: of the labels to start anew. The emotion's layer reads the AUs by their place, and goes with them.
-        """
-        units = "action_units" in fields
-        if self.au_weight is not None and units:
-            init.normal_(self.au_weight, std=0.1 * self.au_weight[0].numel() ** -0.5)
-            init.zeros_(self.au_bias)
-        reads_units = self.norm_au is not None
-        for layer, anew in (
-            (self.au_from_face, units),
-            (self.emotion, "emotions" in fields or (units and reads_units)),
-        ):
-            if layer is not None and anew:
-                init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
-                init.zeros_(layer.bias)
-
-    def forward(
-        self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden) -> emotion logits, AU logits.
-
-        Without emo_states, where there is that branch: what the AUs alone say.
-        """
-        face = None
-        if self.norm_emo is not None and emo_states is not None:
-            face = self.norm_emo(emo_states).flatten(1)
-        elif self.norm_emo is not None:
-            face = au_states.new_zeros(len(au_states), self.emo_width)
-        units = self.norm_au(au_states) if self.norm_au is not None else None
-        au_logits = None
-        if self.au_weight is not None:
-            au_logits = torch.einsum("baqh,aqh->ba", units, self.au_weight) + self.au_bias
-        if self.au_from_face is not None:
-            from_face = self.au_from_face(face)
-            au_logits = from_face if au_logits is None else au_logits + from_face
-        emotion_logits = None
-        if self.emotion is not None:
-            parts = [
-                part for part in (face, units.mean(dim=2).flatten(1) if units is not None else None) if part is not None
-            ]
-            emotion_logits = self.emotion(torch.cat(parts, dim=-1))
-        return emotion_logits, au_logits
-
-
 Branch = Literal["emo", "au"]
 
 
@@ -1655,6 +1816,9 @@ class MF2Model(MF2PreTrainedModel):
             self.regions = MF2Regions(config)
             # Tells the one Q-Former that all AUs share which of them it looks at.
             self.au_embedding = nn.Parameter(torch.empty(len(config.action_units), 1, config.au_config.hidden_size))
+        self.geometry = None
+        if config.geometry_token:
+            self.geometry = nn.ModuleDict({name: MF2Geometry(config) for name in self.branch_names})
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -1684,7 +1848,8 @@ class MF2Model(MF2PreTrainedModel):
                 "pixel_values, image_tokens: expected one of the two, got "
                 + ("neither" if pixel_values is None else "both")
             )
-        return self.vision(pixel_values) if image_tokens is None else image_tokens
+        tokens = self.vision(pixel_values) if image_tokens is None else image_tokens
+        return tokens.to((self.emo_vl or self.au_vl).queries.dtype)  # a frozen tower may be in half precision
 
     def _frozen(self) -> bool:
         return any(branch is not None and branch.port.frozen for branch in (self.emo_vl, self.au_vl))
@@ -1710,7 +1875,7 @@ class MF2Model(MF2PreTrainedModel):
                     "reads the vision tower's blocks, which image_tokens do not hold"
                 )
             image_tokens, states = self.vision.look_deep(pixel_values)
-            deep = {name: tuple(self.branch_image(name, state, landmarks) for state in states) for name in readers}
+            deep = {name: tuple(self._places(name, state, landmarks) for state in states) for name in readers}
             return image_tokens, deep
 
     @property
@@ -1718,7 +1883,20 @@ class MF2Model(MF2PreTrainedModel):
         return tuple(name for name, module in (("emo", self.emo_vl), ("au", self.au_vl)) if module is not None)
 
     def branch_image(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
-        """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions."""
+        """What a branch reads: (batch, tokens, width) of the face, or (batch * AU, tokens, width) of its regions; a
+        token of the landmarks comes last, if the model has one."""
+        image_tokens = image_tokens.to(self.branch(name).queries.dtype)  # a frozen tower may be in half precision
+        places = self._places(name, image_tokens, landmarks)
+        if self.geometry is None:
+            return places
+        vision = self.config.vision_config
+        points = landmarks_or_mean(landmarks, len(image_tokens), vision.image_size, image_tokens.device)
+        shape = self.geometry[name](points).to(places.dtype)
+        if name == "au":
+            shape = shape.repeat_interleave(len(self.config.action_units), 0)
+        return torch.cat([places, shape], 1)
+
+    def _places(self, name: Branch, image_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
         self.branch(name)
         if name == "emo":
             return self._as_fine_as_tokens(image_tokens)
@@ -1851,11 +2029,14 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         states: dict[str, torch.Tensor] | None = None,
+        side_labels: torch.Tensor | None = None,
+        intensity_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2FaceAnalysisOutput:
         r"""
         states: a batch of `StateStore`, instead of images.
-        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`), side_labels (`(batch, AU, 2)`: the person's left and
+            right), intensity_labels (`(batch, AU)`, 0 to 5): -1 where unknown.
         """
         check_unused(self, kwargs)
         read = self.mf2(
@@ -1868,9 +2049,10 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             return_dict=True,
         )
         logits = self.classifiers(read.emo_states, read.au_states)
-        parts = label_losses(self, read.emo_states, read.au_states, logits, (emotion_labels, au_labels))
+        labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
+        parts = label_losses(self, read.emo_states, read.au_states, logits, labels)
         loss = weighted_sum(self.config, parts)
-        return MF2FaceAnalysisOutput(loss=loss, emotion_logits=logits[0], au_logits=logits[1], **parts, **read)
+        return MF2FaceAnalysisOutput(loss=loss, **logits.outputs, **parts, **read)
 
 
 class MF2ForImageClassification(MF2PreTrainedModel):
@@ -1910,7 +2092,7 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)
+        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)[:2]
         loss, logits = None, emotion_logits if self.config.classification_target == "emotion" else au_logits
         if labels is not None and self.config.classification_target == "emotion":
             loss = emotion_loss(logits, labels)
@@ -1918,24 +2100,6 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             loss = au_loss(logits, labels, self.config.au_class_weights)
         states = {field.name: read.get(field.name) for field in dataclasses.fields(MF2BranchStates)}
         return MF2ImageClassifierOutput(loss=loss, logits=logits, **states)
-
-
-def label_losses(
-    model: MF2PreTrainedModel,
-    emo_states: torch.Tensor | None,
-    au_states: torch.Tensor | None,
-    logits: tuple[torch.Tensor | None, torch.Tensor | None],
-    labels: tuple[torch.Tensor | None, torch.Tensor | None],
-) -> dict[str, torch.Tensor]:
-    """Of the logits and labels of (emotion, AUs); in training a share of them is that of the AUs alone."""
-    pairs = (logits[0], labels[0], logits[1], labels[1])
-    parts = classification_losses(model.config, *pairs)
-    alone = model.config.units_alone_share
-    if not (model.training and alone and parts) or emo_states is None or au_states is None:
-        return parts
-    by_units = model.classifiers(None, au_states)
-    by_units = classification_losses(model.config, by_units[0], labels[0], by_units[1], labels[1])
-    return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
 
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in `generate` and in its outputs. Ours take either name.
@@ -2185,8 +2349,12 @@ class _Losses(ModelOutput):
     itg_au: torch.Tensor | None = None
     au: torch.Tensor | None = None
     emotion: torch.Tensor | None = None
+    side: torch.Tensor | None = None
+    intensity: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
+    au_side_logits: torch.Tensor | None = None
+    au_intensities: torch.Tensor | None = None
 
 
 @dataclass
@@ -2275,13 +2443,16 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        side_labels: torch.Tensor | None = None,
+        intensity_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
         input_ids, attention_mask (`(batch, length)`): emotion captions; a row without any token has no caption.
         au_input_ids, au_attention_mask (`(batch, AU, length)`): a sentence an AU, active or at rest; likewise.
         key_au_input_ids, key_au_attention_mask (`(batch, length)`): key-AU captions, which Emo-VL learns to write.
-        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): -1 where unknown.
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`), side_labels (`(batch, AU, 2)`: the person's left and
+            right), intensity_labels (`(batch, AU)`, 0 to 5): -1 where unknown.
         """
         check_unused(self, kwargs)
         image_tokens, vision = self.mf2.look_for_adapters(pixel_values, image_tokens, landmarks)
@@ -2312,11 +2483,11 @@ class MF2ForPreTraining(MF2PreTrainedModel):
         states = {name: self.mf2.of_images(name, read.query_states) for name, read in reads.items()}
         emo_states, au_states = states.get("emo"), states.get("au")
         logits = self.classifiers(emo_states, au_states)
-        parts |= label_losses(self, emo_states, au_states, logits, (emotion_labels, au_labels))
+        labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
+        parts |= label_losses(self, emo_states, au_states, logits, labels)
         return MF2ForPreTrainingOutput(
             loss=weighted_sum(self.config, parts),
-            emotion_logits=logits[0],
-            au_logits=logits[1],
+            **logits.outputs,
             **parts,
             **branch_states(reads),
         )

@@ -102,7 +102,8 @@ _USUAL_BYTES = 10  # measured on a progressive JPEG: decoder, PIL and result tog
 
 
 _DECODED_BYTES = {
-    **{"CMYK": 12, "WEBP": 20, "TIFF": 16, "I": 20, "F": 20, "I;16": 16, "I;16B": 16, "I;16L": 16, "float": 24}
+    **{"CMYK": 12, "WEBP": 20, "TIFF": 16, "HEIF": 20, "I": 20, "F": 20},
+    **{"I;16": 16, "I;16B": 16, "I;16L": 16, "float": 24},
 }
 
 
@@ -110,6 +111,9 @@ _STRIP = 2**20  # pixels that are converted at once
 
 
 _SHORTEST_BASE64 = 100  # characters; no image file is that small, and few paths are that long
+
+
+_HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1")
 
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -262,10 +266,12 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, Bina
     """The image, with only its header read, and its file."""
     where = f"{str(source)!r}" if isinstance(source, Path) else "the bytes"
     with open(source, "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-        if not file.read(1):
+        head = file.read(12)
+        if not head:
             raise ValueError(f"{name}: {where} holds zero bytes, expected an image file")
+        formats = (*FORMATS, "HEIF") if head[4:] in _HEIC and _reads_heic(f"{name}: {where}") else FORMATS
         try:
-            opened = Image.open(file, formats=FORMATS)
+            opened = Image.open(file, formats=formats)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise _pil_refuses(error, name) from error
         except Image.UnidentifiedImageError as error:
@@ -276,6 +282,18 @@ def _opened(source: Path | bytes, name: str) -> Iterator[tuple[Image.Image, Bina
         except Exception as error:  # PIL raises anything on a damaged header
             raise ValueError(f"{name}: {where} could not be read as an image, it seems damaged ({error})") from error
         yield opened, file
+
+
+def _reads_heic(what: str) -> bool:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        message = (
+            f"{what} is a HEIC photograph, which needs pillow-heif: pip install pillow-heif; or convert it to JPEG"
+        )
+        raise ValueError(message) from error
+    register_heif_opener()
+    return True
 
 
 def _pil_refuses(error: Exception, name: str) -> ValueError:
@@ -1762,6 +1780,10 @@ def add_reliability(result: dict[str, Any], grades: Mapping[str, str] | None, cu
 Thresholds = float | Sequence[float] | Mapping[str, float] | None
 
 
+ANSWERS = ("emotion_logits", "au_logits", "au_side_logits", "au_intensities")
+"""Outputs of a model that results are made of; few models have the last two."""
+
+
 class NotFiniteError(ValueError):
     """A model answered with NaN or an infinite value."""
 
@@ -1808,17 +1830,27 @@ def resolve_thresholds(
     return values
 
 
-def _probabilities(outputs: Any, name: str, labels: Sequence[str]) -> list[list[float]] | None:
-    logits = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
-    if logits is None:
+def _answers(outputs: Any, name: str, labels: Sequence[str], sides: tuple[int, ...] = ()) -> np.ndarray | None:
+    values = outputs.get(name) if isinstance(outputs, dict) else getattr(outputs, name, None)
+    if values is None:
         return None
-    logits = _array(logits).astype(np.float32)
-    if logits.ndim != 2 or logits.shape[1] != len(labels):
+    values = _array(values).astype(np.float32)
+    if values.ndim != 2 + len(sides) or values.shape[1:] != (len(labels), *sides):
+        expected = ", ".join(map(str, ("batch", len(labels), *sides)))
         raise ValueError(
-            f"{name}: got shape {logits.shape}, expected (batch, {len(labels)}) for {list(labels)}; load the "
+            f"{name}: got shape {values.shape}, expected ({expected}) for {list(labels)}; load the "
             "processor of the model's own checkpoint, or make one by MF2Processor.for_model(model.config)"
         )
-    check_finite(logits, name)
+    check_finite(values, name)
+    return values
+
+
+def _probabilities(
+    outputs: Any, name: str, labels: Sequence[str], sides: tuple[int, ...] = ()
+) -> list[list[float]] | None:
+    logits = _answers(outputs, name, labels, sides)
+    if logits is None:
+        return None
     if name == "emotion_logits":
         shares = np.exp(logits - logits.max(-1, keepdims=True))
         return (shares / shares.sum(-1, keepdims=True)).tolist()
@@ -1847,7 +1879,8 @@ class FaceResults:
         confidence: float | None = None,
     ) -> list[dict[str, Any]]:
         """Named results, a dict a face, from `emotion_logits` (batch, emotion) and `au_logits` (batch, AU); what the
-        model did not predict is absent.
+        model did not predict is absent. Of `au_side_logits` and `au_intensities` each action unit has the probabilities
+        `left` and `right` (the person's sides) and its `intensity` from 0 to 5.
 
         image_index: as returned with `return_landmark_source=True`; each result then names its image.
         confidence: adds each AU's `state` (active, at rest, cannot tell) and `emotion_set`, by conformal prediction.
@@ -1855,6 +1888,8 @@ class FaceResults:
         limits, cuts = self.thresholds(thresholds), conformal_cuts(confidence, self.conformal)
         emotion_rows = _probabilities(outputs, "emotion_logits", self.emotions)
         au_rows = _probabilities(outputs, "au_logits", self.action_units)
+        side_rows = _probabilities(outputs, "au_side_logits", self.action_units, (2,))
+        intensities = _answers(outputs, "au_intensities", self.action_units)
         if emotion_rows is None and au_rows is None:
             raise ValueError("outputs: got neither emotion_logits nor au_logits, expected those of a face analysis")
         count = len(emotion_rows if au_rows is None else au_rows)
@@ -1871,6 +1906,10 @@ class FaceResults:
                     au: {"name": ACTION_UNITS[au].noun, "probability": p, "threshold": limit, "active": p >= limit}
                     for au, p, limit in zip(self.action_units, au_rows[row], limits, strict=True)
                 }
+                for au, (left, right) in zip(units, side_rows[row] if side_rows else (), strict=False):
+                    units[au] |= {"left": left, "right": right}
+                for au, intensity in zip(units, () if intensities is None else intensities[row].tolist(), strict=False):
+                    units[au]["intensity"] = intensity
                 result |= {"action_units": units, "active_action_units": [au for au in units if units[au]["active"]]}
             results.append(add_reliability(result, self.grades, cuts))
         return results
@@ -2150,6 +2189,10 @@ def _caption_tokenizer() -> PreTrainedTokenizerBase:
         raise ValueError("tokenizer: got none, expected one: a checkpoint's code cannot build it; load it") from error
 
 
+PREPARATION = ("alignment", "do_grayscale", "normalize_per_image")
+"""Settings of images that a model's config has too."""
+
+
 class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
     r"""
     action_units, emotions: the label set, MFA's unless given; au_thresholds: one an AU, 0.5 unless given.
@@ -2203,8 +2246,7 @@ class MF2Processor(CheckedFilesMixin, FaceResults, ProcessorMixin):
         vision = config.vision_config
         settings = {"size": {"height": vision.image_size, "width": vision.image_size}}
         settings |= {"image_mean": list(vision.image_mean), "image_std": list(vision.image_std)}
-        preparation = ("alignment", "do_grayscale", "normalize_per_image")  # the compared systems have none
-        settings |= {name: getattr(vision, name) for name in preparation if hasattr(vision, name)}
+        settings |= {name: getattr(vision, name) for name in PREPARATION}
         tokenizer = _caption_tokenizer() if tokenizer is None else tokenizer
         processor = cls(
             MF2ImageProcessor(**{**settings, **image_processor_kwargs}),
@@ -2853,7 +2895,7 @@ class MF2FaceAnalysisPipeline(_Writing):
     ) -> dict[str, Any]:
         seen = self.look(inputs) if captions else inputs
         outputs = self.model(**seen)
-        logits = {name: getattr(outputs, name, None) for name in ("emotion_logits", "au_logits")}
+        logits = {name: getattr(outputs, name, None) for name in ANSWERS}
         logits = {name: values for name, values in logits.items() if values is not None}
         if not logits:
             raise ValueError(
@@ -2865,7 +2907,7 @@ class MF2FaceAnalysisPipeline(_Writing):
     def postprocess(
         self, rows: list[dict[str, Any]], thresholds: Any = None, confidence: float | None = None
     ) -> list[dict[str, Any]]:
-        names = [name for name in ("emotion_logits", "au_logits") if name in rows[0]]
+        names = [name for name in ANSWERS if name in rows[0]]
         outputs = {name: torch.stack([row[name] for row in rows]) for name in names}
         results = self.processor.post_process_face_analysis(outputs, thresholds, confidence=confidence)
         captions = [{"captions": row["captions"]} if "captions" in row else {} for row in rows]

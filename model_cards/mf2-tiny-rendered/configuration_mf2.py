@@ -899,7 +899,7 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
 LOSSES = (
     *("itc_emo", "itm_emo", "itg_emo", "itg_key_au"),
     *("itc_au", "itm_au", "itg_au"),
-    *("au", "emotion"),
+    *("au", "emotion", "side", "intensity"),
 )
 
 
@@ -936,9 +936,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
-        "units_alone_share": 0.5,
+        **{"units_alone_share": 0.5, "geometry_token": True},
     },
-    # The same, wider and deeper: 22 million parameters, for a GPU or a night.
+    # The same, wider and deeper: 29 million parameters, for a GPU or a night.
     "small": {
         "vision_config": {
             **{**_CONV_TOWER, "image_size": 160, "hidden_size": 320},
@@ -947,7 +947,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _SMALL_QFORMER,
         "au_config": {**_SMALL_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.03},
-        "units_alone_share": 0.5,
+        **{"units_alone_share": 0.5, "geometry_token": True},
     },
     # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
     "base": {
@@ -980,6 +980,9 @@ class MF2Config(FaceConfig):
     initial_temperature (`float`): of the contrastive loss (the paper's Table VI); learned from there.
     emo_pair_share, au_pair_share (`float`): share of a batch's pairs, drawn anew each step, that ITM and ITG take while
         training; ITC takes all.
+    sides (`bool`): also whether each AU is active on the person's left and right side.
+    intensities (`bool`): also how strong each AU is, from 0 to 5, by the one score that decides whether it is active.
+    geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
     units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
         alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
@@ -1006,6 +1009,9 @@ class MF2Config(FaceConfig):
     use_au_branch: bool = True
     region_grid: int = 3
     region_window: float | int = 1.0
+    sides: bool = False
+    intensities: bool = False
+    geometry_token: bool = False
     initial_temperature: float | int = 0.07
     emo_pair_share: float | int = 1.0
     au_pair_share: float | int = 1.0
@@ -1089,6 +1095,11 @@ class MF2Config(FaceConfig):
             raise ValueError(
                 f"use_au_branch: label_set {self.label_set!r} has no action units; name some in action_units, or "
                 "switch the AU branch off (use_au_branch=False)"
+            )
+        if (self.sides or self.intensities) and not self.action_units:
+            raise ValueError(
+                f"sides, intensities: got {self.sides} and {self.intensities}, but label_set {self.label_set!r} has no "
+                "action units, which they are of; expected False"
             )
         if self.emo_config.vocab_size != self.au_config.vocab_size:
             raise ValueError(

@@ -33,7 +33,7 @@ KINDS = ("visual", "language", "vision")
 PATHWAYS = tuple(f"{kind}_{branch}" for kind in KINDS for branch in BRANCHES)
 
 
-POOLINGS = ("mean", "all")
+POOLINGS = ("mean", "cls", "all")
 
 
 READOUTS = ("add", "mix")
@@ -105,8 +105,9 @@ class DFNConfig(PeftConfig):
         pathways (`list[str]`): what towers read, each of `visual` (queries), `language` (text) and `vision` (the
             vision tower, earliest layers first: `vision_emo` all of it, `vision_au` each AU's region), with `_emo` or
             `_au`; without either, both. Those that no loss of the model reaches build no tower.
-        pooling (`str`, `int` or a dict by pathway): `"mean"` reads the mean over tokens, `"all"` every token, a number
-            so many means, each of tokens that follow one another (rows of a grid). Texts have no number.
+        pooling (`str`, `int` or a dict by pathway): `"mean"` reads the mean over tokens, `"cls"` the first token
+            (of texts and of a ViT `[CLS]`), `"all"` every token, a number so many means, each of tokens that follow one
+            another (rows of a grid). Texts have no number.
         readout (`str`): how all tokens reach the queries: by `"add"` the tower's result is added to the query that it
             is of (where tokens are not queries, its mean to each); by `"mix"` the tower works on a few slots, each a
             learned mean of the tokens, and each query gets a learned share of each slot (of regions: other means and
@@ -280,7 +281,7 @@ class DFNTower(nn.Module):
         self.shared = [layer for layer in self.layers if layer < shape.shared]
         self.pooling = config.of_pathway("pooling", pathway)
         tokens = self._tokens_read(pathway, shape)
-        self.pooled = self.pooling in ("mean", 1)
+        self.pooled = self.pooling in ("mean", "cls", 1)
         self.are_queries = self.kind == "visual" and tokens == port.tokens
         self.cells = nn.ModuleList(DFNCell(shape.width, config) for _ in self.layers)
         self.output = None
@@ -298,9 +299,9 @@ class DFNTower(nn.Module):
     def _tokens_read(self, pathway: str, shape: PathwayShape) -> int | None:
         """None where it differs from text to text."""
         if self.pooling in POOLINGS:
-            return 1 if self.pooling == "mean" else shape.tokens
+            return shape.tokens if self.pooling == "all" else 1
         if shape.tokens is None or self.pooling > shape.tokens:
-            expected = "'mean' or 'all'" if shape.tokens is None else f"at most its {shape.tokens} tokens"
+            expected = "'mean', 'cls' or 'all'" if shape.tokens is None else f"at most its {shape.tokens} tokens"
             raise ValueError(f"pooling: got {self.pooling} for {pathway!r}, expected {expected}")
         return self.pooling
 
@@ -320,6 +321,8 @@ class DFNTower(nn.Module):
             return states
         if not self.pooled:
             return [nn.functional.adaptive_avg_pool1d(state.mT, self.pooling).mT for state in states]
+        if self.pooling == "cls":
+            return [state[:, 0] for state in states]
         if mask is None:
             return [state.mean(dim=1) for state in states]
         shown = mask[..., None].to(states[0].dtype)
