@@ -270,17 +270,23 @@ def _load_rows(name: str, arguments: MF2Arguments) -> dict[str, Dataset]:
         rows = {side: rows.select([i for i, one in enumerate(sides) if one == side]) for side in SPLITS}
     rows = {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
     if arguments.landmarks == "detector":
-        rows = {side: part.map(_as_detected, desc="landmarks") for side, part in rows.items()}
+        rows = {side: _with_detected(part) for side, part in rows.items()}
     return rows
 
 
 _detector = cache(MediaPipeDetector)
 
 
+def _with_detected(rows: Dataset) -> Dataset:
+    features = datasets.Features({"landmarks": rows.features["landmarks"]})
+    settings = {"remove_columns": rows.column_names, "features": features, "desc": "landmarks"}
+    return concatenate_datasets([rows.remove_columns("landmarks"), rows.map(_as_detected, **settings)], axis=1)
+
+
 def _as_detected(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row's landmarks as the detector finds them, or as they are where it finds no face."""
     faces = _detector().detect([read_image(row["image"])])[0]
-    return {"landmarks": faces[0].landmarks if faces else row["landmarks"]}
+    return {"landmarks": np.array(faces[0].landmarks if faces else row["landmarks"], np.float32)}
 
 
 def synthetic_faces(n: int, styles: str, **settings: Any) -> Dataset:

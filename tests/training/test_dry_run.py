@@ -35,7 +35,8 @@ def check_figures(figures: dict[str, float]) -> None:
     assert figures["weights_gb"] == pytest.approx(weights) and figures["step_gb"] > 0
     parts = sum(figures[f"{name}_gb"] for name in ("weights", "optimizer", "step"))
     assert figures["memory_gb"] == pytest.approx(parts)
-    assert figures["optimizer_gb"] == pytest.approx(8 * figures["trained_parameters"] / 1e9, rel=0.01)
+    # Heads of what the rows do not tell get no gradient, and no state.
+    assert 0.8 < figures["optimizer_gb"] / (8 * figures["trained_parameters"] / 1e9) < 1.01
 
 
 def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(

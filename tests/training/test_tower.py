@@ -1,5 +1,7 @@
 """A tower is trained from what it is given, and keeps nothing of its readouts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from configuration_mf2 import MF2Config
 from configuration_mf2.facs import LANDMARK_MIRROR
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.data.synthetic.rendering import SEEN
+from mf2face.training import build
 from mf2face.training.tower import (
     _WEIGHTS,
     MF2ForTowerTraining,
@@ -154,3 +157,12 @@ def test_what_a_tower_reads_is_measured(model, rendered):
     assert 0 < scores["tower/landmark_error"] < 0.5, "untrained it answers with the mean face"
     drawn = rendered.remove_columns(["part_mask", "depth", "normals", "exact_landmarks"])
     assert set(tower_scores(model, examples(drawn))) == {"tower/landmark_error"}
+
+
+def test_detected_landmarks_replace_the_rows_own_where_a_face_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, found = MFASynthetic(3, "drawn"), iter([[7.0], [], [1.0]])
+    detector = SimpleNamespace(detect=lambda _: [[SimpleNamespace(landmarks=np.full((68, 2), x)) for x in next(found)]])
+    monkeypatch.setattr(build, "_detector", lambda: detector)
+    made = build._with_detected(rows)
+    assert [np.mean(made[place]["landmarks"]) for place in (0, 2)] == [7, 1]
+    assert made[1]["landmarks"] == rows[1]["landmarks"] and {*made.column_names} == {*rows.column_names}

@@ -87,6 +87,7 @@ def test_the_journey_learns_measures_and_saves(tower: Path, tmp_path: Path, caps
         assert again[name] == figures[name]
 
 
+@pytest.mark.slow
 def test_rendered_people_teach_sides_and_intensities_and_another_style_is_measured(tmp_path: Path) -> None:
     """The tower of the run before decides its shape and how images are prepared."""
     faces = {"style": "studio+street", "num_images": 96, "max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
