@@ -60,7 +60,7 @@ class LinearProbe(nn.Module):
         super().__init__()
         self.sizes = [emotions, units]
         self.register_buffer("mean", tokens.float().mean(0))
-        self.register_buffer("scale", 1 / (tokens.float().std(0) + 1e-3))
+        self.register_buffer("scale", 1 / (tokens.float().std(0, correction=0) + 1e-3))
         self.linear = nn.Linear(tokens.shape[1], emotions + units)
         nn.init.zeros_(self.linear.weight)
 
