@@ -51,7 +51,7 @@ STILL_PRIVATE = {
         "_replace_module",
     },
     "mf2face/training/trainer.py": {
-        # save_pretrained leaves weights out by no public argument. test_trainer: checkpoints share their frozen weights.
+        # save_pretrained leaves weights out by no public argument. test_trainer: checkpoints share frozen weights.
         "_keys_to_ignore_on_save",
     },
     "modeling_mf2/loading.py": {
