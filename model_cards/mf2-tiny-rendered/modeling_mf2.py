@@ -1890,7 +1890,7 @@ class MF2Model(MF2PreTrainedModel):
         if self.geometry is None:
             return places
         vision = self.config.vision_config
-        points = landmarks_or_mean(landmarks, len(image_tokens), vision.image_size, image_tokens.device)
+        points = landmarks_or_mean(landmarks, image_tokens.shape[0], vision.image_size, image_tokens.device)
         shape = self.geometry[name](points).to(places.dtype)
         if name == "au":
             shape = shape.repeat_interleave(len(self.config.action_units), 0)
