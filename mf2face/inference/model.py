@@ -29,7 +29,9 @@ class AnalysisModel:
     @property
     def trained_on(self) -> str:
         if self.synthetic:
-            return "trained on synthetic faces: its answers to photographs of people mean nothing"
+            worth = "grades say what its" if self.grades else "its"
+            end = "are worth" if self.grades else "mean nothing"
+            return f"trained on synthetic faces: {worth} answers to photographs of people {end}"
         if self.synthetic is None:
             return "its files do not say what it was trained on"
         return "trained on what its card says"

@@ -160,6 +160,8 @@ def _draw_units(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
 def _draw_confusion(axis: plt.Axes, scores: Mapping, config: MF2Config) -> None:
     counts = np.asarray(scores["emotion_confusion"], dtype=float)
     there = np.flatnonzero(counts.sum(0) + counts.sum(1))  # neither labelled nor answered: left out
+    if not len(there):
+        return
     shares, names = counts / counts.sum(axis=1, keepdims=True).clip(1), [config.emotions[i] for i in there]
     display = ConfusionMatrixDisplay(shares[np.ix_(there, there)], display_labels=names)
     style = {"cmap": "cividis", "colorbar": False, "values_format": ".2f", "im_kw": {"vmin": 0, "vmax": 1}}

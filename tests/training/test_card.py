@@ -25,6 +25,7 @@ from mf2face.training.cards import TEMPLATE, always_the_commonest, always_yes, c
 from mf2face.training.evaluation import score, write_scores
 from mf2face.training.finetuning import METHODS, adapt
 from mf2face.training.language import FIGURES
+from mf2face.training.reliability import EVIDENCE
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2.vision import MF2VisionTower
 from processing_mf2 import MF2Processor
@@ -80,13 +81,26 @@ def body(card: Path) -> str:
     return re.sub(r"^```.*?^```$", "", ModelCard.load(card).text, flags=re.MULTILINE | re.DOTALL)
 
 
+def numbers_in(content: object) -> list[float]:
+    if isinstance(content, dict | list):
+        return [
+            number for one in (content.values() if isinstance(content, dict) else content) for number in numbers_in(one)
+        ]
+    return [content] if isinstance(content, float | int) else []
+
+
 def unaccounted(card: Path) -> set[str]:
     """Every decimal number of the text, and every number of a table's rows, that no file holds."""
     run, metrics = files(card)
     values = [*metrics.values(), *always_yes(metrics).values(), *always_the_commonest(metrics).values()]
-    known = {form.format(value) for value in values for form in ("{:.3f}", "{:,.0f}", "{:.1f}")}
+    evidence = card.parent / EVIDENCE
+    measured = json.loads(evidence.read_text()) if evidence.is_file() else {}
+    values += numbers_in(measured)
+    known = {form.format(abs(value)) for value in values for form in ("{:.3f}", "{:,.0f}", "{:.1f}")}
     known |= {f"{seconds / 60:.1f}" for seconds in run["cost"].values()}
-    known |= set(re.findall(r"\d+(?:\.\d+)*", json.dumps([run, list(FIGURES.values()), list(BASELINES.values())])))
+    known |= set(
+        re.findall(r"\d+(?:\.\d+)*", json.dumps([run, measured, list(FIGURES.values()), list(BASELINES.values())]))
+    )
     known |= {number.removesuffix(".0") for number in known if number.count(".") == 1}  # 12.0 epochs are 12
     known |= {"0.5"}  # the usual threshold, a word of the table heads
     text = re.sub(r"AU\d+|F1|top-1|`\w+`", "", body(card))

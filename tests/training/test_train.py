@@ -121,7 +121,7 @@ def test_a_killed_run_ends_with_the_same_weights_when_the_command_is_repeated(
         "augment": "light",
         "logging_steps": 20,
     }
-    options |= {"eval_strategy": "steps", "eval_steps": 3}
+    options |= {"eval_strategy": "steps", "eval_steps": 3, "save_total_limit": 3}
     train.main(command(tower, tmp_path / "whole", **options))
     interrupted = command(tower, tmp_path / "killed", **options)
     run_killed(11, interrupted)
