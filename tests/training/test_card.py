@@ -98,6 +98,7 @@ def unaccounted(card: Path) -> set[str]:
     values += numbers_in(measured)
     known = {form.format(abs(value)) for value in values for form in ("{:.3f}", "{:,.0f}", "{:.1f}")}
     known |= {f"{seconds / 60:.1f}" for seconds in run["cost"].values()}
+    words = json.dumps([run, measured, list(FIGURES.values()), list(BASELINES.values())])
     known |= set(re.findall(r"\d+(?:,\d{3})+|\d+(?:\.\d+)*", words))
     known |= {number.removesuffix(".0") for number in known if number.count(".") == 1}  # 12.0 epochs are 12
     known |= {"0.5"}  # the usual threshold, a word of the table heads
