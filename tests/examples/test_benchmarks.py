@@ -292,7 +292,7 @@ def test_a_checkpoint_is_calibrated_graded_and_its_card_written_anew(tmp_path: P
     saved, card = json.loads((folder / "processor_config.json").read_text()), (folder / "README.md").read_text()
     assert set(saved["grades"]) == {*saved["action_units"], *saved["emotions"]} and set(saved["conformal"]) >= {"0.9"}
     assert "How far to trust each answer" in card and f"| {saved['grades']['AU12']} |" in card
-    assert f"{figures['style_shift/coverage_90_au']:.3f}" in card and "synthetic faces, style drawn" in card
+    assert f"{figures['style_shift/coverage_90_au']:.3f}" in card and "faces, style drawn" in card
     assert list((folder / ".eval_results").glob("*.yaml"))
 
 

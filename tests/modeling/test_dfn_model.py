@@ -365,5 +365,5 @@ def test_two_processes_find_the_gradients_of_one(batch, tmp_path):
     batch["au_labels"].clamp_min_(0)  # so that both halves count the same
     batch["emotion_labels"].clamp_min_(0)
     model = adapted(pathways=["visual", "vision"])
-    mp.start_processes(_one_of_two, (model, batch, tmp_path), nprocs=2, start_method="fork")
+    mp.start_processes(_one_of_two, (model, batch, tmp_path), nprocs=2, start_method="spawn")
     assert_close(torch.load(tmp_path / "gradients.pt"), gradients(model, model(**batch).loss))
