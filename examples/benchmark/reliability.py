@@ -134,11 +134,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def usual_styles(folder: Path) -> tuple[str, str]:
-    """Those that the checkpoint was trained on, and one of the same kind that it was not."""
+    """Those that the checkpoint was trained on, and one that it was not, of the same kind if there is one."""
     trained = (read_json(folder / "run.json") or {}).get("drawn", {}).get("style", "studio+street")
     seen = trained.split("+")
-    others = [style for style in reversed(STYLES) if style not in seen and is_rendered(style) == is_rendered(seen[0])]
-    return trained, others[0]
+    others = [style for style in reversed(STYLES) if style not in seen]
+    return trained, min(others, key=lambda style: is_rendered(style) != is_rendered(seen[0]))
 
 
 if __name__ == "__main__":
