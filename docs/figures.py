@@ -91,8 +91,8 @@ def inference() -> Iterator[str]:
         "AUs and emotion of image files, over transformers' pipeline with a plain ViT-B": "over_vit_pipeline",
         "speed by ONNX, over torch": "onnx_over_eager",
         "speed by 8 bits, over torch": "int8_over_eager",
-        "macro AU F1 that 8 bits lose, released checkpoint, synthetic faces": "int8_f1_loss",
-        "peak memory for ten times as many images, released checkpoint": "memory_folder_ratio",
+        "macro AU F1 that 8 bits lose, the earlier checkpoint of drawn faces, on such faces": "int8_f1_loss",
+        "peak memory for ten times as many images, the same": "memory_folder_ratio",
         "peak memory for a video of 20 minutes, over one of two": "memory_video_ratio",
     }
     forms = {"int8_f1_loss": ".4f"}

@@ -15,11 +15,11 @@ from mf2face.data.synthetic.subjects import FRAMES_PER_SUBJECT, FRAMES_PER_VIDEO
 BASELINES: dict[str, str] = {
     "au_f1_all_active": "every AU called active in every image",
     "au_f1_landmarks": "logistic regression on the landmarks alone",
-    "au_f1_ceiling": "the drawing's true AUs, against the annotators' labels with their errors",
+    "au_f1_ceiling": "the image's true AUs, against the annotators' labels with their errors",
     "emotion_top1_commonest": "the training data's commonest emotion, always",
     "emotion_top1_landmarks": "logistic regression on the landmarks alone",
-    "emotion_top1_from_true_aus": "logistic regression on the drawing's true AUs",
-    "emotion_top1_ceiling": "the drawing's true emotion, against the annotators' labels with their errors",
+    "emotion_top1_from_true_aus": "logistic regression on the image's true AUs",
+    "emotion_top1_ceiling": "the image's true emotion, against the annotators' labels with their errors",
 }
 
 
