@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedModel, set_seed
 
+from configuration_mf2.configuration_mf2 import MF2Config
 from mf2face.data.examples import LABELS, MF2Collator, MF2Examples
 from mf2face.data.metrics import tune_thresholds
 from mf2face.data.reference_scores import BASELINES, baseline_scores
@@ -125,6 +126,10 @@ def _run(settings: Settings) -> dict[str, float]:
     trainer, examples = make_trainer(settings, parts, splits, columns)
     figures |= _train(trainer, settings, cost) if settings.trains else {}
     parts = parts._replace(model=trainer.model)  # FSDP's parts, put together
+    if settings.trains and task.saves == "model" and isinstance(parts.model.config, MF2Config):
+        vision = parts.model.config.vision_config
+        learned = any(parameter.requires_grad for parameter in parts.model.base_model.vision.parameters())
+        vision.label_taught |= learned  # with the branches, whose losses are of labels
     if ours.tower_dtype != "float32" and task.saves != "adapter":
         parts.model.base_model.vision.float()  # one precision in a file, and in what is measured
     if ours.save_half:

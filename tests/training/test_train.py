@@ -168,6 +168,21 @@ def test_stored_tokens_stand_in_for_images(tower: Path, tmp_path: Path, monkeypa
 CAPTIONS = ["emotion_caption", "au_caption", "key_au_caption"]
 
 
+def test_a_tower_trained_with_the_branches_is_said_to_be_taught_labels(tower: Path, tmp_path: Path) -> None:
+    options = {
+        "vision_name_or_path": tower,
+        "max_steps": 1,
+        "use_captions": False,
+        "num_images": 48,
+        "store_vision": False,
+    }
+    for folder, frozen in (("kept", "true"), ("trained", "false")):
+        short_run(tmp_path / folder, **options, model_options=f'vision_config={{"frozen": {frozen}}}')
+        taught = json.loads((tmp_path / folder / "config.json").read_text())["vision_config"].get("label_taught", False)
+        assert taught is (frozen == "false")
+        assert ("taught action units" in (tmp_path / folder / "README.md").read_text()) is taught
+
+
 @pytest.mark.parametrize("lacking", ["captions, and an AU is never active", "emotions, and all images but one"])
 def test_a_dataset_that_lacks_something_is_trained_on_all_the_same(
     tower: Path, tmp_path: Path, lacking: str, caplog: pytest.LogCaptureFixture
