@@ -331,7 +331,8 @@ def other_style(arguments: MF2Arguments, n: int) -> Dataset | None:
     kind = [style for style in STYLES if is_rendered(style) == is_rendered(trained[0]) and style not in trained]
     if arguments.dataset != "synthetic" or not kind:
         return None
-    return synthetic_faces(n, kind[-1], seed=arguments.people_seed, label_set=arguments.label_set)
+    rows = synthetic_faces(n, kind[-1], seed=arguments.people_seed, label_set=arguments.label_set)
+    return _with_detected(rows) if arguments.landmarks == "detector" else rows
 
 
 def details_of(config: PreTrainedConfig) -> list[str]:

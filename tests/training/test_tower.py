@@ -11,6 +11,7 @@ from configuration_mf2.facs import LANDMARK_MIRROR
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.data.synthetic.rendering import SEEN
 from mf2face.training import build
+from mf2face.training.arguments import MF2Arguments
 from mf2face.training.tower import (
     _WEIGHTS,
     MF2ForTowerTraining,
@@ -166,3 +167,7 @@ def test_detected_landmarks_replace_the_rows_own_where_a_face_is_found(monkeypat
     made = build._with_detected(rows)
     assert [np.mean(made[place]["landmarks"]) for place in (0, 2)] == [7, 1]
     assert made[1]["landmarks"] == rows[1]["landmarks"] and {*made.column_names} == {*rows.column_names}
+
+    found = iter([[5.0]] * 2)
+    arguments = MF2Arguments(style="studio+street", landmarks="detector")
+    assert np.mean(build.other_style(arguments, 2)[1]["landmarks"]) == 5
