@@ -1,7 +1,9 @@
 """A tower is trained from what it is given, and keeps nothing of its readouts."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -160,7 +162,10 @@ def test_what_a_tower_reads_is_measured(model, rendered):
     assert set(tower_scores(model, examples(drawn))) == {"tower/landmark_error"}
 
 
-def test_detected_landmarks_replace_the_rows_own_where_a_face_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detected_landmarks_replace_the_rows_own_where_a_face_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # else a second run asks no detector
     rows, found = MFASynthetic(3, "drawn"), iter([[7.0], [], [1.0]])
     detector = SimpleNamespace(detect=lambda _: [[SimpleNamespace(landmarks=np.full((68, 2), x)) for x in next(found)]])
     monkeypatch.setattr(build, "_detector", lambda: detector)
