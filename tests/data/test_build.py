@@ -111,6 +111,7 @@ def test_crops_are_what_the_processor_would_cut_and_have_room_around(built, tmp_
     out, frames, _, _ = built
     processor = MF2Processor.for_model(MF2Config.from_size("tiny", label_set="mfa"))
     processor.image_processor.size = {"height": 64, "width": 64}
+    processor.image_processor.normalize_per_image = False
     loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path))["test"]
     row = loaded[0]
     assert row["image"].size == (80, 80)
@@ -118,7 +119,7 @@ def test_crops_are_what_the_processor_would_cut_and_have_room_around(built, tmp_
     whole = processor(frames.root / frames.image(place), landmarks=frames.landmarks[place])
     cut = processor(row["image"], landmarks=np.array(row["landmarks"]))
     assert np.allclose(whole["landmarks"], cut["landmarks"], atol=0.05)
-    assert (whole["pixel_values"] - cut["pixel_values"]).abs().mean() < 0.06  # saved as JPEG in between
+    assert (whole["pixel_values"] - cut["pixel_values"]).abs().mean() < 0.03  # saved as JPEG in between
     streams = stream_splits(str(out))
     assert len(streams["test"]) == 8 and described_labels(streams["train"]) == LABEL_SETS["mfa"]
     example = next(iter(MF2StreamedExamples(streams["train"], processor, buffer=1)))

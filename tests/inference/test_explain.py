@@ -160,7 +160,7 @@ def test_hiding_what_a_decision_stands_on_takes_it_away_and_hiding_elsewhere_doe
     found = occlusion_check(model, crop, FACE, batch_size=5)
     lips = found["AU25"]
     assert lips.probability == pytest.approx(0.982, abs=1e-3)
-    assert lips.hidden < 0.68 and np.mean(lips.controls) == pytest.approx(lips.probability, abs=1e-6)
+    assert lips.probability - lips.hidden > 0.3 and np.mean(lips.controls) == pytest.approx(lips.probability, abs=1e-6)
     assert found["AU1"].hidden == found["AU1"].probability == 0.5
     assert max(model.batches) <= 6 and list(found) == CONFIG.action_units
     assert "region hidden: 0.98 → " in lips.text() and "elsewhere" in lips.text()
