@@ -67,7 +67,7 @@ class Faces:
         scores = action_unit_scores(answers[1], self.labels[1], processor.action_units, thresholds=thresholds)
         scores |= emotion_scores(answers[0], self.labels[0], processor.emotions)
         names = (processor.action_units, processor.emotions)
-        scores |= coverage(answers, self.labels, *names, processor.conformal)
+        scores |= coverage(answers, self.labels, *names, processor.conformal, thresholds)
         return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 

@@ -58,6 +58,7 @@ def coverage(
     action_units: Sequence[str],
     emotions: Sequence[str],
     conformal: Mapping[str, Mapping[str, Any]],
+    thresholds: Sequence[float],
 ) -> dict[str, float]:
     """`coverage_90/AU12`: the share of faces whose state is not contradicted, the mean of faces that show it and faces
     at rest; `told_90/AU12`: the share that is told. Emotions: the true one is in the set; one alone is. `..._au` and
@@ -68,11 +69,12 @@ def coverage(
         for place, unit in enumerate(action_units):
             shown, known = probabilities[1][:, place], labels[1][:, place]
             active, at_rest = shown >= cuts[unit][0], shown <= cuts[unit][1]
-            contradicted = {1: at_rest & ~active, 0: active & ~at_rest}
+            told = (active != at_rest) & (active == (shown >= thresholds[place]))  # as `conformal_state` has it
+            contradicted = {1: told & at_rest, 0: told & active}
             shares = [1 - contradicted[state][known == state].mean() for state in (0, 1) if (known == state).any()]
             if shares:
                 figures[f"coverage_{percent}/{unit}"] = np.mean(shares)
-                figures[f"told_{percent}/{unit}"] = (active != at_rest)[known >= 0].mean()
+                figures[f"told_{percent}/{unit}"] = told[known >= 0].mean()
         possible = probabilities[0] >= [cuts[emotion] for emotion in emotions]
         if emotions:  # as `emotion_set` has it
             possible[np.arange(len(possible)), probabilities[0].argmax(1)] = True

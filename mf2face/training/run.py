@@ -307,7 +307,9 @@ def measure(
     subjects, groups = (rows[name][:] if name in rows.column_names else None for name in ("subject", "group"))
     scores = score(*answers, subjects) | (group_scores(*answers, groups) if groups else {})
     if processor.conformal is not None:
-        scores |= coverage(probabilities(result.predictions), result.label_ids, *labels, processor.conformal)
+        scores |= coverage(
+            probabilities(result.predictions), result.label_ids, *labels, processor.conformal, thresholds or []
+        )
     return scores
 
 

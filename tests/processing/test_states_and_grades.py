@@ -28,10 +28,14 @@ def cuts_of(made: MF2Processor) -> dict:
 
 
 def test_states_by_hand() -> None:
-    states = {p: conformal_state(p, CUTS["AU1"]) for p in (0.1, 0.3, 0.6, 0.7)}
+    states = {p: conformal_state(p, 0.5, CUTS["AU1"]) for p in (0.1, 0.3, 0.6, 0.7)}
     assert states == {0.1: "at rest", 0.3: "cannot tell", 0.6: "cannot tell", 0.7: "active"}
-    assert [conformal_state(p, [0.5, 0.5]) for p in (0.4, 0.6)] == ["at rest", "active"], "nothing is left in between"
-    assert conformal_state(0.99, [0.0, 1.0]) == "cannot tell"
+    assert [conformal_state(p, 0.5, [0.5, 0.5]) for p in (0.4, 0.6)] == ["at rest", "active"], (
+        "nothing is left in between"
+    )
+    assert conformal_state(0.99, 0.5, [0.0, 1.0]) == "cannot tell"
+    contradicting = conformal_state(0.7, 0.8, CUTS["AU1"]), conformal_state(0.1, 0.05, CUTS["AU1"])
+    assert contradicting == ("cannot tell", "cannot tell"), "a state never says other than the decision"
     assert emotion_set({"Neutral": 0.3, "Happiness": 0.1, "Fear": 0.6}, CUTS) == ["Fear", "Neutral"]
     assert emotion_set({"Happiness": 0.3, "Neutral": 0.1}, CUTS) == ["Happiness"], "the top one is always possible"
 

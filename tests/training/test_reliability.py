@@ -38,7 +38,7 @@ def test_a_cut_is_an_order_statistic() -> None:
 
 def test_coverage_holds_on_people_like_those_and_sets_are_nested() -> None:
     conformal = calibrate(*faces(4000, 0), UNITS, EMOTIONS)
-    figures = coverage(*faces(8000, 1), UNITS, EMOTIONS, conformal)
+    figures = coverage(*faces(8000, 1), UNITS, EMOTIONS, conformal, [0.5] * len(UNITS))
     told = []
     for level in LEVELS:
         percent = f"{float(level) * 100:g}"
@@ -47,7 +47,9 @@ def test_coverage_holds_on_people_like_those_and_sets_are_nested() -> None:
         told.append(figures[f"told_{percent}/AU1"])
     assert told == sorted(told, reverse=True) and told[-1] < 0.4
     assert figures["told_90/AU25"] == 1 and abs(figures["coverage_90/AU1"] - 0.9) < 0.02
-    shifted = coverage(*faces(8000, 2, unsure=3.0), UNITS, EMOTIONS, conformal)
+    shifted = coverage(*faces(8000, 2, unsure=3.0), UNITS, EMOTIONS, conformal, [0.5] * len(UNITS))
+    strict = coverage(*faces(8000, 1), UNITS, EMOTIONS, conformal, [0.9] * len(UNITS))
+    assert strict["told_90/AU25"] < figures["told_90/AU25"] and strict["coverage_90_au"] >= figures["coverage_90_au"]
     assert shifted["coverage_90_au"] < 0.88, "another style is not covered as asked, and the figure says it"
 
 
