@@ -1747,10 +1747,15 @@ def conformal_cuts(confidence: float | None, conformal: Mapping[str, Cuts] | Non
     return conformal[enough[0]]
 
 
-def conformal_state(probability: float, cuts: Sequence[float]) -> str:
-    """Of faces that show an AU at most 1 - confidence are called at rest, and of faces at rest so many active."""
+def conformal_state(probability: float, threshold: float, cuts: Sequence[float]) -> str:
+    """Of faces that show an AU at most 1 - confidence are called at rest, and of faces at rest so many active.
+
+    It never contradicts the decision at the threshold: there it cannot tell.
+    """
     active, at_rest = probability >= cuts[0], probability <= cuts[1]
-    return CANNOT_TELL if active == at_rest else "active" if active else "at rest"
+    if active == at_rest or active != (probability >= threshold):
+        return CANNOT_TELL
+    return "active" if active else "at rest"
 
 
 def emotion_set(probabilities: Mapping[str, float], cuts: Cuts) -> list[str]:
@@ -1765,7 +1770,7 @@ def add_reliability(result: dict[str, Any], grades: Mapping[str, str] | None, cu
         if grades is not None:
             unit["grade"] = grades[name]
         if cuts is not None:
-            unit["state"] = conformal_state(unit["probability"], cuts[name])
+            unit["state"] = conformal_state(unit["probability"], unit["threshold"], cuts[name])
     if "emotions" in result:
         if grades is not None:
             result["emotion_grade"] = grades[result["emotion"]]
