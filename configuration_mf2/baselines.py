@@ -198,7 +198,7 @@ class MEGraphAUConfig(ComparedConfig):
 
     def validate_graph(self) -> None:
         if not self.action_units:
-            return  # which validate_labels tells
+            return  # an error of validate_labels
         if not 1 <= self.neighbors <= len(self.action_units):
             raise ValueError(
                 f"neighbors: got {self.neighbors}, expected 1 to {len(self.action_units)}, the number of action units"

@@ -32,7 +32,7 @@ class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     num_prefix_tokens (`int`): class and register tokens that stand before the patch tokens.
     do_grayscale (`bool`), normalize_per_image (`bool`), alignment (`str`): how the processor prepares images; see
         [`MF2ImageProcessor`].
-    label_taught (`bool`): whether the tower's training was told action units and emotions.
+    label_taught (`bool`): whether the tower was trained with labels of action units and emotions.
     frozen (`bool`): no gradient enters the tower and it stays in evaluation mode.
     """
 
