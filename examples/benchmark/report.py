@@ -33,13 +33,14 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: str | os.PathLike | None, figures: Mapping[str, object]) -> None:
-    """A file in `RESULTS` is also noted in `SOURCES`: the command, commit, date and machine that it comes from."""
+def write_json(path: str | os.PathLike | None, figures: Mapping[str, object], part: str = "") -> None:
+    """A file in `RESULTS`, or a part of it, is also noted in `SOURCES`: its command, commit, date and machine."""
     if path is None:
         return
     write_text(Path(path), json.dumps(figures, indent=2) + "\n")
     if Path(path).resolve().parent == RESULTS:
-        noted = {**(read_json(SOURCES) or {}), Path(path).stem: {**origin(), "machine": f"{os.cpu_count()} CPU cores"}}
+        name = f"{Path(path).stem}: {part}" if part else Path(path).stem
+        noted = {**(read_json(SOURCES) or {}), name: {**origin(), "machine": f"{os.cpu_count()} CPU cores"}}
         write_text(SOURCES, json.dumps(dict(sorted(noted.items())), indent=2) + "\n")
 
 

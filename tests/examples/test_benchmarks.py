@@ -1,16 +1,20 @@
 """Every benchmark runs; what it measured is not judged here, how its figures follow from each other is."""
 
+import argparse
 import csv
 import json
 import resource
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import datasets
 import numpy as np
 import pytest
+import torch
 from example_scripts import load
 from PIL import Image
 
@@ -70,11 +74,45 @@ def test_gpu_measures_rates_and_extrapolates_them(
         assert figures[f"train_peak_memory_gb{suffix}"] > 0 and figures[f"inference_peak_memory_gb{suffix}"] > 0
     printed = capsys.readouterr().out.splitlines()
     assert "CPU" in printed[0] and all(str(paper) not in line for line in printed[:-1] for paper in ("62.3", "5.1 min"))
-    assert gpu.main([*small, "--mixed", "--checkpointing"])["gradient_checkpointing"] == 1
+    assert gpu.main([*small, "--mixed", "--checkpointing", "--pair_share", "0.5"])["gradient_checkpointing"] == 1
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
         gpu.main([])
     assert stopped.value.code == 2 and "finds no GPU" in capsys.readouterr().err
+
+
+def test_gpu_s_lines_for_a_gpu_for_little_memory_and_for_what_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu, cuda, called = load("benchmark/gpu"), torch.device("cuda"), []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: called.append(name))
+    for name, value in {"max_memory_allocated": 2**30, "device_count": 2, "get_device_name": "H"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    gpu.wait(cuda), gpu.free(cuda)
+    assert gpu.peak_memory_gb(cuda) == 1 and gpu.begin(cuda) == "H" and called[0] == "synchronize"
+    syncs = gpu.host_syncs(lambda: warnings.warn("called a synchronizing CUDA operation", stacklevel=1), cuda)
+    assert syncs == {"host_syncs_per_step": 1} and called[-2:] == ["set_sync_debug_mode"] * 2
+    assert {"ddp", "fsdp"} <= gpu.launches("cuda").keys() and "2" in gpu.launches("cuda")["fsdp"]
+    torch.set_float32_matmul_precision("highest")
+    options = {"size": "tiny", "batch_size": 2, "checkpointing": False, "mixed": False, "compile": False}
+    given = argparse.Namespace(**options, device=torch.device("cpu"), pair_share=None, json=None)
+    monkeypatch.setattr(gpu, "seconds_a_step", lambda *_: 1.0)
+    monkeypatch.setattr(gpu, "training_step", lambda *_: lambda: torch.tensor(torch.nan))
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        gpu.measure_training(True, False, given)
+    monkeypatch.setattr(gpu, "training_step", raising(torch.OutOfMemoryError))
+    with pytest.raises(SystemExit, match="batch_size: 2 images do not fit"):
+        gpu.measure(True, given)
+    monkeypatch.setattr(gpu, "launches", lambda _: {"ddp": [sys.executable, "-c", "raise SystemExit('no')"]})
+    assert gpu.measure_launches(given) == {"launch_ddp": 0} and "ddp: no" in capsys.readouterr().out
+
+
+def raising(error: type[Exception]) -> Callable:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
 
 
 def test_finetuning_measures_the_cost_of_every_method(tmp_path: Path) -> None:
