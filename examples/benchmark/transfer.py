@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--images", type=int, default=12000)
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU-minutes of training a net")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--without", nargs="+", choices=_WITHOUT, default=[], help="also measure renders that lack these")
+    parser.add_argument("--without", nargs="+", choices=_WITHOUT, default=[], help="also measure renders without these")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     crops, emotions = photographs(read_labels(given.labels, given.photos, given.part))
