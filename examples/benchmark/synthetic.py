@@ -34,7 +34,7 @@ from report import options, write_json
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from transfer import ANCHORS, SIDE, SmallNet, aligned, normalized
+from transfer import SIDE, SmallNet, aligned, normalized, placement
 from transfer import train as train_small_net
 
 from configuration_mf2.facs import (
@@ -283,13 +283,8 @@ def from_facts(n: int, style: str, figures: dict[str, float]) -> None:
 def crops_of(faces: Faces) -> tuple[np.ndarray, np.ndarray]:
     """Grey crops as `transfer.py` makes them, and where the exact landmarks lie in them."""
     crops = np.stack([aligned(image, points) for image, points in zip(faces.pixels, faces.jittered, strict=True)])
-    placed = []
-    for seen, exact in zip(faces.jittered, faces.landmarks, strict=True):
-        anchors = np.concatenate([seen[[36, 39, 42, 45]], seen[31:36].mean(0, keepdims=True)])
-        (x, y), one, no = anchors.T, np.ones(5), np.zeros(5)
-        rows = np.concatenate([np.stack([x, -y, one, no], 1), np.stack([y, x, no, one], 1)])
-        a, b, right, down = np.linalg.lstsq(rows, ANCHORS.T.ravel(), rcond=None)[0]
-        placed.append(exact @ np.array([[a, b], [-b, a]]) + (right, down))
+    turns = [placement(seen) for seen in faces.jittered]
+    placed = [exact @ turn.T + move for exact, (turn, move) in zip(faces.landmarks, turns, strict=True)]
     return crops, np.stack(placed)
 
 

@@ -86,21 +86,26 @@ class SmallNet(nn.Module):
         return self.units(seen), self.emotion(seen)
 
 
-def aligned(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """The grey crop in which the anchors lie where they should, as near as a similarity brings them."""
+def placement(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The turn and the shift by which the anchors lie where they should, as near as a similarity brings them."""
     points = np.concatenate([landmarks[[36, 39, 42, 45]], landmarks[31:36].mean(0, keepdims=True)])
     middle, target = points.mean(0), ANCHORS.mean(0)
     a, b = points - middle, ANCHORS - target
     norm = (a * a).sum()
     cos, sin = (a * b).sum() / norm, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / norm
     turn = np.array([[cos, -sin], [sin, cos]])
-    grey, scale = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.hypot(cos, sin)
+    return turn, target - turn @ middle
+
+
+def aligned(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """The grey crop of a face."""
+    turn, move = placement(landmarks)
+    grey, scale = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.hypot(*turn[0])
     if scale < 0.6:  # against aliasing
         small = scale * 1.3
-        grey = cv2.resize(grey, None, fx=small, fy=small, interpolation=cv2.INTER_AREA)
-        middle, turn = middle * small, turn / small
-    move = (target - turn @ middle)[:, None]
-    return cv2.warpAffine(grey, np.hstack([turn, move]), (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
+        grey, turn = cv2.resize(grey, None, fx=small, fy=small, interpolation=cv2.INTER_AREA), turn / small
+    matrix = np.hstack([turn, move[:, None]])
+    return cv2.warpAffine(grey, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
 
 
 @lru_cache(maxsize=8)
