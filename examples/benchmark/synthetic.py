@@ -99,16 +99,13 @@ class Faces:
 def joined(parts: list[Faces]) -> Faces:
     """Faces of several styles, of the action units that all show."""
     names = tuple(name for name in parts[0].names if all(name in part.names for part in parts))
+
+    def values(part: Faces, field: str) -> np.ndarray:
+        columns = [part.names.index(name) for name in names]
+        return getattr(part, field)[:, columns] if field.endswith("labels") else getattr(part, field)
+
     fields = list(Faces.__dataclass_fields__)[1:]
-    columns = [[part.names.index(name) for name in names] for part in parts]
-    arrays = {
-        field: [
-            getattr(part, field)[:, chosen] if field.endswith("labels") else getattr(part, field)
-            for part, chosen in zip(parts, columns, strict=True)
-        ]
-        for field in fields
-    }
-    return Faces(names, *(np.concatenate(arrays[field]) for field in fields))
+    return Faces(names, *(np.concatenate([values(part, field) for part in parts]) for field in fields))
 
 
 def draw_faces(n: int, style: str) -> Faces:
@@ -259,17 +256,20 @@ def from_facts(n: int, style: str, figures: dict[str, float]) -> None:
     facts, labels = [], synthetic_truth(n, style, label_set=LabelSet(shown_aus(style)))["au_labels"]
     for index in range(n):
         person, place = subject(0, style, index // FRAMES_PER_SUBJECT), shot(0, style, index)
-        light, ambient = place.lights[0], np.mean(place.ambient[0])
-        who = (
-            person.tone,
-            person.age,
-            person.is_male,
-            person.eyewear != "none",
-            person.beard != "none",
-            *light,
-            ambient,
+        who = (person.tone, person.age, person.is_male, person.eyewear != "none", person.beard != "none")
+        facts.append(
+            (
+                *who,
+                *place.lights[0],
+                np.mean(place.ambient[0]),
+                place.yaw,
+                place.pitch,
+                place.roll,
+                place.scale,
+                place.exposure,
+                place.noise,
+            )
         )
-        facts.append((*who, place.yaw, place.pitch, place.roll, place.scale, place.exposure, place.noise))
     facts, half = np.array(facts, float), n // 2
     facts = (facts - facts[:half].mean(0)) / (facts[:half].std(0) + 1e-9)
     scores = []
