@@ -257,19 +257,8 @@ def from_facts(n: int, style: str, figures: dict[str, float]) -> None:
     for index in range(n):
         person, place = subject(0, style, index // FRAMES_PER_SUBJECT), shot(0, style, index)
         who = (person.tone, person.age, person.is_male, person.eyewear != "none", person.beard != "none")
-        facts.append(
-            (
-                *who,
-                *place.lights[0],
-                np.mean(place.ambient[0]),
-                place.yaw,
-                place.pitch,
-                place.roll,
-                place.scale,
-                place.exposure,
-                place.noise,
-            )
-        )
+        light = (*place.lights[0], np.mean(place.ambient[0]), place.exposure, place.noise)
+        facts.append((*who, *light, place.yaw, place.pitch, place.roll, place.scale))
     facts, half = np.array(facts, float), n // 2
     facts = (facts - facts[:half].mean(0)) / (facts[:half].std(0) + 1e-9)
     scores = []
