@@ -364,10 +364,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         figures.update({f"{style}_{name}" if style else name: round(value, 4) for name, value in own.items()})
         write_json(given.json, worst(figures, given.styles))
 
-    measured(two_processes, 64 if quick else 768, given.styles[0], style=given.styles[0])
+    measured(two_processes, 64 if quick else 512, given.styles[0], style=given.styles[0])
     measured(streamed_memory, 100 if quick else given.streamed, given.styles[0], style=given.styles[0])
     for style in given.styles:
-        measured(speed, 32 * scale, style, style=style)
+        measured(speed, 16 * scale, style, style=style)
         if is_rendered(style):
             measured(by_a_detector, 24 * scale, style, style=style)
             measured(from_facts, 800 * scale, style, style=style)
@@ -379,7 +379,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         measured(baselines, *parts[-1], style=style)
     train, test = (joined([pair[which] for pair in parts]) for which in (0, 1))
     measured(regions, train, test, 0.05 if quick else given.minutes, style="")
-    sizes = {"examples_timed": 32 * scale, "renders_judged_a_style": 24 * scale, "people_a_style": count // 16}
+    sizes = {"examples_timed": 16 * scale, "renders_judged_a_style": 24 * scale, "people_a_style": count // 16}
     figures = {**worst(figures, given.styles), **sizes}
     write_json(given.json, figures)
     print(f"\nSynthetic faces, {' '.join(given.styles)}" + (" (quick: not a measurement)" if quick else ""))
