@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,10 +38,11 @@ def write_json(path: str | os.PathLike | None, figures: Mapping[str, object], pa
     """A file in `RESULTS`, or a part of it, is also noted in `SOURCES`: its command, commit, date and machine."""
     if path is None:
         return
+    source = origin()  # before the file makes the tree differ from its commit
     write_text(Path(path), json.dumps(figures, indent=2) + "\n")
     if Path(path).resolve().parent == RESULTS:
         name = f"{Path(path).stem}: {part}" if part else Path(path).stem
-        noted = {**(read_json(SOURCES) or {}), name: {**origin(), "machine": f"{os.cpu_count()} CPU cores"}}
+        noted = {**(read_json(SOURCES) or {}), name: {**source, "machine": f"{os.cpu_count()} CPU cores"}}
         write_text(SOURCES, json.dumps(dict(sorted(noted.items())), indent=2) + "\n")
 
 
@@ -62,8 +64,9 @@ def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) 
     write_json(RUNS, dict(sorted(runs.items())))
 
 
+@cache
 def origin() -> dict[str, str]:
-    """Command, commit and date of a result."""
+    """Command, commit and date of a result, as they are when it is first asked for."""
     git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     script = [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -370,3 +370,12 @@ def test_transfer_trains_on_renders_alone_and_scores_crops(monkeypatch: pytest.M
     assert 0.5e6 < sum(weight.numel() for weight in net.parameters()) < 1.1e6
     figures = transfer.measure(net, names, crops, [transfer.EMOTIONS[emotion] for emotion in emotions])
     assert 0 <= figures["transfer_macro_recall"] <= 1 and all(0 <= value <= 1 for value in figures.values())
+
+
+def test_transfer_renders_the_same_expressions_without_one_thing() -> None:
+    transfer = load("benchmark/transfer")
+    whole, units, emotions = transfer.render(["webcam"], 2, 0)
+    for part in transfer._WITHOUT:
+        crops, same_units, same_emotions = transfer.render(["webcam"], 2, 0, part)
+        assert (same_units == units).all() and (same_emotions == emotions).all()
+        assert part == "teeth" or (crops != whole).any()
