@@ -20,14 +20,15 @@ from configuration_mf2.baselines import ABLATIONS
 from configuration_mf2.facs import UNKNOWN_LABEL, resolve_label_set
 from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.data.metrics import action_unit_scores, emotion_scores, tune_thresholds
-from mf2face.training.arguments import parse_arguments
-from mf2face.training.build import Parts, build_model, save_parts, with_sources
+from mf2face.training.arguments import Settings, parse_arguments
+from mf2face.training.build import Parts, build_model, save_parts, store_options, store_root, with_sources
 from mf2face.training.evaluation import probabilities
 from mf2face.training.exp_blip import measure_captions
 from mf2face.training.finetuning import trainable_parameters
 from mf2face.training.language import language_scores, zero_shot_units
-from mf2face.training.probe import LinearProbe, fit_probe, tower_tokens
+from mf2face.training.probe import LinearProbe, fit_probe
 from mf2face.training.run import load_parts, make_trainer
+from mf2face.training.stores import load_or_store
 from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
 from modeling_mf2.pretraining import MF2ForPreTraining
 
@@ -252,24 +253,19 @@ MEASURED = ("validation", "test", "style", "photographs")
 """Choose people, report people, those of a style unseen in training, photographs."""
 
 
-def features_of(reads: str, vision: nn.Module, processor: Any, rows: Dataset) -> torch.Tensor:
-    examples, parts = MF2Examples(rows, processor, texts=False, warned={*LABELS}), []
-    if "tokens" in reads:
-        tokens = tower_tokens(vision, examples)
-        width = vision.config.hidden_size
-        parts.append(tokens.unflatten(1, (-1, width)).float().mean(1).half() if "mean" in reads else tokens)
-    if "landmarks" in reads:
-        points = [example["landmarks"].flatten() for example in examples.__getitems__(range(len(examples)))]
-        parts.append((torch.stack(points) / vision.config.image_size).half())
-    return torch.cat(parts, 1)
-
-
-def probe(parts: Parts, reads: str, rows: Dataset, decay: float, seed: int) -> tuple[LinearProbe, Callable]:
+def probe(
+    settings: Settings, parts: Parts, reads: str, rows: Dataset, decay: float, stores: Path
+) -> tuple[LinearProbe, Callable]:
     """A linear probe, and what answers rows by it. Narrow features take a higher rate and less decay."""
     config, vision = parts.model.config, parts.model.base_model.vision
 
     def features(rows: Dataset) -> torch.Tensor:
-        return features_of(reads, vision, parts.processor, rows)
+        examples = MF2Examples(rows, parts.processor, texts=False, warned={*LABELS})
+        store = load_or_store(vision, [examples], store_root("vision", stores), **store_options(settings))
+        read = store.batch(range(len(rows)), torch.float16)
+        tokens, points = read["image_tokens"], read["landmarks"].flatten(1) / vision.config.image_size
+        tokens = tokens.float().mean(1).half() if "mean" in reads else tokens.flatten(1)
+        return torch.cat([tokens] * ("tokens" in reads) + [points] * ("landmarks" in reads), 1)
 
     units = len(config.action_units)
     known = "au_labels" in rows.column_names and units
@@ -277,7 +273,7 @@ def probe(parts: Parts, reads: str, rows: Dataset, decay: float, seed: int) -> t
     read = (features(rows), labels, torch.tensor(rows["emotion"][:]))
     narrow = read[0].shape[1] < 1000
     shape = {"rate": 1e-2, "decay": decay / 100} if narrow else {"rate": 3e-4, "decay": decay}
-    made = fit_probe(config, read, **shape, seed=seed, epochs=60)
+    made = fit_probe(config, read, **shape, seed=settings.training.seed, epochs=60)
     return made, lambda rows: probabilities(made.answers(features(rows)))
 
 
@@ -310,25 +306,26 @@ def fit(
     set_seed(seed)
     with tempfile.TemporaryDirectory(dir=given.work_dir) as scratch:
         settings = with_sources(parse_arguments([*command, "--output_dir", scratch]))
+        other_tower = "states" in settings.task.stores or name.startswith("exp_blip")
+        stores = Path(scratch) if other_tower else given.work_dir / "stores"
         splits = {split: data[split] for split in wanted if split in data}
         splits |= {
             "train": data[cell.data],
             "validation": data["adapt_validation" if cell.data == "adapt" else "validation"],
         }
         if cell.kind == "probe":
-            _, answer = probe(build_model(settings, splits["train"]), cell.reads, splits["train"], rate, seed)
+            parts = build_model(settings, splits["train"])
+            _, answer = probe(settings, parts, cell.reads, splits["train"], rate, stores)
             answers = {split: answer(splits[split]) for split in wanted if split in splits}
             return Fitted(checked(answers), {"cpu_seconds": time.process_time() - start})
         captions = cell.kind == "captions"
         told = {split: splits[split] for split in splits if captions or split == "train"}
         parts, read, _, columns, _ = load_parts(settings, told)
         if cell.kind == "linear":
-            head, _ = probe(parts, cell.reads, splits["train"], DECAYS[1], seed)
+            head, _ = probe(settings, parts, cell.reads, splits["train"], DECAYS[1], stores)
             parts = parts._replace(
                 model=LinearTower(parts.model.config, copy.deepcopy(parts.model.base_model.vision), head)
             )
-        own_store = "states" in settings.task.stores or name.startswith("exp_blip")
-        stores = Path(scratch) if own_store else given.work_dir / "stores"
         trainer, examples = make_trainer(settings, parts, {**splits, **read}, columns, stores)
         if cell.hides:
             trainer.data_collator = hide_labels(trainer.data_collator, parts.model.config)
