@@ -34,9 +34,9 @@ from tables_report import TABLES, figures_of, markdown
 
 from mf2face.data.build.own import build_own
 from mf2face.data.cache import load_folder
-from mf2face.data.protocols import complete_splits
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import parse_arguments
+from mf2face.training.build import load_splits
 from mf2face.training.run import run
 from processing_mf2.detection import MediaPipeDetector, missing_networks
 from processing_mf2.image_io import read_image
@@ -93,11 +93,7 @@ def parse(argv: list[str] | None) -> Namespace:
 def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
     """The protocol's splits; of a built data set its own three."""
     if given.dataset != "synthetic":
-        splits = datasets.load_from_disk(given.dataset)
-        if not isinstance(splits, dict):
-            sides = splits["split"][:]
-            splits = {s: splits.select([i for i, one in enumerate(sides) if one == s]) for s in dict.fromkeys(sides)}
-        splits = complete_splits({name: rows for name, rows in splits.items() if len(rows)}, True)
+        splits = load_splits(parse_arguments(["--dataset", given.dataset, "--label_set", given.label_set]).arguments)
     else:
         folder = given.work_dir / f"people-{given.num_images}-{given.style}-{given.label_set}"
         if not folder.is_dir():
@@ -130,7 +126,7 @@ def render(given: Namespace, style: str, share: float, seed: int) -> datasets.Da
 
 def tower_of(given: Namespace) -> str | None:
     """The one that is named, or one that is trained, by no label of an AU or emotion, on other people."""
-    if given.tower or given.model_size != "tiny":
+    if given.tower or given.model_size != "tiny" or given.dataset != "synthetic":
         return given.tower
     folder = given.work_dir / "tower"
     if not (folder / "metrics.json").is_file():
@@ -162,19 +158,24 @@ def run_all(cells: list[str], given: Namespace, data: dict[str, datasets.Dataset
 
 def budget(name: str, given: Namespace) -> list[str]:
     """What must not change between calls."""
-    people = [given.dataset] if given.dataset != "synthetic" else [given.style, str(given.num_images)]
-    return [*people, *command_of(name, 0, 0.0, given.epochs, given), str(grid_of(name, given))]
+    return [
+        given.style,
+        str(given.num_images),
+        *command_of(name, 0, 0.0, given.epochs, given),
+        str(grid_of(name, given)),
+    ]
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     given = parse(argv)
     datasets.disable_progress_bars()
-    rows = dict.fromkeys(row for name in given.tables for row in TABLES[name].rows)
-    rows = [name for name in rows if given.systems is None or name in given.systems]
-    if not rows:
-        raise ValueError(f"systems: got {given.systems}, expected some of those that {given.tables} have")
-    lacked = {name: needs for name in rows if (needs := lacking(name, given.label_set))}
-    cells = cells_of(name for name in rows if name not in lacked)
+    asked = dict.fromkeys(row for name in given.tables for row in TABLES[name].rows)
+    lacked = {name: needs for name in asked if (needs := lacking(name, given.label_set))}
+    wanted = given.systems or asked
+    given.systems = [name for name in asked if name in wanted and name not in lacked]
+    if not given.systems:
+        raise ValueError(f"systems: got {wanted}, expected some of those that {given.tables} have")
+    cells = cells_of(given.systems)
     if given.dry_run:
         for name, seed in ((name, seed) for seed in given.seeds for name in cells):
             print(shlex.join(["train.py", *command_of(name, seed, grid_of(name, given)[-1], given.epochs, given)]))
@@ -185,8 +186,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         check_command(folder_of(name, seed, given), budget(name, given), "--work_dir")
     data = load_data(given)
     run_all(cells, given, data)
-    figures, scores = figures_of(given, data, lacked)
-    text = markdown(given, figures, scores, lacked)
+    figures = figures_of(given, data)
+    text = markdown(given, figures, lacked)
     print(f"\n{text}")
     write_text(given.markdown or given.work_dir / "tables.md", text)
     about = {**origin(), "machine": f"{os.cpu_count()} CPU cores", "seeds": given.seeds, "epochs": given.epochs}

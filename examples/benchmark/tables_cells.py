@@ -221,8 +221,8 @@ def command_of(name: str, seed: int, rate: float, epochs: int, given: Namespace)
         starts = ["--model_name_or_path", folder_of(cell.after, seed, given)]
     elif given.tower and "--vision_name_or_path" not in cell.arguments:
         starts = ["--vision_name_or_path", given.tower]
-    shared = ["--label_set", given.label_set, "--num_train_epochs", epochs, "--learning_rate", rate, "--seed", seed]
-    shared += ["--model_size", given.model_size]
+    shared = ["--dataset", given.dataset, "--label_set", given.label_set, "--model_size", given.model_size]
+    shared += ["--num_train_epochs", epochs, "--learning_rate", rate, "--seed", seed]
     shared += ["--per_device_train_batch_size", given.batch_size, "--warmup_steps", 0.1]
     kept = "--save_strategy no --eval_strategy no --load_best_model_at_end False --logging_strategy epoch "
     return [*map(str, [*cell.arguments, *starts, *shared]), *f"{kept}--disable_tqdm True".split(), *given.further]

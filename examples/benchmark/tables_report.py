@@ -4,6 +4,7 @@ import json
 import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from mf2face.data.metrics import action_unit_counts, confusion_scores, f1_from_c
 PAPERS = json.loads((Path(__file__).parent / "results" / "papers.json").read_text(encoding="utf-8"))
 """What the papers print, on their data and with their models."""
 RESAMPLES = 1000
-DATA = {"test": "report people", "style": "another style", "photographs": "photographs"}
+SPLITS = {"test": "report people", "style": "another style", "photographs": "photographs"}
 COLUMNS = {
     "au_f1": "AU F1",
     "au_f1_half": "AU F1 at 0.5",
@@ -29,23 +30,27 @@ COLUMNS = {
     "emotion_ovr_accuracy": "one-vs-rest accuracy",
     "au_auc": "AUC of an emotion's AUs against neutral",
 }
+COMPARED_BY = ("au_f1", "emotion_macro_recall")
+"""Columns of which differences are taken."""
+COSTS = {"epochs": "epochs", "cpu_seconds": "CPU-s", "trainable_parameters": "trained parameters"}
 FLAGS = {
+    "missing": "failed, diverged or has not run",
+    "fewer_seeds": "a mean of fewer seeds than asked for: the others failed, diverged or have not run",
     "below_chance": "no better than calling every AU active, or than one emotion for all",
     "below_probe": "below the linear probe on all of the tower's tokens",
     "not_converged": "the training loss still fell by more than 2 % in the last tenth of the epochs",
     "no_positive": "an AU or emotion that no image shows is left out",
-    "fewer_seeds": "fewer seeds than asked for: the others failed, diverged or have not run",
-    "missing": "failed, diverged or has not run",
 }
 _LANGUAGE = ("zero_shot_au_auc", "new_words_au_auc", "retrieval_au_state_over_chance", "retrieval_emotion_over_chance")
 _LANGUAGE += ("caption_au_f1", "caption_emotion_top1", "itm_au_accuracy")
 _CAPTIONS = ("bleu_4", "rouge_l", "cider", "fact_au_f1_macro", "fact_emotion_accuracy", "fact_contradicted")
 _PROBES = ("probe_tokens", "probe_pooled", "probe_landmarks", "probe_tokens_landmarks")
-_COMPARED = ("full", "vl_fau", "me_graph_au", "hsemotion", "exp_blip")
+_COMPARED = ("full", "hsemotion", "vl_fau", "me_graph_au", "exp_blip")
 
 
 class Table(NamedTuple):
-    """metrics: of metrics.json, shown as they are. against: the row that the others' differences are taken from."""
+    """against: the row from which the others are subtracted. metrics: of metrics.json, shown as they are. probe: the
+    floor."""
 
     title: str
     rows: Sequence[str]
@@ -54,355 +59,287 @@ class Table(NamedTuple):
     probe: str = "probe_tokens"
 
 
+_HEADLINE = (*_PROBES, "mf2", "full", "mf2_no_language", *_COMPARED[1:4], "mf2_no_language_cpu", "mf2_tower")
+_ADAPT = ("mf2", "adapt_probe", "adapt_heads", "adapt_dfn", "adapt_dfn_paper", "adapt_lora", "adapt_ia3", "adapt_full")
+_READOUTS = [
+    *("image_encoder_probe", "image_encoder_tuned"),
+    *(exp_blip(c, f, by) for by in ("probe", "tuned") for c in EXP_BLIP for f in ("vision", "qformer")),
+    *(f"exp_blip_{c}_{f}_local" for c in EXP_BLIP for f in ("vision", "qformer")),
+]
+_CONTRASTS = ("mf2_equation3", "mf2_unseen", "exp_blip_contrast_exp", "exp_blip_contrast_meaning")
+_PARTS = ("mf2_without_emo_vl", "mf2_without_au_vl", "mf2_no_geometry", "mf2_template", "mf2_dfn_paper", "mf2_ia3")
+_FROM_RANDOM = [f"{name}_scratch" for name in ("full", "mf2", "vl_fau", "me_graph_au", "hsemotion")]
 TABLES = {
-    "headline": Table(
-        "All systems on one tower that was told no label",
-        (*_PROBES, "mf2", "mf2_no_language", "mf2_no_language_cpu", "mf2_dfn", "mf2_lora", "mf2_tower", *_COMPARED),
-    ),
+    "headline": Table("One tower that was told no label", (*_HEADLINE, "exp_blip", "mf2_dfn", "mf2_lora")),
     "language": Table(
         "What language is worth",
-        (
-            *("mf2", "mf2_no_language", "mf2_no_language_cpu", "mf2_equation3", "mf2_unseen"),
-            *("exp_blip_contrast_exp", "exp_blip_contrast_meaning"),
-        ),
+        ("mf2", "mf2_no_language", "mf2_no_language_cpu", *_CONTRASTS),
         metrics=tuple(f"language/{name}" for name in _LANGUAGE),
     ),
-    "adapt": Table(
-        "To another style by a few labelled images",
-        ("mf2", "adapt_probe", "adapt_heads", "adapt_dfn", "adapt_dfn_paper", "adapt_lora", "adapt_ia3", "adapt_full"),
-        against="adapt_dfn",
-        probe="adapt_probe",
-    ),
-    "scratch": Table(
-        "From random weights, backbone too",
-        ("full_scratch", "mf2_scratch", "vl_fau_scratch", "me_graph_au_scratch", "hsemotion_scratch"),
-        against="mf2_scratch",
-        probe="full_scratch",
-    ),
+    "adapt": Table("To another style by few labelled images", _ADAPT, against="adapt_dfn", probe="adapt_probe"),
+    "scratch": Table("From random weights, backbone too", _FROM_RANDOM, against="mf2_scratch", probe="full_scratch"),
     "II": Table("MF²'s Table II: AU recognition", ("exp_blip", "me_graph_au", "vl_fau", "mf2", "mf2_dfn")),
     "III": Table("MF²'s Table III: emotion recognition", ("exp_blip", "hsemotion", "mf2", "mf2_dfn")),
-    "IV": Table(
-        "MF²'s Table IV: its parts",
-        (
-            *("mf2_dfn", "mf2", "mf2_without_emo_vl", "mf2_without_au_vl", "mf2_no_geometry", "mf2_template"),
-            *("mf2_dfn_paper", "mf2_ia3"),
-        ),
-    ),
+    "IV": Table("MF²'s Table IV: its parts", ("mf2_dfn", "mf2", *_PARTS)),
     "V": Table("MF²'s Table V: from AU pre-training to emotion", ("exp_blip_au_to_emotion", "mf2_au_to_emotion")),
     "vlfau4": Table("VL-FAU's Table 4: its parts", ("vl_fau_1", "vl_fau_2", "vl_fau_3", "vl_fau_4", "vl_fau")),
-    "expblip": Table(
-        "Exp-BLIP's Tables 2 and 6: what its features are worth",
-        (
-            *("image_encoder_probe", "image_encoder_tuned"),
-            *(exp_blip(c, f, by) for by in ("probe", "tuned") for c in EXP_BLIP for f in ("vision", "qformer")),
-            *(f"exp_blip_{c}_{f}_local" for c in EXP_BLIP for f in ("vision", "qformer")),
-        ),
-    ),
-    "captions": Table(
-        "What Exp-BLIP's variants write", [f"exp_blip_{name}_stage2" for name in EXP_BLIP], metrics=_CAPTIONS
-    ),
+    "expblip": Table("Exp-BLIP's Tables 2 and 6: what its features are worth", _READOUTS),
+    "captions": Table("What Exp-BLIP writes", [f"exp_blip_{name}_stage2" for name in EXP_BLIP], metrics=_CAPTIONS),
 }
 
 Values = dict[str, np.ndarray]
 """Column -> its value, and then that of each resample of the people."""
 
 
-class People:
-    """Rows of a split as counts by person, so that a resample is a weighted sum."""
+class Split:
+    """The truth of a split as counts by person, so that a resample of the people is a weighted sum."""
 
     def __init__(self, rows: Any, label_set: str, photographs: bool) -> None:
-        self.labels, names = resolve_label_set(label_set), rows.column_names
-        people, self.place = np.unique(
-            rows["subject"][:] if "subject" in names else range(len(rows)), return_inverse=True
-        )
-        draws = np.random.default_rng(0).multinomial(len(people), np.full(len(people), 1 / len(people)), RESAMPLES)
-        self.weights = np.concatenate([np.ones((1, len(people))), draws])
+        self.labels, names, self.photographs = resolve_label_set(label_set), rows.column_names, photographs
+        people = rows["subject"][:] if "subject" in names else range(len(rows))
+        count, self.person = len(set(people)), np.unique(people, return_inverse=True)[1]
+        draws = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+        self.weights = np.concatenate([np.ones((1, count)), draws])
         has_units = "au_labels" in names and self.labels.action_units and not photographs
-        self.units = np.array(rows["au_labels"][:]) if has_units else None
+        self.units = np.array(rows["au_labels"][:]) if has_units else np.zeros((len(rows), 0), int)
         self.emotion = np.array(rows["emotion"][:]) if "emotion" in names else np.full(len(rows), -1)
         counts = np.bincount(self.emotion[self.emotion >= 0], minlength=len(self.labels.emotions))
-        self.asked = np.flatnonzero(counts >= (LEAST if photographs else 1))
-        self.photographs = photographs
+        self.asked = np.flatnonzero(counts >= (LEAST if photographs else 1))  # emotions
+        self.shown = (self.units == 1).any(0)
 
     def totals(self, events: np.ndarray) -> np.ndarray:
         """(images, ...) -> (1 + resamples, ...)."""
         sums = np.zeros((self.weights.shape[1], *events.shape[1:]))
-        np.add.at(sums, self.place, events)
+        np.add.at(sums, self.person, events)
         return np.tensordot(self.weights, sums, 1)
 
     def values(self, emotion: np.ndarray, units: np.ndarray, thresholds: np.ndarray | None) -> Values:
         found: Values = {}
-        if self.units is not None:
-            shown = (self.units == 1).any(0)
-            for name, cuts in {"au_f1": thresholds, "au_f1_half": np.full(units.shape[1], 0.5)}.items():
-                events = np.stack(action_unit_counts(units, self.units, cuts, axis=None), 1)
-                found[name] = f1_from_counts(*np.moveaxis(self.totals(events), 1, 0))[:, shown].mean(1)
-        if len(self.asked) > 1:
-            truth = np.searchsorted(self.asked, self.emotion)
-            size, known = len(self.asked), np.isin(self.emotion, self.asked)
-            cells = truth * size + emotion[:, self.asked].argmax(1)
-            events = (cells[:, None] == np.arange(size * size)) & known[:, None]
-            confusion = self.totals(events).reshape(-1, size, size)
-            means = confusion_scores(confusion, [str(name) for name in self.asked])
+        for name, cuts in {"au_f1": thresholds, "au_f1_half": 0.5}.items() if self.shown.any() else ():
+            events = np.stack(action_unit_counts(units, self.units, cuts, axis=None), 1)
+            found[name] = f1_from_counts(*np.moveaxis(self.totals(events), 1, 0))[:, self.shown].mean(1)
+        if (size := len(self.asked)) > 1 and emotion.shape[1]:
+            cells = np.searchsorted(self.asked, self.emotion) * size + emotion[:, self.asked].argmax(1)
+            events = (cells[:, None] == np.arange(size * size)) & np.isin(self.emotion, self.asked)[:, None]
+            means = confusion_scores(self.totals(events).reshape(-1, size, size), [*map(str, self.asked)])
             found |= {name: means[name] for name in COLUMNS if name in means}
-        if self.photographs and self.labels.action_units:
-            found["au_auc"] = self._signs(units)
-        return found
+        aucs = list(self._aucs(units)) if self.photographs and units.shape[1] else []
+        return found | ({"au_auc": np.nanmean(aucs, axis=0)} if aucs else {})
 
-    def _signs(self, units: np.ndarray) -> np.ndarray:
-        emotions, aucs = list(self.labels.emotions), []
-        for name, signs in SIGNS.items():
-            pair = [emotions.index(one) for one in (name, "Neutral")]
-            if not set(pair) <= {*self.asked}:
-                continue
-            rows = np.flatnonzero(np.isin(self.emotion, pair))
-            for unit in (unit for unit in signs if unit in self.labels.action_units):
-                order = rows[np.argsort(units[rows, self.labels.action_units.index(unit)], kind="stable")]
-                weights, positive = self.weights[:, self.place[order]], self.emotion[order] == pair[0]
+    def _aucs(self, units: np.ndarray) -> Iterator[np.ndarray]:
+        """Of each AU that belongs to an emotion, between its photographs and neutral ones."""
+        emotions, names = list(self.labels.emotions), list(self.labels.action_units)
+        for emotion, unit in ((e, unit) for e in SIGNS for unit in SIGNS[e] if unit in names):
+            pair = [emotions.index(emotion), emotions.index("Neutral")]
+            if {*pair} <= {*self.asked}:
+                rows = np.flatnonzero(np.isin(self.emotion, pair))
+                rows = rows[np.argsort(units[rows, names.index(unit)], kind="stable")]
+                weights, positive = self.weights[:, self.person[rows]], self.emotion[rows] == pair[0]
                 below = np.cumsum(weights * ~positive, axis=1)
-                aucs.append((weights * positive * below).sum(1) / ((weights * positive).sum(1) * below[:, -1]))
-        return np.nanmean(aucs, axis=0) if aucs else np.full(len(self.weights), np.nan)
+                with np.errstate(invalid="ignore"):
+                    yield (weights * positive * below).sum(1) / ((weights * positive).sum(1) * below[:, -1])
 
+    @cached_property
     def chance(self) -> dict[str, float]:
         """Every AU called active; one emotion for all."""
         found = {"emotion_macro_recall": 1 / len(self.asked)} if len(self.asked) > 1 else {}
-        if self.units is not None:
-            counts = [(self.units == state).sum(0) for state in (1, 0)]
-            seen = counts[0] > 0
-            found["au_f1"] = float(f1_from_counts(counts[0], counts[1], 0 * counts[0])[seen].mean())
+        if self.shown.any():
+            active, rest = ((self.units == state).sum(0) for state in (1, 0))
+            found["au_f1"] = float(f1_from_counts(active, rest, 0 * rest)[self.shown].mean())
         return found
 
 
 class Scores:
-    """Values of each cell, seed and split that has been run."""
+    """Values of every cell, seed and split that has run."""
 
     def __init__(self, given: Namespace, data: Mapping[str, Any]) -> None:
-        self.given, self.data = given, data
-        self.people = {s: People(data[s], given.label_set, s == "photographs") for s in DATA if s in data}
-        self.found: dict[str, dict[int, dict[str, Values]]] = {}
+        self.given, self.cells = given, dict[str, dict[int, dict[str, Values]]]()
+        self.splits = {s: Split(data[s], given.label_set, s == "photographs") for s in SPLITS if s in data}
 
-    def of(self, name: str) -> dict[int, dict[str, Values]]:
-        if name not in self.found:
-            self.found[name] = {}
-            for seed in self.given.seeds:
-                folder = folder_of(name, seed, self.given)
-                if metrics_of(name, seed, self.given) is not None:
-                    with np.load(folder / "scores.npz") as kept:
-                        arrays = {key: kept[key] for key in kept.files}
-                    cuts = arrays.get("thresholds")
-                    self.found[name][seed] = {
-                        split: people.values(arrays[f"{split}/emotion"], arrays[f"{split}/au"], cuts)
-                        for split, people in self.people.items()
-                        if f"{split}/au" in arrays
-                    }
-        return self.found[name]
+    def runs(self, name: str) -> dict[int, dict[str, Values]]:
+        if name not in self.cells:
+            seeds = [seed for seed in self.given.seeds if metrics_of(name, seed, self.given)]
+            self.cells[name] = {seed: self._run(folder_of(name, seed, self.given)) for seed in seeds}
+        return self.cells[name]
 
-    def mean(self, name: str, split: str, column: str, seeds: Sequence[int] | None = None) -> np.ndarray | None:
-        runs = [
-            run[split][column]
-            for seed, run in self.of(name).items()
-            if seeds is None or seed in seeds
-            if column in run.get(split, {})
-        ]
-        return np.mean(runs, axis=0) if runs else None
+    def _run(self, folder: Path) -> dict[str, Values]:
+        with np.load(folder / "scores.npz") as kept:
+            arrays = {key: kept[key] for key in kept.files}
+        parts = {split: [arrays.get(f"{split}/{part}") for part in ("emotion", "au")] for split in self.splits}
+        cuts = arrays.get("thresholds")
+        return {s: self.splits[s].values(*pair, cuts) for s, pair in parts.items() if pair[0] is not None}
 
-    def difference(self, one: str, other: str, split: str, column: str) -> tuple[float, float, float] | None:
-        """Of the means over the seeds that both have, with its interval: the same people are drawn for both."""
-        seeds = sorted({*self.of(one)} & {*self.of(other)})
-        both = [self.mean(name, split, column, seeds) for name in (one, other)]
-        if not seeds or any(part is None for part in both):
-            return None
-        values = both[0] - both[1]
-        return float(values[0]), *(float(bound) for bound in np.nanquantile(values[1:], (0.025, 0.975)))
+    def mean(self, name: str, split: str, column: str, seeds: Sequence[int] = ()) -> np.ndarray | None:
+        """Over the seeds that there are, or over `seeds`."""
+        runs = {seed: run[split] for seed, run in self.runs(name).items() if column in run.get(split, {})}
+        chosen = [runs[seed][column] for seed in runs if not seeds or seed in seeds]
+        return np.mean(chosen, axis=0) if chosen else None
+
+    def difference(self, one: str, other: str, split: str, column: str) -> dict[str, float]:
+        """Of the means over the seeds that both have; the same people are drawn for both."""
+        seeds = sorted({*self.runs(one)} & {*self.runs(other)})
+        both = [self.mean(name, split, column, seeds) for name in (one, other)] if seeds else [None]
+        return {} if any(part is None for part in both) else with_interval(both[0] - both[1])
 
     def best(self, names: Sequence[str], split: str, column: str) -> str | None:
-        means = {name: self.mean(name, split, column) for name in names}
-        known = {name: float(values[0]) for name, values in means.items() if values is not None}
-        return max(known, key=known.get) if known else None
+        means = {name: values[0] for name in names if (values := self.mean(name, split, column)) is not None}
+        return max(means, key=means.get) if means else None
 
-    def figures(self, name: str, split: str) -> Iterator[tuple[str, float]]:
-        for column in COLUMNS:
-            values = self.mean(name, split, column)
-            if values is None:
-                continue
-            each = [float(run[split][column][0]) for run in self.of(name).values()]
-            low, high = np.nanquantile(values[1:], (0.025, 0.975))
-            named = {"mean": values[0], "sd": mean_sd(each)[1], "low": low, "high": high}
-            yield from ((f"{column}/{kind}", float(value)) for kind, value in named.items())
-
-    def flags(self, name: str, split: str, probe: str) -> list[str]:
-        runs, people, flags = self.of(name), self.people[split], []
-        if not runs:
-            return ["missing"]
-        flags += ["fewer_seeds"] if len(runs) < len(self.given.seeds) else []
-        means = {column: self.mean(name, split, column) for column in ("au_f1", "emotion_macro_recall")}
-        means = {column: float(values[0]) for column, values in means.items() if values is not None}
-        chance = people.chance()
-        flags += ["below_chance"] if any(means[c] <= chance.get(c, -1) for c in means) else []
+    def flags(self, name: str, split: str, probe: str) -> Iterator[str]:
+        runs, known = self.runs(name), self.splits[split]
+        if len(runs) < len(self.given.seeds):
+            yield "fewer_seeds" if runs else "missing"
+        means = {c: values[0] for c in COMPARED_BY if (values := self.mean(name, split, c)) is not None}
+        if any(means[column] <= known.chance.get(column, -1) for column in means):
+            yield "below_chance"
         floor = self.mean(probe, split, "au_f1")
-        low = floor is not None and name != probe and not name.startswith("probe") and means.get("au_f1", 1) < floor[0]
-        flags += ["below_probe"] if low else []
-        shown = people.units is None or (people.units == 1).any(0).all()
-        all_asked = people.photographs or len(people.asked) == len(people.labels.emotions)
-        flags += ["no_positive"] if not (shown and all_asked) else []
-        last = [fall for seed in runs for stage in stages(name) if (fall := self.fall(stage, seed)) is not None]
-        return flags + (["not_converged"] if any(fall > 0.02 for fall in last) else [])
-
-    def fall(self, name: str, seed: int) -> float | None:
-        """Share by which the training loss fell in the last tenth of the epochs."""
-        kept = metrics_of(name, seed, self.given) or {}
-        if "loss_before" not in kept:
-            return None
-        return (kept["loss_before"] - kept["loss_last"]) / max(abs(kept["loss_before"]), 1e-9)
+        if floor is not None and "probe" not in name and means.get("au_f1", 1.0) < floor[0]:
+            yield "below_probe"
+        if means and not (known.shown.all() and (known.photographs or len(known.asked) == len(known.labels.emotions))):
+            yield "no_positive"
+        falls = [loss_fall(metrics_of(stage, seed, self.given)) for seed in runs for stage in stages(name)]
+        if any(fall > 0.02 for fall in falls):
+            yield "not_converged"
 
 
-def figures_of(given: Namespace, data: Mapping[str, Any], lacked: Mapping[str, list[str]]) -> tuple[dict, Scores]:
-    scores, figures = Scores(given, data), {}
-    for table, name in ((t, n) for t in given.tables for n in TABLES[t].rows if n not in lacked):
-        if given.systems is not None and name not in given.systems:
-            continue
-        for split in scores.people:
-            key = f"{table}/{name}/{split}"
-            figures |= {f"{key}/{column}": value for column, value in scores.figures(name, split)}
-            figures |= {f"{key}/{flag}": 1.0 for flag in scores.flags(name, split, TABLES[table].probe)}
-        kept = [metrics_of(name, seed, given) for seed in given.seeds]
-        costs = {
-            "cpu_seconds": 0.0,
-            "epochs": 0.0,
-            "trainable_parameters": 0.0,
-            **dict.fromkeys(TABLES[table].metrics, 0.0),
-        }
-        for key in costs:
-            values = [run[key] for run in kept if run and math.isfinite(run.get(key, math.nan))]
-            if values:
-                figures[f"{table}/{name}/run/{key}/mean"], figures[f"{table}/{name}/run/{key}/sd"] = mean_sd(values)
-        base = TABLES[table].against
-        for split in scores.people:
-            for column in ("au_f1", "emotion_macro_recall"):
-                if name != base and (found := scores.difference(base, name, split, column)):
-                    named = zip(("mean", "low", "high"), found, strict=True)
-                    figures |= {f"{table}/{base}_minus_{name}/{split}/{column}/{kind}": v for kind, v in named}
-    figures |= headlines(scores)
-    failed = [folder_of(n, s, given) / "failed.txt" for n in CELLS for s in given.seeds]
-    return {**figures, "failed_runs": float(sum(file.is_file() for file in failed))}, scores
+def with_interval(values: np.ndarray) -> dict[str, float]:
+    low, high = np.nanquantile(values[1:], (0.025, 0.975))
+    return {"mean": float(values[0]), "low": float(low), "high": float(high)}
+
+
+def loss_fall(metrics: Mapping[str, float] | None) -> float:
+    """Share by which the training loss fell in the last tenth of the epochs."""
+    before, last = ((metrics or {}).get(key, 0.0) for key in ("loss_before", "loss_last"))
+    return (before - last) / max(abs(before), 1e-9)
+
+
+def figures_of(given: Namespace, data: Mapping[str, Any]) -> dict[str, float]:
+    scores = Scores(given, data)
+    figures = {f"data/{name}/chance/{c}": value for name, s in scores.splits.items() for c, value in s.chance.items()}
+    for name, split in scores.splits.items():
+        figures |= {f"data/{name}/images": len(split.person), f"data/{name}/people": split.weights.shape[1]}
+    for table, name in [(one, name) for one in given.tables for name in rows_of(one, given)]:
+        found, base = {}, TABLES[table].against
+        for split in scores.splits:
+            for column in COLUMNS:
+                if (values := scores.mean(name, split, column)) is not None:
+                    each = [float(run[split][column][0]) for run in scores.runs(name).values()]
+                    found[f"{name}/{split}/{column}"] = {**with_interval(values), "sd": mean_sd(each)[1]}
+            for column in COMPARED_BY if name != base else ():
+                found[f"{base}_minus_{name}/{split}/{column}"] = scores.difference(base, name, split, column)
+            flags = dict.fromkeys(scores.flags(name, split, TABLES[table].probe), 1.0)
+            found[f"{name}/{split}"] = flags
+        for key in (*COSTS, *TABLES[table].metrics):
+            runs = [metrics[key] for seed in given.seeds if key in (metrics := metrics_of(name, seed, given) or {})]
+            found[f"{name}/run/{key}"] = dict(zip(("mean", "sd"), mean_sd(runs), strict=True)) if runs else {}
+        figures |= {f"{table}/{key}/{kind}": v for key, kinds in found.items() for kind, v in kinds.items()}
+    failed = [folder_of(name, seed, given) / "failed.txt" for name in CELLS for seed in given.seeds]
+    return {**figures, **headlines(scores), "failed_runs": float(sum(file.is_file() for file in failed))}
 
 
 def headlines(scores: Scores) -> dict[str, float]:
-    figures = {}
+    """See tables.py."""
+    best = (
+        scores.best(names, "style", "au_f1") if "style" in scores.splits else None for names in (_PROBES, _COMPARED)
+    )
     pairs = {
-        "mf2_minus_probe": ("mf2", scores.best(_PROBES, "style", "au_f1")),
-        "mf2_minus_best_baseline": ("mf2_tower", scores.best(_COMPARED, "style", "au_f1")),
-        "language_worth": ("mf2", "mf2_no_language_cpu"),
+        "mf2_minus_probe_style_au_f1": ("mf2", next(best)),
+        "mf2_minus_best_baseline_style_au_f1": ("mf2_tower", next(best)),
+        "language_worth_au_f1": ("mf2", "mf2_no_language_cpu"),
     }
+    figures = {}
     for key, (one, other) in pairs.items():
-        found = scores.difference(one, other, "style", "au_f1") if other and "style" in scores.people else None
-        if found:
-            name = f"{key}_au_f1" if key == "language_worth" else f"{key}_style_au_f1"
-            figures |= {name: found[0], f"{name}/low": found[1], f"{name}/high": found[2]}
-    unseen = [metrics_of("mf2_unseen", seed, scores.given) for seed in scores.given.seeds]
-    values = [run[key] for run in unseen if run for key in run if key.startswith("language/zero_shot_au_auc/")]
+        found = scores.difference(one, other, "style", "au_f1") if other else {}
+        figures |= {key if kind == "mean" else f"{key}/{kind}": value for kind, value in found.items()}
+    unseen = [metrics_of("mf2_unseen", seed, scores.given) or {} for seed in scores.given.seeds]
+    values = [run[key] for run in unseen for key in run if key.startswith("language/zero_shot_au_auc/")]
     return figures | ({"unseen_au_auc": float(np.mean(values))} if values else {})
 
 
-def shown(figures: Mapping[str, float], key: str, scale: float = 100, form: str = ".1f") -> str:
-    if f"{key}/mean" not in figures:
+def rows_of(table: str, given: Namespace) -> list[str]:
+    return [name for name in TABLES[table].rows if name in given.systems]
+
+
+def cell(figures: Mapping[str, float], key: str, scale: float = 100, form: str = ".1f") -> str:
+    parts = {
+        kind: scale * figures[f"{key}/{kind}"] for kind in ("mean", "sd", "low", "high") if f"{key}/{kind}" in figures
+    }
+    if "mean" not in parts:
         return "–"
-    text = f"{scale * figures[f'{key}/mean']:{form}}"
-    text += f" ± {scale * figures[f'{key}/sd']:{form}}" if figures.get(f"{key}/sd") else ""
-    bounds = [figures.get(f"{key}/{bound}", math.nan) for bound in ("low", "high")]
+    text = f"{parts['mean']:{form}}" + (f" ± {parts['sd']:{form}}" if parts.get("sd") else "")
     return text + (
-        f" [{scale * bounds[0]:{form}}, {scale * bounds[1]:{form}}]" if all(map(math.isfinite, bounds)) else ""
+        f" [{parts['low']:{form}}, {parts['high']:{form}}]" if math.isfinite(parts.get("low", math.nan)) else ""
     )
 
 
-def markdown(given: Namespace, figures: Mapping[str, float], scores: Scores, lacked: Mapping[str, list[str]]) -> str:
-    seeds = f"seeds {', '.join(map(str, given.seeds))}; mean ± sd over seeds [95 % interval over people]"
-    parts = [
-        "# Compared systems",
-        f"Protocol: docs/protocol.md. In %; {seeds}. Command: `tables.py {' '.join(given.argv)}`",
-    ]
+def markdown(given: Namespace, figures: Mapping[str, float], lacked: Mapping[str, Sequence[str]]) -> str:
+    about = f"In %; seeds {', '.join(map(str, given.seeds))}; mean ± sd over seeds [95 % interval over people]."
+    parts = ["# Compared systems", f"Protocol: docs/protocol.md. {about} `tables.py {' '.join(given.argv)}`"]
+    splits = [split for split in SPLITS if f"data/{split}/images" in figures]
     for table in given.tables:
-        named, title = TABLES[table], {}
-        for name in named.rows:
-            if given.systems is None or name in given.systems:
-                title[name] = CELLS[name].title
-        parts.append(f"## {named.title}")
-        for split in scores.people:
-            columns = [c for c in COLUMNS if any(f"{table}/{n}/{split}/{c}/mean" in figures for n in title)]
-            rows = []
-            for name in title:
-                key = f"{table}/{name}/{split}"
-                flags = [flag for flag in FLAGS if f"{key}/{flag}" in figures]
-                rows.append([title[name], *(shown(figures, f"{key}/{c}") for c in columns), ", ".join(flags)])
-            people = scores.people[split]
-            chance = ", ".join(f"{COLUMNS[c]} {100 * v:.1f}" for c, v in people.chance().items())
-            about = (
-                f"{DATA[split]}: {len(people.place):,} images of {people.weights.shape[1]:,} people; chance: {chance}"
-            )
-            if columns:
-                parts += [f"{about}.", markdown_table(["", *(COLUMNS[c] for c in columns), "flags"], rows)]
-        parts += [_costs(table, title, figures), _differences(table, title, figures), _papers(table, title, given)]
-    used = [flag for flag in FLAGS if any(key.endswith(f"/{flag}") for key in figures)]
-    notes = [f"{flag}: {FLAGS[flag]}." for flag in used] + list(_reasons(given, figures))
-    notes += [
-        f"{name} was not run: label set {given.label_set} has no {' and no '.join(n)}." for name, n in lacked.items()
-    ]
-    return "\n\n".join([part for part in parts if part] + (["## Flags", *notes] if notes else [])) + "\n"
+        titles = {name: CELLS[name].title for name in rows_of(table, given)}
+        parts += [f"## {TABLES[table].title}"] if titles else []
+        for split in splits if titles else ():
+            columns = [c for c in COLUMNS if any(f"{table}/{n}/{split}/{c}/mean" in figures for n in titles)]
+            keys = {title: f"{table}/{name}/{split}" for name, title in titles.items()}
+            rows = [
+                [
+                    t,
+                    *(cell(figures, f"{key}/{c}") for c in columns),
+                    ", ".join(f for f in FLAGS if f"{key}/{f}" in figures),
+                ]
+                for t, key in keys.items()
+            ]
+            chance = [
+                f"{COLUMNS[c]} {100 * v:.1f}" for c in COMPARED_BY if (v := figures.get(f"data/{split}/chance/{c}"))
+            ]
+            counts = f"{figures[f'data/{split}/images']:,} images of {figures[f'data/{split}/people']:,} people"
+            parts.append(f"{SPLITS[split]}: {counts}; chance: {', '.join(chance)}.")
+            parts.append(markdown_table(["", *(COLUMNS[c] for c in columns), "flags"], rows))
+        if titles:
+            parts += [_differences(table, titles, splits, figures), _runs(table, titles, figures)]
+            runs = {name: [m for seed in given.seeds if (m := metrics_of(name, seed, given))] for name in titles}
+            parts += [papers_table(table, runs)] if table in PAPERS else []
+    notes = [f"{flag}: {words}." for flag, words in FLAGS.items() if any(key.endswith(f"/{flag}") for key in figures)]
+    for name, one in CELLS.items():
+        if one.reads and any(key.endswith(f"/{name}/test/below_probe") for key in figures):
+            notes.append(f"{one.title} is below the linear probe on report people; it reads: {one.reads}.")
+        files = {seed: folder_of(name, seed, given) / "failed.txt" for seed in given.seeds}
+        failed = {seed: file.read_text(encoding="utf-8").split("\n") for seed, file in files.items() if file.is_file()}
+        notes += [f"{name}-{seed} failed: {[line for line in lines if line][-1]}" for seed, lines in failed.items()]
+    notes += [f"{n} was not run: label set {given.label_set} has no {' and no '.join(lacked[n])}." for n in lacked]
+    return "\n\n".join([*filter(None, parts), *(["## Notes", *notes] if notes else [])]) + "\n"
 
 
-def _costs(table: str, title: Mapping[str, str], figures: Mapping[str, float]) -> str:
-    keys = {"run/epochs": "epochs", "run/cpu_seconds": "CPU-s", "run/trainable_parameters": "trained parameters"}
-    rows = [[t, *(shown(figures, f"{table}/{n}/{key}", 1, ",.0f") for key in keys)] for n, t in title.items()]
-    text = markdown_table(["last stage", *keys.values()], rows)
-    if named := TABLES[table].metrics:
-        cells = [[t, *(shown(figures, f"{table}/{n}/run/{key}", 1, ".3f") for key in named)] for n, t in title.items()]
-        text += "\n\n" + markdown_table(["", *(key.rpartition("/")[2] for key in named)], cells)
-    return text
+def _runs(table: str, titles: Mapping[str, str], figures: Mapping[str, float]) -> str:
+    costs = [[t, *(cell(figures, f"{table}/{n}/run/{key}", 1, ",.0f") for key in COSTS)] for n, t in titles.items()]
+    text, named = markdown_table(["last stage", *COSTS.values()], costs), TABLES[table].metrics
+    rows = [[t, *(cell(figures, f"{table}/{n}/run/{key}", 1, ".3f") for key in named)] for n, t in titles.items()]
+    return f"{text}\n\n{markdown_table(['', *(key.rpartition('/')[2] for key in named)], rows)}" if named else text
 
 
-def _differences(table: str, title: Mapping[str, str], figures: Mapping[str, float]) -> str:
-    """A star stands where the interval has no 0."""
+def _differences(table: str, titles: Mapping[str, str], splits: Sequence[str], figures: Mapping[str, float]) -> str:
     base, rows = TABLES[table].against, []
-    for name in title:
-        line = [title[name]]
-        for split in ("test", "style", "photographs"):
-            for column in ("au_f1", "emotion_macro_recall"):
-                key = f"{table}/{base}_minus_{name}/{split}/{column}"
-                bounds = [figures.get(f"{key}/{bound}", 0.0) for bound in ("low", "high")]
-                line.append(shown(figures, key) + "*" * (bounds[0] * bounds[1] > 0))
-        rows += [line] if any(cell != "–" for cell in line[1:]) else []
-    heads = [f"{what}, {DATA[s]}" for s in DATA for what in ("AU F1", "emotion recall")]
-    return markdown_table([f"{CELLS[base].title} less", *heads], rows) if rows else ""
+    for name, title in titles.items():
+        keys = [f"{table}/{base}_minus_{name}/{split}/{column}" for split in splits for column in COMPARED_BY]
+        stars = ["*" * (figures.get(f"{key}/low", 0.0) * figures.get(f"{key}/high", 0.0) > 0) for key in keys]
+        line = [cell(figures, key) + star for key, star in zip(keys, stars, strict=True)]
+        rows += [[title, *line]] if {*line} != {"–"} else []
+    heads = [f"{COLUMNS[column]}, {SPLITS[split]}" for split in splits for column in COMPARED_BY]
+    return markdown_table([f"{CELLS[base].title} less (* interval without 0)", *heads], rows) if rows else ""
 
 
-def _papers(table: str, title: Mapping[str, str], given: Namespace) -> str:
-    """Ours by AU or emotion, as the paper prints them; and the paper's own figures, not to be compared with ours."""
-    if table not in PAPERS:
-        return ""
-    columns = PAPERS[table]["columns"]
-    emotions = table in ("III", "IV", "V")
-    score, mean = ("emotion_ovr_accuracy",) * 2 if emotions else ("au_f1", "au_f1_macro")
-    keys = {column: f"{score}/{column}" for column in columns} | {"avg": mean}
+def papers_table(table: str, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Ours by AU or emotion, as the paper prints them, and apart the paper's own, which are of other data."""
+    columns, emotions = PAPERS[table]["columns"], table in ("III", "IV", "V")
+    kind, mean = ("emotion_ovr_accuracy",) * 2 if emotions else ("au_f1", "au_f1_macro")
+    keys = {column: f"{kind}/{column}" for column in columns} | {"avg": mean}
     keys |= {"AU F1": "au_f1_tuned_macro", "emotion": "emotion_top1"}
     rows = []
-    for name in title:
-        runs = [run for seed in given.seeds if (run := metrics_of(name, seed, given))]
-        means = [[run[keys[c]] for run in runs if keys[c] in run] for c in columns]
-        rows.append([title[name], *(f"{100 * np.mean(values):.1f}" if values else "–" for values in means)])
+    for name in (name for name in TABLES[table].rows if name in runs):
+        values = [[run[keys[column]] for run in runs[name] if keys[column] in run] for column in columns]
+        rows.append([CELLS[name].title, *(f"{100 * np.mean(some):.1f}" if some else "–" for some in values)])
     theirs = [[CELLS[name].title, *line.split()] for name, line in PAPERS[table]["rows"].items()]
-    ours = f"Ours, {'one-vs-rest accuracy' if emotions else 'F1 at 0.5'} in %."
-    source = f"The paper's own figures, not to be compared with ours. {PAPERS[table]['source']}."
-    return "\n\n".join(
-        [ours, markdown_table(["", *columns], rows), source, markdown_table(["the paper's", *columns], theirs)]
-    )
-
-
-def _reasons(given: Namespace, figures: Mapping[str, float]) -> Iterator[str]:
-    """Why a compared system is below the probe, and what failed."""
-    for name, cell in CELLS.items():
-        if any(key.endswith(f"/{name}/test/below_probe") for key in figures) and cell.reads:
-            yield f"{cell.title} is below the linear probe on report people; it reads: {cell.reads}."
-        for seed in given.seeds:
-            file = folder_of(name, seed, given) / "failed.txt"
-            if file.is_file():
-                yield f"{name}-{seed} failed: {file.read_text(encoding='utf-8').strip().splitlines()[-1]}"
+    parts = [f"Ours: {'one-vs-rest accuracy' if emotions else 'F1 at 0.5'} in %.", markdown_table(["", *columns], rows)]
+    parts.append(f"The paper's own figures, not to be compared with ours. {PAPERS[table]['source']}.")
+    return "\n\n".join([*parts, markdown_table(["the paper's", *columns], theirs)])
