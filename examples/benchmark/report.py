@@ -34,12 +34,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike | None, figures: Mapping[str, object]) -> None:
-    if path is not None:
-        write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+    """A file in `RESULTS` is also noted in `SOURCES`: the command, commit, date and machine that it comes from."""
+    if path is None:
+        return
+    write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+    if Path(path).resolve().parent == RESULTS:
+        noted = {**(read_json(SOURCES) or {}), Path(path).stem: {**origin(), "machine": f"{os.cpu_count()} CPU cores"}}
+        write_text(SOURCES, json.dumps(dict(sorted(noted.items())), indent=2) + "\n")
 
 
-RESULTS = Path(__file__).parent / "results"
-RUNS = RESULTS.parent / "run_where.json"
+RESULTS = Path(__file__).resolve().parent / "results"
+RUNS, SOURCES = RESULTS.parent / "run_where.json", RESULTS.parent / "sources.json"
 
 
 def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) -> None:
@@ -58,7 +63,7 @@ def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) 
 
 def origin() -> dict[str, str]:
     """Command, commit and date of a result."""
-    git = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     script = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {"command": shlex.join(script), "commit": commit, "date": time.strftime("%Y-%m-%d")}
