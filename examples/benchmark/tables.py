@@ -27,12 +27,12 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from report import check_command, options, origin, read_json, save_splits, write_json, write_text
+from report import check_command, options, origin, read_json, write_json, write_text
 from tables_cells import CELLS, cells_of, command_of, folder_of, grid_of, lacking, run_cell
 from tables_report import TABLES, figures_of, markdown
 
 from mf2face.data.build.own import build_own
-from mf2face.data.cache import load_folder
+from mf2face.data.cache import load_folder, save_whole
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import parse_arguments
 from mf2face.training.build import load_splits
@@ -94,10 +94,11 @@ def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
     if given.dataset != "synthetic":
         splits = load_splits(parse_arguments(["--dataset", given.dataset, "--label_set", given.label_set]).arguments)
     else:
-        folder = given.work_dir / f"people-{given.num_images}-{given.style}-{given.label_set}"
-        if not folder.is_dir():
-            save_splits(folder, {name: render(given, *how) for name, how in PEOPLE.items()})
-        splits = dict(datasets.load_from_disk(folder))
+        folder, splits = given.work_dir / f"people-{given.num_images}-{given.style}-{given.label_set}", {}
+        for name, how in PEOPLE.items():
+            if not (folder / name).is_dir():
+                save_whole(render(given, *how), folder / name)
+            splits[name] = load_folder(folder / name)
     if given.photos:
         from photographs import half_of
 

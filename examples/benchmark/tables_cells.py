@@ -340,7 +340,8 @@ def fit(
         elif settings.task.measures:
             asked = [split for split in wanted if split in examples]
             answers = {split: probabilities(trainer.predict(examples[split]).predictions) for split in asked}
-        if isinstance(parts.model, MF2ForPreTraining) and settings.task.measures and "test" in splits:
+        speaks = isinstance(parts.model, MF2ForPreTraining) and settings.task.measures and examples["train"].captions
+        if speaks and "test" in splits:
             figures |= worth_of_language(parts, splits, given.language_images)
     return Fitted(checked(answers), figures, lambda folder: save_parts(folder, parts))
 
