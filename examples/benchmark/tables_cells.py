@@ -153,6 +153,7 @@ CELLS: dict[str, Cell] = {
         (*_ME_GRAPH_AU, *_LIGHT, *_options(use_edges=True)),
         "mean of each AU's map",
         after="me_graph_au_stage1",
+        share=0.25,  # fine-tuning of the first stage, and twenty times its cost
     ),
     "hsemotion": Cell("HSEmotion", (*_HSEMOTION, *_LIGHT), "mean of tokens"),
     **_exp_blip_cells(),
@@ -186,7 +187,8 @@ CELLS: dict[str, Cell] = {
 
 def stages(name: str) -> list[str]:
     """The cells of a system, the first one first."""
-    before = [place for place in (CELLS[name].after, CELLS[name].as_long_as) if place]
+    cell = CELLS[name]
+    before = [cell.after] if cell.after else [cell.as_long_as, "mf2_no_language"] if cell.as_long_as else []
     return list(dict.fromkeys([*(stage for place in before for stage in stages(place)), name]))
 
 
@@ -210,8 +212,10 @@ def grid_of(name: str, given: Namespace) -> tuple[float, ...]:
     if cell.kind == "probe":
         return DECAYS
     rates = GRID if given.model_size == "tiny" else tuple(rate / 10 for rate in GRID)
-    told = "exp_blip" in name and ("stage" in name)  # captions alone: nothing that choose people could tell
-    return rates[1:2] if told or given.no_grid else rates
+    told = name.startswith("exp_blip") and "stage" in name  # captions alone: nothing that choose people could tell
+    if told or given.no_grid:
+        return rates[1:2]
+    return rates
 
 
 def command_of(name: str, seed: int, rate: float, epochs: int, given: Namespace) -> list[str]:
@@ -436,7 +440,8 @@ def run_cell(name: str, seed: int, given: Namespace, data: Splits) -> None:
 
 def best_rate(name: str, epochs: int, given: Namespace, data: Splits, labels: Any) -> float:
     """The grid is run once, with the first seed and `epochs`, and scored on choose people alone; kept in a file."""
-    grid, file = grid_of(name, given), given.work_dir / "rates" / f"{name}.json"
+    chosen_for = "mf2_no_language" if CELLS[name].as_long_as else name
+    grid, file = grid_of(name, given), given.work_dir / "rates" / f"{chosen_for}.json"
     if len(grid) == 1:
         return grid[0]
     found = read_json(file) or {}
