@@ -17,7 +17,7 @@ from torch import nn
 from transformers import set_seed
 
 from configuration_mf2.baselines import ABLATIONS
-from configuration_mf2.facs import UNKNOWN_LABEL, resolve_label_set
+from configuration_mf2.facs import UNKNOWN_LABEL, LabelSet, resolve_label_set
 from mf2face.data.examples import LABELS, MF2Examples
 from mf2face.data.metrics import action_unit_scores, emotion_scores, tune_thresholds
 from mf2face.training.arguments import Settings, parse_arguments
@@ -212,10 +212,8 @@ def grid_of(name: str, given: Namespace) -> tuple[float, ...]:
     if cell.kind == "probe":
         return DECAYS
     rates = GRID if given.model_size == "tiny" else tuple(rate / 10 for rate in GRID)
-    told = name.startswith("exp_blip") and "stage" in name  # captions alone: nothing that choose people could tell
-    if told or given.no_grid:
-        return rates[1:2]
-    return rates
+    by_captions = name.startswith("exp_blip") and "stage" in name  # nothing that choose people could tell
+    return rates[1:2] if by_captions or given.no_grid else rates
 
 
 def command_of(name: str, seed: int, rate: float, epochs: int, given: Namespace) -> list[str]:
@@ -253,6 +251,7 @@ class LinearTower(nn.Module):
 
 
 Splits = dict[str, Dataset]
+CHOOSE = {"train": "validation", "adapt": "adapt_validation"}
 MEASURED = ("validation", "test", "style", "photographs")
 """Choose people, report people, those of a style unseen in training, photographs."""
 
@@ -313,10 +312,7 @@ def fit(
         other_tower = "states" in settings.task.stores or name.startswith("exp_blip")
         stores = Path(scratch) if other_tower else given.work_dir / "stores"
         splits = {split: data[split] for split in wanted if split in data}
-        splits |= {
-            "train": data[cell.data],
-            "validation": data["adapt_validation" if cell.data == "adapt" else "validation"],
-        }
+        splits |= {"train": data[cell.data], "validation": data[CHOOSE[cell.data]]}
         if cell.kind == "probe":
             parts = build_model(settings, splits["train"])
             _, answer = probe(settings, parts, cell.reads, splits["train"], rate, stores)
@@ -327,9 +323,8 @@ def fit(
         parts, read, _, columns, _ = load_parts(settings, told)
         if cell.kind == "linear":
             head, _ = probe(settings, parts, cell.reads, splits["train"], DECAYS[1], stores)
-            parts = parts._replace(
-                model=LinearTower(parts.model.config, copy.deepcopy(parts.model.base_model.vision), head)
-            )
+            vision = copy.deepcopy(parts.model.base_model.vision)
+            parts = parts._replace(model=LinearTower(parts.model.config, vision, head))
         trainer, examples = make_trainer(settings, parts, {**splits, **read}, columns, stores)
         if cell.hides:
             trainer.data_collator = hide_labels(trainer.data_collator, parts.model.config)
@@ -359,33 +354,32 @@ def checked(answers: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tupl
 
 # Wordings that no caption has; the rule's are in processing_mf2/wording.py.
 NEW_WORDS = {
-    **{"AU1": ("the brow is pulled up near the nose", "the middle of the brow is quiet")},
-    **{"AU2": ("the tips of the brows go high", "the tips of the brows are quiet")},
-    **{"AU4": ("the person frowns with the brows", "the person does not frown")},
-    **{"AU6": ("the cheeks go up and press on the eyes", "the cheeks are quiet")},
-    **{"AU7": ("the eyes are squeezed narrow", "the eyes are not squeezed")},
-    **{"AU9": ("the person wrinkles the nose", "the nose is flat and quiet")},
-    **{"AU10": ("the upper lip goes up", "the upper lip is quiet")},
-    **{"AU12": ("the person is smiling", "there is no smile")},
-    **{"AU15": ("the person looks down in the mouth", "the mouth is not bent down")},
-    **{"AU17": ("the person pushes the chin", "the chin is quiet")},
-    **{"AU23": ("the mouth is thin and hard", "the mouth is not hard")},
-    **{"AU24": ("the mouth is pressed shut", "the mouth is not pressed shut")},
-    **{"AU25": ("the mouth is open", "the mouth is shut")},
-    **{"AU26": ("the chin falls down", "the chin does not fall")},
+    "AU1": ("the brow is pulled up near the nose", "the middle of the brow is quiet"),
+    "AU2": ("the tips of the brows go high", "the tips of the brows are quiet"),
+    "AU4": ("the person frowns", "the person does not frown"),
+    "AU6": ("the cheeks go up and press on the eyes", "the cheeks are quiet"),
+    "AU7": ("the eyes are squeezed", "the eyes are not squeezed"),
+    "AU10": ("the upper lip goes up", "the upper lip is quiet"),
+    "AU12": ("the person is smiling", "there is no smile"),
+    "AU15": ("the mouth is bent down", "the mouth is not bent down"),
+    "AU23": ("the mouth is thin and hard", "the mouth is not hard"),
+    "AU24": ("the mouth is pressed shut", "the mouth is not pressed shut"),
+    "AU25": ("the mouth is open", "the mouth is shut"),
+    "AU26": ("the chin falls down", "the chin does not fall"),
 }
 
 
 def worth_of_language(parts: Parts, splits: Splits, images: int) -> dict[str, float]:
-    """`language/...`: retrieval, matching and written facts of some report images; zero-shot AUs of all, by the rule's
-    sentences and by `NEW_WORDS`; `unseen_au_auc`."""
+    """`language/...`: retrieval, matching and written facts of some report images; zero-shot AUs of all of them, by the
+    rule's sentences and by `NEW_WORDS`."""
     model, processor, rows = parts.model, parts.processor, splits["test"]
     few = [MF2Examples(splits[s].select(range(min(images, len(splits[s])))), processor) for s in ("test", "validation")]
     figures = language_scores(model, processor, *few) if few[0].captions else {}
     names, plain = list(model.config.action_units), MF2Examples(rows, processor, texts=False)
     if model.config.use_au_branch and "au_labels" in rows.column_names:
-        new = {name: NEW_WORDS[name] for name in names} if set(names) <= {*NEW_WORDS} else None
-        for key, sentences in {"zero_shot_au": None, **({"new_words_au": new} if new else {})}.items():
+        for key, sentences in {"zero_shot_au": None, "new_words_au": NEW_WORDS}.items():
+            if sentences and not {*names} <= {*sentences}:
+                continue
             scores = zero_shot_units(model, processor, plain, sentences).double().sigmoid().numpy()
             found = action_unit_scores(scores, np.array(rows["au_labels"][:]), names)
             figures[f"{key}_auc"] = found["au_roc_auc_macro"]
@@ -395,67 +389,66 @@ def worth_of_language(parts: Parts, splits: Splits, images: int) -> dict[str, fl
 
 
 def scores_of(
-    answers: tuple[np.ndarray, np.ndarray], rows: Dataset, config: Any, thresholds: np.ndarray | None
+    answers: tuple[np.ndarray, np.ndarray], rows: Dataset, labels: LabelSet, thresholds: np.ndarray | None
 ) -> dict[str, float]:
     """Scores of one split, as train.py names them."""
     scores: dict[str, Any] = {}
-    if "au_labels" in rows.column_names and config.action_units:
-        scores = action_unit_scores(
-            answers[1], np.array(rows["au_labels"][:]), config.action_units, thresholds=thresholds
-        )
-    if config.emotions:
-        scores |= emotion_scores(answers[0], np.array(rows["emotion"][:]), config.emotions)
+    if "au_labels" in rows.column_names and labels.action_units:
+        truth = np.array(rows["au_labels"][:])
+        scores = action_unit_scores(answers[1], truth, labels.action_units, thresholds=thresholds)
+    if labels.emotions:
+        scores |= emotion_scores(answers[0], np.array(rows["emotion"][:]), labels.emotions)
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
+def chosen(
+    name: str, answers: tuple[np.ndarray, np.ndarray], data: Splits, labels: LabelSet
+) -> tuple[np.ndarray | None, float]:
+    """Thresholds from choose people, and the sum by which a rate is chosen."""
+    rows = data[CHOOSE[CELLS[name].data]]
+    cuts = tune_thresholds(answers[1], np.array(rows["au_labels"][:])) if labels.action_units else None
+    scores = scores_of(answers, rows, labels, cuts)
+    return cuts, scores.get("au_f1_tuned_macro", 0.0) + scores.get("emotion_macro_recall", 0.0)
+
+
+def best_rate(name: str, epochs: int, given: Namespace, data: Splits, labels: LabelSet) -> float:
+    """The grid is run once, with the first seed, and scored on choose people alone; the scores are kept in a file."""
+    owner = "mf2_no_language" if CELLS[name].as_long_as else name
+    grid, file = grid_of(name, given), given.work_dir / "rates" / f"{owner}.json"
+    found = (read_json(file) or {}) if len(grid) > 1 else {str(grid[0]): 0.0}
+    for rate in (rate for rate in grid if str(rate) not in found):
+        try:
+            fitted = fit(name, given.seeds[0], rate, epochs, given, data, ("validation",))
+            found[str(rate)] = chosen(name, fitted.answers["validation"], data, labels)[1]
+        except FloatingPointError:
+            found[str(rate)] = -1.0  # diverged
+        write_json(file, found)
+    return max(grid, key=lambda rate: found[str(rate)])
+
+
 def run_cell(name: str, seed: int, given: Namespace, data: Splits) -> None:
-    """Trains with the rate that choose people chose, and keeps scores.npz and metrics.json in the run's folder."""
-    cell, folder, epochs = CELLS[name], folder_of(name, seed, given), max(1, round(given.epochs * CELLS[name].share))
+    """Trains with the best rate, and keeps scores.npz and metrics.json in the run's folder."""
+    cell, folder, labels = CELLS[name], folder_of(name, seed, given), resolve_label_set(given.label_set)
+    epochs = max(1, round(given.epochs * cell.share))
     if cell.as_long_as:
-        costs = [
-            metrics_of(other, given.seeds[0], given)["cpu_seconds"] for other in (cell.as_long_as, "mf2_no_language")
-        ]
-        epochs = max(1, round(epochs * costs[0] / costs[1]))
-    labels = resolve_label_set(given.label_set)
+        long, own = (metrics_of(n, given.seeds[0], given)["cpu_seconds"] for n in (cell.as_long_as, "mf2_no_language"))
+        epochs = max(1, round(epochs * long / own))
     rate = best_rate(name, max(1, round(epochs * given.grid_share)), given, data, labels)
     fitted = fit(name, seed, rate, epochs, given, data, MEASURED)
-    validation, arrays, thresholds = fitted.answers.get("validation"), {}, None
-    if validation is not None:
-        rows = data["adapt_validation" if cell.data == "adapt" else "validation"]
-        thresholds = tune_thresholds(validation[1], np.array(rows["au_labels"][:])) if labels.action_units else None
+    answers, scores, arrays = fitted.answers, {}, {}
+    if answers:
+        cuts, _ = chosen(name, answers["validation"], data, labels)
+        scores = scores_of(answers["test"], data["test"], labels, cuts)
         arrays = {
-            f"{split}/{part}": a
-            for split, pair in fitted.answers.items()
-            for part, a in zip(("emotion", "au"), pair, strict=True)
+            f"{split}/{part}": pair[k] for split, pair in answers.items() for k, part in enumerate(("emotion", "au"))
         }
-        arrays |= {} if thresholds is None else {"thresholds": thresholds}
-    scores = scores_of(fitted.answers["test"], data["test"], labels, thresholds) if "test" in fitted.answers else {}
+        arrays |= {} if cuts is None else {"thresholds": cuts}
     if fitted.save and any(name == other.after for other in CELLS.values()):
         fitted.save(folder)
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / "scores.npz", **arrays)
     more = {"rate": rate, "epochs": epochs, "train_images": len(data[cell.data]), "test_images": len(data["test"])}
     write_json(folder / "metrics.json", {**scores, **fitted.figures, **more})
-
-
-def best_rate(name: str, epochs: int, given: Namespace, data: Splits, labels: Any) -> float:
-    """The grid is run once, with the first seed and `epochs`, and scored on choose people alone; kept in a file."""
-    chosen_for = "mf2_no_language" if CELLS[name].as_long_as else name
-    grid, file = grid_of(name, given), given.work_dir / "rates" / f"{chosen_for}.json"
-    if len(grid) == 1:
-        return grid[0]
-    found = read_json(file) or {}
-    for rate in (rate for rate in grid if str(rate) not in found):
-        try:
-            answers = fit(name, given.seeds[0], rate, epochs, given, data, ("validation",)).answers["validation"]
-            rows = data["adapt_validation" if CELLS[name].data == "adapt" else "validation"]
-            cuts = tune_thresholds(answers[1], np.array(rows["au_labels"][:])) if labels.action_units else None
-            scores = scores_of(answers, rows, labels, cuts)
-            found[str(rate)] = scores.get("au_f1_tuned_macro", 0.0) + scores.get("emotion_macro_recall", 0.0)
-        except FloatingPointError:
-            found[str(rate)] = -1.0  # diverged
-        write_json(file, found)
-    return max(grid, key=lambda rate: found[str(rate)])
 
 
 def metrics_of(name: str, seed: int, given: Namespace) -> dict[str, float] | None:
