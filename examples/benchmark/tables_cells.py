@@ -319,8 +319,8 @@ def fit(
             answers = {split: answer(splits[split]) for split in wanted if split in splits}
             return Fitted(checked(answers), {"cpu_seconds": time.process_time() - start})
         captions = cell.kind == "captions"
-        told = {split: splits[split] for split in splits if captions or split == "train"}
-        parts, read, _, columns, _ = load_parts(settings, told)
+        captioned = {split: splits[split] for split in splits if captions or split == "train"}
+        parts, read, _, columns, _ = load_parts(settings, captioned)
         if cell.kind == "linear":
             head, _ = probe(settings, parts, cell.reads, splits["train"], DECAYS[1], stores)
             vision = copy.deepcopy(parts.model.base_model.vision)

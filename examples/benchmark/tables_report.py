@@ -70,7 +70,7 @@ _CONTRASTS = ("mf2_equation3", "mf2_unseen", "exp_blip_contrast_exp", "exp_blip_
 _PARTS = ("mf2_without_emo_vl", "mf2_without_au_vl", "mf2_no_geometry", "mf2_template", "mf2_dfn_paper", "mf2_ia3")
 _FROM_RANDOM = [f"{name}_scratch" for name in ("full", "mf2", "vl_fau", "me_graph_au", "hsemotion")]
 TABLES = {
-    "headline": Table("One tower that was told no label", (*_HEADLINE, "exp_blip", "mf2_dfn", "mf2_lora")),
+    "headline": Table("One tower trained without labels", (*_HEADLINE, "exp_blip", "mf2_dfn", "mf2_lora")),
     "language": Table(
         "What language is worth",
         ("mf2", "mf2_no_language", "mf2_no_language_cpu", *_CONTRASTS),
