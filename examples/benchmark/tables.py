@@ -7,8 +7,8 @@
 Each cell is one run: a system, or a stage of one, with one seed, in a folder of its own below --work_dir, which keeps
 its scores of every report image. A run that serves several tables is made once, and a finished one is read: the same
 command continues where it stopped. A run that fails or diverges is reported, and tried again by the next call.
---tower is a tower trained without AU or emotion labels (`train.py --task tower`), from which all systems start; one is trained if
-none is named. tables_cells.py holds the systems, tables_report.py the figures.
+--tower is a tower trained without AU or emotion labels (`train.py --task tower`), from which all systems start; one is
+trained if none is named. tables_cells.py holds the systems, tables_report.py the figures.
 
 <table>/<system>/<data>/<column>/mean, sd (seeds), low, high (95 %, people); `au_f1` is at thresholds tuned on choose
 people, `au_f1_half` at 0.5; <flag> is 1 where a flag stands
