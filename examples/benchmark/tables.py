@@ -77,6 +77,7 @@ def parse(argv: list[str] | None) -> Namespace:
     parser.add_argument("--work_dir", type=Path, help="where the runs are kept")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
     parser.add_argument("--dry_run", action="store_true", help="only print the commands")
+    parser.add_argument("--read_only", action="store_true", help="run nothing: the tables of what has ended")
     given, further = parser.parse_known_args(argv)  # the rest is train.py's
     usual = QUICK if given.quick else USUAL
     given = Namespace(**{name: usual.get(name) if value is None else value for name, value in vars(given).items()})
@@ -182,10 +183,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return {}
     given.work_dir.mkdir(parents=True, exist_ok=True)
     given.tower = tower_of(given)
-    for name, seed in ((name, seed) for seed in given.seeds for name in cells):
+    for name, seed in [(name, seed) for seed in given.seeds for name in cells]:
         check_command(folder_of(name, seed, given), budget(name, given), "--work_dir")
     data = load_data(given)
-    run_all(cells, given, data)
+    if not given.read_only:
+        run_all(cells, given, data)
     figures = figures_of(given, data)
     text = markdown(given, figures, lacked)
     print(f"\n{text}")

@@ -127,6 +127,7 @@ def test_failures_are_reported_retried_and_never_averaged_in(stage: Stage) -> No
         "hsemotion-1 failed: FloatingPointError: nan" in stage.markdown and "II/vl_fau/test/fewer_seeds" not in figures
     )
     before, stage.plan = len(stage.ran), {}
+    assert stage.main(*command, "--read_only") == figures and len(stage.ran) == before
     assert stage.main(*command)["failed_runs"] == 0
     assert {*stage.ran[before:]} == {"mf2-0", "mf2_dfn-0", "hsemotion-1"}
 
