@@ -28,7 +28,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from report import check_command, options, origin, read_json, write_json, write_text
-from tables_cells import CELLS, cells_of, command_of, folder_of, grid_of, lacking, run_cell
+from tables_cells import CELLS, cells_of, command_of, folder_of, grid_of, lacking, metrics_of, run_cell
 from tables_report import TABLES, figures_of, markdown
 
 from mf2face.data.build.own import build_own
@@ -103,7 +103,8 @@ def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
     if given.photos:
         from photographs import half_of
 
-        rows = load_folder(build_own(given.photos, given.label_set, labels=str(given.labels or "labels.csv")))
+        reader = {"labels": str(given.labels)} if given.labels else {}
+        rows = load_folder(build_own(given.photos, given.label_set, **reader))
         report = [half_of(subject) == "report" for subject in rows["subject"][:]]
         splits["photographs"] = rows.select(np.flatnonzero(np.array(report) & (np.array(rows["emotion"][:]) >= 0)))
     return splits
@@ -143,7 +144,7 @@ def run_all(cells: list[str], given: Namespace, data: dict[str, datasets.Dataset
     for seed in given.seeds:
         for name in cells:
             folder, start = folder_of(name, seed, given), time.process_time()
-            if (folder / "metrics.json").is_file():
+            if metrics_of(name, seed, given):
                 continue
             write_json(folder / "command.json", {"command": budget(name, given)})
             try:
@@ -159,12 +160,8 @@ def run_all(cells: list[str], given: Namespace, data: dict[str, datasets.Dataset
 
 def budget(name: str, given: Namespace) -> list[str]:
     """What must not change between calls."""
-    return [
-        given.style,
-        str(given.num_images),
-        *command_of(name, 0, 0.0, given.epochs, given),
-        str(grid_of(name, given)),
-    ]
+    command = command_of(name, 0, 0.0, given.epochs, given)
+    return [given.style, str(given.num_images), *command, str(grid_of(name, given))]
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
