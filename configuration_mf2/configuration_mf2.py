@@ -216,6 +216,8 @@ class MF2Config(FaceConfig):
     sides (`bool`): also whether each AU is active on the person's left and right side.
     intensities (`bool`): also how strong each AU is, from 0 to 5, by the one score that decides whether it is active.
     geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
+    contrast (`str`): what the contrastive loss takes for negatives: captions of another `"meaning"` by their labels, or,
+        the paper's equation 3 to the letter, of another `"wording"`.
     units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
         alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
@@ -246,6 +248,7 @@ class MF2Config(FaceConfig):
     intensities: bool = False
     geometry_token: bool = False
     initial_temperature: float | int = 0.07
+    contrast: Literal["meaning", "wording"] = "meaning"
     emo_pair_share: float | int = 1.0
     au_pair_share: float | int = 1.0
     units_alone_share: float | int = 0.0

@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "benchmark")]
 
 from report import markdown_table, read_json, record_run, write_json, write_text  # noqa: E402
 from tables_cells import CELLS  # noqa: E402
-from tables_report import report  # noqa: E402
+from tables_report import papers_table  # noqa: E402
 
 from mf2face.command_line import run_as_command  # noqa: E402
 from mf2face.data.corpora.read import SOURCES  # noqa: E402
@@ -94,13 +94,19 @@ class Recipe:
             name: self.work / "compared" / f"{name}-0" for name in COMPARED
         }
         found = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
-        runs = {name: {0: metrics} for name, metrics in found.items() if metrics and CELLS[name].title}
-        notes = [f"{name}: not run" for name, metrics in found.items() if not metrics]
-        if exact := read_json(self.work / "paper_dfn" / "metrics.json"):
-            notes.append("the paper's DFN to the letter: " + ", ".join(f"{name} {exact[name]:.4f}" for name in SCORES))
+        runs = {name: [metrics] for name, metrics in found.items() if metrics and CELLS[name].title}
         data = "rendered (synthetic) faces" if self.given.corpus == "rendered" else self.given.corpus
-        budget = f"MF²: `--preset {self.given.preset}`, {self.given.epochs:g} epochs, one seed."
-        write_text(self.work / "tables.md", report(list(TABLES), runs, budget, data, notes))
+        parts = [f"# The paper's tables on {data}"]
+        parts.append(f"MF²: `--preset {self.given.preset}`, {self.given.epochs:g} epochs, one seed.")
+        parts += [f"## Table {name}\n\n{papers_table(name, runs)}" for name in TABLES]
+        parts += [f"{name}: not run" for name, metrics in found.items() if not metrics]
+        if exact := read_json(self.work / "paper_dfn" / "metrics.json"):
+            named = ", ".join(f"{name} {exact[name]:.4f}" for name in SCORES)
+            parts.append(f"The paper's DFN to the letter: {named}")
+        write_text(self.work / "tables.md", "
+
+".join(parts) + "
+")
         print(f"tables: {self.work / 'tables.md'}; cards: README.md in each run's folder")
 
     def keep_scores(self) -> None:
