@@ -188,8 +188,7 @@ def paper_scale() -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
-    made.__name__: made
-    for made in (checkpoint, finetuning, inference, systems, telling, adapted, outside, paper_scale)
+    made.__name__: made for made in (checkpoint, finetuning, inference, systems, telling, adapted, outside, paper_scale)
 }
 
 

@@ -103,10 +103,7 @@ class Recipe:
         if exact := read_json(self.work / "paper_dfn" / "metrics.json"):
             named = ", ".join(f"{name} {exact[name]:.4f}" for name in SCORES)
             parts.append(f"The paper's DFN to the letter: {named}")
-        write_text(self.work / "tables.md", "
-
-".join(parts) + "
-")
+        write_text(self.work / "tables.md", "\n\n".join(parts) + "\n")
         print(f"tables: {self.work / 'tables.md'}; cards: README.md in each run's folder")
 
     def keep_scores(self) -> None:
