@@ -216,7 +216,7 @@ class MF2Config(FaceConfig):
     sides (`bool`): also whether each AU is active on the person's left and right side.
     intensities (`bool`): also how strong each AU is, from 0 to 5, by the one score that decides whether it is active.
     geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
-    contrast (`str`): what the contrastive loss takes for negatives: captions of another `"meaning"` by their labels, or,
+    contrast (`str`): what the contrastive loss takes for negatives: those of another `"meaning"` by their labels, or,
         the paper's equation 3 to the letter, of another `"wording"`.
     units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
         alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
