@@ -58,7 +58,7 @@ checkpoint checkpoint-small:
 	$(PYTHON) train.py --task full $(TRAINED) $(LEARNED) --num_images 20000 --num_train_epochs 6 \
 		--vision_name_or_path outputs/$(NAME)-tower --model_options 'vision_config={"frozen": false}' \
 		--output_dir outputs/$(NAME)-labels
-	$(PYTHON) train.py $(TRAINED) $(LEARNED) --num_images 12000 --people_seed 1 --num_train_epochs 3 \
+	$(PYTHON) train.py $(TRAINED) $(LEARNED) --num_images 12000 --people_seed 2 --num_train_epochs 3 \
 		--model_name_or_path outputs/$(NAME)-labels --learning_rate 1e-3 --save_half True \
 		--model_options 'loss_weights={"au": 4, "emotion": 2, "intensity": 2}' emo_pair_share=0.125 \
 		au_pair_share=0.03125 --output_dir outputs/$(NAME)
