@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         """Runs one step, and writes what is known so far: a run that is stopped has not been in vain."""
         own: dict[str, float] = {}
         step(*arguments, own)
-        figures.update({f"{style}_{name}" if style else name: round(value, 4) for name, value in own.items()})
+        figures.update({f"{style}_{name}" if style else name: round(value, 4) + 0.0 for name, value in own.items()})
         write_json(given.json, worst(figures, given.styles))
 
     measured(two_processes, 64 if quick else 512, given.styles[0], style=given.styles[0])
