@@ -28,7 +28,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from report import check_command, options, origin, read_json, write_json, write_text
-from tables_cells import CELLS, cells_of, command_of, folder_of, grid_of, lacking, metrics_of, run_cell
+from tables_cells import CELLS, cells_of, command_of, epochs_of, folder_of, grid_of, lacking, metrics_of, run_cell
 from tables_report import TABLES, figures_of, markdown
 
 from mf2face.data.build.own import build_own
@@ -160,7 +160,7 @@ def run_all(cells: list[str], given: Namespace, data: dict[str, datasets.Dataset
 
 def budget(name: str, given: Namespace) -> list[str]:
     """What must not change between calls."""
-    command = command_of(name, 0, 0.0, given.epochs, given)
+    command = command_of(name, 0, 0.0, epochs_of(name, given), given)
     return [given.style, str(given.num_images), *command, str(grid_of(name, given))]
 
 
@@ -175,8 +175,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise ValueError(f"systems: got {wanted}, expected some of those that {given.tables} have")
     cells = cells_of(given.systems)
     if given.dry_run:
-        for name, seed in ((name, seed) for seed in given.seeds for name in cells):
-            print(shlex.join(["train.py", *command_of(name, seed, grid_of(name, given)[-1], given.epochs, given)]))
+        for name, seed in [(name, seed) for seed in given.seeds for name in cells]:
+            command = command_of(name, seed, grid_of(name, given)[-1], epochs_of(name, given), given)
+            print(shlex.join(["train.py", *command]))
         return {}
     given.work_dir.mkdir(parents=True, exist_ok=True)
     given.tower = tower_of(given)

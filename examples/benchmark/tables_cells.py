@@ -216,6 +216,10 @@ def grid_of(name: str, given: Namespace) -> tuple[float, ...]:
     return rates[1:2] if by_captions or given.no_grid else rates
 
 
+def epochs_of(name: str, given: Namespace) -> int:
+    return max(1, round(given.epochs * CELLS[name].share))
+
+
 def command_of(name: str, seed: int, rate: float, epochs: int, given: Namespace) -> list[str]:
     """train.py's arguments, but for the data."""
     cell, starts = CELLS[name], []
@@ -429,7 +433,7 @@ def best_rate(name: str, epochs: int, given: Namespace, data: Splits, labels: La
 def run_cell(name: str, seed: int, given: Namespace, data: Splits) -> None:
     """Trains with the best rate, and keeps scores.npz and metrics.json in the run's folder."""
     cell, folder, labels = CELLS[name], folder_of(name, seed, given), resolve_label_set(given.label_set)
-    epochs = max(1, round(given.epochs * cell.share))
+    epochs = epochs_of(name, given)
     if cell.as_long_as:
         long, own = (metrics_of(n, given.seeds[0], given)["cpu_seconds"] for n in (cell.as_long_as, "mf2_no_language"))
         epochs = max(1, round(epochs * long / own))
