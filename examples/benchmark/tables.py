@@ -35,10 +35,9 @@ from mf2face.data.build.own import build_own
 from mf2face.data.cache import load_folder, save_whole
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import parse_arguments
-from mf2face.training.build import load_splits
+from mf2face.training.build import load_splits, with_detected_landmarks
 from mf2face.training.run import run
-from processing_mf2.detection import MediaPipeDetector, missing_networks
-from processing_mf2.image_io import read_image
+from processing_mf2.detection import missing_networks
 
 
 USUAL = {"seeds": [0, 1, 2], "num_images": 1600, "epochs": 8, "work_dir": Path("outputs/tables")}
@@ -111,19 +110,10 @@ def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
 
 
 def render(given: Namespace, style: str, share: float, seed: int) -> datasets.Dataset:
-    """People with landmarks as a detector finds them in the renders, where it finds a face."""
     styles = given.style.split("+") if style == "seen" else [style]
     count = max(16, round(given.num_images * share / len(styles)))
     rows = datasets.concatenate_datasets([MFASynthetic(count, s, seed=seed, label_set=given.label_set) for s in styles])
-    if missing_networks():
-        return rows
-    detector, points = MediaPipeDetector(), rows["landmarks"][:]
-    for place, image in enumerate(rows.cast_column("image", datasets.Image(decode=False))["image"]):
-        if faces := detector.detect([read_image(image)])[0]:
-            points[place] = faces[0].landmarks
-    features = datasets.Features({"landmarks": rows.features["landmarks"]})
-    found = datasets.Dataset.from_dict({"landmarks": [np.array(p, np.float32) for p in points]}, features=features)
-    return datasets.concatenate_datasets([rows.remove_columns("landmarks"), found], axis=1)
+    return rows if missing_networks() else with_detected_landmarks(rows)
 
 
 def tower_of(given: Namespace) -> str | None:
