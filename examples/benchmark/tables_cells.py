@@ -30,7 +30,6 @@ from mf2face.training.probe import LinearProbe, fit_probe
 from mf2face.training.run import load_parts, make_trainer
 from mf2face.training.stores import load_or_store
 from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
-from modeling_mf2.pretraining import MF2ForPreTraining
 
 
 GRID = (3e-4, 1e-3, 3e-3)
@@ -39,6 +38,10 @@ DECAYS = (1.0, 10.0, 100.0)
 """The grid of a linear probe: its regularisation."""
 UNSEEN = "AU12"
 """Never labelled in the cells that hide it: only sentences speak of it."""
+
+
+SPEAKING = ("mf2", "mf2_equation3", "mf2_unseen")
+"""Cells whose language is measured, which takes long."""
 
 
 class Cell(NamedTuple):
@@ -343,8 +346,7 @@ def fit(
         elif settings.task.measures:
             asked = [split for split in wanted if split in examples]
             answers = {split: probabilities(trainer.predict(examples[split]).predictions) for split in asked}
-        speaks = isinstance(parts.model, MF2ForPreTraining) and settings.task.measures and examples["train"].captions
-        if speaks and "test" in splits:
+        if name in SPEAKING and "test" in splits:
             figures |= worth_of_language(parts, splits, given.language_images)
     return Fitted(checked(answers), figures, lambda folder: save_parts(folder, parts))
 
