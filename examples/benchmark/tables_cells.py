@@ -316,7 +316,7 @@ def fit(
     set_seed(seed)
     with tempfile.TemporaryDirectory(dir=given.work_dir) as scratch:
         settings = with_sources(parse_arguments([*command, "--output_dir", scratch]))
-        other_tower = "states" in settings.task.stores or name.startswith("exp_blip")
+        other_tower = "states" in settings.task.stores or name.startswith("exp_blip") or name.endswith("scratch")
         stores = Path(scratch) if other_tower else given.work_dir / "stores"
         splits = {split: data[split] for split in wanted if split in data}
         splits |= {"train": data[cell.data], "validation": data[CHOOSE[cell.data]]}
