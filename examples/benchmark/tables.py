@@ -95,6 +95,7 @@ def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
         splits = load_splits(parse_arguments(["--dataset", given.dataset, "--label_set", given.label_set]).arguments)
     else:
         folder, splits = given.work_dir / f"people-{given.num_images}-{given.style}-{given.label_set}", {}
+        folder.mkdir(parents=True, exist_ok=True)
         for name, how in PEOPLE.items():
             if not (folder / name).is_dir():
                 save_whole(render(given, *how), folder / name)
