@@ -310,7 +310,8 @@ def _check_room(settings: Settings, figures: Figures) -> None:
         fits = int(room / max(figures["step_gb_per_image"], 1e-9))
         what = f"{batch} images a step need {figures['memory_gb']:.1f} GB"
         if 0 < fits < batch:
-            parts = math.ceil(batch * accumulated / fits)
+            fits = max(size for size in range(1, fits + 1) if batch * accumulated % size == 0)
+            parts = batch * accumulated // fits
             what += f"; --per_device_train_batch_size {fits} --gradient_accumulation_steps {parts} is the same step and"
             what += " fits"
         raise ValueError(_too_small(settings, figures["device_gb"], what))
