@@ -142,11 +142,11 @@ class KnownFieldsMixin:
                 "the Hub, of a model as save_pretrained writes it"
             )
         check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
-        found = content.get("model_type", cls.model_type)
-        if found != cls.model_type and not cls.base_config_key:
+        model_type = content.get("model_type", cls.model_type)
+        if model_type != cls.model_type and not cls.base_config_key:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: is a checkpoint of {found!r}, expected one of {cls.model_type!r}; "
-                "load it with its own class (AutoModel.from_pretrained finds it), or name another checkpoint"
+                f"{pretrained_model_name_or_path}: is a checkpoint of {model_type!r}, expected one of "
+                f"{cls.model_type!r}; load it with its own class (AutoModel.from_pretrained finds it), or name another"
             )
         return content, unused
 
@@ -160,8 +160,8 @@ class KnownFieldsMixin:
             _check_dtype(config_dict.get("dtype"))
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, TypeError, AttributeError, KeyError, ValueError) as error:
-            told = _explained(cls, config_dict, error)
-            raise ValueError(f"{source}: config.json of {cls.model_type!r} cannot be used: {told}") from error
+            reason = _explained(cls, config_dict, error)
+            raise ValueError(f"{source}: config.json of {cls.model_type!r} cannot be used: {reason}") from error
         finally:
             _READING.reset(reading)
 

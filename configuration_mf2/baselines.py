@@ -198,7 +198,7 @@ class MEGraphAUConfig(ComparedConfig):
 
     def validate_graph(self) -> None:
         if not self.action_units:
-            return  # which validate_labels tells
+            return  # an error of validate_labels
         if not 1 <= self.neighbors <= len(self.action_units):
             raise ValueError(
                 f"neighbors: got {self.neighbors}, expected 1 to {len(self.action_units)}, the number of action units"
@@ -266,6 +266,7 @@ class ExpBlipConfig(MF2Config):
     hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
 
     use_au_branch: bool = False
+    contrast: Literal["meaning", "wording"] = "wording"
     emotion_max_length: int = 128  # tokens of a caption, which may tell of every AU
     caption_set: Literal["au", "emot", "mix", "cat", "exp"] = "exp"
     features: Literal["vision", "qformer"] = "qformer"

@@ -7,7 +7,7 @@ with a checkpoint's own code saves copies of that code.
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from .hub import BASELINES, ENTRY_MODULE, OPTIONAL_CLASSES, OPTIONAL_FILE, PUBLIC_CLASSES, ROOMS
@@ -181,8 +181,9 @@ class Library:
         return "\n".join(sorted(imports)) + "\n\n\n" + "\n\n".join(body)
 
 
+@cache
 def flat_code(system: str = "mf2") -> dict[str, str]:
-    """File name -> text."""
+    """File name -> text; every save of a process writes the same."""
     library = Library(Path(__file__).resolve().parents[1])
     if system != "mf2":
         file, *classes = BASELINES[system]

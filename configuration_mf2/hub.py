@@ -117,10 +117,10 @@ def auto_map(*auto_classes: str, system: str = "mf2") -> dict[str, str | dict[st
     return {name: f"{module}.{classes.get(name, model)}" for name in auto_classes}
 
 
-def _in_entry_module(found: str | dict[str, str]) -> str | dict[str, str]:
-    if isinstance(found, dict):  # a class for each backend
-        return {backend: f"{ENTRY_MODULE}.{name}" for backend, name in found.items()}
-    return f"{ENTRY_MODULE}.{found}"
+def _in_entry_module(classes: str | dict[str, str]) -> str | dict[str, str]:
+    if isinstance(classes, dict):  # a class for each backend
+        return {backend: f"{ENTRY_MODULE}.{name}" for backend, name in classes.items()}
+    return f"{ENTRY_MODULE}.{classes}"
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
@@ -169,7 +169,7 @@ def _withheld(source: Any, error: Exception, settings: dict[str, Any]) -> str | 
     why; None where the file is not there indeed."""
     if "does not appear to have a file named" not in str(error) or settings.get("local_files_only"):
         return None
-    adapter = settings.get("adapter_kwargs") or {}  # an Auto class has told it from its base already
+    adapter = settings.get("adapter_kwargs") or {}  # an Auto class has read its base already
     for name in _WEIGHTS:
         if name.startswith("adapter") and "_adapter_model_path" in adapter:
             source, settings = adapter["_adapter_model_path"], {**settings, "revision": None, **adapter}
@@ -181,13 +181,13 @@ def _withheld(source: Any, error: Exception, settings: dict[str, Any]) -> str | 
         except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError) as why:
             answer = why if isinstance(why, HfHubHTTPError) or why.__cause__ is None else why.__cause__
             status = getattr(getattr(answer, "response", None), "status_code", None)
-            told = str(answer).strip().partition("\n")[0]
+            reason = str(answer).strip().partition("\n")[0]
             if status in (401, 403):
                 return (
-                    f"{source}: access to {name} was refused ({told}); expected a token that may read it: ask its "
+                    f"{source}: access to {name} was refused ({reason}); expected a token that may read it: ask its "
                     "owners for access, then pass token=... or log in with `hf auth login`"
                 )
-            return f"{source}: {name} could not be downloaded ({told}); nothing broken is kept: call again"
+            return f"{source}: {name} could not be downloaded ({reason}); nothing broken is kept: call again"
     return None
 
 

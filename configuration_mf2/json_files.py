@@ -12,8 +12,8 @@ def parse_json(text: str | bytes, name: object) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        told = str(error).partition(";")[0]  # of a number that is too long: a setting of Python
-        raise ValueError(f"{name}: got {told}, expected JSON; copy the file again or remove it") from error
+        reason = str(error).partition(";")[0]  # of a number that is too long: a setting of Python
+        raise ValueError(f"{name}: got {reason}, expected JSON; copy the file again or remove it") from error
 
 
 def read_json(file: str | os.PathLike) -> Any:

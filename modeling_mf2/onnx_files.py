@@ -67,15 +67,15 @@ def differences(facts: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 def read_facts(run: Any) -> dict[str, Any]:
     """Of a session."""
-    told = run.get_modelmeta().custom_metadata_map.get(FACTS)
-    if told is None:
+    text = run.get_modelmeta().custom_metadata_map.get(FACTS)
+    if text is None:
         raise ValueError("the ONNX file does not say what it is of, expected one of export_onnx; export it again")
     try:
-        facts = parse_json(told, FACTS)
+        facts = parse_json(text, FACTS)
     except ValueError:
         facts = None
     if not isinstance(facts, dict) or not isinstance(facts.get("mf2_version"), str):
-        raise ValueError(f"the ONNX file says of itself {told[:80]!r}, expected facts by export_onnx; export it again")
+        raise ValueError(f"the ONNX file has the facts {text[:80]!r}, expected those of export_onnx; export it again")
     return facts
 
 
@@ -108,18 +108,18 @@ def check_content(file: Path, facts: Mapping[str, Any]) -> None:
 
 def digest_of(file: Path, written: str) -> str | None:
     """sha256 of the file and its external weights, with zeros in the place of the digest that is written in it."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(file, "rb") as content, mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         place = mapped.find(written.encode())
         if place < 0:
             return None
         for start in range(0, place, 2**20):
-            found.update(mapped[start : min(start + 2**20, place)])
-        found.update(NO_DIGEST.encode())
+            digest.update(mapped[start : min(start + 2**20, place)])
+        digest.update(NO_DIGEST.encode())
         for start in range(place + len(written), len(mapped), 2**20):
-            found.update(mapped[start : start + 2**20])
+            digest.update(mapped[start : start + 2**20])
     weights = Path(f"{file}.data")
     if weights.is_file():
         with open(weights, "rb") as content:
-            found.update(hashlib.filedigest_of(content, "sha256").digest())
-    return found.hexdigest()
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -337,19 +337,19 @@ def parse_au_caption(text: str, action_units: Sequence[str]) -> dict[str, str]:
     Tolerates bold marks, missing numbers, lost line breaks, other capitals and a tokenizer's spaces around marks.
     """
     headers = list(_AU_HEADER.finditer(text))
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     ends = [following.start("item") for following in headers[1:]] + [len(text)]
     for header, end in zip(headers, ends, strict=False):  # without any item there is one end too many
         name = f"AU{header['number']}"
-        if name not in action_units or name in found:
+        if name not in action_units or name in sentences:
             continue
         body = " ".join(text[header.end() : end].split())
         # "AU1 - Inner Brow Raiser: ..." leaves the title in front of the sentence.
         body = re.sub(rf"^{ACTION_UNITS[name].noun}[*_]*\s?[:–—-][*_]*\s?", "", body, flags=re.IGNORECASE)
         sentence = re.sub(r"\s+([.,;:!?])", r"\1", body).strip(" *_;,")
         if sentence:
-            found[name] = capitalise(sentence if sentence.endswith((".", "!", "?")) else f"{sentence}.")
-    return found
+            sentences[name] = capitalise(sentence if sentence.endswith((".", "!", "?")) else f"{sentence}.")
+    return sentences
 
 
 def split_au_caption(text: str, au_labels: AULabels, action_units: Sequence[str], rng: Rng = None) -> list[str]:

@@ -87,14 +87,14 @@ def tokenizer_beside(weights: str | Path) -> PreTrainedTokenizerBase | None:
 def tokenizer_of_weights(*weights: str) -> PreTrainedTokenizerBase:
     """The one tokenizer that BERT's and BLIP-2's weights were trained with; `bert-base-uncased` where none lies beside
     them, as BLIP-2 reads it too."""
-    found = {name: tokenizer for name in weights if (tokenizer := tokenizer_beside(name)) is not None}
-    first, *others = found or [None]
+    tokenizers = {name: tokenizer for name in weights if (tokenizer := tokenizer_beside(name)) is not None}
+    first, *others = tokenizers or [None]
     for other in others:
-        if found[other].get_vocab() != found[first].get_vocab():
-            counts = " and ".join(f"{name} has {len(found[name])} words" for name in (first, other))
+        if tokenizers[other].get_vocab() != tokenizers[first].get_vocab():
+            counts = " and ".join(f"{name} has {len(tokenizers[name])} words" for name in (first, other))
             raise ValueError(f"tokenizer: {counts}, which differ; expected weights of one vocabulary")
-    if found:
-        return found[first]
+    if tokenizers:
+        return tokenizers[first]
     try:
         return load_bert_tokenizer()
     except OSError as error:

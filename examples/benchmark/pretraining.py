@@ -84,16 +84,16 @@ class PlainBranch:
         return torch.cat([one(rows) for rows in self.groups])[torch.cat(self.groups).argsort()]
 
     def align(
-        self, ids: torch.Tensor, mask: torch.Tensor, meant: torch.Tensor, told: torch.Tensor
+        self, ids: torch.Tensor, mask: torch.Tensor, meaning: torch.Tensor, known: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """meant (rows, n): what a caption is about, where it is known (told)."""
+        """meaning (rows, n): what a caption is about; known (rows,): whether it has one."""
         image_features = self.branch.heads.image_features(self.states)
         text_states = self.passes(lambda rows: self.branch.read_text(ids[rows], mask[rows]).text_states)
         text_features = self.branch.heads.text_features(text_states)
         similarity = torch.einsum("iqd,td->itq", image_features, text_features).amax(-1) / self.branch.temperature
         texts, valid = ids * mask, mask.any(1)
         # Equal captions are no negatives of each other, nor are those that mean the same.
-        same = (meant[:, None] == meant[None]).all(-1) & told[:, None] & told
+        same = (meaning[:, None] == meaning[None]).all(-1) & known[:, None] & known
         negative = (texts[:, None] != texts[None]).any(-1) & ~same & valid
         own = torch.arange(len(ids))
         hidden = ~(negative | torch.eye(len(ids), dtype=torch.bool))

@@ -150,11 +150,11 @@ def action_unit_scores(
 def intensity_scores(intensities: ArrayLike, labels: ArrayLike, action_units: Sequence[str]) -> dict[str, float]:
     """(images, AU) from 0 to 5, labels of -1 masked: `intensity_icc`, ICC(3,1), and `intensity_mae`, each AU's and the
     mean over those whose labels vary."""
-    found, labels = np.asarray(intensities, float), np.asarray(labels, float)
+    predicted, labels = np.asarray(intensities, float), np.asarray(labels, float)
     scores: dict[str, float] = {}
     for column, name in enumerate(action_units):
         known = labels[:, column] >= 0
-        pair = np.stack([found[known, column], labels[known, column]], 1)
+        pair = np.stack([predicted[known, column], labels[known, column]], 1)
         if len(pair) > 1 and np.ptp(pair[:, 1]) > 0:
             scores[f"intensity_icc/{name}"] = icc(pair)
             scores[f"intensity_mae/{name}"] = float(np.abs(pair[:, 0] - pair[:, 1]).mean())

@@ -111,11 +111,11 @@ def combine(parts: Mapping[str, Mapping[str, Dataset]], label_set: str | LabelSe
     columns = [name for name in mfa_features(wanted) if any(name in rows.column_names for rows in every)]
     columns = list(dict.fromkeys([*columns, *_LABELS]))
     columns += [n for n in every[0].column_names if n not in columns and all(n in rows.column_names for rows in every)]
-    found: dict[str, list[Dataset]] = {}
+    joined: dict[str, list[Dataset]] = {}
     for name, splits in parts.items():
         for split, rows in splits.items():
-            found.setdefault(split, []).append(_relabelled(rows, name, wanted, columns))
-    combined = {name: describe_labels(concatenate_datasets(found[name]), wanted) for name in SPLITS if name in found}
+            joined.setdefault(split, []).append(_relabelled(rows, name, wanted, columns))
+    combined = {name: describe_labels(concatenate_datasets(joined[name]), wanted) for name in SPLITS if name in joined}
     undecoded = {name: rows.cast_column("image", Image(decode=False)) for name, rows in combined.items()}
     check_leaks({**row, "split": name} for name, rows in undecoded.items() for row in rows)
     return combined

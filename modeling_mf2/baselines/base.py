@@ -86,8 +86,8 @@ class FeatureMaps(nn.Module):
                 maps += self._conv_stages(pixel_values)
                 features = maps[-1]
             else:
-                features, found = self.backbone.forward_intermediates(pixel_values, indices=STAGES, norm=True)
-                maps += found
+                features, stages = self.backbone.forward_intermediates(pixel_values, indices=STAGES, norm=True)
+                maps += stages
         if features.ndim == 3:
             return features[:, getattr(self.backbone, "num_prefix_tokens", 0) :]
         if getattr(self.backbone, "output_fmt", None) == "NHWC":

@@ -23,7 +23,7 @@ from configuration_mf2.baselines import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.hub import SelfContainedMixin
 from modeling_mf2.heads import FaceLogits
 from modeling_mf2.loading import check_unused
-from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
+from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, meaning_keys, weighted_sum
 from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel, kept_states
 from modeling_mf2.pretraining import MF2ForPreTraining, MF2ForPreTrainingOutput
 from modeling_mf2.qformer import MF2QFormerOutput
@@ -65,11 +65,13 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        au_labels: torch.Tensor | None = None,
+        emotion_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
-        input_ids, attention_mask (`(batch, length)`): captions; a row without any token has none. Labels are not looked
-            at: faces of one emotion have captions of different AUs, which are negatives of each other.
+        input_ids, attention_mask (`(batch, length)`): captions; a row without any token has none.
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): looked at only with `config.contrast="meaning"`.
         """
         check_unused(self, kwargs)
         return super().forward(
@@ -79,8 +81,20 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
             image_tokens=image_tokens,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            au_labels=au_labels,
+            emotion_labels=emotion_labels,
             return_dict=True,
         )
+
+    def _said(
+        self, name: str, text_keys: torch.Tensor, au_labels: torch.Tensor | None, emotion_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A caption means all labels of its face: faces of one emotion have captions of different AUs."""
+        labels = [part.view(len(text_keys), -1) for part in (au_labels, emotion_labels) if part is not None]
+        if not labels or self.config.contrast == "wording":
+            return meaning_keys(text_keys, None, None)
+        known = torch.ones_like(text_keys, dtype=torch.bool)
+        return meaning_keys(text_keys, torch.cat(labels, dim=1), known)
 
 
 class ExpBlipClassifiers(nn.Module):
@@ -347,17 +361,17 @@ def _blip2_vision_config(tower: MF2VisionTower) -> Blip2VisionConfig | None:
     if not (hasattr(attention, "num_heads") and hasattr(mlp, "fc1") and isinstance(backbone.norm, nn.LayerNorm)):
         return None
     names = set(backbone.state_dict())
-    found = Blip2VisionConfig(
+    shape = Blip2VisionConfig(
         **{"hidden_size": config.hidden_size, "image_size": config.image_size, "patch_size": config.patch_size},
         **{"num_hidden_layers": len(backbone.blocks), "num_attention_heads": attention.num_heads},
         **{"intermediate_size": mlp.fc1.out_features, "layer_norm_eps": backbone.norm.eps},
         qkv_bias=bool(names & {"blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias"}),
     )
     with torch.device("meta"):
-        theirs = Blip2VisionModel(found).state_dict()
+        theirs = Blip2VisionModel(shape).state_dict()
     ours = _as_blip2_names({f"vision.backbone.{name}": tensor for name, tensor in backbone.state_dict().items()})
     places = {_our_name(f"vision_model.{name}"): tensor.shape for name, tensor in theirs.items()}
-    return found if places == {name: tensor.shape for name, tensor in ours.items()} else None
+    return shape if places == {name: tensor.shape for name, tensor in ours.items()} else None
 
 
 def _our_name(key: str) -> str | None:
@@ -371,13 +385,13 @@ def _our_name(key: str) -> str | None:
 
 def _as_blip2_names(state: State) -> State:
     """EVA has biases for queries and values only; BLIP-2 keeps one, with zeros between."""
-    found = dict(state)
+    renamed = dict(state)
     for name in [name for name in state if name.endswith(".attn.q_bias")]:
         attention = name.removesuffix("q_bias")
-        query, value = found.pop(name), found.pop(f"{attention}v_bias")
-        found.pop(f"{attention}k_bias", None)
-        found[f"{attention}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
-    return found
+        query, value = renamed.pop(name), renamed.pop(f"{attention}v_bias")
+        renamed.pop(f"{attention}k_bias", None)
+        renamed[f"{attention}qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+    return renamed
 
 
 @torch.no_grad()
@@ -399,28 +413,28 @@ def _see_the_same(captioner: Blip2ForConditionalGeneration, model: ExpBlipForPre
     model.train(training)
     seen = captioner.to(model.device).get_image_features(image, return_dict=True)
     pairs = ((seen.last_hidden_state, tokens), (seen.qformer_outputs.last_hidden_state, states))
-    return all(torch.allclose(found.float(), expected.float(), **_CLOSE) for found, expected in pairs)
+    return all(torch.allclose(answer.float(), expected.float(), **_CLOSE) for answer, expected in pairs)
 
 
 @torch.no_grad()
 def load_from_captioner(model: ExpBlipForFaceAnalysis, state: State, source: str = "state") -> list[str]:
     """What stage 2 made of tower, queries and Q-Former, into the classifier; `state` by the captioner's names. Text
     parts, which a captioner lacks and no feature reads, stay as they are. -> the names that were filled."""
-    found = {name: tensor for key, tensor in state.items() if (name := _our_name(key)) is not None}
+    theirs = {name: tensor for key, tensor in state.items() if (name := _our_name(key)) is not None}
     ours = model.mf2.state_dict()
-    for name in [name for name in found if name.endswith("attn.qkv.bias") and name not in ours]:
-        attention, bias = name.removesuffix("qkv.bias"), found.pop(name)
+    for name in [name for name in theirs if name.endswith("attn.qkv.bias") and name not in ours]:
+        attention, bias = name.removesuffix("qkv.bias"), theirs.pop(name)
         # A bias of the keys shifts all scores of a query alike: softmax does not see it.
-        found[f"{attention}q_bias"], _, found[f"{attention}v_bias"] = bias.chunk(3)
+        theirs[f"{attention}q_bias"], _, theirs[f"{attention}v_bias"] = bias.chunk(3)
     read = [name for name in ours if _feeds_features(name)]
-    wrong = sorted({*found} ^ {*read}) or [name for name in read if found[name].shape != ours[name].shape]
+    wrong = sorted({*theirs} ^ {*read}) or [name for name in read if theirs[name].shape != ours[name].shape]
     if wrong:
         raise ValueError(
             f"{source} does not fit this model, which was left as it was: {len(wrong)} tensors differ {wrong[:5]}; "
             "expected the captioner that was made of a stage 1 of the same configuration"
         )
     for name in read:
-        ours[name].copy_(found[name])
+        ours[name].copy_(theirs[name])
     return read
 
 
@@ -435,7 +449,7 @@ def _feeds_features(name: str) -> bool:
 def generate_captions(
     captioner: Blip2ForConditionalGeneration, pixel_values: torch.Tensor, **settings: object
 ) -> torch.Tensor:
-    """Token ids of the captions alone, by the captioner's own settings (five beams) unless told otherwise."""
+    """Token ids of the captions alone, by the captioner's own settings (five beams) unless given."""
     training = captioner.training
     captioner.eval()
     start = [captioner.config.image_token_index] * captioner.config.num_query_tokens

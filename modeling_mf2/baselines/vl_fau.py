@@ -95,8 +95,8 @@ class MultiScaleCombination(nn.Module):
         for stage, layer in zip(stages, self.convolutions, strict=True):
             strides = tuple(-(-have // want) for have, want in zip(stage.shape[-2:], size, strict=True))
             with fetched(layer):
-                found = nn.functional.conv2d(stage, layer.weight, layer.bias, strides, layer.padding)
-            maps.append(found.flatten(2).transpose(1, 2))
+                scaled = nn.functional.conv2d(stage, layer.weight, layer.bias, strides, layer.padding)
+            maps.append(scaled.flatten(2).transpose(1, 2))
         return self.join(torch.cat(maps, dim=-1)), size
 
 
@@ -270,9 +270,9 @@ class AttentionDecoder(nn.Module):
         for _ in range(max_length - 1):
             words = self.gates_word(self.words(tokens[..., -1].flatten(1)))
             state, _ = self.step(maps, keys, words, state)
-            found = scores[..., None] + self._next(state[0].unflatten(1, shape[1:]), done)
-            scores, best = found.flatten(2).topk(num_beams, dim=-1)
-            beam, word = best // found.shape[-1], best % found.shape[-1]
+            candidates = scores[..., None] + self._next(state[0].unflatten(1, shape[1:]), done)
+            scores, best = candidates.flatten(2).topk(num_beams, dim=-1)
+            beam, word = best // candidates.shape[-1], best % candidates.shape[-1]
             tokens = torch.cat([tokens.gather(2, beam[..., None].expand_as(tokens)), word[..., None]], dim=-1)
             done = done.gather(2, beam) | (word == self.config.eos_token_id)
             state = tuple(_follow(part.unflatten(1, shape[1:]), beam) for part in state)
@@ -413,8 +413,8 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
             said = self._describe("global", face, input_ids[:, None], shown, (len(pixel_values), 1))
             parts["global_text"], output.global_hits, output.global_words = said.loss, said.hits, said.words
             if au_labels is not None:
-                found, weights = self.global_units(said.seen.squeeze(1)), self.config.au_class_weights
-                parts["global_au"] = au_loss(found, au_labels, weights)
+                logits, weights = self.global_units(said.seen.squeeze(1)), self.config.au_class_weights
+                parts["global_au"] = au_loss(logits, au_labels, weights)
         for name, part in parts.items():
             output[name] = part
         output.loss = weighted_sum(self.config, parts)  # equation 12

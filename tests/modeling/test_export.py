@@ -134,6 +134,15 @@ def test_what_a_killed_export_left_is_removed_and_a_damaged_file_not_quantized(
     assert {path.name for path in tmp_path.iterdir()} == {export.FILE, export.INT8_FILE}
 
 
+def test_the_digest_of_a_file_covers_the_weights_beside_it(tmp_path: Path) -> None:
+    (file := tmp_path / "model.onnx").write_bytes(b"graph " + export.NO_DIGEST.encode())
+    digests = [export.digest_of(file, export.NO_DIGEST)]
+    for weights in (b"1", b"1", b"2"):
+        (tmp_path / "model.onnx.data").write_bytes(weights)
+        digests.append(export.digest_of(file, export.NO_DIGEST))
+    assert digests[1] == digests[2] and len(set(digests)) == 3
+
+
 def test_onnxruntime_writes_nothing_about_its_user(exported: Exported, tmp_path: Path) -> None:
     script = "import sys; from modeling_mf2.export import session; session(sys.argv[1]); import onnxruntime"
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
