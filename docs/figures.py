@@ -210,11 +210,8 @@ def rendered() -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
-<<<<<<< HEAD
-    made.__name__: made for made in (checkpoint, finetuning, inference, systems, exp_blip, rendered)
-=======
-    made.__name__: made for made in (checkpoint, finetuning, inference, systems, telling, adapted, outside, paper_scale)
->>>>>>> main
+    made.__name__: made
+    for made in (checkpoint, finetuning, inference, systems, telling, adapted, outside, paper_scale, rendered)
 }
 
 
