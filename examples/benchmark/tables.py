@@ -28,17 +28,16 @@ from pathlib import Path
 import datasets
 import numpy as np
 from report import check_command, options, origin, read_json, write_json, write_text
-from tables_cells import CELLS, cells_of, command_of, folder_of, grid_of, lacking, metrics_of, run_cell
+from tables_cells import CELLS, cells_of, command_of, epochs_of, folder_of, grid_of, lacking, metrics_of, run_cell
 from tables_report import TABLES, figures_of, markdown
 
 from mf2face.data.build.own import build_own
 from mf2face.data.cache import load_folder, save_whole
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import parse_arguments
-from mf2face.training.build import load_splits
+from mf2face.training.build import load_splits, with_detected_landmarks
 from mf2face.training.run import run
-from processing_mf2.detection import MediaPipeDetector, missing_networks
-from processing_mf2.image_io import read_image
+from processing_mf2.detection import missing_networks
 
 
 USUAL = {"seeds": [0, 1, 2], "num_images": 1600, "epochs": 8, "work_dir": Path("outputs/tables")}
@@ -96,6 +95,7 @@ def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
         splits = load_splits(parse_arguments(["--dataset", given.dataset, "--label_set", given.label_set]).arguments)
     else:
         folder, splits = given.work_dir / f"people-{given.num_images}-{given.style}-{given.label_set}", {}
+        folder.mkdir(parents=True, exist_ok=True)
         for name, how in PEOPLE.items():
             if not (folder / name).is_dir():
                 save_whole(render(given, *how), folder / name)
@@ -111,19 +111,10 @@ def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
 
 
 def render(given: Namespace, style: str, share: float, seed: int) -> datasets.Dataset:
-    """People with landmarks as a detector finds them in the renders, where it finds a face."""
     styles = given.style.split("+") if style == "seen" else [style]
     count = max(16, round(given.num_images * share / len(styles)))
     rows = datasets.concatenate_datasets([MFASynthetic(count, s, seed=seed, label_set=given.label_set) for s in styles])
-    if missing_networks():
-        return rows
-    detector, points = MediaPipeDetector(), rows["landmarks"][:]
-    for place, image in enumerate(rows.cast_column("image", datasets.Image(decode=False))["image"]):
-        if faces := detector.detect([read_image(image)])[0]:
-            points[place] = faces[0].landmarks
-    features = datasets.Features({"landmarks": rows.features["landmarks"]})
-    found = datasets.Dataset.from_dict({"landmarks": [np.array(p, np.float32) for p in points]}, features=features)
-    return datasets.concatenate_datasets([rows.remove_columns("landmarks"), found], axis=1)
+    return rows if missing_networks() else with_detected_landmarks(rows)
 
 
 def tower_of(given: Namespace) -> str | None:
@@ -160,7 +151,7 @@ def run_all(cells: list[str], given: Namespace, data: dict[str, datasets.Dataset
 
 def budget(name: str, given: Namespace) -> list[str]:
     """What must not change between calls."""
-    command = command_of(name, 0, 0.0, given.epochs, given)
+    command = command_of(name, 0, 0.0, epochs_of(name, given), given)
     return [given.style, str(given.num_images), *command, str(grid_of(name, given))]
 
 
@@ -175,8 +166,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise ValueError(f"systems: got {wanted}, expected some of those that {given.tables} have")
     cells = cells_of(given.systems)
     if given.dry_run:
-        for name, seed in ((name, seed) for seed in given.seeds for name in cells):
-            print(shlex.join(["train.py", *command_of(name, seed, grid_of(name, given)[-1], given.epochs, given)]))
+        for name, seed in [(name, seed) for seed in given.seeds for name in cells]:
+            command = command_of(name, seed, grid_of(name, given)[-1], epochs_of(name, given), given)
+            print(shlex.join(["train.py", *command]))
         return {}
     given.work_dir.mkdir(parents=True, exist_ok=True)
     given.tower = tower_of(given)

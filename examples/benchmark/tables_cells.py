@@ -30,7 +30,6 @@ from mf2face.training.probe import LinearProbe, fit_probe
 from mf2face.training.run import load_parts, make_trainer
 from mf2face.training.stores import load_or_store
 from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
-from modeling_mf2.pretraining import MF2ForPreTraining
 
 
 GRID = (3e-4, 1e-3, 3e-3)
@@ -39,6 +38,10 @@ DECAYS = (1.0, 10.0, 100.0)
 """The grid of a linear probe: its regularisation."""
 UNSEEN = "AU12"
 """Never labelled in the cells that hide it: only sentences speak of it."""
+
+
+SPEAKING = ("mf2", "mf2_equation3", "mf2_unseen")
+"""Cells whose language is measured, which takes long."""
 
 
 class Cell(NamedTuple):
@@ -216,6 +219,10 @@ def grid_of(name: str, given: Namespace) -> tuple[float, ...]:
     return rates[1:2] if by_captions or given.no_grid else rates
 
 
+def epochs_of(name: str, given: Namespace) -> int:
+    return max(1, round(given.epochs * CELLS[name].share))
+
+
 def command_of(name: str, seed: int, rate: float, epochs: int, given: Namespace) -> list[str]:
     """train.py's arguments, but for the data."""
     cell, starts = CELLS[name], []
@@ -309,7 +316,7 @@ def fit(
     set_seed(seed)
     with tempfile.TemporaryDirectory(dir=given.work_dir) as scratch:
         settings = with_sources(parse_arguments([*command, "--output_dir", scratch]))
-        other_tower = "states" in settings.task.stores or name.startswith("exp_blip")
+        other_tower = "states" in settings.task.stores or name.startswith("exp_blip") or name.endswith("scratch")
         stores = Path(scratch) if other_tower else given.work_dir / "stores"
         splits = {split: data[split] for split in wanted if split in data}
         splits |= {"train": data[cell.data], "validation": data[CHOOSE[cell.data]]}
@@ -339,8 +346,7 @@ def fit(
         elif settings.task.measures:
             asked = [split for split in wanted if split in examples]
             answers = {split: probabilities(trainer.predict(examples[split]).predictions) for split in asked}
-        speaks = isinstance(parts.model, MF2ForPreTraining) and settings.task.measures and examples["train"].captions
-        if speaks and "test" in splits:
+        if name in SPEAKING and "test" in splits:
             figures |= worth_of_language(parts, splits, given.language_images)
     return Fitted(checked(answers), figures, lambda folder: save_parts(folder, parts))
 
@@ -429,7 +435,7 @@ def best_rate(name: str, epochs: int, given: Namespace, data: Splits, labels: La
 def run_cell(name: str, seed: int, given: Namespace, data: Splits) -> None:
     """Trains with the best rate, and keeps scores.npz and metrics.json in the run's folder."""
     cell, folder, labels = CELLS[name], folder_of(name, seed, given), resolve_label_set(given.label_set)
-    epochs = max(1, round(given.epochs * cell.share))
+    epochs = epochs_of(name, given)
     if cell.as_long_as:
         long, own = (metrics_of(n, given.seeds[0], given)["cpu_seconds"] for n in (cell.as_long_as, "mf2_no_language"))
         epochs = max(1, round(epochs * long / own))

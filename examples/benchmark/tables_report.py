@@ -102,7 +102,8 @@ class Split:
         self.weights = np.concatenate([np.ones((1, count)), draws])
         has_units = "au_labels" in names and self.labels.action_units and not photographs
         self.units = np.array(rows["au_labels"][:]) if has_units else np.zeros((len(rows), 0), int)
-        self.emotion = np.array(rows["emotion"][:]) if "emotion" in names else np.full(len(rows), -1)
+        has_emotion = "emotion" in names and self.labels.emotions
+        self.emotion = np.array(rows["emotion"][:]) if has_emotion else np.full(len(rows), -1)
         counts = np.bincount(self.emotion[self.emotion >= 0], minlength=len(self.labels.emotions))
         self.asked = np.flatnonzero(counts >= (LEAST if photographs else 1))  # emotions
         self.shown = (self.units == 1).any(0)
