@@ -35,6 +35,7 @@ class ComparedConfig(FaceConfig):
     frozen (`bool`): no gradient enters the backbone and it stays in evaluation mode.
     """
 
+    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": TINY_BACKBONE, "base": {}}
     needs_action_units: ClassVar[bool] = True
     # What the processor asks of every model; of these only VL-FAU reads text.
@@ -105,8 +106,6 @@ class VLFAUConfig(ComparedConfig):
     """
 
     model_type = "vl_fau"
-    hub_system = "vl_fau"
-    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion", *TEXT_LOSSES)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
@@ -180,8 +179,6 @@ class MEGraphAUConfig(ComparedConfig):
     """
 
     model_type = "me_graph_au"
-    hub_system = "me_graph_au"
-    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion", "edge")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {**TINY_BACKBONE, "hidden_size": 64}, "base": {}}
 
@@ -220,8 +217,6 @@ class HSEmotionConfig(ComparedConfig):
     """
 
     model_type = "hsemotion"
-    hub_system = "hsemotion"
-    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     needs_action_units: ClassVar[bool] = False
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": TINY_BACKBONE,
@@ -262,7 +257,6 @@ class ExpBlipConfig(MF2Config):
     model_type = "exp_blip"
     # It reads no landmarks.
     sizes: ClassVar[dict[str, dict[str, Any]]] = {size: {**SIZES[size], "geometry_token": False} for size in SIZES}
-    hub_system = "exp_blip"
     hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
 
     use_au_branch: bool = False
@@ -299,7 +293,6 @@ class ExpBlipCaptionerConfig(KnownFieldsMixin, SelfContainedMixin, Blip2Config):
     """
 
     model_type = "exp_blip_captioner"
-    hub_system = "exp_blip_captioner"
     hub_auto_classes = ("AutoConfig", "AutoModelForImageTextToText")
     sub_configs_defaults = {**Blip2Config.sub_configs_defaults, "tower_config": MF2VisionConfig}
 

@@ -42,7 +42,6 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
     """Stage 1: an image and its caption, by ITC, ITM and ITG. MF²'s own code, without AU-VL and label losses."""
 
     config_class = ExpBlipConfig
-    hub_system = "exp_blip"
     adapter_pathways = ("visual_emo", "language_emo")
     loss_names = ("itc_emo", "itm_emo", "itg_emo")
     _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
@@ -112,7 +111,6 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
     """
 
     config_class = ExpBlipConfig
-    hub_system = "exp_blip"
     adapter_pathways = ()
 
     def __init__(self, config: ExpBlipConfig) -> None:
@@ -262,7 +260,6 @@ class ExpBlipTowerCaptioner(SelfContainedMixin, Blip2ForConditionalGeneration):
     """BLIP-2 around a tower that is no `Blip2VisionModel`; nothing else differs."""
 
     config_class = ExpBlipCaptionerConfig
-    hub_system = "exp_blip_captioner"
 
     def __init__(self, config: ExpBlipCaptionerConfig) -> None:
         super().__init__(config)
