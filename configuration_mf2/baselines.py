@@ -260,6 +260,7 @@ class ExpBlipConfig(MF2Config):
     hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
 
     use_au_branch: bool = False
+    contrast: Literal["meaning", "wording"] = "wording"
     emotion_max_length: int = 128  # tokens of a caption, which may tell of every AU
     caption_set: Literal["au", "emot", "mix", "cat", "exp"] = "exp"
     features: Literal["vision", "qformer"] = "qformer"

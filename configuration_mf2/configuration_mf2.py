@@ -157,6 +157,8 @@ _CONV_TOWER = {
     **{"backbone": "conv", "patch_size": 8, "num_prefix_tokens": 0},
     **{"do_grayscale": True, "normalize_per_image": True, "alignment": "five_points"},
 }
+# An eye's region reaches the mouth: on photographs, narrower ones tell less (AU6 beside happiness most of all).
+_WIDE_REGIONS = {"region_grid": 4, "region_window": 2.0}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -167,7 +169,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
-        **{"au_only_loss_weight": 0.5, "geometry_token": True},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True, **_WIDE_REGIONS},
     },
     # The same, wider and deeper: 29 million parameters, for a GPU or a night.
     "small": {
@@ -178,7 +180,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _SMALL_QFORMER,
         "au_config": {**_SMALL_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.03},
-        **{"au_only_loss_weight": 0.5, "geometry_token": True},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True, **_WIDE_REGIONS},
     },
     # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
     "base": {
@@ -214,6 +216,8 @@ class MF2Config(FaceConfig):
     sides (`bool`): also whether each AU is active on the person's left and right side.
     intensities (`bool`): also how strong each AU is, from 0 to 5, by the one score that decides whether it is active.
     geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
+    contrast (`str`): what the contrastive loss takes for negatives: those of another `"meaning"` by their labels, or,
+        the paper's equation 3 to the letter, of another `"wording"`.
     au_only_loss_weight (`float`): while training, the share of the label losses that is of what the AUs' states
         say alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
@@ -245,6 +249,7 @@ class MF2Config(FaceConfig):
     intensities: bool = False
     geometry_token: bool = False
     initial_temperature: float | int = 0.07
+    contrast: Literal["meaning", "wording"] = "meaning"
     emo_pair_share: float | int = 1.0
     au_pair_share: float | int = 1.0
     au_only_loss_weight: float | int = 0.0

@@ -54,8 +54,9 @@ def main(source: Path, target: Path) -> None:
                 shutil.copyfile(path, part)
     if source.resolve() != target.resolve() and (source / EVAL_RESULTS).is_dir():
         shutil.copytree(source / EVAL_RESULTS, target / EVAL_RESULTS, dirs_exist_ok=True)
-    for kind in (MF2Config, MF2Processor):
-        kind.from_pretrained(target).save_pretrained(target)  # and their code
+    # With their code; how its own losses were weighted is no default for who trains it further.
+    MF2Config.from_pretrained(target, loss_weights={}).save_pretrained(target)
+    MF2Processor.from_pretrained(target).save_pretrained(target)
     run = {**read_json(target / "run.json"), "name": target.name}
     if drawn := run["drawn"]:
         alignment = MF2Processor.from_pretrained(target).image_processor.alignment

@@ -230,7 +230,7 @@ class MF2ForPreTraining(MF2PreTrainedModel):
     ) -> torch.Tensor:
         """A sentence means the state of its AU, a caption of the face its emotion."""
         labels = au_labels if name == "au" else emotion_labels
-        if labels is None:
+        if labels is None or self.config.contrast == "wording":
             return meaning_keys(text_keys, None, None)
         units = torch.arange(labels[:1].numel(), device=labels.device).repeat(len(labels))
         states = labels.flatten()

@@ -20,6 +20,8 @@ from transformers.utils import ModelOutput
 
 from configuration_mf2.configuration_mf2 import MF2QFormerConfig
 
+from .vision import products_are_faster
+
 
 TextMode = Literal["two_way", "causal", "unimodal"]
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -182,12 +184,13 @@ class MF2QFormerAttention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
+        asked = self._heads(self.q_proj(states))
         # The other interfaces keep no weights, and cannot reshape an empty batch (no face in any image).
-        if output_attentions or states.shape[0] == 0:
+        if output_attentions or states.shape[0] == 0 or products_are_faster(asked):
             attention = eager_attention_forward
         return attention(
             self,
-            self._heads(self.q_proj(states)),
+            asked,
             *key_values,
             mask,
             scaling=self.scaling,

@@ -75,7 +75,9 @@ addEventListener("load", () => setTimeout(() => {
     texts.forEach((one, place) => {
       if (one.size < 11 && !one.element.closest("svg")) say(when, one.words, "has", one.size, "px");
       if (one.element.closest("svg") && one.box.height < 11) say(when, one.words, "is", one.box.height, "px high");
-      if (one.box.right > width + 1 || one.box.left < -1) say(when, one.words, "leaves the page");
+      const column = one.element.closest(".mf-panels, .mf-look, .line") || document.documentElement;
+      const room = column.getBoundingClientRect();
+      if (one.box.right > room.right + 1 || one.box.left < room.left - 1) say(when, one.words, "leaves its column");
       if (!one.element.closest("svg, .band")) {
         const [a, b] = [light(numbers(one.style.color)), light(behind(one.element))].sort((x, y) => y - x);
         if ((a + .05) / (b + .05) < 4.4) say(when, one.words, "has contrast", ((a + .05) / (b + .05)).toFixed(1));
@@ -91,6 +93,9 @@ addEventListener("load", () => setTimeout(() => {
     if (document.documentElement.scrollWidth > width) say(when, "scrolls sideways");
   }
   check("opened:");
+  document.querySelectorAll(".mf-face:not([hidden]) .mf-bar").forEach(bar => {
+    if (bar.getBoundingClientRect().width < 70) say("bar is too narrow:", bar.parentElement.textContent);
+  });
   const top = document.querySelector(".mf-banner").getBoundingClientRect();
   if (top.top < 0 || top.top > 120) say("the banner is not at the top");
   if (width < 560) {

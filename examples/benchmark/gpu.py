@@ -123,6 +123,14 @@ def build(
     return model
 
 
+def begin(device: torch.device) -> str:
+    """-> the device in words."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    torch.set_float32_matmul_precision("high")
+    return torch.cuda.get_device_name(device)
+
+
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -155,8 +163,10 @@ def free(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def host_syncs(step: Callable[[], None], device: torch.device) -> Counter[str]:
-    """Where the processor waits for the GPU during a step."""
+def host_syncs(step: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """How often the processor waits for the GPU in a step; where is printed."""
+    if device.type == "cpu":
+        return {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -165,7 +175,9 @@ def host_syncs(step: Callable[[], None], device: torch.device) -> Counter[str]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     result = [warning for warning in caught if "called a synchronizing" in str(warning.message)]
-    return Counter(f"{'/'.join(warning.filename.split('/')[-2:])}:{warning.lineno}" for warning in result)
+    places = Counter(f"{'/'.join(warning.filename.split('/')[-2:])}:{warning.lineno}" for warning in result)
+    print(f"waits for the GPU in a training step: {dict(places)}")
+    return {"host_syncs_per_step": float(len(result))}
 
 
 def batches(config: MF2Config, stored_tokens: bool, arguments: argparse.Namespace) -> Iterator[Batch]:
@@ -214,10 +226,7 @@ def measure_training(
         step = training_step(model, stored_tokens, arguments)
         figures = {"train_images_per_s": arguments.batch_size / seconds_a_step(step, arguments)}
         figures["train_peak_memory_gb"] = peak_memory_gb(arguments.device)
-        if arguments.device.type == "cuda":
-            syncs = host_syncs(step, arguments.device)
-            figures["host_syncs_per_step"] = sum(syncs.values())
-            print(f"waits for the GPU in a training step: {dict(syncs)}")
+        figures |= host_syncs(step, arguments.device)
         loss = step().item()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss}: such steps measure nothing")
@@ -367,11 +376,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parser.parse_args(argv)
     if arguments.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device: got cuda, but torch finds no GPU here; for a dry run pass --device cpu --size tiny")
-
-    cuda = arguments.device.type == "cuda"
-    if cuda:
-        torch.set_float32_matmul_precision("high")
-    name = torch.cuda.get_device_name(arguments.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
+    name = begin(arguments.device)
     chosen = [key for key in ("mixed", "compile", "checkpointing") if getattr(arguments, key)]
     print(f"MF2 {arguments.size} on {name}: batch {arguments.batch_size}, {', '.join(['bfloat16', *chosen])}")
     figures: dict[str, float] = {}
@@ -383,7 +388,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         f"epoch: {TRAINING_IMAGES:,} images, inference: {VALIDATION_IMAGES:,} images, extrapolated from the rates",
         end="",
     )
-    print(" above" if cuda else ", which are the CPU's: they say nothing of a GPU")
+    cpu = arguments.device.type == "cpu"
+    print(", which are the CPU's: they say nothing of a GPU" if cpu else " above")
     print(PAPER)
     write_json(arguments.json, figures)
     return figures

@@ -5,13 +5,16 @@ python examples/benchmark/paper_scale.py [--parts arithmetic memory stores proce
 arithmetic: bytes and operations of the giant model on the meta device, and what an H200 would take for them at 40 % of
     its peak (an assumption, not a measurement).
 memory: the dry run's estimate of a step's memory against the allocator's high-water mark of that step.
-stores: seconds of an image of rendered people in training, with and without stored outputs (CPU-seconds).
+stores: CPU-seconds of an image of rendered people in training, with stored outputs and without.
 processes: seconds in which one process and two build a store.
-states: AU F1 and emotion accuracy of DFN on rendered people, by all states and by the compact ones.
+states: AU F1 and emotion accuracy of DFN on rendered people, by all states and by the compact ones; thresholds are
+    tuned on validation people.
 """
 
 import argparse
+import itertools
 import multiprocessing
+import os
 import shutil
 import statistics
 import tempfile
@@ -22,22 +25,26 @@ from pathlib import Path
 import datasets
 import torch
 from gpu import TRAINING_IMAGES, VALIDATION_IMAGES, measure_memory, random_batch
-from report import cpu_seconds, in_turns, options, origin, read_json, record_run, show, write_json
+from report import cpu_seconds, options, read_json, record_run, show, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_mf2 import MF2Config
-from mf2face.data.examples import MF2Collator, MF2Examples
+from mf2face.data.examples import MF2Examples
 from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.build import with_sources
 from mf2face.training.dry_run import GB
 from mf2face.training.finetuning import adapt
-from mf2face.training.stores import StoredExamples, collate_stored, frozen_states
+from mf2face.training.run import load_parts, make_trainer
+from mf2face.training.stores import frozen_states
+from mf2face.training.trainer import MF2Trainer
 from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
 from modeling_mf2.dfn.states import compute_states
 from processing_mf2 import MF2Processor
 
 
 H200_FLOPS, USED = 989e12, 0.4  # dense bfloat16; the share of it that is assumed
-RENDERED = "studio"
+RENDERED, UNSEEN = "studio", "webcam"  # the released checkpoint has learned studio and street
 Figures = dict[str, float]
 
 
@@ -110,60 +117,64 @@ def measure_arithmetic(arguments: argparse.Namespace) -> Figures:
 def measure_memories(arguments: argparse.Namespace) -> Figures:
     figures: Figures = {}
     for size in arguments.sizes:
-        found = measure_memory(size, getattr(arguments, f"batch_{size}"), "cpu")
+        options = getattr(arguments, f"options_{size}").split()
+        found = measure_memory(size, getattr(arguments, f"batch_{size}"), "cpu", *options)
         figures |= {f"{name}_{size}": value for name, value in found.items()}
     errors = [value for name, value in figures.items() if name.startswith("dry_run_memory_error")]
     return {**figures, "dry_run_memory_error": max(errors)}
 
 
-def measure_stores(arguments: argparse.Namespace) -> Figures:
-    """CPU-seconds of an image in later epochs: decoding, the frozen part or its store, the trained part, AdamW."""
-    count, size = arguments.images, arguments.size
+# Runs of train.py, their option that stores frozen outputs, and the one that does not. In the first, the tower is all
+# that is frozen and nearly all that is computed; in the others more is learned or runs behind it.
+TOWER = "--model exp_blip --task linear_probe --features vision"
+STORED = {
+    "store_speedup": (TOWER, "--store_vision True", "--store_vision False"),
+    "store_speedup_full_emo_vl": ("--task full --branches emo", "--store_vision True", "--store_vision False"),
+    "store_speedup_full": ("--task full", "--store_vision True", "--store_vision False"),
+    "store_speedup_pretrain": ("--task pretrain", "--store_vision True", "--store_vision False"),
+    "store_speedup_dfn": ("--task dfn", "", "--no_store True"),
+}
+
+
+def run_of(command: str, rows: datasets.Dataset, size: str, folder: Path) -> tuple[MF2Trainer, float]:
+    """Trainer of an epoch over these rows, and the CPU-seconds in which its stores were built."""
+    how = "--num_train_epochs 1 --save_strategy no --eval_strategy no --load_best_model_at_end False --use_cpu True"
+    how += f" --vision_name_or_path none --disable_tqdm True --model_size {size} --output_dir {folder / 'out'}"
+    how += f" --per_device_train_batch_size {min(8, len(rows))} --per_device_eval_batch_size 8"
+    if "dfn" in command:
+        how = how.replace("--vision_name_or_path none", f"--model_name_or_path {untrained(size, folder)}")
     torch.manual_seed(0)
-    base = MF2ForFaceAnalysis(MF2Config.from_size(size))
-    processor = MF2Processor.for_model(base.config)
-    rows = MFASynthetic(count, RENDERED, size=base.config.vision_config.image_size)
-    examples = MF2Examples(rows, processor, texts=False)
-    labels = {name: torch.stack([examples[i][name] for i in range(count)]) for name in ("au_labels", "emotion_labels")}
-    figures: Figures = {"images": count}
-    with tempfile.TemporaryDirectory() as folder:
-        tokens = frozen_states(base.mf2.vision, examples, Path(folder) / "tokens", data=RENDERED, batch_size=8)
-        figures["vision_store_kb_per_image"] = sum(t[0].nbytes for t in tokens.shards[0].values()) / 1e3
-        stored = MF2Examples(rows, processor, texts=False, stored=tokens)
-        collator = MF2Collator(processor.tokenizer.pad_token_id)
-        step = training_step(base)
-        calls = {
-            "images": lambda: step(collator(examples.__getitems__(range(count)))),
-            "tokens": lambda: step(collator(stored.__getitems__(range(count)))),
-        }
-        spent = in_turns(calls, arguments.rounds, cpu_seconds)
-        means = {name: statistics.median(times[name] for times in spent) / count for name in calls}
-        figures |= {f"full_{name}_s_per_image": seconds for name, seconds in means.items()}
-        figures["store_speedup"] = means["images"] / means["tokens"]
-        for task in ("linear_probe", "dfn"):
-            model = adapt(base, task)
-            states = StoredExamples(frozen_states(model, examples, Path(folder) / task, data=RENDERED), labels)
-            step = training_step(model)
-            calls = {
-                "images": lambda step=step: step(collator(examples.__getitems__(range(count)))),
-                "states": lambda step=step, s=states: step(collate_stored(s.__getitems__(range(count)))),
-            }
-            spent = in_turns(calls, arguments.rounds, cpu_seconds)
-            ratios = [times["images"] / times["states"] for times in spent]
-            figures[f"store_speedup_{task}"] = statistics.median(ratios)
+    settings = with_sources(parse_arguments(f"{command} {how}".split()))
+    parts, splits, _, columns, _ = load_parts(settings, {"train": rows})
+    begun = time.process_time()
+    trainer, _ = make_trainer(settings, parts, splits, columns, folder)
+    return trainer, time.process_time() - begun
+
+
+def untrained(size: str, folder: Path) -> Path:
+    if not (folder / size).is_dir():
+        model = MF2ForFaceAnalysis(MF2Config.from_size(size))
+        model.save_pretrained(folder / size)
+        MF2Processor.for_model(model.config).save_pretrained(folder / size)
+    return folder / size
+
+
+def measure_stores(arguments: argparse.Namespace) -> Figures:
+    """CPU-seconds of an image in an epoch from images, over those in a later epoch from the store."""
+    side = MF2Config.from_size(arguments.size).vision_config.image_size
+    figures: Figures = {}
+    for name in arguments.tasks:
+        task, stored, plain = STORED[name]
+        count = arguments.images if task == TOWER else arguments.few
+        rows, spent, folder = MFASynthetic(count, RENDERED, size=side), {}, Path(tempfile.mkdtemp())
+        for kind, how in {"images": plain, "store": stored}.items():
+            trainer, built = run_of(f"{task} {how}", rows, arguments.size, folder)
+            spent[kind] = cpu_seconds(trainer.train) / count
+            figures[f"{name}_{kind}_s_per_image"] = spent[kind]
+        figures |= {name: spent["images"] / spent["store"], f"{name}_build_s_per_image": built / count}
+        figures[f"{name}_over_images"] = count
+        shutil.rmtree(folder)
     return figures
-
-
-def training_step(model: torch.nn.Module) -> Callable[[dict], None]:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4, fused=True)
-    model.train()
-
-    def step(batch: dict) -> None:
-        model(**batch).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
 
 
 def build_alone(folder: Path, size: str, count: int, start: object, spent: object) -> None:
@@ -174,52 +185,55 @@ def build_alone(folder: Path, size: str, count: int, start: object, spent: objec
     side = base.config.vision_config.image_size
     examples = MF2Examples(MFASynthetic(count, RENDERED, size=side), MF2Processor.for_model(base.config), texts=False)
     start.wait()
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     frozen_states(base.mf2.vision, examples, folder, data=RENDERED, batch_size=4, shard_rows=4)
-    spent.put(time.perf_counter() - begun)
+    spent.put((time.perf_counter() - begun, time.process_time() - used))
 
 
 def measure_processes(arguments: argparse.Namespace) -> Figures:
-    context, seconds = multiprocessing.get_context("spawn"), {1: [], 2: []}
-    MFASynthetic(arguments.images, RENDERED, size=MF2Config.from_size(arguments.size).vision_config.image_size)
+    """By the clock, which wants two free cores, and by the CPU time of the busier process, which does not."""
+    count = arguments.built
+    context, spent = multiprocessing.get_context("spawn"), {1: [], 2: []}
+    MFASynthetic(count, RENDERED, size=MF2Config.from_size(arguments.size).vision_config.image_size)
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.rounds):
-            for count in (1, 2):
-                start, spent = context.Barrier(count), context.Queue()
-                store = Path(folder) / f"{count}-{number}"
-                given = (store, arguments.size, arguments.images, start, spent)
-                workers = [context.Process(target=build_alone, args=given) for _ in range(count)]
-                for worker in workers:
-                    worker.start()
-                seconds[count].append(max(spent.get() for _ in workers))
-                for worker in workers:
-                    worker.join()
-                shutil.rmtree(store)
-    best = {count: min(times) for count, times in seconds.items()}
+        for number, processes in itertools.product(range(arguments.rounds), (1, 2)):
+            start, found = context.Barrier(processes), context.Queue()
+            given = (Path(folder) / f"{processes}-{number}", arguments.size, count, start, found)
+            workers = [context.Process(target=build_alone, args=given) for _ in range(processes)]
+            for worker in workers:
+                worker.start()
+            each = [found.get() for _ in workers]
+            spent[processes].append([max(values) for values in zip(*each, strict=True)])
+            for worker in workers:
+                worker.join()
+    clock, used = ({n: min(times[kind] for times in spent[n]) for n in spent} for kind in (0, 1))
     return {
-        **{f"store_seconds_{count}_process": value for count, value in best.items()},
-        "two_process_speedup": best[1] / best[2],
+        **{f"store_seconds_{n}_process": seconds for n, seconds in clock.items()},
+        "two_process_speedup": clock[1] / clock[2],
+        "two_process_speedup_by_cpu_time": used[1] / used[2],
+        "load_average_before": load,
     }
 
 
 def measure_states(arguments: argparse.Namespace) -> Figures:
-    """The released checkpoint adapted to rendered people; thresholds from validation people."""
+    """The released checkpoint adapted to rendered people in a style that it has not seen."""
     import train
 
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for seed in arguments.seeds:
-            for states in ("all", "compact"):
-                command = f"--task dfn --dfn_states {states} --style {RENDERED} --num_images {arguments.faces}"
-                command += f" --seed {seed} --use_cpu True --disable_tqdm True --output_dir {folder}/{states}-{seed}"
-                scores = train.main(command.split())
-                for name, score in {"au_f1": "au_f1_tuned_macro", "emotion_top1": "emotion_top1"}.items():
-                    found.setdefault(f"dfn_{states}_{name}", []).append(scores[score])
+        for seed, states in itertools.product(arguments.seeds, ("all", "compact")):
+            command = f"--task dfn --dfn_states {states} --style {UNSEEN} --num_images {arguments.faces}"
+            command += f" --seed {seed} --use_cpu True --disable_tqdm True --output_dir {folder}/{states}-{seed}"
+            scores = train.main(command.split())
+            for name, score in {"au_f1": "au_f1_tuned_macro", "emotion_top1": "emotion_top1"}.items():
+                found.setdefault(f"dfn_{states}_{name}", []).append(scores[score])
+                found.setdefault(f"dfn_base_{name}", []).append(scores[f"base/{score}"])
     figures = {name: statistics.fmean(values) for name, values in found.items()}
     for name in ("au_f1", "emotion_top1"):
         lost = [a - b for a, b in zip(found[f"dfn_all_{name}"], found[f"dfn_compact_{name}"], strict=True)]
         figures |= {f"dfn_compact_loses_{name}": statistics.fmean(lost), f"dfn_compact_loses_{name}_most": max(lost)}
-    return figures
+    return {**figures, "states_seeds": len(arguments.seeds), "states_faces": arguments.faces}
 
 
 PARTS = {
@@ -239,9 +253,14 @@ def main(argv: list[str] | None = None) -> Figures:
     parser.add_argument("--sizes", nargs="+", default=["tiny", "base"], help="memory: of the models")
     parser.add_argument("--batch_tiny", type=int, default=64, help="memory: images of the step that is estimated")
     parser.add_argument("--batch_base", type=int, default=8)
-    parser.add_argument("--images", type=int, default=32, help="stores, processes: rendered images")
+    parser.add_argument("--options_tiny", default="", help="memory: of train.py, for the step")
+    parser.add_argument("--options_base", default="")
+    parser.add_argument("--tasks", nargs="+", choices=STORED, default=list(STORED), help="stores: of which runs")
+    parser.add_argument("--images", type=int, default=512, help="stores: rendered images of the first run")
+    parser.add_argument("--few", type=int, default=8, help="stores: rendered images of the other runs")
+    parser.add_argument("--built", type=int, default=32, help="processes: rendered images of a store")
+    parser.add_argument("--rounds", type=int, default=2, help="processes: of which the fastest counts")
     parser.add_argument("--faces", type=int, default=2000, help="states: rendered faces, test people included")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     arguments = parser.parse_args(argv)
     datasets.disable_progress_bars()
@@ -250,8 +269,9 @@ def main(argv: list[str] | None = None) -> Figures:
         figures |= PARTS[part](arguments)
         if part in RECORDED:
             record_run(arguments.json, RECORDED[part], "cpu", arguments.size)
+        if arguments.json:  # part by part: they take long, and may be measured on different days
+            write_json(arguments.json, {**(read_json(arguments.json) or {}), **figures}, part)
     show(figures, "{:45} {:14,.4f}", None)
-    write_json(arguments.json, {**(read_json(arguments.json) if arguments.json else {} or {}), **figures, **origin()})
     return figures
 
 

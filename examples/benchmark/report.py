@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,13 +34,20 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_json(path: str | os.PathLike | None, figures: Mapping[str, object]) -> None:
-    if path is not None:
-        write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+def write_json(path: str | os.PathLike | None, figures: Mapping[str, object], part: str = "") -> None:
+    """A file in `RESULTS`, or a part of it, is also noted in `SOURCES`: its command, commit, date and machine."""
+    if path is None:
+        return
+    source = origin()  # before the file makes the tree differ from its commit
+    write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+    if Path(path).resolve().parent == RESULTS:
+        name = f"{Path(path).stem}: {part}" if part else Path(path).stem
+        noted = {**(read_json(SOURCES) or {}), name: {**source, "machine": f"{os.cpu_count()} CPU cores"}}
+        write_text(SOURCES, json.dumps(dict(sorted(noted.items())), indent=2) + "\n")
 
 
-RESULTS = Path(__file__).parent / "results"
-RUNS = RESULTS.parent / "run_where.json"
+RESULTS = Path(__file__).resolve().parent / "results"
+RUNS, SOURCES = RESULTS.parent / "run_where.json", RESULTS.parent / "sources.json"
 
 
 def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) -> None:
@@ -56,9 +64,10 @@ def record_run(kept: os.PathLike | None, what: str, device: str, settings: str) 
     write_json(RUNS, dict(sorted(runs.items())))
 
 
+@cache
 def origin() -> dict[str, str]:
-    """Command, commit and date of a result."""
-    git = ["git", "-C", str(RESULTS), "rev-parse", "--short", "HEAD"]
+    """Command, commit and date of a result, as they are when it is first asked for."""
+    git = ["git", "-C", str(RESULTS), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     script = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {"command": shlex.join(script), "commit": commit, "date": time.strftime("%Y-%m-%d")}
@@ -132,24 +141,21 @@ def run_once(folder: Path, command: Sequence[str]) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
-def save_splits(folder: Path, splits: Mapping[str, object]) -> None:
-    """A data set of these splits, whole or not there."""
-    import datasets
-
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    datasets.DatasetDict(splits).save_to_disk(temporary)
-    temporary.rename(folder)
-
-
 def further_faces(folder: Path, images: int, style: str, seed: int, label_set: str) -> Path:
     """Faces drawn for the scores alone; train.py asks for a train split, which repeats a few of them."""
     if not folder.is_dir():
+        import datasets
+
         from mf2face.data.synthetic.faces import MFASynthetic
 
-        rows = MFASynthetic(images, style, seed=seed, label_set=label_set)
+        rows, temporary = (
+            MFASynthetic(images, style, seed=seed, label_set=label_set),
+            folder.with_name(f"{folder.name}.tmp"),
+        )
         few = rows.select(range(min(64, len(rows))))
-        save_splits(folder, {"train": few, "validation": few, "test": rows})
+        shutil.rmtree(temporary, ignore_errors=True)
+        datasets.DatasetDict({"train": few, "validation": few, "test": rows}).save_to_disk(temporary)
+        temporary.rename(folder)
     return folder
 
 

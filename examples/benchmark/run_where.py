@@ -23,7 +23,7 @@ ROWS = {
     "examples/accelerate/fsdp.yaml": "gpu.py --parts launch",
     "examples/accelerate/deepspeed_zero2.yaml": "gpu.py --parts launch",
     "examples/accelerate/multi_node.yaml": "by hand",
-    "the recipe from build to tables": "tests/examples/test_recipe.py (slow)",
+    "the recipe from build to tables": "examples/paper/recipe.py",
 }
 
 

@@ -1,223 +1,189 @@
-"""The papers' tables on any data set: MF²'s Tables II to V, VL-FAU's Table 4, Exp-BLIP's 2 and 6; all systems, several
-seeds; and `all`, a table of all systems on both tasks.
+"""All systems side by side, by the protocol in docs/protocol.md; and the papers' tables on any data set.
 
-    python examples/benchmark/tables.py [--quick] [--tables II III] [--dataset FOLDER] [--seeds 0 1 2]
-        [--json FILE] [--markdown FILE] [--figure FILE] [--dry_run] [any of train.py's arguments, for all runs]
+    python examples/benchmark/tables.py --tower FOLDER [--quick] [--tables headline adapt] [--seeds 0 1 2]
+        [--photos FOLDER --labels FILE.csv] [--json FILE] [--markdown FILE] [--dry_run] [any of train.py's arguments]
+    python examples/benchmark/tables.py --dataset FOLDER --model_size base --tables II III (a built data set)
 
-Each cell is one run of train.py: a system, or a stage of one, with one seed, in a folder of its own below --work_dir.
-A run that serves several tables is made once. The same command continues where it stopped: a finished run is read, an
-interrupted one goes on from its checkpoint, a failed one is tried again. When a run fails, the end of its log is shown
-and the others go on. Every system has the same backbone, images and epochs; tables_cells.py holds the commands.
-Figures: see `figures_of` in tables_report.py, and `failed_runs`, a count.
+Each cell is one run: a system, or a stage of one, with one seed, in a folder of its own below --work_dir, which keeps
+its scores of every report image. A run that serves several tables is made once, and a finished one is read: the same
+command continues where it stopped. A run that fails or diverges is reported, and tried again by the next call.
+--tower is a tower trained without AU or emotion labels (`train.py --task tower`), from which all systems start; one is
+trained if none is named. tables_cells.py holds the systems, tables_report.py the figures.
+
+<table>/<system>/<data>/<column>/mean, sd (seeds), low, high (95 %, people); `au_f1` is at thresholds tuned on choose
+people, `au_f1_half` at 0.5; <flag> is 1 where a flag stands
+mf2_minus_probe_style_au_f1/low ...    MF² less the best linear probe on the same frozen tower, unseen style
+mf2_minus_best_baseline_style_au_f1    MF² with its tower trained, as theirs are, less the best compared system
+language_worth_au_f1    MF² less the same without language after as many CPU-seconds, unseen style
+unseen_au_auc           an AU that was never labelled, by its sentences
 """
 
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import threading
 import time
-from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import traceback
+from argparse import Namespace
 from pathlib import Path
 
-from datasets import disable_progress_bars
-from report import check_command, further_faces, options, read_json, write_json, write_text
-from tables_cells import CELLS, TESTED, cells_of, command_of, folder_of, lacking, stages, test_command
-from tables_report import TABLES, budget_text, draw, figures_of, report
+import datasets
+import numpy as np
+from report import check_command, options, origin, read_json, write_json, write_text
+from tables_cells import CELLS, cells_of, command_of, epochs_of, folder_of, grid_of, lacking, metrics_of, run_cell
+from tables_report import TABLES, figures_of, markdown
+
+from mf2face.data.build.own import build_own
+from mf2face.data.cache import load_folder, save_whole
+from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training.arguments import parse_arguments
+from mf2face.training.build import load_splits, with_detected_landmarks
+from mf2face.training.run import run
+from processing_mf2.detection import missing_networks
 
 
-# On the test split alone, a tenth of so few images, chance would decide the order of the systems.
-USUAL = {"seeds": [0, 1, 2], "num_images": 3000, "epochs": 8, "test_images": 1600, "jobs": 1}
-QUICK = {"seeds": [0], "num_images": 480, "epochs": 2, "test_images": 0, "jobs": 2}
-USUAL["work_dir"], QUICK["work_dir"] = Path("outputs/tables"), Path("outputs/tables-quick")
-SYSTEMS = list(dict.fromkeys(row for table in TABLES.values() for row in table.rows))
-TAIL = 15  # lines of a failed run's log that are shown
-INCOMPLETE = "the losses that need them are off"  # train.py's warning that the data set lacks something
-_OF_TRAINING = ("cpu_seconds", "wall_seconds", "trainable_parameters", "train_images", "epoch_cpu_seconds")
-
-_RUNNING: set[subprocess.Popen] = set()
-_STOPPED = threading.Event()
-_LOCK = threading.Lock()  # nothing may begin while all are being stopped
+USUAL = {"seeds": [0, 1, 2], "num_images": 1600, "epochs": 8, "work_dir": Path("outputs/tables")}
+QUICK = {"seeds": [0], "num_images": 192, "epochs": 1, "work_dir": Path("outputs/tables-quick")}
+# Split -> style, share of --num_images, seed of its people; the tower's people are of seed 1.
+PEOPLE = {
+    "train": ("seen", 1.0, 21),
+    "validation": ("seen", 0.25, 22),
+    "test": ("seen", 0.75, 23),
+    "style": ("webcam", 0.75, 24),
+    "adapt": ("webcam", 0.16, 25),
+    "adapt_validation": ("webcam", 0.2, 26),
+}
+TAIL = 4  # lines of an error that are kept
 
 
 def parse(argv: list[str] | None) -> Namespace:
     parser = options(__doc__, allow_abbrev=False, epilog=f"Defaults: {USUAL}; with --quick: {QUICK}.")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="earlier stages run with them")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=["headline"])
+    parser.add_argument("--systems", nargs="+", choices=CELLS, help="only these; earlier stages run with them")
     parser.add_argument("--seeds", nargs="+", type=int)
-    parser.add_argument("--dataset", default="synthetic", help="synthetic (rendered faces), or a folder of MFA")
-    parser.add_argument("--num_images", type=int, help="synthetic only: how many are drawn")
-    # Not train.py's own: the released tower, from which all start, was trained on those people.
-    parser.add_argument("--people_seed", type=int, default=5, help="synthetic only: other people are drawn")
-    parser.add_argument("--test_images", type=int, help="synthetic only: further faces to score on; 0: test split")
-    parser.add_argument("--style", default="studio", help="synthetic only: as train.py")
-    parser.add_argument("--label_set", default="mfa", help="the one that the data set was built with")
+    parser.add_argument("--dataset", default="synthetic", help="synthetic (rendered people), or a folder of MFA")
+    parser.add_argument("--num_images", type=int, help="synthetic: of training; the other splits are shares of it")
+    parser.add_argument("--style", default="studio+street", help="synthetic: seen in training; webcam is not")
+    parser.add_argument("--tower", help="a folder of train.py --task tower")
+    parser.add_argument("--photos", type=Path, help="photographs to measure on, the report half of their people")
+    parser.add_argument("--labels", type=Path, help="their csv: image, emotion, subject")
+    parser.add_argument("--label_set", default="mfa")
     parser.add_argument("--model_size", default="tiny", choices=("tiny", "base"))
-    parser.add_argument("--epochs", type=int, help="of each system; of two stages, half each")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, help="one for all, in place of each system's own")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--grid_share", type=float, default=1 / 3, help="epochs of a run that chooses a rate")
+    parser.add_argument("--no_grid", action="store_true", help="the grid's middle for all (default with --quick)")
+    parser.add_argument("--language_images", type=int, default=96, help="for which sentences are written and scored")
     parser.add_argument("--quick", action="store_true", help="a quarter of an hour on two cores: shows that all works")
-    parser.add_argument("--jobs", type=int, help="runs side by side, which share the cores")
     parser.add_argument("--work_dir", type=Path, help="where the runs are kept")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file")
-    parser.add_argument("--figure", type=Path, help="default: action_units.png in --work_dir")
     parser.add_argument("--dry_run", action="store_true", help="only print the commands")
-    parser.add_argument("--train", type=Path, default=Path(__file__).resolve().parents[2] / "train.py", help=SUPPRESS)
+    parser.add_argument("--read_only", action="store_true", help="run nothing: the tables of what has ended")
     given, further = parser.parse_known_args(argv)  # the rest is train.py's
     usual = QUICK if given.quick else USUAL
     given = Namespace(**{name: usual.get(name) if value is None else value for name, value in vars(given).items()})
-    if min(given.epochs, given.batch_size, given.jobs) < 1 or len(set(given.seeds)) < len(given.seeds):
-        parser.error("epochs, batch_size, jobs, seeds: expected 1 or more, and each seed once")
+    if min(given.epochs, given.batch_size) < 1 or len(set(given.seeds)) < len(given.seeds):
+        parser.error("epochs, batch_size, seeds: expected 1 or more, and each seed once")
     if given.dataset != "synthetic" and not Path(given.dataset).is_dir():
         parser.error(f"dataset: folder {given.dataset!r} does not exist; build one by examples/build_dataset.py")
-    faces = given.work_dir / f"faces-{given.test_images}-{given.people_seed + 1}-{given.style}-{given.label_set}"
-    given.test_rows = faces if given.dataset == "synthetic" and given.test_images else None
-    given.figure, given.further = given.figure or given.work_dir / "action_units.png", further
+    given.no_grid |= given.quick
+    given.further, given.argv = further, list(sys.argv[1:] if argv is None else argv)
     return given
 
 
-def data_of(given: Namespace) -> str:
+def load_data(given: Namespace) -> dict[str, datasets.Dataset]:
+    """The protocol's splits; of a built data set its own three."""
     if given.dataset != "synthetic":
-        return str(given.dataset)
-    drawn = f"{given.num_images} drawn, style {given.style}, people seed {given.people_seed}"
-    return f"synthetic faces ({drawn}{'; scored on further ones, of other people' if given.test_rows else ''})"
+        splits = load_splits(parse_arguments(["--dataset", given.dataset, "--label_set", given.label_set]).arguments)
+    else:
+        folder, splits = given.work_dir / f"people-{given.num_images}-{given.style}-{given.label_set}", {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, how in PEOPLE.items():
+            if not (folder / name).is_dir():
+                save_whole(render(given, *how), folder / name)
+            splits[name] = load_folder(folder / name)
+    if given.photos:
+        from photographs import half_of
+
+        reader = {"labels": str(given.labels)} if given.labels else {}
+        rows = load_folder(build_own(given.photos, given.label_set, **reader))
+        report = [half_of(subject) == "report" for subject in rows["subject"][:]]
+        splits["photographs"] = rows.select(np.flatnonzero(np.array(report) & (np.array(rows["emotion"][:]) >= 0)))
+    return splits
 
 
-def run_all(cells: Sequence[str], given: Namespace) -> dict[str, dict]:
-    """Cell -> seed -> metrics, or why there are none. Stages of one system run in turn, others side by side."""
-    runs: dict[str, dict] = {name: dict.fromkeys(given.seeds) for name in cells}
-    chains = [[name for name in cells if stages(name)[0] == first] for first in cells if CELLS[first].after is None]
-
-    def run_chain(chain: Sequence[str], seed: int) -> None:
-        for name in chain:
-            before = CELLS[name].after
-            if before and isinstance(runs[before][seed], str):
-                runs[name][seed] = f"{name}-{seed} was not run: it starts from {before}-{seed}, which failed"
-                print(runs[name][seed], flush=True)
-            else:
-                runs[name][seed] = run_cell(name, seed, given)
-
-    _STOPPED.clear()
-    pool = ThreadPoolExecutor(given.jobs)
-    try:
-        for done in as_completed([pool.submit(run_chain, chain, seed) for seed in given.seeds for chain in chains]):
-            done.result()
-    finally:
-        with _LOCK:
-            _STOPPED.set()
-            for process in list(_RUNNING):
-                process.terminate()
-        pool.shutdown(cancel_futures=True)
-    return runs
+def render(given: Namespace, style: str, share: float, seed: int) -> datasets.Dataset:
+    styles = given.style.split("+") if style == "seen" else [style]
+    count = max(16, round(given.num_images * share / len(styles)))
+    rows = datasets.concatenate_datasets([MFASynthetic(count, s, seed=seed, label_set=given.label_set) for s in styles])
+    return rows if missing_networks() else with_detected_landmarks(rows)
 
 
-def run_cell(name: str, seed: int, given: Namespace) -> dict[str, float] | str:
-    """The metrics, or why there are none."""
-    folder = folder_of(name, seed, given)
-    trained = run(folder, folder.name, command_of(name, seed, given), given)
-    if isinstance(trained, str) or given.test_rows is None or not CELLS[name].title or not CELLS[name].further:
-        return trained
-    tested = run(folder / TESTED, f"{folder.name} on further faces", test_command(name, seed, given), given)
-    if isinstance(tested, str):
-        return tested
-    scores = {k: v for k, v in tested.items() if k not in _OF_TRAINING and not k.startswith("baseline/")}
-    return scores | {key: trained[key] for key in _OF_TRAINING if key in trained}
+def tower_of(given: Namespace) -> str | None:
+    """The one that is named, or one that is trained, by no label of an AU or emotion, on other people."""
+    if given.tower or given.model_size != "tiny" or given.dataset != "synthetic":
+        return given.tower
+    folder = given.work_dir / "tower"
+    if not (folder / "metrics.json").is_file():
+        count, epochs = (given.num_images, 1) if given.quick else (4 * given.num_images, 8)
+        command = ["--task", "tower", "--style", given.style, "--num_images", str(count), "--people_seed", "1"]
+        run(parse_arguments([*command, "--num_train_epochs", str(epochs), "--output_dir", str(folder), *given.further]))
+    return str(folder)
 
 
-def run(folder: Path, title: str, command: list[str], given: Namespace) -> dict[str, float] | str:
-    """One process, unless this very command ended well before. train.py itself continues what was interrupted."""
-    record, metrics = folder / "command.json", folder / "metrics.json"
-    before = read_json(record) or {}
-    if before.get("command") == command and not before.get("exit") and (found := read_json(metrics)) is not None:
-        print(f"{title}: done before")
-        return found
-    metrics.unlink(missing_ok=True)  # what an earlier failure may have left
-    write_json(record, {"command": command})
-    whole = [sys.executable, str(given.train), *command, "--output_dir", str(folder)]
-    log, start = folder / "log.txt", time.perf_counter()
-    print(f"{title}: {shlex.join(whole[1:])}", flush=True)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // given.jobs))} if given.jobs > 1 else {}
-    with log.open("a", encoding="utf-8") as file:
-        streams = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-        with _LOCK:
-            if _STOPPED.is_set():
-                raise InterruptedError(f"{title}: stopped")
-            # In a session of its own: a key at the terminal stops this process, which stops the run.
-            process = subprocess.Popen(whole, env={**threads, **os.environ}, start_new_session=True, **streams)
-            _RUNNING.add(process)
-        code = process.wait()
-    _RUNNING.discard(process)
-    if _STOPPED.is_set():
-        raise InterruptedError(f"{title}: stopped")
-    found = read_json(metrics)
-    if code == 0 and found is not None:
-        print(f"{title}: {time.perf_counter() - start:.0f} s", flush=True)
-        return found
-    write_json(record, {"command": command, "exit": code or 1})
-    why = f"ended with {code}" if code else "wrote no metrics.json that can be read"
-    text = "\n".join([f"{title} {why}; the end of {log}:", *(f"    {line}" for line in log_of(folder)[-TAIL:])])
-    print(text, flush=True)
-    return text
+def run_all(cells: list[str], given: Namespace, data: dict[str, datasets.Dataset]) -> None:
+    """Runs what has not ended; failures are kept beside, and do not stop the others."""
+    opened = given.work_dir / "opened.json"
+    for seed in given.seeds:
+        for name in cells:
+            folder, start = folder_of(name, seed, given), time.process_time()
+            if metrics_of(name, seed, given):
+                continue
+            write_json(folder / "command.json", {"command": budget(name, given)})
+            try:
+                run_cell(name, seed, given, data)
+                (folder / "failed.txt").unlink(missing_ok=True)
+                write_json(opened, {f"{name}-{seed}": origin(), **(read_json(opened) or {})})
+                print(f"{name}-{seed}: {time.process_time() - start:.0f} CPU-s", flush=True)
+            except Exception as error:  # of any system: the others go on
+                lines = traceback.format_exception(error)
+                write_text(folder / "failed.txt", "".join(lines))
+                print(f"{name}-{seed} failed: {''.join(lines[-TAIL:])}", flush=True)
 
 
-def log_of(folder: Path) -> list[str]:
-    log = folder / "log.txt"
-    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-
-
-def notes_of(runs: dict[str, dict], lacked: dict[str, list[str]], given: Namespace) -> list[str]:
-    """Runs that failed, data sets that lacked something, systems that were not run."""
-    notes = [run for seeds in runs.values() for run in seeds.values() if isinstance(run, str)]
-    for name, seed in ((name, seed) for name in runs for seed in given.seeds):
-        lines = dict.fromkeys(line.strip() for line in log_of(folder_of(name, seed, given)) if INCOMPLETE in line)
-        notes += [f"{name}-{seed}: {line}" for line in lines]
-    return notes + [f"{n} was not run: label set {given.label_set} has no {' and no '.join(lacked[n])}" for n in lacked]
-
-
-def backbone_of(name: str, given: Namespace) -> str | None:
-    """The backbone that a system's checkpoint names, if there is one."""
-    config = read_json(folder_of(stages(name)[0], given.seeds[0], given) / "config.json") or {}
-    return config.get("backbone") or config.get("vision_config", {}).get("backbone")
+def budget(name: str, given: Namespace) -> list[str]:
+    """What must not change between calls."""
+    command = command_of(name, 0, 0.0, epochs_of(name, given), given)
+    return [given.style, str(given.num_images), *command, str(grid_of(name, given))]
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     given = parse(argv)
-    disable_progress_bars()
-    rows = dict.fromkeys(row for name in given.tables for row in TABLES[name].rows if row in given.systems)
-    if not rows:
-        raise ValueError(f"systems: got {given.systems}, expected some of those that {given.tables} have")
-    lacked = {name: needs for name in rows if (needs := lacking(name, given.label_set))}
-    systems = [name for name in rows if name not in lacked]
-    cells, data = cells_of(systems), data_of(given)
-    commands = {(name, seed): command_of(name, seed, given) for seed in given.seeds for name in cells}
-    print(budget_text(given, data, systems, {}, {}) + "\n")
+    datasets.disable_progress_bars()
+    asked = dict.fromkeys(row for name in given.tables for row in TABLES[name].rows)
+    lacked = {name: needs for name in asked if (needs := lacking(name, given.label_set))}
+    wanted = given.systems or asked
+    given.systems = [name for name in asked if name in wanted and name not in lacked]
+    if not given.systems:
+        raise ValueError(f"systems: got {wanted}, expected some of those that {given.tables} have")
+    cells = cells_of(given.systems)
     if given.dry_run:
-        for (name, seed), command in commands.items():
-            folder = str(folder_of(name, seed, given))
-            print(shlex.join([sys.executable, str(given.train), *command, "--output_dir", folder]))
+        for name, seed in [(name, seed) for seed in given.seeds for name in cells]:
+            command = command_of(name, seed, grid_of(name, given)[-1], epochs_of(name, given), given)
+            print(shlex.join(["train.py", *command]))
         return {}
-    for (name, seed), command in commands.items():
-        check_command(folder_of(name, seed, given), command, "--work_dir")
-    if given.test_rows:
-        further_faces(given.test_rows, given.test_images, given.style, given.people_seed + 1, given.label_set)
-    runs = run_all(cells, given)
-    shown = {name: runs[name] for name in systems}
-    failed = sum(isinstance(run, str) for seeds in runs.values() for run in seeds.values())
-    figures = {**figures_of(given.tables, shown), "failed_runs": float(failed)}
-    markdown = given.markdown or given.work_dir / "tables.md"
-    drawn = draw(given.figure, given.tables, shown, data, len(given.seeds))
-    picture = os.path.relpath(given.figure, markdown.parent) if drawn else None
-    budget = budget_text(given, data, systems, runs, {name: backbone_of(name, given) for name in systems})
-    text = report(given.tables, shown, budget, data, notes_of(runs, lacked, given), picture)
+    given.work_dir.mkdir(parents=True, exist_ok=True)
+    given.tower = tower_of(given)
+    for name, seed in [(name, seed) for seed in given.seeds for name in cells]:
+        check_command(folder_of(name, seed, given), budget(name, given), "--work_dir")
+    data = load_data(given)
+    if not given.read_only:
+        run_all(cells, given, data)
+    figures = figures_of(given, data)
+    text = markdown(given, figures, lacked)
     print(f"\n{text}")
-    write_text(markdown, text)
-    write_json(given.json, figures)
+    write_text(given.markdown or given.work_dir / "tables.md", text)
+    write_json(given.json, {"seeds": len(given.seeds), "epochs": given.epochs, **figures})
     return figures
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the runs that are going on, too
     sys.exit(1 if main().get("failed_runs") else 0)

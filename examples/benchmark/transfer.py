@@ -1,15 +1,17 @@
 """What synthetic faces teach about photographs: a small fixed net, trained on synthetic faces alone.
 
 python examples/benchmark/transfer.py --photos FOLDER --labels FILE.csv [--styles studio street webcam]
-    [--part choose|report] [--images 12000] [--minutes 10] [--seeds 0 1 2] [--without PART] [--json FILE]
+    [--part choose|report] [--images 12000] [--minutes 10] [--seeds 0 1 2] [--without PART ...] [--json FILE]
 
 FILE.csv: columns image, emotion and, if there are some, subject. `--part` measures on half of the people: choices are
 made on `choose`, figures reported on `report`. The photographs are measured on and never learned from. Training
 computes in bfloat16, which halves its time. With several seeds, figures are means, and NAME_sd their deviations.
 
---without leaves one thing out of the renders, or makes it the same for all: what it is worth is what is lost.
+--without also trains on renders, the first seed alone, that lack one thing or have it the same for all people: figures
+`without_PART_...`. What it is worth is what is lost, if that is more than the seeds differ by.
 
 transfer_au12_happiness ... area under the ROC curve of an AU's score between photographs of an emotion and neutral ones
+transfer_mean_auc       mean of these
 transfer_macro_recall   mean recall over the emotions of which there are enough photographs
 train_cpu_s, render_cpu_s    CPU-seconds of training a net, and of making what it learns from
 """
@@ -84,21 +86,26 @@ class SmallNet(nn.Module):
         return self.units(seen), self.emotion(seen)
 
 
-def aligned(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """The grey crop in which the anchors lie where they should, as near as a similarity brings them."""
+def placement(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The turn and the shift by which the anchors lie where they should, as near as a similarity brings them."""
     points = np.concatenate([landmarks[[36, 39, 42, 45]], landmarks[31:36].mean(0, keepdims=True)])
     middle, target = points.mean(0), ANCHORS.mean(0)
     a, b = points - middle, ANCHORS - target
     norm = (a * a).sum()
     cos, sin = (a * b).sum() / norm, (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).sum() / norm
     turn = np.array([[cos, -sin], [sin, cos]])
-    grey, scale = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.hypot(cos, sin)
+    return turn, target - turn @ middle
+
+
+def aligned(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """The grey crop of a face."""
+    turn, move = placement(landmarks)
+    grey, scale = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.hypot(*turn[0])
     if scale < 0.6:  # against aliasing
         small = scale * 1.3
-        grey = cv2.resize(grey, None, fx=small, fy=small, interpolation=cv2.INTER_AREA)
-        middle, turn = middle * small, turn / small
-    move = (target - turn @ middle)[:, None]
-    return cv2.warpAffine(grey, np.hstack([turn, move]), (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
+        grey, turn = cv2.resize(grey, None, fx=small, fy=small, interpolation=cv2.INTER_AREA), turn / small
+    matrix = np.hstack([turn, move[:, None]])
+    return cv2.warpAffine(grey, matrix, (SIDE, SIDE), borderMode=cv2.BORDER_REFLECT)
 
 
 @lru_cache(maxsize=8)
@@ -227,6 +234,7 @@ def measure(net: SmallNet, names: list[str], crops: np.ndarray, emotions: list[s
             figures[f"transfer_{unit.lower()}_{name.lower()}"] = auc(
                 units[chosen, names.index(unit)], emotion[chosen] == name
             )
+    figures["transfer_mean_auc"] = float(np.mean(list(figures.values())))
     asked = [name for name in EMOTIONS if counts[name] >= LEAST]
     # Classes are rare or common among photographs as they please: each counts from its own mean.
     scores = feelings[:, [EMOTIONS.index(name) for name in asked]]
@@ -244,26 +252,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--images", type=int, default=12000)
     parser.add_argument("--minutes", type=float, default=10.0, help="CPU-minutes of training a net")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--without", choices=_WITHOUT, help="what the renders lack")
+    parser.add_argument("--without", nargs="+", choices=_WITHOUT, default=[], help="also measure renders without these")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    start = time.process_time()
-    data = render(given.styles, given.images, 0, given.without)
-    figures = {"render_cpu_s": time.process_time() - start, "train_cpu_s": 60 * given.minutes}
     crops, emotions = photographs(read_labels(given.labels, given.photos, given.part))
-    results = [
-        measure(train(data, given.minutes, seed), units_of(given.styles), crops, emotions) for seed in given.seeds
-    ]
-    figures["photographs"] = len(crops)
-    for name in results[0]:
-        values = [result[name] for result in results]
-        figures[name] = float(np.mean(values))
-        if len(values) > 1 and name != "chance":
-            figures[f"{name}_sd"] = float(np.std(values, ddof=1))
+    figures: dict[str, float] = {"photographs": len(crops), "images": given.images, "train_cpu_s": 60 * given.minutes}
+    for part in (None, *given.without):
+        start, seeds = time.process_time(), given.seeds[:1] if part else given.seeds
+        data = render(given.styles, given.images, 0, part)
+        before, spent = f"without_{part}_" if part else "", time.process_time() - start
+        nets = [train(data, given.minutes, seed) for seed in seeds]
+        results = [measure(net, units_of(given.styles), crops, emotions) for net in nets]
+        figures[f"{before}render_cpu_s"] = spent
+        for name in results[0]:
+            values = [result[name] for result in results]
+            figures[before + name] = float(np.mean(values))
+            if len(values) > 1 and name != "chance":
+                figures[f"{name}_sd"] = float(np.std(values, ddof=1))
+        write_json(given.json, figures)
     print(f"{' '.join(given.styles)}: {len(crops)} photographs ({given.part} half), labels of emotion only")
     for name, value in sorted(figures.items()):
-        print(f"  {name:<32}{value:10.3f}")
-    write_json(given.json, figures)
+        print(f"  {name:<44}{value:10.3f}")
     return figures
 
 

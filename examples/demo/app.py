@@ -118,7 +118,7 @@ def build_app(engine: Engine) -> gr.Blocks:
             adapter = gr.Radio(choices, value=NONE, label="Adapter, swapped live", visible=bool(engine.adapters))
         with gr.Tabs():
             with gr.Tab("One face"), gr.Row(equal_height=False):
-                with gr.Column(scale=3, min_width=290, elem_classes=["mf-card", "mf-side"]):
+                with gr.Column(scale=2, min_width=290, elem_classes=["mf-card", "mf-side"]):
                     first = {"example": next(iter(EXAMPLES))}
                     sent = gr.HTML(
                         first, html_template=view.source(page.limits), js_on_load=view.SOURCE_JS, elem_id="one", **plain
@@ -151,7 +151,14 @@ def launch_settings(limits: Limits) -> dict[str, Any]:
     )
     guard = Middleware(Guard, most_bytes=limits.body)
     return {
-        **{"theme": theme, "css": view.CSS, "footer_links": [], "run_history": False, "enable_monitoring": False},
+        **{
+            "theme": theme,
+            "css": view.CSS,
+            "head": view.HEAD,
+            "footer_links": [],
+            "run_history": False,
+            "enable_monitoring": False,
+        },
         **{"share": False, "pwa": False, "ssr_mode": False, "mcp_server": False, "max_file_size": 1},
         **{"app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None}},
         "state_session_capacity": 100,

@@ -16,9 +16,10 @@ from mf2face.inference.rows import csv_lines, has_face
 
 
 HERE = Path(__file__).parent
-CSS = f":root {{ {LIGHT} }}\n.dark {{ {DARK} }}{SHARED_STYLE}{FACE_STYLE}" + (HERE / "demo.css").read_text(
-    encoding="utf-8"
-)
+CSS = (HERE / "demo.css").read_text(encoding="utf-8")
+HEAD = f"""<style>:root {{ {LIGHT} }}\n.dark {{ {DARK} }}
+.gradio-container.gradio-container .contain {{ {SHARED_STYLE}{FACE_STYLE} }}</style>"""
+"""For the page's head: from `css` gradio drops the rules that depend on a column's width."""
 SOURCE_JS = (HERE / "demo_source.js").read_text(encoding="utf-8")
 RESULT_JS = FACE_SCRIPT + 'watch("value", draw);'
 

@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "benchmark")]
 
-from report import markdown_table, read_json, write_text  # noqa: E402
+from report import markdown_table, read_json, record_run, write_json, write_text  # noqa: E402
 from tables_cells import CELLS  # noqa: E402
-from tables_report import report  # noqa: E402
+from tables_report import papers_table  # noqa: E402
 
 from mf2face.command_line import run_as_command  # noqa: E402
 from mf2face.data.corpora.read import SOURCES  # noqa: E402
@@ -33,6 +33,7 @@ OURS = ("mf2", "mf2_dfn", "mf2_without_emo_vl", "mf2_without_au_vl", "mf2_au_sta
 COMPARED = ("exp_blip", "hsemotion", "me_graph_au", "vl_fau", "exp_blip_au_to_emotion")
 STEPS = ("build", "captions", *OURS, "paper_dfn", "compared", "tables")
 TABLES = ("II", "III", "IV", "V")
+SCORES = ("au_f1_macro", "au_f1_tuned_macro", "emotion_ovr_accuracy", "emotion_top1")
 PAPERS_IMAGES = 39_150  # so many synthetic faces have the paper's 31,320 for training
 
 
@@ -93,15 +94,29 @@ class Recipe:
             name: self.work / "compared" / f"{name}-0" for name in COMPARED
         }
         found = {name: read_json(folder / "metrics.json") for name, folder in folders.items()}
-        runs = {name: {0: metrics} for name, metrics in found.items() if metrics and CELLS[name].title}
-        notes = [f"{name}: not run" for name, metrics in found.items() if not metrics]
-        if exact := read_json(self.work / "paper_dfn" / "metrics.json"):
-            scores = ("au_f1_macro", "au_f1_tuned_macro", "emotion_ovr_accuracy", "emotion_top1")
-            notes.append("the paper's DFN to the letter: " + ", ".join(f"{name} {exact[name]:.4f}" for name in scores))
+        runs = {name: [metrics] for name, metrics in found.items() if metrics and CELLS[name].title}
         data = "rendered (synthetic) faces" if self.given.corpus == "rendered" else self.given.corpus
-        budget = f"MF²: `--preset {self.given.preset}`, {self.given.epochs:g} epochs, one seed."
-        write_text(self.work / "tables.md", report(list(TABLES), runs, budget, data, notes))
+        parts = [f"# The paper's tables on {data}"]
+        parts.append(f"MF²: `--preset {self.given.preset}`, {self.given.epochs:g} epochs, one seed.")
+        parts += [f"## Table {name}\n\n{papers_table(name, runs)}" for name in TABLES]
+        parts += [f"{name}: not run" for name, metrics in found.items() if not metrics]
+        if exact := read_json(self.work / "paper_dfn" / "metrics.json"):
+            named = ", ".join(f"{name} {exact[name]:.4f}" for name in SCORES)
+            parts.append(f"The paper's DFN to the letter: {named}")
+        write_text(self.work / "tables.md", "\n\n".join(parts) + "\n")
         print(f"tables: {self.work / 'tables.md'}; cards: README.md in each run's folder")
+
+    def keep_scores(self) -> None:
+        """In `--json`; beside other kept results, it is also noted that the recipe ran."""
+        import torch
+
+        runs = {step: read_json(self.work / step / "metrics.json") or {} for step in (*OURS, "paper_dfn")}
+        found = {f"{step}/{name}": run[name] for step, run in runs.items() for name in SCORES if name in run}
+        settings = f"{self.given.corpus}, --preset {self.given.preset}, {self.given.epochs:g} epochs"
+        if set(STEPS) == set(self.given.steps):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            record_run(self.given.json, "the recipe from build to tables", device, settings)
+        write_json(self.given.json, found)
 
     def estimate(self, steps: list[str]) -> list[dict[str, float]]:
         """A dry run of each training step; the corpus need not be there."""
@@ -173,7 +188,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     parser.add_argument("--dry_run", action="store_true", help="what the training steps need; nothing is kept")
     parser.add_argument("--watts", type=float, default=1000, help="dry run: of the machine under load")
     parser.add_argument("--euros_per_kwh", type=float, default=0.3)
-    parser.add_argument("--json", type=Path, help="dry run: write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the dry run's figures, or every run's scores, to this file")
     given, further = parser.parse_known_args(argv)
     recipe = Recipe(given, further)
     if given.dry_run:
@@ -183,6 +198,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
         return found
     for step in given.steps:
         recipe.run(step)
+    if given.json:
+        recipe.keep_scores()
     return []
 
 

@@ -215,8 +215,12 @@ class Analysis:
             if bar is not None:
                 bar.close()
         if sink is None and self.options.neutral == AUTO:
-            fill_relative(summary.rows, self.columns)
+            self.note_neutral(fill_relative(summary.rows, self.columns))
         return summary
+
+    def note_neutral(self, why: str) -> None:
+        if why:
+            self.summary.skip("neutral auto", why)
 
     def read_ahead(self, frames: Iterator[Frame]) -> Iterator["Chunk"]:
         """Chunks whose faces are aligned; a thread makes the next while one is answered. What was read before an error
@@ -477,6 +481,7 @@ def run_into_file(
     finally:
         with contextlib.nullcontext() if finished else contextlib.suppress(OutputError):  # the first error is raised
             rows.close(finished=finished, **analysis.summary.facts())
+            analysis.note_neutral(rows.without_neutral)
         if live and not finished and not analysis.summary.frames:  # no camera: nothing to keep
             rows.remove()
             analysis.summary.output = None

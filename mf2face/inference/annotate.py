@@ -1,6 +1,7 @@
 """Frames with their faces and decisions drawn in, above bars and a strip of the last ten seconds; videos of them."""
 
 import contextlib
+import functools
 import os
 import textwrap
 from collections import deque
@@ -95,7 +96,7 @@ class FrameView:
                 del self.past[number]
         if faces and self.face not in faces:
             self.face = max(faces, key=lambda number: faces[number]["FaceRectWidth"])
-        return np.concatenate([self._banner(), image, self._panel(frame.time_s, faces.get(self.face))])
+        return np.concatenate([self._banner, image, self._panel(frame.time_s, faces.get(self.face))])
 
     def _frame(self, frame: Frame, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         image = np.ascontiguousarray(frame.pixels.transpose(1, 2, 0)[:, :, ::-1])
@@ -124,6 +125,7 @@ class FrameView:
         """Height of a row of the panel."""
         return max(18, self.size[0] // 50)
 
+    @functools.cached_property
     def _banner(self) -> np.ndarray:
         warn, high = self.about.get("synthetic") is not False, self._row
         paper, ink = ("#ffedb8", "#5c3f00") if warn else ("#e9ecef", INK)

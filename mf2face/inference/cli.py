@@ -117,10 +117,7 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
     """detector, model: objects that stand in for the usual ones, when this is called from Python."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
-        try:
-            return importlib.import_module(COMMANDS[argv[0]]).main(argv[1:])
-        except ImportError as error:
-            return _fail(2, ImportError(f"{argv[0]} needs the full package ({error}): pip install mf2face"))
+        return _command(*argv)
     parser = build_parser()
     given = parser.parse_args(argv)
     inputs: list[str | int] = [*given.inputs, *([] if given.camera is None else [given.camera])]
@@ -142,6 +139,19 @@ def main(argv: Sequence[str] | None = None, *, detector: Any = None, model: Any 
             return 0
         except KeyboardInterrupt as stop:
             return _stopped(stop)
+
+
+def _command(name: str, *rest: str) -> int:
+    try:
+        run = importlib.import_module(COMMANDS[name]).main
+    except ImportError as error:
+        return _fail(2, ImportError(f"{name} needs the full package ({error}): pip install mf2face"))
+    from mf2face.inference.rows import OutputError
+
+    try:
+        return run(rest)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        return _fail(4 if isinstance(error, OutputError) else 2, error, f"mf2 {name}")
 
 
 def _wrong_options(given: argparse.Namespace, inputs: Sequence[str | int]) -> str | None:
@@ -356,8 +366,8 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _fail(code: int, error: BaseException) -> int:
-    _say(f"mf2: {error}")
+def _fail(code: int, error: BaseException, command: str = "mf2") -> int:
+    _say(f"{command}: {error}")
     return code
 
 

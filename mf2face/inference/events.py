@@ -99,16 +99,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-o", "--output", metavar="FILE.csv", help="the events; on the screen unless given")
     parser.add_argument("--only", nargs="+", metavar="EVENT", help="such as blink AU12; all unless given")
     given = parser.parse_args(argv)
-    try:
-        table = read_rows(given.rows, points=True)
-        found = [one for one in events(table) if not given.only or one["event"] in given.only]
-        lines = csv_lines([COLUMNS, *([one[name] for name in COLUMNS] for one in found)])
-        if given.output:
-            write_whole(given.output, lines.encode("utf-8", "surrogateescape"), shared=False)
-    except (ValueError, OSError) as error:
-        print(f"mf2 events: {error}", file=sys.stderr)
-        return 2
-    if not given.output:
+    table = read_rows(given.rows, points=True)
+    found = [one for one in events(table) if not given.only or one["event"] in given.only]
+    lines = csv_lines([COLUMNS, *([one[name] for name in COLUMNS] for one in found)])
+    if given.output:
+        write_whole(given.output, lines.encode("utf-8", "surrogateescape"), shared=False)
+    else:
         print(lines, end="")
     steps = np.diff(np.unique(table.columns["time_s"]))
     if len(steps) and np.nanmedian(steps) > _FASTEST_STEP:

@@ -95,7 +95,9 @@ def _csv(path: Path, points: bool) -> dict[str, Any]:
     from pyarrow import csv as arrow
 
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        header = next(csv.reader(file), [])
+        header = next(csv.reader(file), None)
+    if header is None:
+        raise ValueError("it is empty, expected a line of column names")
     names = [unescape_cell(name.strip()) for name in header]  # OpenFace writes a space behind each comma
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"got the column {twice} more than once, expected it once")
@@ -241,8 +243,23 @@ def _complete(columns: dict[str, Any], tool: str, has_ids: bool) -> None:
         unknown = [np.zeros(count), np.ones(count)]
         x, y = (np.stack(unknown if one[-1] is None else one) for one in points)
         columns |= dict(zip(BOX, (x.min(0), y.min(0), np.ptp(x, axis=0), np.ptp(y, axis=0)), strict=True))
+    if tool == "py-feat":
+        _spread_frames(columns)
     failed = columns.pop("success", np.ones(count)) == 0
     failed = failed if has_ids else failed | np.isnan(columns["FaceRectX"])
     columns["face_id"] = np.where(failed, NAN, columns["face_id"])
     if tool == "OpenFace" and (columns["frame"] > 0).all():
         columns["frame"] = columns["frame"] - 1  # it counts from 1
+
+
+def _spread_frames(columns: dict[str, Any]) -> None:
+    """py-feat's clock has whole seconds: the frames of each are spread over it, at the pace of the fullest one."""
+    times, frames, names = columns["time_s"], columns["frame"], np.unique(columns["input"], return_inverse=True)[1]
+    order = np.lexsort((frames, names))
+    for places in np.split(order, np.flatnonzero(np.diff(names[order])) + 1):
+        _, first, where = np.unique(frames[places], return_index=True, return_inverse=True)
+        seconds = times[places][first]
+        _, start, counts = np.unique(seconds, return_index=True, return_counts=True)
+        if (np.diff(seconds) >= 0).all():
+            rank = np.arange(len(seconds)) - np.repeat(start, counts)
+            times[places] = (seconds + rank / counts.max())[where]

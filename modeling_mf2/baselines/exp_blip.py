@@ -23,7 +23,7 @@ from configuration_mf2.baselines import ExpBlipCaptionerConfig, ExpBlipConfig
 from configuration_mf2.hub import SelfContainedMixin
 from modeling_mf2.heads import FaceLogits
 from modeling_mf2.loading import check_unused
-from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, weighted_sum
+from modeling_mf2.losses import FaceAnalysisOutput, classification_losses, meaning_keys, weighted_sum
 from modeling_mf2.modeling_mf2 import MF2Model, MF2PreTrainedModel, kept_states
 from modeling_mf2.pretraining import MF2ForPreTraining, MF2ForPreTrainingOutput
 from modeling_mf2.qformer import MF2QFormerOutput
@@ -64,11 +64,13 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
         image_tokens: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        au_labels: torch.Tensor | None = None,
+        emotion_labels: torch.Tensor | None = None,
         **kwargs: object,
     ) -> MF2ForPreTrainingOutput:
         r"""
-        input_ids, attention_mask (`(batch, length)`): captions; a row without any token has none. Labels are not looked
-            at: faces of one emotion have captions of different AUs, which are negatives of each other.
+        input_ids, attention_mask (`(batch, length)`): captions; a row without any token has none.
+        au_labels (`(batch, AU)`), emotion_labels (`(batch,)`): looked at only with `config.contrast="meaning"`.
         """
         check_unused(self, kwargs)
         return super().forward(
@@ -78,8 +80,20 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
             image_tokens=image_tokens,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            au_labels=au_labels,
+            emotion_labels=emotion_labels,
             return_dict=True,
         )
+
+    def _said(
+        self, name: str, text_keys: torch.Tensor, au_labels: torch.Tensor | None, emotion_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A caption means all labels of its face: faces of one emotion have captions of different AUs."""
+        labels = [part.view(len(text_keys), -1) for part in (au_labels, emotion_labels) if part is not None]
+        if not labels or self.config.contrast == "wording":
+            return meaning_keys(text_keys, None, None)
+        known = torch.ones_like(text_keys, dtype=torch.bool)
+        return meaning_keys(text_keys, torch.cat(labels, dim=1), known)
 
 
 class ExpBlipClassifiers(nn.Module):

@@ -1,16 +1,19 @@
 """Every benchmark runs; what it measured is not judged here, how its figures follow from each other is."""
 
+import argparse
 import csv
 import json
 import resource
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import datasets
 import numpy as np
 import pytest
+import torch
 from example_scripts import load
 from PIL import Image
 
@@ -75,11 +78,45 @@ def test_gpu_measures_rates_and_extrapolates_them(
         assert figures[f"train_peak_memory_gb{suffix}"] > 0 and figures[f"inference_peak_memory_gb{suffix}"] > 0
     printed = capsys.readouterr().out.splitlines()
     assert "CPU" in printed[0] and all(str(paper) not in line for line in printed[:-1] for paper in ("62.3", "5.1 min"))
-    assert gpu.main([*small, "--mixed", "--checkpointing"])["gradient_checkpointing"] == 1
+    assert gpu.main([*small, "--mixed", "--checkpointing", "--pair_share", "0.5"])["gradient_checkpointing"] == 1
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
         gpu.main([])
     assert stopped.value.code == 2 and "finds no GPU" in capsys.readouterr().err
+
+
+def test_gpu_s_lines_for_a_gpu_for_little_memory_and_for_what_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu, cuda, called = load("benchmark/gpu"), torch.device("cuda"), []
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, name=name: called.append(name))
+    for name, value in {"max_memory_allocated": 2**30, "device_count": 2, "get_device_name": "H"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    gpu.wait(cuda), gpu.free(cuda)
+    assert gpu.peak_memory_gb(cuda) == 1 and gpu.begin(cuda) == "H" and called[0] == "synchronize"
+    syncs = gpu.host_syncs(lambda: warnings.warn("called a synchronizing CUDA operation", stacklevel=1), cuda)
+    assert syncs == {"host_syncs_per_step": 1} and called[-2:] == ["set_sync_debug_mode"] * 2
+    assert {"ddp", "fsdp"} <= gpu.launches("cuda").keys() and "2" in gpu.launches("cuda")["fsdp"]
+    torch.set_float32_matmul_precision("highest")
+    options = {"size": "tiny", "batch_size": 2, "checkpointing": False, "mixed": False, "compile": False}
+    given = argparse.Namespace(**options, device=torch.device("cpu"), pair_share=None, json=None)
+    monkeypatch.setattr(gpu, "seconds_a_step", lambda *_: 1.0)
+    monkeypatch.setattr(gpu, "training_step", lambda *_: lambda: torch.tensor(torch.nan))
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        gpu.measure_training(True, False, given)
+    monkeypatch.setattr(gpu, "training_step", raising(torch.OutOfMemoryError))
+    with pytest.raises(SystemExit, match="batch_size: 2 images do not fit"):
+        gpu.measure(True, given)
+    monkeypatch.setattr(gpu, "launches", lambda _: {"ddp": [sys.executable, "-c", "raise SystemExit('no')"]})
+    assert gpu.measure_launches(given) == {"launch_ddp": 0} and "ddp: no" in capsys.readouterr().out
+
+
+def raising(error: type[Exception]) -> Callable:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
 
 
 def test_finetuning_measures_the_cost_of_every_method(tmp_path: Path) -> None:
@@ -101,65 +138,10 @@ def test_finetuning_measures_the_cost_of_every_method(tmp_path: Path) -> None:
     assert "52.88" in papers and "52.88" not in ours and f"{figures['dfn_trainable']:,}" in ours
 
 
-SCORES_OF = {"evaluate": (0.2, 0.3), "linear_probe": (0.5, 0.4), "dfn": (0.62, 0.55), "full": (0.7, 0.6)}
-
-
-def test_finetuning_compares_methods_on_the_same_faces_and_repeats_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finetuning, runs = load("benchmark/finetuning"), []
-
-    def recorder(command: list[str]) -> None:
-        given = dict(zip(command[::2], command[1::2], strict=True))
-        units, emotion = SCORES_OF[given["--task"]]
-        shift = 0.01 * int(given["--seed"]) * (given["--task"] == "dfn")
-        scores = {"au_f1_tuned_macro": units + shift, "au_f1_macro": units - 0.1, "emotion_top1": emotion}
-        (Path(given["--output_dir"]) / "metrics.json").write_text(json.dumps(scores))
-        runs.append(given)
-
-    monkeypatch.setattr("train.main", recorder)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    command = "--no_cost --accuracy --labelled 32 16 --held_out 16 32 --style drawn --model paint".split()
-    command += "--methods_trained full linear_probe dfn --learning_rates full=1e-4".split()
-    command += ["--output_dir", str(tmp_path / "runs"), "--markdown", str(tmp_path / "table.md")]
-    figures = finetuning.main(command)
-    assert len(runs) == 2 * (1 + 3 * 3) and {run["--model_name_or_path"] for run in runs} == {"paint"}
-    assert {run["--task"] for run in runs if "--learning_rate" in run} == {"full"}
-    trained = {(run["--dataset"][-3:], run["--num_train_epochs"]) for run in runs if run["--task"] != "evaluate"}
-    assert trained == {("-32", "10"), ("-16", "30")}
-    for suffix in ("", "_16"):
-        expected = {"dfn_minus_probe_au": 0.13, "dfn_minus_probe_au_sd": 0.01, "untouched_au": 0.2}
-        expected |= {"gap_closed_au": 0.13 / 0.2, "gap_closed_au_sd": 0.01 / 0.2, "gap_closed_au_at_half": 0.6}
-        for name, value in {**expected, "gap_closed_emotion": 0.75}.items():
-            assert figures[f"{name}{suffix}"] == pytest.approx(value), name
-    assert "| the checkpoint, untouched | 0.200 ± 0.000 |" in (tmp_path / "table.md").read_text()
-    more, fewer = (datasets.load_from_disk(path) for path in sorted({run["--dataset"] for run in runs}, reverse=True))
-    assert {name: len(part) for name, part in more.items()} == {"train": 32, "validation": 16, "test": 32}
-    assert fewer["train"]["subject"][:] == more["train"]["subject"][:16]
-    assert fewer["test"]["subject"][:] == more["test"]["subject"][:]
-    people = [set(part["subject"][:]) for part in more.values()]
-    assert len(set.union(*people)) == sum(map(len, people)) == 5
-    assert finetuning.main(command) == figures and len(runs) == 20
-    with pytest.raises(ValueError, match=r"full-32-0: was run with .* 1e-4`, expected .* 1e-3`; give another"):
-        finetuning.main([*command, "--learning_rates", "full=1e-3"])
-    with pytest.raises(ValueError, match=r"labelled: got 20, expected a multiple of 16"):
-        finetuning.main([*command, "--labelled", "20", "16"])
-    scores = {**SCORES_OF, "full": (0.5, 0.6)}  # no gap to close
-    names = ("au_f1_tuned_macro", "au_f1_macro", "emotion_top1")
-    runs = {name: [dict(zip(names, (units, units, emotion), strict=True))] for name, (units, emotion) in scores.items()}
-    figures = finetuning.worth(runs)
-    assert "gap_closed_au" not in figures and figures["gap_closed_emotion"] == pytest.approx(0.75)
-
-
 @pytest.mark.slow
-def test_finetuning_trains_scores_and_measures_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    load("quickstart").main(["--random", "--save", str(tmp_path / "base")])
-    command = f"--accuracy --model {tmp_path}/base --output_dir {tmp_path}/runs --rounds 1 --methods full dfn".split()
-    command += "--methods_trained full linear_probe dfn --seeds 0 --labelled 32 --epochs 1 --held_out 32 32".split()
-    figures = load("benchmark/finetuning").main([*command, "--use_cpu", "True", "--disable_tqdm", "True"])
+def test_finetuning_measures_memory() -> None:
+    figures = load("benchmark/finetuning").main("--rounds 1 --methods full dfn".split())
     assert 1 < figures["dfn_memory_mb"] < figures["full_memory_mb"] < 500
-    assert {"dfn_minus_probe_au", "dfn_minus_probe_emotion", "untouched_au"} <= set(figures)
 
 
 @pytest.mark.slow
@@ -191,7 +173,8 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
     command = "--size tiny --only vit curve --rounds 1 --batch_size 1 --vit_images 2 --queries 1 2 --accuracy".split()
     files = [tmp_path / "runs", "--picture", tmp_path / "curve.png", "--json", tmp_path / "figures.json"]
     figures = inference.main([*command, *map(str, files)])
-    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    kept = json.loads((tmp_path / "figures.json").read_text())
+    assert kept.items() >= figures.items() and "--size tiny" in kept["curve/run"]
     assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
     assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
     assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
@@ -337,3 +320,12 @@ def test_transfer_trains_on_renders_alone_and_scores_crops(monkeypatch: pytest.M
     assert 0.5e6 < sum(weight.numel() for weight in net.parameters()) < 1.1e6
     figures = transfer.measure(net, names, crops, [transfer.EMOTIONS[emotion] for emotion in emotions])
     assert 0 <= figures["transfer_macro_recall"] <= 1 and all(0 <= value <= 1 for value in figures.values())
+
+
+def test_transfer_renders_the_same_expressions_without_one_thing() -> None:
+    transfer = load("benchmark/transfer")
+    whole, units, emotions = transfer.render(["webcam"], 2, 0)
+    for part in transfer._WITHOUT:
+        crops, same_units, same_emotions = transfer.render(["webcam"], 2, 0, part)
+        assert (same_units == units).all() and (same_emotions == emotions).all()
+        assert part == "teeth" or (crops != whole).any()

@@ -117,6 +117,23 @@ def test_every_figure_is_one_that_a_measurement_wrote(page: Path) -> None:
     assert set(re.findall(r"(?<![\w.])\d+\.\d+", text)) - VERSIONS - known == set()
 
 
+def test_every_figure_of_the_card_is_in_its_runs_files() -> None:
+    folder = ROOT / "model_cards" / "mf2-tiny-rendered"
+    files = [folder / f"{name}.json" for name in ("metrics", "reliability", "run", "processor_config", "config")]
+    numbers = [float(n) for file in files for n in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", file.read_text())]
+    metrics = figures.results("checkpoint")
+    counts = [value for name, value in metrics.items() if name.startswith("emotion_n/")]
+    most, kinds = max(counts) / sum(counts), len(counts)  # always the commonest emotion
+    numbers += [most, 1 / kinds, 2 * most / (1 + most) / kinds, 1 - 2 * (1 - most) / kinds]
+    active = [value for name, value in metrics.items() if name.startswith("au_prevalence/")]
+    numbers += [2 * share / (1 + share) for share in active] + [metrics["wall_seconds"] / 60]
+    forms = ("{:.1f}", "{:.2f}", "{:.3f}", "{:.4f}", "{:.1%}", "{:g}")
+    known = {form.format(number).strip("-%") for number in numbers for form in forms}
+    text = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)", "", (folder / "README.md").read_text(), flags=re.DOTALL)
+    text = text[text.index("---", 3) :]  # metadata for the Hub
+    assert set(re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\.\d)", text)) - known - VERSIONS == set()
+
+
 def test_the_counts_are_those_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     counted = load("benchmark/params").main(["--size", "giant"])
     capsys.readouterr()

@@ -43,7 +43,9 @@ def test_the_recipe_runs_from_build_to_tables(tmp_path: Path, monkeypatch: pytes
     assert [row["step"] for row in needs] == trained and not (tmp_path / "work").exists()
     assert all(row["hours"] > 0 and row["euros"] > 0 and row["disk_gb"] > 0 for row in needs)
     assert json.loads((tmp_path / "needs.json").read_text()) == needs
-    recipe.main(work)
+    recipe.main([*work, "--json", str(tmp_path / "scores.json")])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert len(scores) >= 3 * len(trained) and all(0 <= score <= 1 for score in scores.values())
     text = (tmp_path / "work" / "tables.md").read_text()
     assert "Table II" in text and "rendered (synthetic) faces" in text and "not run" not in text
     for step in trained:

@@ -1,87 +1,73 @@
-"""The benchmark's tables, with a stand-in for train.py."""
+"""The comparisons' tables, with a stand-in for training: answers that are as good as the plan says."""
 
 import json
-import math
-import os
-import signal
-import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from example_scripts import EXAMPLES, load
+from scipy.special import expit, softmax
+
+from configuration_mf2.facs import resolve_label_set
+from modeling_mf2.baselines.exp_blip import ExpBlipForPreTraining
+from modeling_mf2.losses import allowed_negatives
+from modeling_mf2.pretraining import MF2ForPreTraining
 
 
-FAKE = """
-import json, math, os, sys, time
-from pathlib import Path
+LABELS = resolve_label_set("mfa")
+SPLITS = {"train": 64, "validation": 160, "test": 240, "style": 240, "adapt": 32, "adapt_validation": 64}
 
-given = sys.argv[1:]
-folder = Path(given[given.index("--output_dir") + 1])
-tested = folder.name == "tested"
-name, seed = (folder.parent if tested else folder).name.rsplit("-", 1)
-plan = json.loads((Path(__file__).parent / "plan.json").read_text())
-with open(Path(__file__).parent / "runs.txt", "a") as file:
-    file.write(("tested " * tested + f"{name}-{seed}\\n").replace(" ", "/"))
-if "--model_name_or_path" in given:
-    assert (Path(given[given.index("--model_name_or_path") + 1]) / "metrics.json").is_file()
-if folder.name in plan.get("fail", ()):
-    print("a word of no use\\n" * 40 + "ValueError: captions: every row's vl_fau_local is empty")
-    sys.exit(3)
-if folder.name in plan.get("hang", ()) and not (folder / "checkpoint").exists():
-    (folder / "checkpoint").write_text(str(os.getpid()))
-    time.sleep(60)
-if folder.name in plan.get("lacking", ()):
-    print("dataset has no au_caption: the losses that need them are off")
-score = 0.5 + 0.02 * int(seed)
-metrics = {"au_f1_macro": score, "au_f1_tuned_macro": score + 0.1, "cpu_seconds": 10.0, "wall_seconds": 11.0}
-metrics |= {"bleu_4": score, "cider": 10 * score, "fact_au_f1_macro": score}
-metrics |= {"train_images": 96, "test_images": 48, "trainable_parameters": 1234567}
-for unit in ("AU1", "AU12"):
-    metrics |= {f"au_n/{unit}": 48.0, f"au_prevalence/{unit}": 0.25, f"au_f1/{unit}": score}
-    metrics[f"au_f1_tuned/{unit}"] = score
-metrics |= {"emotion_top1": score, "emotion_macro_recall": score, "emotion_macro_f1": score}
-metrics["emotion_ovr_accuracy"] = 0.875
-for emotion in ("Neutral", "Fear"):
-    metrics |= {f"emotion_n/{emotion}": 9.0, f"emotion_ovr_accuracy/{emotion}": 0.9}
-if tested:
-    assert "evaluate" in given and Path(given[given.index("--dataset") + 1], "test").is_dir()
-    metrics |= {"cpu_seconds": 1.0, "train_images": 64, "test_images": 24, "au_f1/AU1": 0.75}
-metrics |= plan.get("metrics", {}).get(folder.name, {})
-(folder / "metrics.json").write_text(json.dumps(metrics))
-(folder / "config.json").write_text(json.dumps({"vision_config": {"backbone": "of-the-stand-in"}}))
-sys.exit(folder.name in plan.get("crash", ()))
-"""
+
+def people(count: int, seed: int) -> Dataset:
+    random = np.random.default_rng(seed)
+    units = (random.random((count, len(LABELS.action_units))) < 0.4).astype(int)
+    subjects = [f"{seed}-{place // 8}" for place in range(count)]
+    emotions = random.integers(len(LABELS.emotions), size=count)
+    return Dataset.from_dict({"subject": subjects, "au_labels": units.tolist(), "emotion": emotions.tolist()})
 
 
 class Stage:
-    """A folder with the stand-in and its plan."""
+    """A work folder, data, and a plan: cell -> noise of its answers, or the error that it raises."""
 
-    def __init__(self, folder: Path):
-        self.folder, train = folder, folder / "train.py"
-        train.write_text(FAKE)
-        self.plan()
-        self.command = f"--train {train} --work_dir {folder}/work --num_images 96 --style drawn --test_images 0".split()
-        self.command += f"--markdown {folder}/tables.md --json {folder}/out/figures.json".split()
+    def __init__(self, folder: Path, tables, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.tables, self.plan, self.ran, self.figures = folder, tables, {}, [], {}
+        self.data = {name: people(count, place) for place, (name, count) in enumerate(SPLITS.items())}
+        self.cells = sys.modules["tables_cells"]
+        monkeypatch.setattr(tables, "load_data", lambda given: self.data)
+        monkeypatch.setattr(self.cells, "fit", self.fit)
 
-    def plan(self, **plan: object) -> None:
-        (self.folder / "plan.json").write_text(json.dumps(plan))
+    def fit(self, name, seed, rate, epochs, given, data, wanted):
+        self.ran.append(f"{name}-{seed}" if "test" in wanted else f"{name}:{rate:g}")
+        plan = self.plan.get(f"{name}-{seed}", self.plan.get(f"{name}:{rate:g}", self.plan.get(name, 0.5)))
+        if isinstance(plan, Exception):
+            raise plan
+        after = self.cells.CELLS[name].after
+        assert not after or (self.cells.folder_of(after, seed, given) / "model.safetensors").is_file()
+        random, answers = np.random.default_rng(seed), {}
+        for split in (split for split in wanted if split in data):
+            rows = data["adapt_validation" if name.startswith("adapt") and split == "validation" else split]
+            units, truth = np.array(rows["au_labels"][:]), np.eye(len(LABELS.emotions))[rows["emotion"][:]]
+            if plan is None:  # no answer at all
+                truth, units = 0.0 * truth, 0.0 * units
+            else:
+                truth, units = (part + plan * random.normal(size=part.shape) for part in (truth, units))
+            answers[split] = softmax(truth, axis=1), expit(8 * (units - 0.5))
+        figures = {"cpu_seconds": 10.0, "loss_before": 1.0, "loss_last": 1.0, "trainable_parameters": 1234}
+        figures |= self.figures.get(name, {})
+        return self.cells.Fitted(answers, figures, lambda folder: (folder / "model.safetensors").write_text(""))
 
-    @property
-    def ran(self) -> list[str]:
-        path = self.folder / "runs.txt"
-        return path.read_text().split() if path.exists() else []
+    def main(self, *more: str, seeds: str = "0 1") -> dict[str, float]:
+        command = ["--work_dir", str(self.folder / "work"), "--tower", "tower", "--num_images", "64", "--json"]
+        return self.tables.main([*command, str(self.folder / "out.json"), "--seeds", *seeds.split(), *more])
 
     @property
     def markdown(self) -> str:
-        return (self.folder / "tables.md").read_text()
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
+        return (self.folder / "work" / "tables.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -91,152 +77,169 @@ def tables():
     sys.path.remove(str(EXAMPLES / "benchmark"))
 
 
-def test_all_tables_have_figures_and_share_runs(stage: Stage, tables) -> None:
-    figures = tables.main([*stage.command, "--seeds", "0", "1"])
-    assert json.loads((stage.folder / "out" / "figures.json").read_text()) == figures
-    runs = 2 * len(tables.cells_of(tables.SYSTEMS))
-    assert len(stage.ran) == len(set(stage.ran)) == runs and figures["failed_runs"] == 0
-    for name, table in tables.TABLES.items():
-        for row in table.rows:
-            column = {"V": "top1", "all": "top1", "expblip": "top1", "captions": "bleu_4"}.get(name, "avg")
-            mean, sd = figures[f"{name}/{row}/{column}/mean"], figures[f"{name}/{row}/{column}/sd"]
-            assert (mean, sd) == pytest.approx((0.875, 0) if name in ("III", "IV") else (0.51, 0.02 / math.sqrt(2)))
-    assert figures["II/mf2/AU12_tuned/mean"] == pytest.approx(0.51)
-    assert figures["III/hsemotion/Fear/mean"] == 0.9 and figures["IV/mf2/trainable_parameters/mean"] == 1234567
-    assert tables.main([*stage.command, "--seeds", "0", "1"]) == figures and len(stage.ran) == runs
+@pytest.fixture
+def stage(tmp_path: Path, tables, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(tmp_path, tables, monkeypatch)
 
 
-def test_systems_are_scored_on_further_subjects(stage: Stage, tables) -> None:
-    command = [*stage.command, "--tables", "II", "--systems", "vl_fau", "me_graph_au", "--seeds", "0"]
-    command += ["--test_images", "24"]
-    figures = tables.main(command)
-    assert figures["II/vl_fau/AU1/mean"] == 0.75 and "of other people" in stage.markdown
-    (budget,) = [line for line in stage.markdown.splitlines() if line.startswith("| VL-FAU | `vl_fau`")]
-    assert [cell.strip() for cell in budget.split("|")[6:]] == ["96", "24", "1,234,567", "10", ""], "cost is training's"
-    assert budget.split("|")[3].strip() == "of-the-stand-in"
-    assert stage.ran.count("tested/vl_fau-0") == 1 and "tested/me_graph_au_stage1-0" not in stage.ran
+def test_all_tables_have_figures_and_share_runs(stage: Stage) -> None:
+    tables = stage.tables.TABLES
+    figures = stage.main("--tables", *tables, seeds="0")
+    kept = json.loads((stage.folder / "out.json").read_text())
+    assert kept == {"seeds": 1, "epochs": 8, **figures}
+    runs = [name for name in stage.ran if ":" not in name]
+    assert (
+        len(runs) == len({*runs}) == len(stage.cells.cells_of(row for table in tables.values() for row in table.rows))
+    )
+    for name in ("headline/mf2/style", "II/vl_fau/test", "adapt/adapt_dfn/style"):
+        for column in ("au_f1", "au_f1_half", "emotion_macro_recall", "emotion_top1", "emotion_ovr_accuracy"):
+            values = [figures[f"{name}/{column}/{kind}"] for kind in ("low", "mean", "high")]
+            assert values == sorted(values) and 0.2 < values[0] < values[2] < 1
+    headlines = ("mf2_minus_probe_style_au_f1", "mf2_minus_best_baseline_style_au_f1", "language_worth_au_f1")
+    assert all({key, f"{key}/low", f"{key}/high"} <= {*figures} for key in headlines)
     before = len(stage.ran)
-    assert tables.main(command) == figures and len(stage.ran) == before
+    assert stage.main("--tables", *tables, seeds="0") == figures and len(stage.ran) == before
 
 
-def test_papers_figures_share_no_column_with_synthetic_ones(stage: Stage, tables) -> None:
-    tables.main([*stage.command, "--seeds", "0", "1", "--tables", "II", "vlfau4"])
-    head, *blocks = stage.markdown.split("\n\n")
-    assert "synthetic faces" in head
-    rows = [row.split(" | ") for row in stage.markdown.splitlines() if "MF² + DFN" in row and "53.35" in row]
-    assert len(rows[0]) == len("name AU1 AU12 avg papers".split()) and rows[0][-1] == "53.35 |"
-    assert rows[0][1] == "51.0 ± 1.4" and "±" not in rows[0][-1]
-    ours = [block for block in blocks if "±" in block and block.startswith("|")]
-    assert ours and all("the paper's own" not in block for block in ours)
-    assert all("the paper's avg, on its data" in block.splitlines()[0] for block in ours if "53.35" in block)
+def test_rates_are_chosen_on_choose_people_and_report_people_are_opened_once(stage: Stage) -> None:
+    stage.plan = {"hsemotion:0.0003": 0.4, "hsemotion:0.003": FloatingPointError("loss is nan")}
+    stage.main("--systems", "hsemotion")
+    assert stage.ran == ["hsemotion:0.0003", "hsemotion:0.001", "hsemotion:0.003", "hsemotion-0", "hsemotion-1"]
+    rates = json.loads((stage.folder / "work" / "rates" / "hsemotion.json").read_text())
+    assert rates["0.003"] == -1 and rates["0.0003"] > rates["0.001"] > 0
+    metrics = json.loads((stage.folder / "work" / "hsemotion-1" / "metrics.json").read_text())
+    assert metrics["rate"] == 3e-4 and metrics["au_f1_tuned_macro"] > 0.5
+    opened = json.loads((stage.folder / "work" / "opened.json").read_text())
+    assert {*opened} == {"hsemotion-0", "hsemotion-1"} and {"commit", "date"} <= {*opened["hsemotion-0"]}
+
+
+def test_differences_have_paired_intervals_and_stars(stage: Stage) -> None:
+    stage.plan = {"mf2": 0.3, "probe_tokens": 0.6, "mf2_no_language": 0.3}
+    figures = stage.main("--systems", "mf2", "probe_tokens", "mf2_no_language")
+    key = "headline/mf2_minus_{}/style/au_f1/{}"
+    assert figures["mf2_minus_probe_style_au_f1/low"] == figures[key.format("probe_tokens", "low")] > 0
+    assert [figures[key.format("mf2_no_language", kind)] for kind in ("low", "mean", "high")] == [0, 0, 0]
+    table = next(block for block in stage.markdown.split("\n\n") if block.startswith("| MF² less"))
+    probe, same = (next(line for line in table.splitlines() if name in line) for name in ("linear probe", "language"))
+    assert "*" in probe and "*" not in same
+
+
+def test_failures_are_reported_retried_and_never_averaged_in(stage: Stage) -> None:
+    stage.plan = {"mf2-0": ValueError("captions: every row's is empty"), "hsemotion-1": FloatingPointError("nan")}
+    command = ("--tables", "II", "III", "--no_grid")
+    figures = stage.main(*command)
+    assert figures["failed_runs"] == 3, "DFN of this seed too, which starts from MF²"
+    assert figures["II/mf2/test/fewer_seeds"] == figures["III/hsemotion/test/fewer_seeds"] == 1
+    assert figures["II/mf2/test/au_f1/sd"] == 0 and "mf2-0 failed: ValueError: captions" in stage.markdown
+    assert (
+        "hsemotion-1 failed: FloatingPointError: nan" in stage.markdown and "II/vl_fau/test/fewer_seeds" not in figures
+    )
+    before, stage.plan = len(stage.ran), {}
+    assert stage.main(*command, "--read_only") == figures and len(stage.ran) == before
+    assert stage.main(*command)["failed_runs"] == 0
+    assert {*stage.ran[before:]} == {"mf2-0", "mf2_dfn-0", "hsemotion-1"}
+
+
+def test_weak_unfinished_and_undefined_rows_are_flagged(stage: Stage) -> None:
+    units = np.array(stage.data["style"]["au_labels"][:])
+    units[:, 3] = 0
+    stage.data["style"] = stage.data["style"].remove_columns("au_labels").add_column("au_labels", units.tolist())
+    stage.plan = {"hsemotion": None, "probe_tokens": 0.2, "full": 0.1}
+    stage.figures = {"full": {"loss_last": 0.9}}
+    figures = stage.main("--systems", "hsemotion", "probe_tokens", "full", "vl_fau", seeds="0")
+    assert figures["headline/hsemotion/test/below_chance"] == figures["headline/vl_fau/test/below_probe"] == 1
+    assert figures["headline/full/test/not_converged"] == 1 and "headline/vl_fau/test/not_converged" not in figures
+    assert figures["headline/full/style/no_positive"] == 1 and "headline/full/test/no_positive" not in figures
+    assert not [key for key in figures if "probe_tokens" in key and "below" in key]
+    assert "HSEmotion is below the linear probe on report people; it reads: mean of tokens." in stage.markdown
+    assert "nan" not in stage.markdown
+
+
+def test_photographs_are_measured_by_the_emotions_that_they_name(stage: Stage) -> None:
+    names = list(LABELS.emotions)
+    rows = {
+        "subject": [f"p{k // 2}" for k in range(120)],
+        "emotion": [names.index("Neutral"), names.index("Happiness")] * 60,
+    }
+    stage.data["photographs"] = Dataset.from_dict({**rows, "au_labels": [[-1] * len(LABELS.action_units)] * 120})
+    figures = stage.main("--systems", "hsemotion", "--no_grid", seeds="0")
+    assert figures["headline/hsemotion/photographs/emotion_macro_recall/mean"] > 0.7
+    assert 0 < figures["headline/hsemotion/photographs/au_auc/mean"] < 1, "labels of emotion alone"
+    assert "headline/hsemotion/photographs/au_f1/mean" not in figures
+
+
+def test_the_papers_figures_share_no_table_with_ours(stage: Stage) -> None:
+    stage.main("--tables", "II", "vlfau4", "--no_grid", seeds="0")
+    blocks = stage.markdown.split("\n\n")
     own = next(block for block in blocks if block.startswith("| the paper's |") and "53.35" in block)
-    assert "±" not in own and "44.76" in own and "| 57.80 |" in own
-    assert "Aff-Wild2" in blocks[blocks.index(own) - 1]
-    assert "MF² + DFN" in next(block for block in blocks if "More epochs" in block)
-    assert (stage.folder / "work" / "action_units.png").stat().st_size > 10_000
-    assert "](work/action_units.png)" in stage.markdown
+    assert "±" not in own and "44.76" in own and "Aff-Wild2" in blocks[blocks.index(own) - 1]
+    assert sum("53.35" in block for block in blocks) == 1
 
 
-def test_failed_runs_are_reported_and_retried_and_others_continue(
-    stage: Stage, tables, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stage.plan(fail=["vl_fau-0", "mf2-0"], crash=["exp_blip-1"])  # the last one after it wrote its figures
-    command = [*stage.command, "--seeds", "0", "1", "--tables", "II"]
-    figures = tables.main(command)
-    assert figures["failed_runs"] == 4  # DFN of this seed too, which starts from MF²
-    assert "mf2_dfn-0" not in stage.ran and {"me_graph_au-0", "vl_fau-1", "mf2_dfn-1"} <= set(stage.ran)
-    assert figures["II/mf2/avg/mean"] == 0.52 and figures["II/mf2/avg/fewer_seeds"] == 1
-    printed = capsys.readouterr().out
-    assert "vl_fau_local is empty" in printed and printed.count("a word of no use") < 100
-    assert "vl_fau-0 ended with 3" in stage.markdown and "† mean of fewer seeds" in stage.markdown
-    failed = tables.main([*stage.command, "--seeds", "0", "--systems", "mf2", "vl_fau", "--tables", "II", "IV"])
-    assert set(failed) == {"failed_runs"} and "| VL-FAU | failed |" in stage.markdown
-    stage.plan()
-    before = len(stage.ran)
-    assert tables.main(command)["failed_runs"] == 0
-    assert stage.ran[before:] == ["vl_fau-0", "mf2-0", "mf2_dfn-0", "exp_blip-1"]
+def test_systems_that_the_label_set_cannot_train_are_left_out(stage: Stage) -> None:
+    with pytest.raises(ValueError, match="systems: got"):
+        stage.main("--label_set", "disfa", "--tables", "V", "--dry_run")
+    assert stage.cells.lacking("mf2_au_to_emotion", "disfa") == ["emotions"]
+    assert not stage.cells.lacking("mf2", "disfa") and stage.main("--label_set", "disfa", "--dry_run") == {}
 
 
-def test_undefined_scores_and_empty_captions_are_flagged(stage: Stage, tables) -> None:
-    unseen = {"au_prevalence/AU12": 0.0, "au_f1/AU12": 0.0, "emotion_n/Fear": 0.0}
-    broken = {"au_f1_macro": math.nan, "emotion_ovr_accuracy": math.inf}
-    mute = {"caption_pairs": 9.0, "caption_references": 1.0, "fact_claims": 0.0, "fact_contradicted": 0.0}
-    metrics = {"mf2-0": unseen, "mf2-1": broken | unseen, "exp_blip_au_stage2-0": mute | {"caption_empty": 9.0}}
-    stage.plan(metrics=metrics, lacking=["mf2-0"])
-    command = [*stage.command, "--seeds", "0", "1", "--systems", "mf2", "--tables", "II", "III"]
-    figures = tables.main(command)
-    assert all(math.isfinite(value) for value in figures.values())
-    assert figures["II/mf2/AU12/no_positive"] == 1 and figures["II/mf2/AU12/mean"] == 0
-    assert "II/mf2/AU1/no_positive" not in figures and figures["III/mf2/Fear/no_positive"] == 1
-    assert figures["II/mf2/avg/not_finite"] == 1 and figures["II/mf2/avg/mean"] == 0.5
-    assert "nan" not in stage.markdown.lower() and "inf" not in stage.markdown.lower().replace("inference", "")
-    assert "0.0 ± 0.0*" in stage.markdown and "* no test image shows it" in stage.markdown
-    assert "mf2-0: dataset has no au_caption" in stage.markdown
-    command = [*stage.command, "--seeds", "0", "--tables", "captions", "--systems", "exp_blip_au_stage2"]
-    figures, table = tables.main(command), "captions/exp_blip_au_stage2"
-    assert figures[f"{table}/contradicted/untold"] == figures[f"{table}/cider/untold"] == 1
-    assert f"{table}/bleu_4/untold" not in figures and figures[f"{table}/empty/mean"] == 9
-    assert "0.0§" in stage.markdown and "±" not in stage.markdown.split("##")[-1]
-
-
-def test_systems_that_the_label_set_cannot_train_are_reported(stage: Stage, tables) -> None:
-    command = [*stage.command, "--seeds", "0", "--label_set", "disfa", "--tables", "II", "V", "expblip"]
-    figures = tables.main(command)
-    assert figures["failed_runs"] == 0 and "## Table V" not in stage.markdown and "## Table II" in stage.markdown
-    assert not [name for name in stage.ran if "emot" in name] and "exp_blip_au_qformer_probe-0" in stage.ran
-    assert "mf2_au_to_emotion was not run: label set disfa has no emotions" in stage.markdown
-
-
-def test_killed_tables_stop_their_runs_and_continue(stage: Stage, tables) -> None:
-    stage.plan(hang=["vl_fau-0", "me_graph_au-0"])
-    command = [*stage.command, "--seeds", "0", "--systems", "me_graph_au", "vl_fau", "mf2", "--tables", "II"]
-    process = subprocess.Popen([sys.executable, EXAMPLES / "benchmark" / "tables.py", *command, "--jobs", "2"])
-    marks = [stage.folder / "work" / name / "checkpoint" for name in ("vl_fau-0", "me_graph_au-0")]
-    until = time.monotonic() + 60
-    while not all(mark.exists() and mark.read_text() for mark in marks) and time.monotonic() < until:
-        time.sleep(0.05)  # two hang side by side
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
-    for mark in marks:
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(mark.read_text()), 0)
-    assert set(stage.ran) == {"me_graph_au_stage1-0", "me_graph_au-0", "vl_fau-0"}
-    tables.main(command)
-    assert set(stage.ran[3:]) == {"vl_fau-0", "me_graph_au-0", "mf2-0"} and len(stage.ran) == 6
-
-
-def test_another_budget_is_refused_and_damaged_metrics_run_again(stage: Stage, tables) -> None:
-    command = [*stage.command, "--seeds", "0", "--systems", "mf2", "--tables", "II"]
-    tables.main(command)
-    with pytest.raises(ValueError, match=r"mf2-0: was run with `.*--num_train_epochs 8 .*expected .*epochs 9 .*give"):
-        tables.main([*command, "--epochs", "9"])
-    metrics = stage.folder / "work" / "mf2-0" / "metrics.json"
+def test_another_budget_is_refused_and_damaged_metrics_run_again(stage: Stage) -> None:
+    command = ("--systems", "hsemotion", "--no_grid")
+    stage.main(*command, seeds="0")
+    with pytest.raises(ValueError, match=r"hsemotion-0: was run with `.*epochs 8 .*expected .*epochs 9 .*give"):
+        stage.main(*command, "--epochs", "9", seeds="0")
+    metrics = stage.folder / "work" / "hsemotion-0" / "metrics.json"
     metrics.write_text(metrics.read_text()[:50])  # cut short
-    assert tables.main(command)["II/mf2/avg/mean"] == 0.5 and stage.ran == ["mf2-0", "mf2-0"]
+    stage.main(*command, seeds="0")
+    assert stage.ran == ["hsemotion-0", "hsemotion-0"]
 
 
-def test_all_systems_get_the_same_budget(stage: Stage, tables, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tables.main([*stage.command, "--dry_run", "--quick", "--use_cpu", "True"]) == {} and stage.ran == []
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "--output_dir" in line]
-    assert len(lines) == len(tables.cells_of(tables.SYSTEMS))
-    given = [dict(pairwise(line)) for line in lines]
-    for shared in ("--dataset", "--num_images", "--people_seed", "--model_size", "--per_device_train_batch_size"):
+def test_all_systems_get_the_same_budget(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.main("--dry_run", "--tables", *stage.tables.TABLES, "--use_cpu", "True") == {} and stage.ran == []
+    given = [dict(pairwise(line.split())) for line in capsys.readouterr().out.splitlines()]
+    assert len(given) > 60 and all(command["--use_cpu"] == "True" for command in given)
+    for shared in ("--per_device_train_batch_size", "--model_size", "--label_set", "--warmup_steps"):
         assert len({command[shared] for command in given}) == 1
-    epochs = {Path(command["--output_dir"]).name[:-2]: int(command["--num_train_epochs"]) for command in given}
-    for system in tables.SYSTEMS:
-        sum_of_stages = sum(epochs[cell] for cell in tables.cells_of([system]))
-        if system.startswith("exp_blip") and not system.endswith("stage2"):
-            # Two stages on captions come before what is learned from labels.
-            assert sum_of_stages == (3 if system.endswith("to_emotion") else 4)
-        else:
-            assert sum_of_stages == (4 if system == "mf2_dfn" else 2)
-    assert all(command["--use_cpu"] == "True" for command in given)
+    assert {command["--num_train_epochs"] for command in given} == {"8", "2"}, "ME-GraphAU's second stage"
+    assert {command.get("--vision_name_or_path") for command in given} == {"tower", "none", None}
+    learned = [name for name in stage.cells.CELLS if "stage" not in name]
+    assert {len(stage.cells.grid_of(name, stage.tables.parse([]))) for name in learned} == {3}
 
 
-def test_wrong_argument_is_named_before_any_run(stage: Stage, tables, capsys) -> None:
+def test_wrong_argument_is_named_before_any_run(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("--dataset nowhere", "--seeds 1 1", "--epochs 0", "--systems nobody"):
         with pytest.raises(SystemExit):
-            tables.main([*stage.command, *wrong.split()])
+            stage.main(*wrong.split())
         assert wrong.split()[0][2:] in capsys.readouterr().err.splitlines()[-1] and stage.ran == []
     with pytest.raises(ValueError, match=r"systems: got \['hsemotion'\], .* \['II'\]"):
-        tables.main([*stage.command, "--tables", "II", "--systems", "hsemotion"])
+        stage.main("--tables", "II", "--systems", "hsemotion")
+
+
+def test_hidden_labels_and_captions_of_equal_meaning(stage: Stage) -> None:
+    names = LABELS.action_units
+    collate = stage.cells.hide_labels(lambda rows: {"au_labels": torch.ones(2, len(names))}, LABELS)
+    assert (collate([])["au_labels"] == -1).nonzero()[:, 1].unique().tolist() == [names.index(stage.cells.UNSEEN)]
+    wordings, emotions, units = torch.tensor([1, 2, 3]), torch.tensor([4, 4, 5]), torch.zeros(3, 2, dtype=torch.long)
+    for kind in (MF2ForPreTraining, ExpBlipForPreTraining):
+        for contrast, expected in (("meaning", 4), ("wording", 6)):
+            model = SimpleNamespace(config=SimpleNamespace(contrast=contrast))
+            keys = kind._said(model, "emo", wordings, units, emotions)
+            assert allowed_negatives(keys, keys, torch.ones(3, dtype=torch.bool)).sum() == expected
+
+
+@pytest.mark.slow
+def test_systems_of_every_kind_are_trained_and_answer(tmp_path: Path, tables) -> None:
+    command = "--quick --num_images 32 --language_images 4 --seeds 0 --use_cpu True".split()
+    systems = [
+        "probe_tokens_landmarks",
+        "full",
+        "mf2_no_language_cpu",
+        "mf2_dfn",
+        "me_graph_au",
+        "exp_blip",
+        "mf2_unseen",
+    ]
+    run = [*command, "--work_dir", str(tmp_path / "work"), "--tables", "headline", "language", "--systems", *systems]
+    figures = tables.main(run)
+    assert figures["failed_runs"] == 0 and figures["unseen_au_auc"] > 0
+    assert all(f"headline/{name}/style/au_f1/mean" in figures for name in systems[:-1])

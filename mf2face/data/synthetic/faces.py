@@ -59,12 +59,7 @@ def draw_example(
     """RGB pixels and landmarks of image `index`; by default the landmarks carry a detector's error."""
     _check_style(style)
     index, seed, size = _whole("index", index, 0, *_FROM_ZERO), _whole("seed", seed, 0, *_FROM_ZERO), _side(size)
-    if is_rendered(style):
-        pixels, landmarks, _ = render_example(index, style, seed, size)
-        return pixels, landmarks if exact_landmarks else detected(landmarks, seed, style, index, size)
-    strengths = dict(zip(DRAWABLE_AUS, expression(seed, style, index)[0] / 5, strict=True))
-    person = subject(seed, style, index // FRAMES_PER_SUBJECT)
-    pixels, landmarks = draw_face(person, strengths, scene(seed, style, index), size)
+    pixels, landmarks, _ = _image(index, style, seed, size)
     return pixels, landmarks if exact_landmarks else detected(landmarks, seed, style, index, size)
 
 
@@ -73,10 +68,14 @@ def _sitter(seed: int, style: str, number: int, size: int) -> Sitter:
     return Sitter(subject(seed, style, number), size)
 
 
-def render_example(
-    index: int, style: str = "studio", seed: int = 0, size: int = 112, *, with_truth: bool = False
+def _image(
+    index: int, style: str, seed: int, size: int, with_truth: bool = False
 ) -> tuple[np.ndarray, np.ndarray, Truth | None]:
     """RGB pixels, exact landmarks and, if asked for, the truth of a rendered image."""
+    if not is_rendered(style):
+        strengths = dict(zip(DRAWABLE_AUS, expression(seed, style, index)[0] / 5, strict=True))
+        person = subject(seed, style, index // FRAMES_PER_SUBJECT)
+        return *draw_face(person, strengths, scene(seed, style, index), size), None
     return render_face(
         _sitter(seed, style, index // FRAMES_PER_SUBJECT, size),
         (sides(seed, style, index) / 5).astype(np.float32),
@@ -163,13 +162,7 @@ def _examples(
 ) -> Iterator[dict]:
     columns, captioner = check_drawable(label_set, style), RuleCaptioner(label_set)
     for index in (index for shard in shards for index in range(*shard)):
-        more = {}
-        if with_truth:
-            pixels, exact, truth = render_example(index, style, seed, size, with_truth=True)
-            landmarks = exact if exact_landmarks else detected(exact, seed, style, index, size)
-            more = _truth_columns(truth, exact, columns)
-        else:
-            pixels, landmarks = draw_example(index, style=style, seed=seed, size=size, exact_landmarks=exact_landmarks)
+        pixels, exact, truth = _image(index, style, seed, size, with_truth)
         annotation = annotate(seed, style, index)
         labels = annotation.labels[columns]
         emotion = annotation.emotion if label_set.emotions else UNKNOWN_LABEL
@@ -178,7 +171,7 @@ def _examples(
         name = f"{style}-{seed}-{number:05d}"
         yield {
             "image": {"bytes": _png(pixels), "path": None},
-            "landmarks": landmarks,
+            "landmarks": exact if exact_landmarks else detected(exact, seed, style, index, size),
             "landmark_source": "exact" if exact_landmarks else "detector",
             "au_labels": labels,
             "au_intensities": annotation.intensities[columns].astype(np.float32),
@@ -194,7 +187,7 @@ def _examples(
             "group": subject(seed, style, number).group,
             "corpus": CORPUS,
             "licence": RENDERED_LICENCE if is_rendered(style) else LICENCE,
-            **more,
+            **(_truth_columns(truth, exact, columns) if truth else {}),
         }
 
 

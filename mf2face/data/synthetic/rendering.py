@@ -112,8 +112,8 @@ class Joined(NamedTuple):
     materials: np.ndarray
     attributes: np.ndarray
     colours: np.ndarray
-    casts: np.ndarray
-    """The triangles that cast shadows: those in the mouth and of the eyes need not."""
+    casters: tuple[np.ndarray, np.ndarray]
+    """Triangles that cast shadows, and their materials: those in the mouth and of the eyes need not."""
 
 
 def joined(meshes: list[Mesh]) -> Joined:
@@ -121,13 +121,15 @@ def joined(meshes: list[Mesh]) -> Joined:
     counts = [len(mesh.triangles) for mesh in meshes]
     every = list(zip(meshes, counts, strict=True))
     materials = np.concatenate([np.broadcast_to(mesh.material, count) for mesh, count in every]).astype(np.int32)
+    triangles = np.concatenate([mesh.triangles + start for mesh, start in zip(meshes, starts, strict=True)])
+    triangles, casts = triangles.astype(np.int32), (materials == SKIN) | (materials > LASHES)
     return Joined(
         np.concatenate([mesh.points for mesh in meshes]).astype(np.float32),
-        np.concatenate([mesh.triangles + start for mesh, start in zip(meshes, starts, strict=True)]).astype(np.int32),
+        triangles,
         materials,
         np.concatenate([mesh.attributes for mesh in meshes]).astype(np.float32),
         np.concatenate([np.broadcast_to(mesh.colour, (count, 3)) for mesh, count in every]).astype(np.float32),
-        np.flatnonzero((materials == SKIN) | (materials > LASHES)),
+        (triangles[casts], materials[casts]),
     )
 
 
@@ -207,7 +209,7 @@ def _light(points: np.ndarray, mesh: Joined, sitter: Sitter, shot: Shot) -> tupl
     faces, weights = np.empty(shadow.shape, np.int32), np.empty((*shadow.shape, 2), np.float32)
     flat = np.ascontiguousarray(seen[:, :2] * np.float32(scale) + np.float32(centre))
     rasterize(
-        *(flat, np.ascontiguousarray(seen[:, 2]), mesh.triangles[mesh.casts], mesh.materials[mesh.casts]),
+        *(flat, np.ascontiguousarray(seen[:, 2]), *mesh.casters),
         *(mesh.attributes, sitter.strands, sitter.ends, False, shadow, faces, weights),
     )
     numbers = np.array((scale, centre, 0.045, max(shot.shadow_blur, 1.2)), np.float32)
@@ -278,7 +280,10 @@ def render_face(
     if with_truth:
         buffers = faces, depth, normals, weights
         seen_truth = _truth(buffers, mesh, (landmarks_at, landmarks), person, shot, size)
-        truth = Truth(*seen_truth, _seen_gaze(gaze, head), _degrees(shot), np.round(sides * 5, 2))
+        x, y, z = _gaze_axes(gaze, head).mean(0).tolist()
+        looks = float(np.arctan2(x, z)), float(np.arctan2(y, np.hypot(x, z)))
+        pose = tuple(np.degrees((shot.pitch, shot.yaw, shot.roll)).tolist())
+        truth = Truth(*seen_truth, looks, pose, np.round(sides * 5, 2))
     return pixels, landmarks.astype(np.float32), truth
 
 
@@ -308,15 +313,6 @@ def _gaze_axes(gaze: tuple[float, float], head: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.array(axes) @ head.T, dtype=np.float32)
 
 
-def _seen_gaze(gaze: tuple[float, float], head: np.ndarray) -> tuple[float, float]:
-    x, y, z = _gaze_axes(gaze, head).mean(0).tolist()
-    return float(np.arctan2(x, z)), float(np.arctan2(y, np.hypot(x, z)))
-
-
-def _degrees(shot: Shot) -> tuple[float, float, float]:
-    return tuple(float(np.degrees(angle)) for angle in (shot.pitch, shot.yaw, shot.roll))
-
-
 def _face_numbers(person: Person, relief: np.ndarray) -> tuple[np.float32, ...]:
     """In the order of FACE_NUMBERS."""
     rows_per_decimetre = relief.shape[0] / 2.8
@@ -330,7 +326,8 @@ def _developed(linear: np.ndarray, seen: np.ndarray, person: Person, shot: Shot,
     alpha = cv2.resize(seen.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)[..., None]
     middle = small[size // 4 : size * 4 // 5, size // 4 : size * 3 // 4].mean(-1)
     middle = middle[middle > 0.002]
-    bright = float(np.sort(middle)[int(0.7 * len(middle))]) if len(middle) else 0.5
+    place = int(0.7 * len(middle))
+    bright = float(np.partition(middle, place)[place]) if len(middle) else 0.5
     skin = float(np.mean(person.skin))
     target = (0.10 + 0.55 * skin) * 2.0**shot.exposure
     colour = small / np.maximum(alpha, 1e-3) * np.float32(target / max(bright, 1e-3)) * np.float32(shot.balance)

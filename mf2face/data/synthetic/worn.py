@@ -30,6 +30,16 @@ class Mesh:
     colour: np.ndarray
 
 
+def _plain(points: np.ndarray, triangles: np.ndarray, material: int, colour: Colour | np.ndarray) -> Mesh:
+    points = points.astype(np.float32)
+    return Mesh(points, triangles, np.zeros_like(points), material, np.float32(colour))
+
+
+def _degrees(columns: np.ndarray, count: int) -> np.ndarray:
+    """From the front, -180 to 180, of columns of so many around the head."""
+    return (columns / count * 360 + 180) % 360 - 180
+
+
 @dataclass(frozen=True)
 class Cut:
     """Heights above the eyes, in decimetres, at which hair ends: over the forehead, the temples, the ears, behind."""
@@ -70,7 +80,7 @@ _HATS: dict[str, Cut] = {
 
 def _around(cut: Cut) -> np.ndarray:
     """The height of the end in each column of the hood's texture."""
-    degrees = np.abs((np.arange(STRANDS[1]) / STRANDS[1] * 360 + 180) % 360 - 180)
+    degrees = np.abs(_degrees(np.arange(STRANDS[1]), STRANDS[1]))
     corner = max(cut.temple, cut.front - 0.10) if cut.front > 0.5 and not cut.parted else cut.front
     at = [0, 38, 62, 80, 104, 128, 180]
     heights = [cut.front, corner, cut.temple, cut.side - 0.10, cut.side + 0.04, min(cut.side, cut.back), cut.back]
@@ -113,7 +123,7 @@ def strands_of(person: Person) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.meshgrid(*(np.arange(count, dtype=np.float32) for count in STRANDS), indexing="ij")
     shift = wave * np.sin(rows / rng.uniform(4, 9) + rng.uniform(0, 6))
     # Combed aside, over the forehead only: strands run down and outwards from a parting, or all to one side.
-    turn = (columns / STRANDS[1] * 360 + 180) % 360 - 180
+    turn = _degrees(columns, STRANDS[1])
     aside = np.clip((turn - rng.uniform(-15, 15)) / 8, -1, 1) if cut.parted else rng.choice((-1, 1))
     comb = rng.uniform(90, 190) if cut.parted else rng.uniform(0, 70)
     shift = shift + comb * aside * np.clip((78 - np.abs(turn)) / 40, 0, 1) * (rows * (4 / STRANDS[0]) - 2)
@@ -123,13 +133,12 @@ def strands_of(person: Person) -> tuple[np.ndarray, np.ndarray]:
     ragged = 0.04 if cut.front > 0.5 else 0.07
     jitter = rng.standard_normal(48).astype(np.float32) * ragged
     ends = ends + np.interp(np.arange(STRANDS[1]), np.linspace(0, STRANDS[1], 48), jitter).astype(np.float32) * 0.6
+    around = _degrees(np.arange(STRANDS[1]), STRANDS[1])
     if cut.front < 0.5:  # a fringe to one side
-        degrees = (np.arange(STRANDS[1]) / STRANDS[1] * 360 + 180) % 360 - 180
-        ends += np.float32(rng.uniform(-0.15, 0.15)) * np.clip(degrees / 40, -1, 1) * (np.abs(degrees) < 60)
+        ends += np.float32(rng.uniform(-0.15, 0.15)) * np.clip(around / 40, -1, 1) * (np.abs(around) < 60)
     ends += np.float32(rng.normal(0, 0.03))
     # Hair that is combed back begins thinly over the forehead.
-    degrees = np.abs((np.arange(STRANDS[1]) / STRANDS[1] * 360 + 180) % 360 - 180)
-    is_thin = (degrees < 75) & (cut.front > 0.5) & (cut.curl == 0)
+    is_thin = (np.abs(around) < 75) & (cut.front > 0.5) & (cut.curl == 0)
     growth = np.where(is_thin, rng.uniform(3, 6), 12.0)
     return np.ascontiguousarray(field), np.stack([ends, growth]).astype(np.float32)
 
@@ -142,7 +151,7 @@ def _hood(skin: np.ndarray, cut: Cut, ends: np.ndarray, rng: np.random.Generator
     outward = anchors - np.array(HOOD_CENTRE, np.float32)
     outward /= np.linalg.norm(outward, axis=-1, keepdims=True)
     heights = anchors[..., 1].copy()
-    degrees = np.abs((np.arange(columns) / columns * 360 + 180) % 360 - 180)
+    degrees = np.abs(_degrees(np.arange(columns), columns))
     end = ends[np.arange(columns) * STRANDS[1] // columns]
     # Below the ears, hair that is long enough hangs.
     falls = (degrees > 48) & (end < -0.30)
@@ -265,14 +274,8 @@ def _brim(edge: np.ndarray, person: Person) -> Mesh:
     edge = edge[columns]
     share = np.cos(np.linspace(-1, 1, len(columns)) * np.pi / 2)[:, None]
     tip = edge + share * np.array((0.0, -0.10, 0.62))
-    strip = np.concatenate([edge, tip]).astype(np.float32)
-    return Mesh(
-        strip,
-        _strip_triangles(len(columns)),
-        np.zeros((len(strip), 3), np.float32),
-        CLOTH,
-        np.float32(person.fabric) * 0.8,
-    )
+    triangles = _strip_triangles(len(columns))
+    return _plain(np.concatenate([edge, tip]), triangles, CLOTH, np.float32(person.fabric) * 0.8)
 
 
 def _strip_triangles(count: int, closed: bool = False) -> np.ndarray:
@@ -283,10 +286,10 @@ def _strip_triangles(count: int, closed: bool = False) -> np.ndarray:
     return np.concatenate([lower, upper])
 
 
-def _ribbon(line: np.ndarray, width: float, across: np.ndarray, closed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A flat band along a line of points."""
+def _ribbon(line: np.ndarray, width: float, across: np.ndarray, colour: Colour, closed: bool = False) -> Mesh:
+    """A flat shining band along a line of points."""
     points = np.concatenate([line - across * width / 2, line + across * width / 2])
-    return points, _strip_triangles(len(line), closed)
+    return _plain(points, _strip_triangles(len(line), closed), GLOSS, colour)
 
 
 def glasses(person: Person, skin: np.ndarray) -> list[Mesh]:
@@ -301,37 +304,23 @@ def glasses(person: Person, skin: np.ndarray) -> list[Mesh]:
     unit = np.stack([np.cos(angle), np.sin(angle)], 1)
     unit = np.sign(unit) * np.abs(unit) ** (2 / square)
     front = max(eyes[0][2], bridge[2] - 0.12) + 0.24
-    colour, meshes, ends = np.float32(person.frame), [], []
+    up, meshes, ends = np.array((0, 1.0, 0)), [], []
     for sign, eye in zip((1, -1), eyes, strict=True):
         centre = np.array((sign * max(abs(eye[0]), half_width + 0.055), eye[1] - 0.035))
         rim = np.concatenate([centre + unit * (half_width, half_height), np.full((28, 1), front)], 1)
         rim[:, 2] -= 0.22 * (rim[:, 0] ** 2)
         normal = np.concatenate([unit / np.linalg.norm(unit, axis=1, keepdims=True), np.zeros((28, 1))], 1)
-        meshes.append(Mesh(*_ribbon(rim, width, normal, True), None, GLOSS, colour))
+        meshes.append(_ribbon(rim, width, normal, person.frame, closed=True))
         outer, inner = rim[0 if sign > 0 else 14], rim[14 if sign > 0 else 0]
         ends.append(inner + np.array((0, 0.03, 0)))
         temple = np.linspace(outer, np.array((sign * 0.76, outer[1] + 0.02, -0.72)), 6)
-        meshes.append(Mesh(*_ribbon(temple, max(width, 0.02), np.array((0, 1.0, 0))), None, GLOSS, colour))
+        meshes.append(_ribbon(temple, max(width, 0.02), up, person.frame))
         if person.eyewear == "sunglasses":
-            fan = np.concatenate([rim, rim.mean(0, keepdims=True)])
-            here = np.arange(28)
-            meshes.append(
-                Mesh(
-                    fan,
-                    np.stack([here, (here + 1) % 28, np.full(28, 28)], 1),
-                    None,
-                    GLOSS,
-                    np.float32((0.012, 0.012, 0.014)),
-                )
-            )
+            here, fan = np.arange(28), np.concatenate([rim, rim.mean(0, keepdims=True)])
+            triangles = np.stack([here, (here + 1) % 28, np.full(28, 28)], 1)
+            meshes.append(_plain(fan, triangles, GLOSS, (0.012, 0.012, 0.014)))
     middle = (ends[0] + ends[1]) / 2 + (0, 0.015, 0.02)
-    meshes.append(
-        Mesh(*_ribbon(np.stack([ends[0], middle, ends[1]]), width, np.array((0, 1.0, 0))), None, GLOSS, colour)
-    )
-    for mesh in meshes:
-        mesh.points = mesh.points.astype(np.float32)
-        mesh.attributes = np.zeros((len(mesh.points), 3), np.float32)
-    return meshes
+    return [*meshes, _ribbon(np.stack([ends[0], middle, ends[1]]), width, up, person.frame)]
 
 
 def earrings(person: Person, skin: np.ndarray) -> list[Mesh]:
@@ -346,10 +335,7 @@ def earrings(person: Person, skin: np.ndarray) -> list[Mesh]:
         if person.earrings == "hoop":
             unit = np.stack([0 * angle, np.sin(angle), np.cos(angle)], 1)
             ring = outside - (0, radius, 0) + radius * unit
-            for across in (np.array((1.0, 0, 0)), unit):
-                points, triangles = _ribbon(ring, 0.022, across, True)
-                blank = np.zeros((len(points), 3), np.float32)
-                meshes.append(Mesh(points.astype(np.float32), triangles, blank, GLOSS, np.float32(metal)))
+            meshes += [_ribbon(ring, 0.022, across, metal, closed=True) for across in (np.array((1.0, 0, 0)), unit)]
         else:
             meshes.append(_ball(outside, 0.026, GLOSS, metal))
         if person.earrings == "drop":
@@ -369,7 +355,7 @@ def mask(skin: np.ndarray, normals: np.ndarray, colour: np.ndarray) -> Mesh:
     points = skin + normals * 0.06
     tent = np.interp(y, (-1.1, -0.95, -0.5, -0.2), (0.28, 0.36, 0.48, 0.30)) - 0.9 * x**2
     points[:, 2] = np.where(inside, np.maximum(points[:, 2], tent), points[:, 2])
-    return Mesh(points.astype(np.float32), kept, np.zeros((len(points), 3), np.float32), CLOTH, colour)
+    return _plain(points, kept, CLOTH, colour)
 
 
 __all__ = ["STRANDS", "Mesh", "earrings", "glasses", "hair", "headwear", "mask", "strands_of"]

@@ -362,12 +362,13 @@ def face_view(
         _panel(face, before[place] if before else {}, place, footers[place] if footers else "")
         for place, face in enumerate(faces)
     )
-    return f"""<div class="mf-grid"><section class="mf-look" aria-label="The image and its heat maps">
+    return f"""<div class="mf-view"><div class="mf-grid">
+<section class="mf-look" aria-label="The image and its heat maps">
 {_photo(faces, first, zoomed)}<div class="mf-told" aria-live="polite"></div>
 <div class="mf-chips"><button type="button" class="mf-chip" data-do="emotion">heat of the emotion</button>
 <button type="button" class="mf-chip" data-do="clear">no heat</button>
 <button type="button" class="mf-chip" data-do="zoom">whole image</button></div></section>
-<div class="mf-panels">{panels}</div></div>"""
+<div class="mf-panels">{panels}</div></div></div>"""
 
 
 def _photo(faces: Sequence[Explanation], first: str, zoomed: bool) -> str:

@@ -208,7 +208,8 @@ SHARED_STYLE = """
   padding: .05rem .6rem; font-size: .78rem; font-style: normal; font-weight: 600; }
 """
 FACE_STYLE = """
-.mf-grid { display: grid; grid-template-columns: minmax(260px, 5fr) minmax(340px, 6fr); gap: 1.6rem; margin-top: 1rem; }
+.mf-view, .mf-panels { container-type: inline-size; }
+.mf-grid { display: grid; grid-template-columns: minmax(260px, 4fr) minmax(340px, 6fr); gap: 1.6rem; margin-top: 1rem; }
 .mf-look { position: sticky; top: 1rem; align-self: start; min-width: 0; }
 .mf-panels { min-width: 0; }
 .mf-photo { width: 100%; max-height: 62vh; display: block; border-radius: 12px; background: var(--mf-ground); }
@@ -255,15 +256,15 @@ button.mf-row { cursor: pointer; } button.mf-row:hover { background: var(--mf-gr
   background: var(--mf-paper); } .mf-bar .mf-was { position: absolute; top: 1px; margin-left: -5px; opacity: .8; }
 .mf-foot { margin-top: 1rem; padding-top: .7rem; border-top: 1px solid var(--mf-line); font-size: .82rem;
   line-height: 1.45; color: var(--mf-soft) !important; }
-@media (max-width: 800px) { .mf-grid { grid-template-columns: minmax(0, 1fr); } .mf-look { position: static; }
+@container (max-width: 760px) { .mf-grid { grid-template-columns: minmax(0, 1fr); } .mf-look { position: static; }
   .mf-told { min-height: 0; } .mf-row + .mf-look { padding: .5rem .4rem 1rem; } }
-@media (max-width: 560px) { .mf-row, .mf-moods .mf-row { grid-template-columns: auto 1fr auto; row-gap: .25rem;
+@container (max-width: 440px) { .mf-row, .mf-moods .mf-row { grid-template-columns: auto 1fr auto; row-gap: .25rem;
   padding: .4rem; } .mf-row > .mf-bar { grid-area: 2 / 1 / 3 / -1; } .mf-moods { grid-template-columns: 1fr; } }
 @media (prefers-reduced-motion: reduce) { .mf-bar i, .mf-seen { transition: none; } }
 @media print { .mf-look { position: static; } }
 """
 FACE_SCRIPT = """
-// `element` holds one `.mf-grid`. A box chooses the face; a row or chip its map, on small screens right below the row.
+// `element` holds one `.mf-grid`. A box chooses the face; a row or chip its map, in one column right below the row.
 const all = query => [...element.querySelectorAll(query)], one = query => element.querySelector(query);
 let face = "0", kept = null, hovered = null, zoomed = null;
 function draw() {
@@ -301,7 +302,8 @@ function choose(name) {
   kept = name; hovered = null; draw();
   const row = all(".mf-face:not([hidden]) button[data-name]").find(each => each.dataset.name === kept);
   const look = one(".mf-look"), before = row && row.getBoundingClientRect().top;
-  if (row && matchMedia("(max-width: 800px)").matches) row.after(look);
+  const columns = getComputedStyle(one(".mf-grid")).gridTemplateColumns.split(" ").length;
+  if (row && columns < 2) row.after(look);
   else if (look.parentElement !== one(".mf-grid")) one(".mf-grid").prepend(look);
   if (row) window.scrollBy(0, row.getBoundingClientRect().top - before);
 }

@@ -169,7 +169,7 @@ def tracks_of(rows: PictureRows, name: str) -> list[Track]:
     places = {frame: place for place, (frame, _) in enumerate(moments)}
     times = np.array([time for _, time in moments])
     steps = np.diff(times)
-    half = (float(np.median(steps)) if len(steps) else 1.0) / 2
+    half = (float(np.median(steps) if len(steps) else 0) or 1.0) / 2
     edges = np.array([max(0.0, times[0] - half), *(times[:-1] + steps / 2), times[-1] + half])
     by_face: dict[int, list[dict[str, Any]]] = {}
     for row in rows.videos[name]:
