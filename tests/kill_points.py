@@ -76,6 +76,7 @@ class KillServer:
     def __enter__(self) -> "KillServer":
         command = [sys.executable, "-u", __file__, *self.preload]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.asked = 0
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes)
         return self
 
@@ -93,12 +94,16 @@ class KillServer:
             for file in files.values():  # a kill may come before the child makes them
                 Path(file).touch()
             asked = {"argv": list(argv), "kill_at": kill_at, "under": self.under, "timeout": kill_after or timeout}
-            self.process.stdin.write(json.dumps(asked | files | place) + "\n")
+            self.asked += 1
+            self.process.stdin.write(json.dumps(asked | files | place | {"number": self.asked}) + "\n")
             self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-            assert answer, "the server process ended"
+            number = 0
+            while number != self.asked:  # a test that was interrupted did not wait for its answer
+                line = self.process.stdout.readline()
+                assert line, "the server process ended"
+                number, answer = json.loads(line)
             log, *said = (Path(file).read_text(errors="replace") for file in files.values())
-            found = Run(**json.loads(answer), printed=said[0], errors=said[1], operations=log.splitlines())
+            found = Run(**answer, printed=said[0], errors=said[1], operations=log.splitlines())
         assert kill_after or found.seconds < timeout, f"{argv}: not done after {timeout} s\n{found.output}"
         return found
 
@@ -163,7 +168,7 @@ def _serve() -> None:
         code, seconds = os.waitstatus_to_exitcode(ended[1]), time.monotonic() - start
         with contextlib.suppress(ProcessLookupError):  # workers of a killed run
             os.killpg(child, signal.SIGKILL)
-        answers.write(json.dumps({"returncode": code, "seconds": seconds}) + "\n")
+        answers.write(json.dumps([asked["number"], {"returncode": code, "seconds": seconds}]) + "\n")
     return None
 
 
