@@ -106,6 +106,7 @@ class VLFAUConfig(ComparedConfig):
     """
 
     model_type = "vl_fau"
+    hub_system = "vl_fau"
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion", *TEXT_LOSSES)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
@@ -179,6 +180,7 @@ class MEGraphAUConfig(ComparedConfig):
     """
 
     model_type = "me_graph_au"
+    hub_system = "me_graph_au"
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion", "edge")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {**TINY_BACKBONE, "hidden_size": 64}, "base": {}}
 
@@ -217,6 +219,7 @@ class HSEmotionConfig(ComparedConfig):
     """
 
     model_type = "hsemotion"
+    hub_system = "hsemotion"
     needs_action_units: ClassVar[bool] = False
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": TINY_BACKBONE,
@@ -257,6 +260,7 @@ class ExpBlipConfig(MF2Config):
     model_type = "exp_blip"
     # It reads no landmarks.
     sizes: ClassVar[dict[str, dict[str, Any]]] = {size: {**SIZES[size], "geometry_token": False} for size in SIZES}
+    hub_system = "exp_blip"
     hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
 
     use_au_branch: bool = False
@@ -294,6 +298,7 @@ class ExpBlipCaptionerConfig(KnownFieldsMixin, SelfContainedMixin, Blip2Config):
     """
 
     model_type = "exp_blip_captioner"
+    hub_system = "exp_blip_captioner"
     hub_auto_classes = ("AutoConfig", "AutoModelForImageTextToText")
     sub_configs_defaults = {**Blip2Config.sub_configs_defaults, "tower_config": MF2VisionConfig}
 

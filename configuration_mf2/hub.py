@@ -195,12 +195,7 @@ class SelfContainedMixin:
     """First base of every class with a `save_pretrained`; `hub_auto_classes` are those that its own file answers to."""
 
     hub_auto_classes: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def hub_system(self) -> str:
-        """Whose code goes along: MF²'s, or that of a compared system."""
-        model_type = getattr(getattr(self, "config_class", self), "model_type", "")
-        return model_type if model_type in BASELINES else "mf2"
+    hub_system: ClassVar[str] = "mf2"
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | None = None) -> None:

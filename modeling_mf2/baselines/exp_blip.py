@@ -42,6 +42,7 @@ class ExpBlipForPreTraining(MF2ForPreTraining):
     """Stage 1: an image and its caption, by ITC, ITM and ITG. MF²'s own code, without AU-VL and label losses."""
 
     config_class = ExpBlipConfig
+    hub_system = "exp_blip"
     adapter_pathways = ("visual_emo", "language_emo")
     loss_names = ("itc_emo", "itm_emo", "itg_emo")
     _keys_to_ignore_on_load_unexpected = [r"^classifiers\."]
@@ -125,6 +126,7 @@ class ExpBlipForFaceAnalysis(MF2PreTrainedModel):
     """
 
     config_class = ExpBlipConfig
+    hub_system = "exp_blip"
     adapter_pathways = ()
 
     def __init__(self, config: ExpBlipConfig) -> None:
@@ -274,6 +276,7 @@ class ExpBlipTowerCaptioner(SelfContainedMixin, Blip2ForConditionalGeneration):
     """BLIP-2 around a tower that is no `Blip2VisionModel`; nothing else differs."""
 
     config_class = ExpBlipCaptionerConfig
+    hub_system = "exp_blip_captioner"
 
     def __init__(self, config: ExpBlipCaptionerConfig) -> None:
         super().__init__(config)

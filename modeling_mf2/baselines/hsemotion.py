@@ -19,6 +19,7 @@ class HSEmotionForFaceAnalysis(ComparedPreTrainedModel):
     """The AU head is ours, for comparison: HSEmotion has none, and `use_au_head=False` leaves it out."""
 
     config_class = HSEmotionConfig
+    hub_system = "hsemotion"
 
     def __init__(self, config: HSEmotionConfig) -> None:
         super().__init__(config)

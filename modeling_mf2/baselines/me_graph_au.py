@@ -181,6 +181,7 @@ class MEGraphAUForFaceAnalysis(ComparedPreTrainedModel):
     """
 
     config_class = MEGraphAUConfig
+    hub_system = "me_graph_au"
     _keys_to_ignore_on_load_unexpected = [r"^graph\."]  # the first stage's, when the second begins
 
     def __init__(self, config: MEGraphAUConfig) -> None:

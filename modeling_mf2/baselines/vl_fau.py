@@ -335,6 +335,7 @@ class VLFAUForFaceAnalysis(ComparedPreTrainedModel):
     none, and `emotions=[]` leaves it out."""
 
     config_class = VLFAUConfig
+    hub_system = "vl_fau"
     input_modalities = ("image", "text")
 
     def __init__(self, config: VLFAUConfig) -> None:
