@@ -297,7 +297,7 @@ def test_adaptation_answers_photographs_by_people_that_it_did_not_learn_from(tmp
             {"image": f"{index}.png", "emotion": emotion, "subject": f"p{index // 4}", "landmarks": points.tolist()}
         )
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = ["--photos", str(tmp_path), "--labelled", "12", "--steps", "1", "--folds", "2"]
+    command = ["--photos", str(tmp_path), "--labelled", "12", "--steps", "1", "--folds", "3"]
     figures = adaptation.main([*command, "--json", str(tmp_path / "figures.json")])
     assert json.loads((tmp_path / "figures.json").read_text()) == figures and figures["chance"] == 0.5
     for method in ("released", *(f"{method}_12" for method in adaptation.TASKS)):
