@@ -157,8 +157,6 @@ _CONV_TOWER = {
     **{"backbone": "conv", "patch_size": 8, "num_prefix_tokens": 0},
     **{"do_grayscale": True, "normalize_per_image": True, "alignment": "five_points"},
 }
-# An eye's region reaches the mouth: on photographs, narrower ones tell less (AU6 beside happiness most of all).
-_WIDE_REGIONS = {"region_grid": 4, "region_window": 2.0}
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -169,7 +167,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
-        **{"au_only_loss_weight": 0.5, "geometry_token": True, **_WIDE_REGIONS},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True},
     },
     # The same, wider and deeper: 29 million parameters, for a GPU or a night.
     "small": {
@@ -180,7 +178,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _SMALL_QFORMER,
         "au_config": {**_SMALL_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.03},
-        **{"au_only_loss_weight": 0.5, "geometry_token": True, **_WIDE_REGIONS},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True},
     },
     # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
     "base": {
