@@ -40,6 +40,7 @@ def check_figures(figures: dict[str, float]) -> None:
     assert figures["optimizer_gb"] <= 8.08 * figures["trained_parameters"] / 1e9
 
 
+@pytest.mark.usefixtures("training_alone")
 def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
