@@ -244,7 +244,7 @@ def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, 
 
 def _evaluation_hours(settings: Settings, trainer: MF2Trainer, images: Mapping[str, int], epochs: float) -> float:
     rows = trainer.eval_dataset
-    if rows is None:
+    if rows is None or settings.task.measures == "rendering":  # not by the Trainer
         return 0.0
     trainer.compute_metrics, times = None, []
     for _ in range(2):

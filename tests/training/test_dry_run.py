@@ -40,6 +40,7 @@ def check_figures(figures: dict[str, float]) -> None:
     assert figures["optimizer_gb"] <= 8.08 * figures["trained_parameters"] / 1e9
 
 
+@pytest.mark.usefixtures("training_alone")
 def test_a_dry_run_says_what_the_run_needs_and_leaves_nothing(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,8 @@ def test_only_what_trains_has_a_dry_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, *({"model": name} for name in ("vl_fau", "hsemotion", "exp_blip"))], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"task": "tower"}, *({"model": name} for name in ("vl_fau", "hsemotion", "exp_blip"))], ids=str
+)
 def test_every_system_has_one(tmp_path: Path, options: dict) -> None:
     check_figures(train.main(dry(tmp_path / "out", gradient_accumulation_steps=1, **options)))
