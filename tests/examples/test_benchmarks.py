@@ -174,7 +174,7 @@ def test_inference_compares_pipelines_and_draws_the_curve_of_finished_runs(
     files = [tmp_path / "runs", "--picture", tmp_path / "curve.png", "--json", tmp_path / "figures.json"]
     figures = inference.main([*command, *map(str, files)])
     kept = json.loads((tmp_path / "figures.json").read_text())
-    assert kept.items() >= figures.items() and "--size tiny" in kept["curve/run"]
+    assert kept.items() >= figures.items() and "load" in kept["curve/run"]
     assert figures["f1_2"] == pytest.approx(0.21) and figures["f1_1_sd"] == pytest.approx(0.02 / 2**0.5)
     assert all(figures[name] > 1 for name in ("cost_1", "cost_2")) and figures["over_vit_pipeline"] > 0
     assert (tmp_path / "curve.png").stat().st_size > 5000 and "0.210 ± 0.014" in capsys.readouterr().out
