@@ -205,6 +205,8 @@ class FaceConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
 
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Field of an older file -> its name.
+    renamed: ClassVar[dict[str, str]] = {}
 
     label_set: str = "mfa"
     action_units: list[str] | tuple[str, ...] | None = None
@@ -225,6 +227,7 @@ class FaceConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Fields given to `from_pretrained` replace saved ones before anything is derived from them."""
+        config_dict = {cls.renamed.get(name, name): value for name, value in config_dict.items()}
         fields = {field.name for field in dataclasses.fields(cls)}
         given = {name: kwargs.pop(name) for name in (fields - {"dtype"}) & set(kwargs)}
         given |= fields_of_label_names(given, kwargs.pop("num_labels", None), config_dict)

@@ -35,6 +35,7 @@ class ComparedConfig(FaceConfig):
     frozen (`bool`): no gradient enters the backbone and it stays in evaluation mode.
     """
 
+    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": TINY_BACKBONE, "base": {}}
     needs_action_units: ClassVar[bool] = True
     # What the processor asks of every model; of these only VL-FAU reads text.
@@ -106,7 +107,6 @@ class VLFAUConfig(ComparedConfig):
 
     model_type = "vl_fau"
     hub_system = "vl_fau"
-    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion", *TEXT_LOSSES)
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
@@ -181,7 +181,6 @@ class MEGraphAUConfig(ComparedConfig):
 
     model_type = "me_graph_au"
     hub_system = "me_graph_au"
-    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     losses: ClassVar[tuple[str, ...]] = ("au", "emotion", "edge")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {**TINY_BACKBONE, "hidden_size": 64}, "base": {}}
 
@@ -221,7 +220,6 @@ class HSEmotionConfig(ComparedConfig):
 
     model_type = "hsemotion"
     hub_system = "hsemotion"
-    hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
     needs_action_units: ClassVar[bool] = False
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": TINY_BACKBONE,

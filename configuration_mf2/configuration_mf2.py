@@ -167,7 +167,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
-        **{"units_alone_share": 0.5, "geometry_token": True},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True},
     },
     # The same, wider and deeper: 29 million parameters, for a GPU or a night.
     "small": {
@@ -178,14 +178,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _SMALL_QFORMER,
         "au_config": {**_SMALL_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.03},
-        **{"units_alone_share": 0.5, "geometry_token": True},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True},
     },
     # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
     "base": {
         "vision_config": {},
         "emo_config": {},
         "au_config": {"num_query_tokens": 4},
-        "units_alone_share": 0.5,
+        "au_only_loss_weight": 0.5,
     },
     # BLIP-2's EVA ViT-g/14, the paper's size: without its last block, and its final norm is BLIP-2's `ln_vision`.
     "giant": {
@@ -197,7 +197,7 @@ SIZES: dict[str, dict[str, Any]] = {
         },
         "emo_config": {},
         "au_config": {},
-        "units_alone_share": 0.5,
+        "au_only_loss_weight": 0.5,
     },
 }
 
@@ -216,8 +216,8 @@ class MF2Config(FaceConfig):
     geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
     contrast (`str`): what the contrastive loss takes for negatives: those of another `"meaning"` by their labels, or,
         the paper's equation 3 to the letter, of another `"wording"`.
-    units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
-        alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
+    au_only_loss_weight (`float`): while training, the share of the label losses that is of what the AUs' states
+        say alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
     key_au_prompt_length (`int`): tokens with which every key-AU caption starts. They are asked for, not learned:
         without them Emo-VL writes an emotion caption.
@@ -227,6 +227,7 @@ class MF2Config(FaceConfig):
 
     model_type = "mf2"
     losses: ClassVar[tuple[str, ...]] = LOSSES
+    renamed: ClassVar[dict[str, str]] = {"units_alone_share": "au_only_loss_weight"}
     sizes: ClassVar[dict[str, dict[str, Any]]] = SIZES
     hub_auto_classes = tuple(AUTO_CLASSES)
     sub_configs_defaults = {
@@ -249,7 +250,7 @@ class MF2Config(FaceConfig):
     contrast: Literal["meaning", "wording"] = "meaning"
     emo_pair_share: float | int = 1.0
     au_pair_share: float | int = 1.0
-    units_alone_share: float | int = 0.0
+    au_only_loss_weight: float | int = 0.0
     emotion_max_length: int = 61
     au_max_length: int = 169
     key_au_prompt_length: int = 0
@@ -352,8 +353,8 @@ class MF2Config(FaceConfig):
         for field in ("emo_pair_share", "au_pair_share"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field}: got {getattr(self, field)}, expected a share above 0, at most 1")
-        if not 0 <= self.units_alone_share <= 1:
-            raise ValueError(f"units_alone_share: got {self.units_alone_share}, expected a share from 0 to 1")
+        if not 0 <= self.au_only_loss_weight <= 1:
+            raise ValueError(f"au_only_loss_weight: got {self.au_only_loss_weight}, expected a share from 0 to 1")
         if not 0 < self.initial_temperature < math.inf:
             raise ValueError(f"initial_temperature: got {self.initial_temperature}, expected a number above 0")
 

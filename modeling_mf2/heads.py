@@ -190,7 +190,7 @@ def label_losses(
 ) -> dict[str, torch.Tensor]:
     """In training a share of the losses is that of the AUs alone."""
     parts = _losses_of(model.config, logits, labels)
-    alone = model.config.units_alone_share
+    alone = model.config.au_only_loss_weight
     if not (model.training and alone and parts) or emo_states is None or au_states is None:
         return parts
     by_units = _losses_of(model.config, model.classifiers(None, au_states), labels)

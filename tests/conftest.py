@@ -140,6 +140,13 @@ def transformers_log(caplog, monkeypatch):
 
 
 @pytest.fixture
+def training_alone(monkeypatch):
+    """A run trains, scores its test images and saves; what else it measures and draws has tests of its own."""
+    for name in ("draw_scores", "draw_curves", "probe_scores", "baseline_scores", "language_scores"):
+        monkeypatch.setattr(f"mf2face.training.run.{name}", lambda *_, **__: {})
+
+
+@pytest.fixture
 def make_config():
     return tiny_config
 

@@ -48,9 +48,14 @@ class Run:
     """How a run ended. operations: what it did below `under`, in its order. seconds: how long it took."""
 
     returncode: int
-    output: str
+    printed: str
+    errors: str
     seconds: float
     operations: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> str:
+        return self.printed + self.errors
 
     @property
     def killed(self) -> bool:
@@ -71,6 +76,7 @@ class KillServer:
     def __enter__(self) -> "KillServer":
         command = [sys.executable, "-u", __file__, *self.preload]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.asked = 0
         self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, **pipes)
         return self
 
@@ -78,20 +84,27 @@ class KillServer:
         self.process.stdin.close()
         self.process.wait()
 
-    def run(self, argv: Sequence[str], *, kill_at: int = 0, kill_after: float = 0.0, timeout: float = 120.0) -> Run:
-        """Runs a script (a path below the repository, then its arguments) to its end, or until it is killed."""
+    def run(
+        self, argv: Sequence[str], *, kill_at: int = 0, kill_after: float = 0.0, timeout: float = 120.0, **place: Any
+    ) -> Run:
+        """Runs a script (a path, then its arguments) to its end, or until it is killed. place: `cwd`, and a whole
+        `environment`, if they are not the server's."""
         with tempfile.TemporaryDirectory() as scratch:
-            files = {"log": f"{scratch}/log", "output": f"{scratch}/output"}
+            files = {name: f"{scratch}/{name}" for name in ("log", "printed", "errors")}
             for file in files.values():  # a kill may come before the child makes them
                 Path(file).touch()
             asked = {"argv": list(argv), "kill_at": kill_at, "under": self.under, "timeout": kill_after or timeout}
-            self.process.stdin.write(json.dumps(asked | files) + "\n")
+            self.asked += 1
+            self.process.stdin.write(json.dumps(asked | files | place | {"number": self.asked}) + "\n")
             self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-            assert answer, "the server process ended"
-            output = Path(files["output"]).read_text(errors="replace")
-            found = Run(**json.loads(answer), output=output, operations=Path(files["log"]).read_text().splitlines())
-        assert kill_after or found.seconds < timeout, f"{argv}: not done after {timeout} s\n{output}"
+            number = 0
+            while number != self.asked:  # a test that was interrupted did not wait for its answer
+                line = self.process.stdout.readline()
+                assert line, "the server process ended"
+                number, answer = json.loads(line)
+            log, *said = (Path(file).read_text(errors="replace") for file in files.values())
+            found = Run(**answer, printed=said[0], errors=said[1], operations=log.splitlines())
+        assert kill_after or found.seconds < timeout, f"{argv}: not done after {timeout} s\n{found.output}"
         return found
 
 
@@ -155,18 +168,23 @@ def _serve() -> None:
         code, seconds = os.waitstatus_to_exitcode(ended[1]), time.monotonic() - start
         with contextlib.suppress(ProcessLookupError):  # workers of a killed run
             os.killpg(child, signal.SIGKILL)
-        answers.write(json.dumps({"returncode": code, "seconds": seconds}) + "\n")
+        answers.write(json.dumps([asked["number"], {"returncode": code, "seconds": seconds}]) + "\n")
     return None
 
 
 def _run(asked: dict[str, Any]) -> None:
     """In the child: the script as `python SCRIPT ARGUMENTS` runs it."""
     os.setpgid(0, 0)
-    output = os.open(asked["output"], os.O_WRONLY | os.O_CREAT)
-    for number in (1, 2):
-        os.dup2(output, number)
+    for number, name in ((1, "printed"), (2, "errors")):
+        os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT), number)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    os.chdir(asked.get("cwd", "."))
+    if "environment" in asked:
+        before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        sys.path[1:] = [*os.environ["PYTHONPATH"].split(os.pathsep), *(p for p in sys.path[1:] if p not in before)]
     sys.argv = asked["argv"]
     sys.path[:1] = [os.path.dirname(os.path.abspath(sys.argv[0])), str(ROOT / "tests")]
     install(asked["under"], asked["log"], asked["kill_at"])

@@ -95,7 +95,7 @@ def own_attributes() -> set[str]:
         if isinstance(node, ast.ClassDef):
             names |= {part.name for part in node.body if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef)}
             names |= {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and is_stored(part)}
-        elif isinstance(node, ast.Attribute) and is_stored(node) and ast.unparse(node.value) in ("self", "cls"):
+        elif isinstance(node, ast.Attribute) and is_stored(node) and is_name(node.value, "self", "cls"):
             names.add(node.attr)
     return names
 
@@ -104,21 +104,27 @@ def is_stored(node: ast.Name | ast.Attribute) -> bool:
     return isinstance(node.ctx, ast.Store)
 
 
+def is_name(node: ast.expr, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
+
+
 def read_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, name) of `thing.name`, of `getattr(thing, "name")` and of `call(name=...)`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) != "torch":
+        if isinstance(node, ast.Attribute) and not is_name(node.value, "torch"):
             yield node.lineno, node.attr
         elif isinstance(node, ast.keyword) and node.arg:
             yield node.lineno, node.arg
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+        elif isinstance(node, ast.Call) and is_name(node.func, "getattr", "hasattr", "setattr"):
             if isinstance(node.args[1], ast.Constant):
                 yield node.lineno, node.args[1].value
 
 
-def overridden() -> Iterator[tuple[type, str]]:
+@functools.cache
+def overridden() -> set[tuple[type, str]]:
     """(class, name) of what a class of this project defines, or sets on itself, before a class of a library that comes
     after it."""
+    pairs = set()
     for file in (file for file in TREES if not file.startswith("examples/")):
         for found in vars(
             importlib.import_module(file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
@@ -129,7 +135,8 @@ def overridden() -> Iterator[tuple[type, str]]:
                 for name in own_names(kind) if behind and kind.__module__.split(".")[0] in ROOMS else ():
                     theirs = next((base for base in behind if name in vars(base)), None)
                     if theirs is not None and not getattr(vars(theirs)[name], "__isabstractmethod__", False):
-                        yield kind, name
+                        pairs.add((kind, name))
+    return pairs
 
 
 @functools.cache
@@ -137,7 +144,7 @@ def own_names(kind: type) -> set[str]:
     source = textwrap.dedent(inspect.getsource(kind))
     stored = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute) and is_stored(node))
     written = {name for name in vars(kind) if name in source}  # not what the libraries keep on a class
-    return {*written, *(node.attr for node in stored if ast.unparse(node.value) == "self")}
+    return {*written, *(node.attr for node in stored if is_name(node.value, "self"))}
 
 
 def private_uses() -> set[tuple[str, int, str]]:

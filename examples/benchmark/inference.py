@@ -35,6 +35,7 @@ f1_N                   with --accuracy DIR: macro AU F1 of short trainings of th
 
 import json
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -510,7 +511,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def keep(**more: float) -> None:
         figures.update(more)
         if given.json is not None:
-            run = ", ".join([*origin().values(), machine])
+            run = re.sub(r" --json [^ ,]+", "", ", ".join([*origin().values(), machine]))
             parts = {f"{part}/run": run for part in given.only}
             write_json(given.json, {**(read_json(given.json) or {}), **figures, **parts})
 

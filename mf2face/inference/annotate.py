@@ -32,7 +32,7 @@ STRIP_SECONDS = 10.0
 _RELIABLE, _UNRELIABLE = (80, 220, 80), (60, 160, 255)  # BGR
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _LEAST_FPS, _MOST_FPS = 1.0, 120.0
-_LEAST_WIDTH = 480
+_LEAST_WIDTH, _LIVE_WIDTH = 480, 640
 _GAP = 2.5
 """Usual steps after which a face that is not found leaves a gap in the strip."""
 
@@ -65,9 +65,15 @@ def _width(words: str, size: float) -> int:
 
 
 class FrameView:
-    """Draws frame after frame, as BGR of one size. The strip is of one face: the largest, until lost."""
+    """Draws frame after frame, as BGR of one size. The strip is of one face: the largest, until lost.
 
-    def __init__(self, columns: Columns, thresholds: Mapping[str, float], about: Mapping[str, Any]) -> None:
+    live: for a page, which has the banner itself and may be a phone's: one width, larger text.
+    """
+
+    def __init__(
+        self, columns: Columns, thresholds: Mapping[str, float], about: Mapping[str, Any], *, live: bool = False
+    ) -> None:
+        self.live = live
         self.units = {code: unit_column(code) for code in columns.action_units}
         self.limits = np.array([thresholds.get(code, np.nan) for code in self.units])
         self.colours, self.about = emotion_colours(columns.emotions), about
@@ -80,7 +86,8 @@ class FrameView:
     def draw(self, frame: Frame, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         image = self._frame(frame, rows)
         if self.size is None:
-            scale = max(1.0, _LEAST_WIDTH / image.shape[1])
+            width = image.shape[1]
+            scale = _LIVE_WIDTH / width if self.live else max(1.0, _LEAST_WIDTH / width)
             self.size = round(image.shape[1] * scale), round(image.shape[0] * scale)
         if (image.shape[1], image.shape[0]) != self.size:  # a video may change its size
             image = cv2.resize(image, self.size)
@@ -96,11 +103,12 @@ class FrameView:
                 del self.past[number]
         if faces and self.face not in faces:
             self.face = max(faces, key=lambda number: faces[number]["FaceRectWidth"])
-        return np.concatenate([self._banner, image, self._panel(frame.time_s, faces.get(self.face))])
+        parts = [image, self._panel(frame.time_s, faces.get(self.face))]
+        return np.concatenate(parts if self.live else [self._banner, *parts])
 
     def _frame(self, frame: Frame, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         image = np.ascontiguousarray(frame.pixels.transpose(1, 2, 0)[:, :, ::-1])
-        scale = max(0.4, min(image.shape[:2]) / 900)
+        scale = max(0.4, min(image.shape[:2]) / (500 if self.live else 900))
         line = max(1, round(2 * scale))
         for row in filter(has_face, rows):
             left, top, right, bottom = (round(side) for side in box_of(row))
@@ -123,7 +131,7 @@ class FrameView:
     @property
     def _row(self) -> int:
         """Height of a row of the panel."""
-        return max(18, self.size[0] // 50)
+        return max(18, self.size[0] // (24 if self.live else 50))
 
     @functools.cached_property
     def _banner(self) -> np.ndarray:

@@ -265,7 +265,7 @@ def _frame_views(given: argparse.Namespace, analysis: Any) -> Iterator[None]:
             draw = FrameView(analysis.columns, analysis.thresholds, about).draw
             views.append(stack.enter_context(AnnotatedVideo(given.annotate, draw)))
         if given.live:
-            draw = FrameView(analysis.columns, analysis.thresholds, about).draw
+            draw = FrameView(analysis.columns, analysis.thresholds, about, live=True).draw
             views.append(stack.enter_context(LiveView(draw, about, _open_page)))
         if given.osc is not None:
             views.append(stack.enter_context(BlendshapeStream(given.osc, analysis.summary.skip)))

@@ -110,7 +110,8 @@ class BlendshapeStream:
             self.note(f"udp://{HOST}:{self.port}", why)
 
 
-_STYLE = "main img { display: block; width: 100%; max-width: 960px; margin: 1rem auto 0; border-radius: 10px; }"
+_STYLE = """main img { display: block; max-width: 100%; max-height: calc(100vh - 12rem); margin: 1rem auto 0;
+  border-radius: 10px; }"""
 _BOUNDARY = "frame"
 
 

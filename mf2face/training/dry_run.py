@@ -244,7 +244,7 @@ def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, 
 
 def _evaluation_hours(settings: Settings, trainer: MF2Trainer, images: Mapping[str, int], epochs: float) -> float:
     rows = trainer.eval_dataset
-    if rows is None:
+    if rows is None or settings.task.measures == "rendering":  # not by the Trainer
         return 0.0
     trainer.compute_metrics, times = None, []
     for _ in range(2):
@@ -310,7 +310,8 @@ def _check_room(settings: Settings, figures: Figures) -> None:
         fits = int(room / max(figures["step_gb_per_image"], 1e-9))
         what = f"{batch} images a step need {figures['memory_gb']:.1f} GB"
         if 0 < fits < batch:
-            parts = math.ceil(batch * accumulated / fits)
+            fits = max(size for size in range(1, fits + 1) if batch * accumulated % size == 0)
+            parts = batch * accumulated // fits
             what += f"; --per_device_train_batch_size {fits} --gradient_accumulation_steps {parts} is the same step and"
             what += " fits"
         raise ValueError(_too_small(settings, figures["device_gb"], what))
@@ -341,8 +342,9 @@ def table(settings: Settings, figures: Figures) -> str:
         stores = f"{f['store_kb_per_image']:,.1f} kB an image, {f['store_gb']:.2f} GB, {f['store_hours']:.2f} hours"
     frozen = f" + {f['frozen_file_gb']:.2f} GB of frozen weights" if f["frozen_file_gb"] else ""
     hours = f["hours"] + f["evaluation_hours"] + f.get("store_hours", 0.0)
+    what = f"{ours.model} {ours.task}, {ours.model_size}" + (f", one of {ours.folds} folds" if ours.folds else "")
     rows = {
-        "run": f"{ours.model} {ours.task}, {ours.model_size}, {training.world_size} x {training.device}; not started",
+        "run": f"{what}, {training.world_size} x {training.device}; not started",
         "parameters": f"{f['trained_parameters']:,} trained, {f['frozen_parameters']:,} frozen",
         "memory": f"{f['memory_gb']:.2f} GB of {f['device_gb']:.1f} GB: weights {f['weights_gb']:.2f}, optimizer "
         f"{f['optimizer_gb']:.2f}, gradients and activations of {batch} images {f['step_gb']:.2f}",

@@ -328,10 +328,10 @@ def auto_map(*auto_classes: str, system: str = "mf2") -> dict[str, str | dict[st
     return {name: f"{module}.{classes.get(name, model)}" for name in auto_classes}
 
 
-def _in_entry_module(found: str | dict[str, str]) -> str | dict[str, str]:
-    if isinstance(found, dict):  # a class for each backend
-        return {backend: f"{ENTRY_MODULE}.{name}" for backend, name in found.items()}
-    return f"{ENTRY_MODULE}.{found}"
+def _in_entry_module(classes: str | dict[str, str]) -> str | dict[str, str]:
+    if isinstance(classes, dict):  # a class for each backend
+        return {backend: f"{ENTRY_MODULE}.{name}" for backend, name in classes.items()}
+    return f"{ENTRY_MODULE}.{classes}"
 
 
 def custom_pipelines() -> dict[str, dict[str, Any]]:
@@ -382,7 +382,7 @@ def _withheld(source: Any, error: Exception, settings: dict[str, Any]) -> str | 
     why; None where the file is not there indeed."""
     if "does not appear to have a file named" not in str(error) or settings.get("local_files_only"):
         return None
-    adapter = settings.get("adapter_kwargs") or {}  # an Auto class has told it from its base already
+    adapter = settings.get("adapter_kwargs") or {}  # an Auto class has read its base already
     for name in _WEIGHTS:
         if name.startswith("adapter") and "_adapter_model_path" in adapter:
             source, settings = adapter["_adapter_model_path"], {**settings, "revision": None, **adapter}
@@ -394,13 +394,13 @@ def _withheld(source: Any, error: Exception, settings: dict[str, Any]) -> str | 
         except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError) as why:
             answer = why if isinstance(why, HfHubHTTPError) or why.__cause__ is None else why.__cause__
             status = getattr(getattr(answer, "response", None), "status_code", None)
-            told = str(answer).strip().partition("\n")[0]
+            reason = str(answer).strip().partition("\n")[0]
             if status in (401, 403):
                 return (
-                    f"{source}: access to {name} was refused ({told}); expected a token that may read it: ask its "
+                    f"{source}: access to {name} was refused ({reason}); expected a token that may read it: ask its "
                     "owners for access, then pass token=... or log in with `hf auth login`"
                 )
-            return f"{source}: {name} could not be downloaded ({told}); nothing broken is kept: call again"
+            return f"{source}: {name} could not be downloaded ({reason}); nothing broken is kept: call again"
     return None
 
 
@@ -462,8 +462,8 @@ def parse_json(text: str | bytes, name: object) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        told = str(error).partition(";")[0]  # of a number that is too long: a setting of Python
-        raise ValueError(f"{name}: got {told}, expected JSON; copy the file again or remove it") from error
+        reason = str(error).partition(";")[0]  # of a number that is too long: a setting of Python
+        raise ValueError(f"{name}: got {reason}, expected JSON; copy the file again or remove it") from error
 
 
 def read_json(file: str | os.PathLike) -> Any:
@@ -628,11 +628,11 @@ class KnownFieldsMixin:
                 "the Hub, of a model as save_pretrained writes it"
             )
         check_version(content.pop(FIELD, None), str(pretrained_model_name_or_path))
-        found = content.get("model_type", cls.model_type)
-        if found != cls.model_type and not cls.base_config_key:
+        model_type = content.get("model_type", cls.model_type)
+        if model_type != cls.model_type and not cls.base_config_key:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: is a checkpoint of {found!r}, expected one of {cls.model_type!r}; "
-                "load it with its own class (AutoModel.from_pretrained finds it), or name another checkpoint"
+                f"{pretrained_model_name_or_path}: is a checkpoint of {model_type!r}, expected one of "
+                f"{cls.model_type!r}; load it with its own class (AutoModel.from_pretrained finds it), or name another"
             )
         return content, unused
 
@@ -646,8 +646,8 @@ class KnownFieldsMixin:
             _check_dtype(config_dict.get("dtype"))
             return super().from_dict(config_dict, **kwargs)
         except (StrictDataclassError, TypeError, AttributeError, KeyError, ValueError) as error:
-            told = _explained(cls, config_dict, error)
-            raise ValueError(f"{source}: config.json of {cls.model_type!r} cannot be used: {told}") from error
+            reason = _explained(cls, config_dict, error)
+            raise ValueError(f"{source}: config.json of {cls.model_type!r} cannot be used: {reason}") from error
         finally:
             _READING.reset(reading)
 
@@ -796,7 +796,7 @@ class MF2VisionConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
     num_prefix_tokens (`int`): class and register tokens that stand before the patch tokens.
     do_grayscale (`bool`), normalize_per_image (`bool`), alignment (`str`): how the processor prepares images; see
         [`MF2ImageProcessor`].
-    label_taught (`bool`): whether the tower's training was told action units and emotions.
+    label_taught (`bool`): whether the tower was trained with labels of action units and emotions.
     frozen (`bool`): no gradient enters the tower and it stays in evaluation mode.
     """
 
@@ -983,6 +983,8 @@ class MF2Config(FaceConfig):
     sides (`bool`): also whether each AU is active on the person's left and right side.
     intensities (`bool`): also how strong each AU is, from 0 to 5, by the one score that decides whether it is active.
     geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
+    contrast (`str`): what the contrastive loss takes for negatives: those of another `"meaning"` by their labels, or,
+        the paper's equation 3 to the letter, of another `"wording"`.
     units_alone_share (`float`): while training, the share of the label losses that is of what the AUs' states say
         alone. Without it the classifiers lean on what Emo-VL, with the whole face in view, learns by heart.
     emotion_max_length, au_max_length (`int`): tokens of an emotion caption, and of all AU sentences of an image.
@@ -1013,6 +1015,7 @@ class MF2Config(FaceConfig):
     intensities: bool = False
     geometry_token: bool = False
     initial_temperature: float | int = 0.07
+    contrast: Literal["meaning", "wording"] = "meaning"
     emo_pair_share: float | int = 1.0
     au_pair_share: float | int = 1.0
     units_alone_share: float | int = 0.0

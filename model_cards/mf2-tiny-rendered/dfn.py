@@ -547,8 +547,8 @@ class DFNModel(BaseTuner):
             spread_layers(peft_config.of_pathway("layers", pathway), shapes[pathway].states, pathway)
         if peft_config.modules_to_save is None and peft_config.heads != "none":
             wanted = getattr(self.model, "adapter_heads", {}).get(peft_config.heads, [])
-            found = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
-            peft_config.modules_to_save = [name for name in wanted if name in found] or None
+            names = {name.rpartition(".")[2] for name, _ in self.model.named_modules()}
+            peft_config.modules_to_save = [name for name in wanted if name in names] or None
         self._check_saved(peft_config.modules_to_save or ())
         return peft_config
 
@@ -563,12 +563,12 @@ class DFNModel(BaseTuner):
         base: dict[str, Any] = {name: [shape.states, shape.width] for name, shape in shapes.items()}
         base |= {name: list(model_config[name]) for name in ("action_units", "emotions") if name in model_config}
         for name, expected in (peft_config.base or {}).items():
-            found = base.get(name, expected)
-            if found != expected:
+            actual = base.get(name, expected)
+            if actual != expected:
                 what = "(hidden states, width)" if name in shapes else "labels"
                 raise ValueError(
                     f"DFN: the adapter belongs to a model whose {name} is {expected} {what}, but "
-                    f"{type(self.model).__name__} here has {found}; load it into the base that it was trained on "
+                    f"{type(self.model).__name__} here has {actual}; load it into the base that it was trained on "
                     f"({peft_config.base_model_name_or_path}), or make a fresh DFNConfig"
                 )
         peft_config.base = base

@@ -653,7 +653,7 @@ class DetectedFace:
     confidence: np.ndarray
     """(68,), the network's response at each landmark: low where it is hidden."""
     pose: tuple[float, float, float] | None = None
-    """Pitch, yaw and roll in degrees, from a detector that tells them."""
+    """Pitch, yaw and roll in degrees, from a detector that measures them."""
 
     @property
     def area(self) -> float:

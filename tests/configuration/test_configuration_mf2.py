@@ -124,6 +124,13 @@ def test_overrides_while_loading(tmp_path):
         MF2Config.from_pretrained(tmp_path, au_config={"num_query_token": 1})
 
 
+def test_a_field_of_an_older_file_is_read_by_its_old_name(tmp_path):
+    MF2Config.from_size("tiny").save_pretrained(tmp_path)
+    edit(tmp_path, {"units_alone_share": 0.75})
+    for load in (MF2Config.from_pretrained, AutoConfig.from_pretrained):
+        assert load(tmp_path).au_only_loss_weight == 0.75
+
+
 def test_an_unknown_field_in_a_file_is_kept_with_a_warning(tmp_path):
     config = MF2Config.from_size("tiny")
     config.note = "mine"

@@ -290,6 +290,7 @@ def test_hashes_find_copies_and_leave_other_people_alone():
     assert len(near_pairs(copies, many)) == 100 * len(pairs) and near_pairs(copies[:0], many).shape == (0, 2)
 
 
+@pytest.mark.usefixtures("training_alone")
 def test_pictures_with_emotions_alone_are_built_and_trained_in_the_splits_that_are_written(own, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [json.loads(line) for line in (own / "labels.jsonl").read_text().splitlines()][::2]

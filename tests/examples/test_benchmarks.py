@@ -40,7 +40,12 @@ BENCHMARKS = {
 }
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+MINUTES = ("synthetic", "pipeline")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in MINUTES else []) for name in BENCHMARKS]
+)
 def test_a_benchmark_writes_the_figures_that_it_returns(name: str, tmp_path: Path) -> None:
     """Scripts that compare two sides stop where their results differ."""
     options, *wanted = BENCHMARKS[name]
@@ -279,7 +284,7 @@ def test_a_checkpoint_is_calibrated_graded_and_its_card_written_anew(tmp_path: P
     assert list((folder / ".eval_results").glob("*.yaml"))
 
 
-def test_adaptation_answers_every_photograph_by_people_that_it_did_not_learn_from(tmp_path: Path, monkeypatch) -> None:
+def test_adaptation_answers_photographs_by_people_that_it_did_not_learn_from(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     adaptation, rows = load("benchmark/adaptation"), []
     monkeypatch.setattr(adaptation, "LEAST", 2)
@@ -292,8 +297,8 @@ def test_adaptation_answers_every_photograph_by_people_that_it_did_not_learn_fro
             {"image": f"{index}.png", "emotion": emotion, "subject": f"p{index // 4}", "landmarks": points.tolist()}
         )
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    command = ["--photos", str(tmp_path), "--labelled", "12", "--steps", "1", "--json", str(tmp_path / "figures.json")]
-    figures = adaptation.main(command)
+    command = ["--photos", str(tmp_path), "--labelled", "12", "--steps", "1", "--folds", "3"]
+    figures = adaptation.main([*command, "--json", str(tmp_path / "figures.json")])
     assert json.loads((tmp_path / "figures.json").read_text()) == figures and figures["chance"] == 0.5
     for method in ("released", *(f"{method}_12" for method in adaptation.TASKS)):
         assert 0 <= figures[f"{method}_macro_recall_low"] <= figures[f"{method}_macro_recall"] <= 1

@@ -28,7 +28,7 @@ def faces():
 @pytest.mark.parametrize("branches", BRANCHES, ids=str)
 @pytest.mark.parametrize("cls", [MF2ForFaceAnalysis, MF2ForPreTraining])
 def test_every_model_answers_and_learns_them(cls, branches, faces):
-    model = shake(cls(tiny_config(**DETAILS, **branches, units_alone_share=0.5))).train()
+    model = shake(cls(tiny_config(**DETAILS, **branches, au_only_loss_weight=0.5))).train()
     labels = {"side_labels": torch.tensor([[[1, 0], [-1, 1], [0, 0]]]).expand(3, 3, 2)}
     labels["intensity_labels"] = torch.tensor([[2.5, -1.0, 5.0]]).expand(3, 3)
     output = model(**faces, **labels)
@@ -66,7 +66,7 @@ def test_the_expected_intensity_is_the_best_answer():
 
 
 def test_half_of_the_loss_is_that_of_the_aus_alone():
-    model = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS, units_alone_share=1.0))).train()
+    model = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS, au_only_loss_weight=1.0))).train()
     emo, au = torch.randn(2, 3, 32), torch.randn(2, 3, 2, 32)
     labels = FaceLabels(None, None, torch.ones(2, 3, 2), torch.full((2, 3), 3.0))
     parts = [label_losses(model, face, au, model.classifiers(face, au), labels) for face in (emo, emo + 1)]

@@ -81,8 +81,8 @@ def test_each_field_of_an_adapter_s_file_loads_or_is_named(tmp_path):
     file = tmp_path / "adapter_config.json"
     good = json.loads(file.read_text())
     base, wrong = make(), {}
-    for field in sorted(set(good) - READ_BY_PEFT):
-        for value in VALUES:
+    for place, field in enumerate(sorted(set(good) - READ_BY_PEFT)):
+        for value in VALUES[place % 2 :: 2]:
             file.write_text(json.dumps({**good, field: value}))
             try:
                 PeftModel.from_pretrained(base, tmp_path).unload()

@@ -25,7 +25,6 @@ from modeling_mf2 import (
     MF2ForFaceAnalysis,
     MF2ForImageClassification,
     MF2ForPreTraining,
-    MF2ForZeroShotImageClassification,
     MF2Model,
     VLFAUForFaceAnalysis,
 )
@@ -252,12 +251,9 @@ VIT = {
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "base": lambda: MF2Model(tiny_config()),
     "pretraining": lambda: MF2ForPreTraining(tiny_config()),
-    "face_vit": lambda: MF2ForFaceAnalysis(tiny_config("vit")),
     "face_eva": lambda: MF2ForFaceAnalysis(tiny_config(vision=SMALL_TOWERS["eva"])),
     "captioning": lambda: MF2ForCaptioning(tiny_config()),
-    "zero_shot": lambda: MF2ForZeroShotImageClassification(tiny_config()),
     "vl_fau": lambda: VLFAUForFaceAnalysis(VLFAUConfig(**SMALL_SWIN, hidden_size=16, scale_channels=4)),
-    "vl_fau_vit": lambda: VLFAUForFaceAnalysis(VLFAUConfig(**VIT, hidden_size=16, scale_channels=4)),
     "me_graph_au": lambda: MEGraphAUForFaceAnalysis(MEGraphAUConfig(**SMALL, hidden_size=16, neighbors=2)),
     "hsemotion": lambda: HSEmotionForFaceAnalysis(HSEmotionConfig(**VIT)),
     "exp_blip": lambda: ExpBlipForFaceAnalysis(small_config("vit")),
@@ -271,7 +267,7 @@ def answers(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     texts = [name for name in batch if name.endswith("input_ids") or name.endswith("attention_mask")]
     if isinstance(model, MF2Model | MF2ForFaceAnalysis | ExpBlipForFaceAnalysis):
         batch = {name: batch[name] for name in batch if name not in texts}
-    if isinstance(model, MF2ForCaptioning | MF2ForZeroShotImageClassification):
+    if isinstance(model, MF2ForCaptioning):
         batch = pick(batch, *IMAGE, *texts[:2])
     torch.manual_seed(0)
     found = {name: value for name, value in model(**batch).items() if isinstance(value, torch.Tensor)}
@@ -299,9 +295,9 @@ def test_offloaded_weights_give_the_same_answers(name: str, tmp_path: Path) -> N
     disk_offload(again, tmp_path / "disk", execution_device=torch.device("cpu"))
     whole = [model, again, load({"": "disk"})]
     assert all(parameter.is_meta for one in whole for parameter in one.parameters())
-    partly = [load("auto", max_memory={"cpu": int(share * size)}) for share in (0.3, 0.7)]
-    assert all("disk" in one.hf_device_map.values() for one in partly)
-    for offloaded in (*whole, *partly):
+    partly = load("auto", max_memory={"cpu": int(0.5 * size)})
+    assert "disk" in partly.hf_device_map.values()
+    for offloaded in (*whole, partly):
         there = [name for name, parameter in offloaded.named_parameters() if not parameter.is_meta]
         found = answers(offloaded)
         assert found.keys() == expected.keys() and len(found) > 0

@@ -1,16 +1,17 @@
 """Checkpoints that can be trusted, a full disk, a second job in the same folder, and costs over interruptions."""
 
 import json
-import os
+import multiprocessing
 import signal
 import subprocess
 import sys
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
-from short_runs import ROOT, environment
+from short_runs import ROOT
 from transformers import TrainingArguments
 
 from mf2face.training.checkpoints import damage, disk_may_be_full, last_good_checkpoint, seal, sole_user, unseal
@@ -77,28 +78,24 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(tmp_path: Pa
     assert new.exists()
 
 
-HOLDER = """
-import signal, sys
-from transformers import TrainingArguments
-from mf2face.training.checkpoints import sole_user
-with sole_user(TrainingArguments(sys.argv[1], use_cpu=True)):
-    print("held", flush=True)
-    signal.pause()
-"""
+def hold(training: TrainingArguments, held: Event) -> None:
+    with sole_user(training):
+        held.set()
+        signal.pause()
 
 
 def test_a_second_job_is_refused_until_the_first_one_is_gone(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    job = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
-    training = TrainingArguments(str(tmp_path), use_cpu=True)
+    training, processes = TrainingArguments(str(tmp_path), use_cpu=True), multiprocessing.get_context("fork")
+    job = processes.Process(target=hold, args=(training, held := processes.Event()))
+    job.start()
     try:
-        assert job.stdout.readline() == "held\n"
+        assert held.wait(60)
         with pytest.raises(BlockingIOError, match=rf"in use by process {job.pid} on .*--output_dir"):
             with sole_user(training):
                 pass
     finally:
-        os.kill(job.pid, signal.SIGKILL)
-        job.wait()
+        job.kill()
+        job.join()
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), sole_user(training):
             raise ZeroDivisionError

@@ -38,14 +38,10 @@ from processing_mf2.processing_mf2 import MF2Processor
 from processing_mf2.tokenizer import build_tokenizer
 
 
-VIT = {
-    "backbone": "vit_tiny_patch16_224",
-    "num_prefix_tokens": 1,
-    "image_size": 112,
-    "hidden_size": 32,
-    "patch_size": 16,
-}
-VIT["backbone_kwargs"] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+pytestmark = pytest.mark.usefixtures("training_alone")
+
+VIT = {"backbone": "vit_tiny_patch16_224", "num_prefix_tokens": 1, "image_size": 112, "hidden_size": 32}
+VIT |= {"patch_size": 16, "backbone_kwargs": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
 
 
 def run(folder: Path, task: str, source: Path | None = None, **options: object) -> dict[str, float]:

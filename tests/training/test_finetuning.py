@@ -14,7 +14,6 @@ from short_runs import assert_same_weights, history, short_run
 import train
 from configuration_mf2 import MF2Config
 from mf2face.data.examples import MF2Examples
-from mf2face.data.schema import SPLITS
 from mf2face.data.synthetic.faces import MFASynthetic
 from mf2face.training.arguments import parse_arguments
 from mf2face.training.build import build_model
@@ -40,10 +39,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-ALL = (*METHODS, "linear_probe")
+pytestmark = pytest.mark.usefixtures("training_alone")
 
 
-@pytest.mark.parametrize("task", ALL)
+@pytest.mark.parametrize("task", (*METHODS, "linear_probe"))
 def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Path, task: str) -> None:
     trained = short_run(tmp_path / "out", task=task, model_name_or_path=base)["trainable_parameters"]
     for entry in history(tmp_path / "out"):
@@ -69,23 +68,32 @@ def test_every_method_trains_its_own_part_and_the_heads(base: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("task", ["dfn", "linear_probe"])
-def test_stored_states_train_the_same_weights(base: Path, tmp_path: Path, task: str) -> None:
+def test_stored_states_train_the_same_weights_and_damage_is_named(base: Path, tmp_path: Path, task: str) -> None:
     options = {"task": task, "model_name_or_path": base, "store_dtype": "float32", "store_vision": False}
+    short_run(tmp_path / "plain", **options, no_store=True)
+    if task == "linear_probe":
+        short_run(tmp_path / "damaged", **options)
+        for shard in (tmp_path / "cache" / "mf2_states").glob("*/states-*.safetensors"):
+            shard.write_bytes(shard.read_bytes()[:100])
+        with pytest.raises(
+            OSError, match=r"states-00000\.safetensors: missing, damaged or cut short .*--rebuild_store"
+        ):
+            short_run(tmp_path / "stored", **options)
+        options["rebuild_store"] = True
     short_run(tmp_path / "stored", **options)
     assert list((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
-    short_run(tmp_path / "plain", **options, no_store=True)
     name = "model.safetensors" if task == "linear_probe" else "adapter_model.safetensors"
     assert_same_weights(tmp_path / "stored", tmp_path / "plain", name, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("task", ["dfn", "full"])
-def test_views_are_the_same_for_every_seed(base: Path, tmp_path: Path, task: str) -> None:
-    options = {"task": task, "model_name_or_path": base, "views": 3, "num_images": 48}
-    short_run(tmp_path / "first", **options, seed=1)
+def test_views_are_the_same_for_every_seed(base: Path, tmp_path: Path) -> None:
+    options = {"model_name_or_path": base, "views": 3, "num_images": 48}
+    short_run(tmp_path / "full", **options, task="full")
+    assert not list((tmp_path / "cache").glob("mf2_states/*/store.json"))
+    short_run(tmp_path / "first", **options, task="dfn", seed=1)
     stores = sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json"))
-    views = [json.loads(store.read_text())["identity"]["views"] for store in stores]
-    assert sorted(views) == ([1, 1, 3] if task == "dfn" else [])
-    short_run(tmp_path / "second", **options, seed=2)
+    assert sorted(json.loads(store.read_text())["identity"]["views"] for store in stores) == [1, 1, 3]
+    short_run(tmp_path / "second", **options, task="dfn", seed=2)
     assert sorted((tmp_path / "cache" / "mf2_states").glob("*/store.json")) == stores
 
 
@@ -132,27 +140,14 @@ def test_a_folder_with_checkpoints_of_other_settings_is_refused(base: Path, tmp_
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == before
 
 
-def test_a_damaged_store_is_named_and_computed_anew_on_request(base: Path, tmp_path: Path) -> None:
-    options = {"task": "linear_probe", "model_name_or_path": base, "num_images": 48}
-    short_run(tmp_path / "out", **options)
-    for shard in (tmp_path / "cache" / "mf2_states").glob("*/states-*.safetensors"):
-        shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(OSError, match=r"states-00000\.safetensors: missing, damaged or cut short .*--rebuild_store"):
-        short_run(tmp_path / "again", **options)
-    short_run(tmp_path / "again", **options, rebuild_store=True)
-
-
 def test_thresholds_are_not_tuned_on_the_images_that_are_scored(base: Path, tmp_path: Path) -> None:
     rows = MFASynthetic(96, "drawn", size=112)
-    parts = {name: rows.filter(lambda split, name=name: split == name, input_columns="split") for name in SPLITS}
-    for name, splits, tuned in (("two", ("train", "test"), False), ("three", SPLITS, True)):
-        DatasetDict({split: parts[split] for split in splits}).save_to_disk(tmp_path / name)
-        source = {"dataset": tmp_path / name, "model_name_or_path": base, "no_store": True, "divide_splits": False}
-        short_run(tmp_path / f"out_{name}", **source, task="linear_probe")
-        card = (tmp_path / f"out_{name}" / "README.md").read_text()
-        assert ("the epoch chosen on these images" in card) is not tuned
-        saved = MF2ForFaceAnalysis.from_pretrained(tmp_path / f"out_{name}").config
-        assert (saved.au_thresholds is not None) is tuned
+    parts = {name: rows.filter(lambda split, n=name: split == n, input_columns="split") for name in ("train", "test")}
+    DatasetDict(parts).save_to_disk(tmp_path / "rows")
+    source = {"dataset": tmp_path / "rows", "model_name_or_path": base, "no_store": True, "divide_splits": False}
+    short_run(tmp_path / "out", **source, task="linear_probe")
+    assert "the epoch chosen on these images" in (tmp_path / "out" / "README.md").read_text()
+    assert MF2ForFaceAnalysis.from_pretrained(tmp_path / "out").config.au_thresholds is None
 
 
 def test_options_of_a_method_reach_its_config_or_are_refused(base: Path) -> None:

@@ -2,11 +2,13 @@
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import DETAILS
+from strangers import ROOT, run
 
 from configuration_mf2.configuration_mf2 import LOSSES, MF2Config
 from mf2face.training.grad_cache import MicroBatch, micro_batches
@@ -160,18 +162,22 @@ def _process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+# Not forked from this process, whose autograd runs already.
+BOTH = """
+import sys, torch
+from test_grad_cache import _process
+torch.multiprocessing.start_processes(_process, args=(sys.argv[1],), nprocs=2, start_method="fork")
+"""
+
+
 def test_two_processes_with_one_or_two_micro_batches_equal_one_batch(make_config, make_batch, shaken, tmp_path):
     model = build(make_config(au_class_weights=[1.0, 2.0, 0.5], **DETAILS), shaken)
     batch = uneven_batch(make_batch, model.config)
     steps = [cut(batch, [4, 4]), cut(batch, [2, 2, 2, 2])]
     given = {"config": model.config.to_dict(), "state": model.state_dict(), "steps": steps}
     torch.save(given, tmp_path / "given.pt")
-    workers = torch.multiprocessing.start_processes(
-        _process, args=(str(tmp_path),), nprocs=2, join=False, start_method="spawn"
-    )
+    run(BOTH, tmp_path, cwd=ROOT, PYTHONPATH=os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))))
     expected, grads = whole(model, batch)
-    while not workers.join():
-        pass
     for halves in zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True):
         assert_equal({name: sum(half["losses"][name] for half in halves) / 2 for name in expected}, expected)
         for half in halves:

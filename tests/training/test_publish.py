@@ -1,8 +1,6 @@
 """Runs that end on the Hub: the real client, a real server of 127.0.0.1, and nothing there that should not be."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load, save
-from short_runs import command, environment, short_run
+from short_runs import command, short_run
 from strangers import ALONE, run
 from transformers import AutoModel, AutoProcessor
 
@@ -77,17 +75,12 @@ def folder(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_script(hub: LoopbackHub, folder: Path, *arguments: str) -> str:
-    variables = environment(HF_HUB_OFFLINE="0", **hub.environment(folder / "home"))
-    done = subprocess.run([sys.executable, *arguments], env=variables, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def publish(hub: LoopbackHub, folder: Path, name: str, **options: object) -> None:
     options |= {"push_to_hub": True, "hub_model_id": f"org/{name}", "max_steps": 2, "save_steps": 1}
     options |= {"eval_strategy": "no", "load_best_model_at_end": False}
-    assert "published: " in run_script(hub, folder, train.__file__, *command(folder / name, **options))
+    variables = hub.environment(folder / "home")
+    published = run(Path(train.__file__), *command(folder / name, **options), cwd=folder, **variables, HF_HUB_OFFLINE=0)
+    assert "published: " in published
 
 
 def check_published(hub: LoopbackHub, folder: Path, name: str, *needed: str) -> dict[str, bytes]:
@@ -185,7 +178,7 @@ torch.testing.assert_close(again(**batch).au_logits, model.eval()(**batch).au_lo
 
 
 def test_pushed_by_the_stock_trainer_it_loads_from_the_hub(hub: LoopbackHub, tmp_path: Path) -> None:
-    run_script(hub, tmp_path, "-c", STOCK, str(tmp_path / "run"))
+    run(STOCK, tmp_path / "run", cwd=tmp_path, **hub.environment(tmp_path / "home"), HF_HUB_OFFLINE=0)
     assert {"config.json", "model.safetensors", "processor_config.json"} <= set(hub.repos["org/stock"][-1][1])
     units = MF2ForFaceAnalysis.from_pretrained(tmp_path / "run").config.action_units
     assert AutoModel.from_pretrained(tmp_path / "run").config.action_units == units

@@ -255,7 +255,7 @@ def open_in_a_process(folder: Path) -> tuple[float, int]:
 
 
 def test_several_processes_share_one_store(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
         (one, asked), (other, asked_too) = pool.map(open_in_a_process, [tmp_path / "store"] * 2, chunksize=1)
     assert one == other and asked + asked_too == ROWS, "they share the work"
 
