@@ -252,7 +252,9 @@ class LinearTower(nn.Module):
         emotion_labels: torch.Tensor | None = None,
         **others: torch.Tensor,
     ) -> FaceAnalysisOutput:
-        emotion, units = self.head(self.vision(pixel_values).flatten(1))
+        tokens = self.vision(pixel_values).flatten(1)
+        with torch.autocast(tokens.device.type, enabled=False):  # sums over many tokens, of which a mean is taken off
+            emotion, units = self.head(tokens)
         parts = classification_losses(self.config, emotion, emotion_labels, units, au_labels)
         return FaceAnalysisOutput(loss=weighted_sum(self.config, parts), emotion_logits=emotion, au_logits=units)
 

@@ -65,7 +65,9 @@ class LinearProbe(nn.Module):
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.linear((tokens.float() - self.mean) * self.scale).split(self.sizes, 1)
+        weight = self.linear.weight * self.scale  # as if the tokens were standardised, which are many more numbers
+        bias = self.linear.bias - weight @ self.mean
+        return nn.functional.linear(tokens.float(), weight, bias).split(self.sizes, 1)
 
     @torch.no_grad()
     def answers(self, tokens: torch.Tensor) -> list[np.ndarray]:
