@@ -47,7 +47,7 @@ from modeling_mf2 import MF2ForFaceAnalysis
 
 TASKS = {"dfn": "dfn", "probe": "linear_probe", "lora": "lora", "full": "full", "untrained": "full"}
 STEPS = {"dfn": 300, "probe": 300, "lora": 100, "full": 100, "untrained": 150}
-RATES = {"dfn": 1e-3, "probe": 2e-3, "lora": 1e-3, "full": 5e-4, "untrained": 1e-3}
+RATES = {"dfn": 3e-4, "probe": 2e-3, "lora": 1e-3, "full": 5e-4, "untrained": 1e-3}
 
 
 class Photographs:
