@@ -153,6 +153,16 @@ def adapted() -> Iterator[str]:
     return compared(rows, "256 labelled images, in %", dict(list(_COLUMNS.items())[1:]))
 
 
+_ENDS = ("", "_low", "_high")
+
+
+def labelled() -> Iterator[str]:
+    names = {"as released": "released", "DFN (ours)": "dfn_400", "linear probe": "probe_400", "LoRA": "lora_400"}
+    names["all of it from random weights"] = "untrained_400"
+    rows = {t: [figure("adaptation", f"{n}_macro_recall{kind}", ".3f") for kind in _ENDS] for t, n in names.items()}
+    return table("400 labelled photographs, macro recall of emotions | mean | low | high", rows)
+
+
 def outside() -> Iterator[str]:
     tools = {
         "MF² as released: synthetic people alone": "mf2",
@@ -160,8 +170,7 @@ def outside() -> Iterator[str]:
         "`fer` 25.10.3: MIT, FER2013's photographs": "fer",
         "`facex` 1.1.0: MIT, data not stated": "facex",
     }
-    kinds = ("", "_low", "_high")
-    rows = {t: [figure("outside", f"{name}_macro_recall{kind}", ".3f") for kind in kinds] for t, name in tools.items()}
+    rows = {t: [figure("outside", f"{name}_macro_recall{kind}", ".3f") for kind in _ENDS] for t, name in tools.items()}
     return table("emotion, macro recall on photographs | mean | low | high", rows)
 
 
@@ -214,7 +223,7 @@ def rendered() -> Iterator[str]:
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
     made.__name__: made
-    for made in (checkpoint, finetuning, inference, systems, telling, adapted, outside, paper_scale, rendered)
+    for made in (checkpoint, finetuning, inference, systems, telling, adapted, labelled, outside, paper_scale, rendered)
 }
 
 
