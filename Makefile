@@ -45,11 +45,12 @@ docs:
 # the tower too; then other people, landmarks as MediaPipe finds them (`mf2 setup` first), and more weight on labels.
 # Thresholds and conformal cuts are from validation people; then evidence, grades and card. With PHOTOGRAPHS=FOLDER
 # (pictures, labels.csv) and SOURCE=NAME they are graded on photographs; without, all stay experimental. About an hour and
-# a half on a CPU core; the small one, for a GPU or a night, is not put into the repository. The seed is the Trainer's
-# default.
+# a half on a CPU core with bfloat16 products; on others, PRECISION= is faster. The small one, for a GPU or a night, is not
+# put into the repository. The seed is the Trainer's default.
 SIZE = tiny
+PRECISION = --bf16 True
 NAME = mf2-$(SIZE)-rendered
-TRAINED = --model_size $(SIZE) --style studio+street --num_images 12000 --bf16 True
+TRAINED = --model_size $(SIZE) --style studio+street --num_images 12000 $(PRECISION)
 LEARNED = --augment heavy --load_best_model_at_end False --eval_strategy no --save_half True
 MEASURED = outputs/$(NAME)-photographs.json
 checkpoint-small: SIZE = small

@@ -52,7 +52,7 @@ class ImageOnly(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         read = self.mf2(pixel_values, landmarks)
-        return tuple(self.classifiers(read.emo_states, read.au_states).outputs.values())
+        return tuple(self.classifiers(read.emo_states, read.au_states, landmarks).outputs.values())
 
 
 def facts_of(model: nn.Module, source: str | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers.activations import ACT2FN
 from configuration_mf2.configuration_mf2 import MF2Config, MF2QFormerConfig
 
 from .losses import INTENSITY_LEVELS, au_loss, classification_losses, intensity_loss
+from .regions import inner_shape
 
 
 class MF2LanguageHead(nn.Module):
@@ -70,6 +71,23 @@ class FaceLabels(NamedTuple):
     intensities: torch.Tensor | None = None
 
 
+class MF2ShapeHead(nn.Module):
+    """What the shape of a face says by itself: emotion and AU logits. Landmarks are found alike in renders and in
+    photographs, so that this holds where what the tower sees does not."""
+
+    def __init__(self, config: MF2Config, hidden: int = 128) -> None:
+        super().__init__()
+        self.image_size, self.shape_in = config.vision_config.image_size, nn.Linear(2 * 51, hidden)
+        self.emotion = nn.Linear(hidden, len(config.emotions)) if config.emotions else None
+        self.units = nn.Linear(hidden, len(config.action_units)) if config.action_units else None
+
+    def forward(self, landmarks: torch.Tensor) -> FaceLogits:
+        """landmarks (batch, 68, 2): in pixels of the image."""
+        shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
+        hidden = nn.functional.gelu(self.shape_in(shape))
+        return FaceLogits(*(None if layer is None else layer(hidden) for layer in (self.emotion, self.units)))
+
+
 class MF2Classifiers(nn.Module):
     """AU logits from each AU's own queries (and the face as a whole), emotion logits from the face and all AUs.
 
@@ -100,6 +118,7 @@ class MF2Classifiers(nn.Module):
         if config.intensities:
             self.level_stretch = nn.Parameter(torch.zeros(count))
             self.level_cuts = nn.Parameter(torch.zeros(count, INTENSITY_LEVELS))
+        self.shape_weight, self.shape = config.shape_weight, MF2ShapeHead(config) if config.shape_weight else None
         emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
         self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
 
@@ -121,16 +140,23 @@ class MF2Classifiers(nn.Module):
         for layer, anew in (
             (self.au_from_face, units),
             (self.side_from_face, units),
+            (getattr(self.shape, "units", None), units),
+            (getattr(self.shape, "emotion", None), "emotions" in fields),
             (self.emotion, "emotions" in fields or (units and reads_units)),
         ):
             if layer is not None and anew:
                 init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
                 init.zeros_(layer.bias)
 
-    def forward(self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None) -> FaceLogits:
-        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden).
+    def forward(
+        self,
+        emo_states: torch.Tensor | None,
+        au_states: torch.Tensor | None,
+        landmarks: torch.Tensor | None = None,
+    ) -> FaceLogits:
+        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden), landmarks (batch, 68, 2).
 
-        Without emo_states, where there is that branch: what the AUs alone say.
+        Without emo_states, where there is that branch: what the AUs alone say. Without landmarks: what is seen alone.
         """
         face = None
         if self.norm_emo is not None and emo_states is not None:
@@ -150,6 +176,10 @@ class MF2Classifiers(nn.Module):
                 part for part in (face, units.mean(dim=2).flatten(1) if units is not None else None) if part is not None
             ]
             emotion_logits = self.emotion(torch.cat(parts, dim=-1))
+        if self.shape is not None and landmarks is not None:
+            said, weight = self.shape(landmarks), self.shape_weight / (1 + self.shape_weight)
+            emotion_logits = None if emotion_logits is None else emotion_logits.lerp(said.emotion, weight)
+            au_logits = None if au_logits is None else au_logits.lerp(said.au, weight)
         return FaceLogits(emotion_logits, au_logits, self._sides(au_logits, units, face), self._levels(au_logits))
 
     def _sides(
@@ -185,13 +215,19 @@ def label_losses(
     model: nn.Module,
     emo_states: torch.Tensor | None,
     au_states: torch.Tensor | None,
+    landmarks: torch.Tensor | None,
     logits: FaceLogits,
     labels: FaceLabels,
 ) -> dict[str, torch.Tensor]:
-    """In training a share of the losses is that of the AUs alone."""
-    parts = _losses_of(model.config, logits, labels)
+    """In training a share of the losses is that of the AUs alone, and what is seen learns apart from the shape."""
+    by_shape, classifiers = model.training and model.classifiers.shape is not None, model.classifiers
+    seen = classifiers(emo_states, au_states) if by_shape else logits
+    parts = _losses_of(model.config, seen, labels)
     alone = model.config.au_only_loss_weight
-    if not (model.training and alone and parts) or emo_states is None or au_states is None:
-        return parts
-    by_units = _losses_of(model.config, model.classifiers(None, au_states), labels)
-    return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
+    if model.training and alone and parts and emo_states is not None and au_states is not None:
+        by_units = _losses_of(model.config, classifiers(None, au_states), labels)
+        parts = {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
+    if by_shape and landmarks is not None:
+        said = _losses_of(model.config, classifiers.shape(landmarks), labels)
+        parts |= {"shape": sum(said.values())} if said else {}
+    return parts

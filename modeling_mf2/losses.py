@@ -34,6 +34,7 @@ class FaceAnalysisOutput(ModelOutput):
     emotion: torch.Tensor | None = None
     side: torch.Tensor | None = None
     intensity: torch.Tensor | None = None
+    shape: torch.Tensor | None = None
     au_side_logits: torch.Tensor | None = None
     au_intensities: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None

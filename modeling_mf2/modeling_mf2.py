@@ -494,9 +494,10 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        logits = self.classifiers(read.emo_states, read.au_states)
+        answered = (read.emo_states, read.au_states, landmarks if states is None else states.get("landmarks"))
+        logits = self.classifiers(*answered)
         labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
-        parts = label_losses(self, read.emo_states, read.au_states, logits, labels)
+        parts = label_losses(self, *answered, logits, labels)
         loss = weighted_sum(self.config, parts)
         return MF2FaceAnalysisOutput(loss=loss, **logits.outputs, **parts, **read)
 
@@ -538,7 +539,8 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)[:2]
+        landmarks = landmarks if states is None else states.get("landmarks")
+        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states, landmarks)[:2]
         loss, logits = None, emotion_logits if self.config.classification_target == "emotion" else au_logits
         if labels is not None and self.config.classification_target == "emotion":
             loss = emotion_loss(logits, labels)

@@ -48,6 +48,7 @@ class _Losses(ModelOutput):
     emotion: torch.Tensor | None = None
     side: torch.Tensor | None = None
     intensity: torch.Tensor | None = None
+    shape: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
     au_side_logits: torch.Tensor | None = None
@@ -179,9 +180,9 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             parts[f"itg_{name}"] = self._write(name, reads["au" if name == "au" else "emo"], own)
         states = {name: self.mf2.of_images(name, read.query_states) for name, read in reads.items()}
         emo_states, au_states = states.get("emo"), states.get("au")
-        logits = self.classifiers(emo_states, au_states)
+        logits = self.classifiers(emo_states, au_states, landmarks)
         labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
-        parts |= label_losses(self, emo_states, au_states, logits, labels)
+        parts |= label_losses(self, emo_states, au_states, landmarks, logits, labels)
         return MF2ForPreTrainingOutput(
             loss=weighted_sum(self.config, parts),
             **logits.outputs,

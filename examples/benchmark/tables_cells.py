@@ -141,6 +141,7 @@ CELLS: dict[str, Cell] = {
     "mf2_equation3": Cell("MF², contrast of wordings (equation 3)", (*_MF2, *_options(contrast="wording"))),
     "mf2_unseen": Cell(f"MF², no label of {UNSEEN}", _MF2, hides=True, needs=_AUS),
     "mf2_no_geometry": Cell("MF² without the landmarks' token", (*_MF2, *_options(geometry_token=False))),
+    "mf2_no_shape": Cell("MF² without the shape's own answer", (*_MF2, *_options(shape_weight=0))),
     "mf2_template": Cell("MF² without landmarks", (*_MF2, "--landmarks", "template")),
     "mf2_without_emo_vl": Cell("MF² without Emo-VL", (*_MF2, "--branches", "au"), needs=_AUS),
     "mf2_without_au_vl": Cell("MF² without AU-VL", (*_MF2, "--branches", "emo")),

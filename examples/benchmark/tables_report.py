@@ -67,7 +67,8 @@ _READOUTS = [
     *(f"exp_blip_{c}_{f}_local" for c in EXP_BLIP for f in ("vision", "qformer")),
 ]
 _CONTRASTS = ("mf2_equation3", "mf2_unseen", "exp_blip_contrast_exp", "exp_blip_contrast_meaning")
-_PARTS = ("mf2_without_emo_vl", "mf2_without_au_vl", "mf2_no_geometry", "mf2_template", "mf2_dfn_paper", "mf2_ia3")
+_PARTS = ("mf2_without_emo_vl", "mf2_without_au_vl", "mf2_no_geometry", "mf2_no_shape", "mf2_template")
+_PARTS += ("mf2_dfn_paper", "mf2_ia3")
 _FROM_RANDOM = [f"{name}_scratch" for name in ("full", "mf2", "vl_fau", "me_graph_au", "hsemotion")]
 TABLES = {
     "headline": Table("One tower trained without labels", (*_HEADLINE, "exp_blip", "mf2_dfn", "mf2_lora")),

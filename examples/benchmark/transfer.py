@@ -5,7 +5,8 @@ python examples/benchmark/transfer.py --photos FOLDER --labels FILE.csv [--style
 
 FILE.csv: columns image, emotion and, if there are some, subject. `--part` measures on half of the people: choices are
 made on `choose`, figures reported on `report`. The photographs are measured on and never learned from. Training
-computes in bfloat16, which halves its time. With several seeds, figures are means, and NAME_sd their deviations.
+computes in bfloat16 where the CPU does that faster, which is not everywhere: compare figures of one machine. With
+several seeds, figures are means, and NAME_sd their deviations.
 
 --without also trains on renders, the first seed alone, that lack one thing or have it the same for all people: figures
 `without_PART_...`. What it is worth is what is lost, if that is more than the seeds differ by.
@@ -46,6 +47,7 @@ from mf2face.data.synthetic.subjects import (
     sides,
     subject,
 )
+from mf2face.training.trainer import bfloat16_cost
 from processing_mf2.detection import MediaPipeDetector
 from processing_mf2.image_io import read_image
 
@@ -186,6 +188,7 @@ def train(data: tuple[np.ndarray, np.ndarray, np.ndarray], minutes: float, seed:
     net = SmallNet(units.shape[1]).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
     weight = (1 / units.float().mean(0).clamp(0.02) - 1).clamp(1, 6) ** 0.5
+    half = bfloat16_cost() < 1
     start, spent = time.process_time(), 0.0
     while spent < 60 * minutes:
         for rows in torch.randperm(len(crops), generator=generator).split(64):
@@ -193,7 +196,7 @@ def train(data: tuple[np.ndarray, np.ndarray, np.ndarray], minutes: float, seed:
             for group in optimizer.param_groups:
                 group["lr"] = 2e-3 * min(share / 0.1, (1 - share) / 0.9 + 1e-3)
             views = varied(crops[rows], generator).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 found, feeling = net(views)
             loss = nn.functional.binary_cross_entropy_with_logits(found.float(), units[rows].float(), pos_weight=weight)
             loss = loss + 0.4 * nn.functional.cross_entropy(feeling.float(), emotions[rows], label_smoothing=0.1)

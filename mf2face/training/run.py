@@ -60,6 +60,7 @@ from mf2face.training.tower import TOWER_FIGURES, tower_scores
 from mf2face.training.trainer import (
     Cost,
     MF2Trainer,
+    bfloat16_cost,
     images_seen,
     inference_seconds,
     loss_names,
@@ -70,6 +71,10 @@ from modeling_mf2.pretraining import MF2ForPreTraining
 from processing_mf2.processing_mf2 import MF2Processor
 
 
+logger = logging.getLogger(__name__)
+
+_SLOW = 4
+"""Times as long that bfloat16 may take as float32."""
 _MOST_SHIFTED = 800
 """Images of a style not trained on."""
 # Arguments that do not change the weights that a run ends with.
@@ -114,6 +119,10 @@ def _run_folds(settings: Settings) -> dict[str, float]:
 def _run(settings: Settings) -> dict[str, float]:
     cost = Cost()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    on_cpu = settings.training.device.type == "cpu"
+    if on_cpu and settings.training.bf16 and (times := bfloat16_cost()) > _SLOW:
+        what = "bf16: got True, on a CPU that computes it in software, %.0f times slower than float32: leave it out"
+        logger.warning(what, times)
     set_seed(settings.training.seed)
     if settings.trains:
         begun = {name: value for name, value in vars(settings.arguments).items() if name not in CACHE_ONLY_ARGUMENTS}

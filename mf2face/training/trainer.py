@@ -284,6 +284,20 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
+def bfloat16_cost() -> float:
+    """Time of a product in bfloat16 on this CPU over that in float32: below 1, or tens where it is done in software."""
+    spent = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(512, 512, dtype=dtype)
+        times = []
+        for _ in range(2):
+            begun = time.thread_time()
+            matrix @ matrix
+            times.append(time.thread_time() - begun)
+        spent[dtype] = min(times)
+    return spent[torch.bfloat16] / spent[torch.float32]
+
+
 class Cost:
     """Cost of a run from here on; work that a resumed run repeats counts once."""
 

@@ -69,6 +69,8 @@ def compute_states(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict
         own = [state for layer, state in pairs if layer not in tower.shared]
         if own:
             states[name] = torch.stack(own, dim=1).unflatten(0, (images, -1))
+    if getattr(model.config, "shape_weight", 0) and inputs.get("landmarks") is not None:
+        states["landmarks"] = inputs["landmarks"]
     return states
 
 

@@ -1,20 +1,24 @@
 """Sides, intensities and the token of the landmarks: what they are made of, and models without them."""
 
+import re
+
 import pytest
 import torch
 from conftest import shake, tiny_config
 from huggingface_hub.errors import StrictDataclassError
+from peft import get_peft_model
 
 from configuration_mf2 import MF2Config
 from configuration_mf2.facs import CANONICAL_FACE
-from modeling_mf2 import MF2ForFaceAnalysis, MF2ForPreTraining
+from modeling_mf2 import DFNConfig, MF2ForFaceAnalysis, MF2ForPreTraining
+from modeling_mf2.dfn.states import compute_states
 from modeling_mf2.heads import FaceLabels, label_losses
 from modeling_mf2.losses import intensity_loss
 from modeling_mf2.regions import inner_shape
 from processing_mf2 import MF2Processor
 
 
-DETAILS = {"sides": True, "intensities": True, "geometry_token": True}
+DETAILS = {"sides": True, "intensities": True, "geometry_token": True, "shape_weight": 2}
 BRANCHES = ({}, {"use_emo_branch": False}, {"use_au_branch": False})
 
 
@@ -69,7 +73,7 @@ def test_half_of_the_loss_is_that_of_the_aus_alone():
     model = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS, au_only_loss_weight=1.0))).train()
     emo, au = torch.randn(2, 3, 32), torch.randn(2, 3, 2, 32)
     labels = FaceLabels(None, None, torch.ones(2, 3, 2), torch.full((2, 3), 3.0))
-    parts = [label_losses(model, face, au, model.classifiers(face, au), labels) for face in (emo, emo + 1)]
+    parts = [label_losses(model, face, au, None, model.classifiers(face, au), labels) for face in (emo, emo + 1)]
     assert set(parts[0]) == {"side", "intensity"} and parts[0] == parts[1]
 
 
@@ -101,13 +105,40 @@ def test_each_branch_reads_one_more_token_that_follows_the_landmarks(faces):
     torch.testing.assert_close(without, canonical)
 
 
+def test_the_shape_s_own_answer_is_learned_apart_and_averaged(faces):
+    model = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS))).eval()
+    answer, said = model(**faces), model.classifiers.shape(faces["landmarks"])
+    seen = model.classifiers(answer.emo_states, answer.au_states)
+    torch.testing.assert_close(answer.au_logits, (seen.au + 2 * said.au) / 3)
+    torch.testing.assert_close(answer.emotion_logits, (seen.emotion + 2 * said.emotion) / 3)
+    labels = {"au_labels": torch.tensor([[1, 0, -1]] * 3), "emotion_labels": torch.tensor([0, 1, -1])}
+    for owner, losses in {"seen": ("au", "emotion"), "shape": ("shape",)}.items():
+        model.zero_grad()
+        output = model.train()(**faces, **labels)
+        sum(output[name] for name in losses).backward()
+        learned = {
+            ("shape" if "classifiers.shape" in n else "seen") for n, p in model.named_parameters() if p.grad is not None
+        }
+        assert learned == {owner}
+    torch.testing.assert_close(output.loss, output.au + output.emotion + output.shape)
+
+
+def test_an_adapter_s_stored_states_bring_the_shape(faces):
+    model = get_peft_model(shake(MF2ForFaceAnalysis(tiny_config(**DETAILS))), DFNConfig()).eval()
+    states = compute_states(model.base_model.model, faces)
+    torch.testing.assert_close(model(states=states).au_logits, model(**faces).au_logits)
+    assert not torch.allclose(
+        model(**faces).au_logits, model(**{**faces, "landmarks": faces["landmarks"].flip(0)}).au_logits
+    )
+
+
 def test_an_older_checkpoint_has_none_of_them(tmp_path, faces):
     old = shake(MF2ForFaceAnalysis(tiny_config())).eval()
     old.save_pretrained(tmp_path)
     again = MF2ForFaceAnalysis.from_pretrained(tmp_path)
     answer = again(**faces)
     assert answer.au_side_logits is None and answer.au_intensities is None
-    assert not [name for name in again.state_dict() if "side_" in name or "level_" in name or "geometry" in name]
+    assert not [name for name in again.state_dict() if re.search("side_|level_|geometry|shape", name)]
     with pytest.raises((ValueError, StrictDataclassError), match="sides, intensities: got True"):
         MF2Config(label_set="raf_db", use_au_branch=False, sides=True)
 

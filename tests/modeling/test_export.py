@@ -36,7 +36,8 @@ def answers_of(file: Path, model: torch.nn.Module, faces: int) -> list[tuple[tor
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     """The hardest of all: with an adapter that reads every block. One without is in test_engines."""
     torch.manual_seed(0)
-    details = {"sides": True, "intensities": True, "geometry_token": True, "au_thresholds": [0.2, 0.3, 0.4]}
+    details = {"sides": True, "intensities": True, "geometry_token": True, "shape_weight": 2}
+    details["au_thresholds"] = [0.2, 0.3, 0.4]
     base = MF2ForFaceAnalysis(tiny_config("vit", qformer={"num_hidden_layers": 2}, **details))
     wrapped = shake(get_peft_model(base, DFNConfig(bottleneck=4))).train()
     return wrapped, export.export_onnx(wrapped, tmp_path_factory.mktemp("onnx"))
