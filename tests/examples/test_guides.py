@@ -13,6 +13,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from example_scripts import EXAMPLES, load
@@ -82,7 +83,8 @@ def test_a_finished_run_is_released_with_its_code_and_a_face(tmp_path: Path) -> 
     assert files == {path.name for path in RELEASED.iterdir()} and "training_args.bin" not in files
     assert "mf2_hub_code" in (target / "config.json").read_text()
     assert (target / "model.safetensors").read_bytes() == (RELEASED / "model.safetensors").read_bytes()
-    assert (target / "face.png").read_bytes() == (RELEASED / "face.png").read_bytes()
+    drawn, shipped = (np.asarray(Image.open(folder / "face.png"), float) for folder in (target, RELEASED))
+    assert np.abs(drawn - shipped).mean() < 0.5, "a CPU of another kind rounds here and there otherwise"
     with open(run / "model.safetensors", "r+b") as weights:
         weights.truncate(12_000_001)
     with pytest.raises(ValueError, match=r"bytes, expected at most 12000000; train with --save_half True"):
