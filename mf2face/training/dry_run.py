@@ -43,6 +43,9 @@ _SHORT = {
     **{"logging_steps": 10**9, "max_steps": 4, "lr_scheduler_type": "constant", "disable_tqdm": True},
 }
 
+_LONG = 3.0
+"""Seconds of a step that tells how long one of many images takes."""
+
 
 def dry_run(settings: Settings) -> Figures:
     """Prints what the run needs. ValueError: the device, or a disk, is too small for it."""
@@ -150,10 +153,11 @@ class _Step(NamedTuple):
 
 
 class _Watch(TrainerCallback):
-    """Memory of the second step, seconds of the later ones; the first one makes the optimizer's state."""
+    """Memory of the second step, seconds of the later ones, from the end of the one before: images are read and changed
+    between two steps. The first one makes the optimizer's state."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.times, self.peak = device, [], 0
+        self.device, self.times, self.peak, self.ended = device, [], 0, 0.0
 
     def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if self.device.type == "cuda":
@@ -163,16 +167,15 @@ class _Watch(TrainerCallback):
         elif state.global_step == 1:
             self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self.profile.start()
-        self.begun = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - self.begun
         if state.global_step > 2:
-            self.times.append(seconds)
+            self.times.append(time.perf_counter() - self.ended)
         if state.global_step == 2:
             self.peak = self._peak()
+        self.ended = time.perf_counter()
 
     def _peak(self) -> int:
         if self.device.type == "cuda":
@@ -220,13 +223,17 @@ def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, 
     few = max(2, min(4, batch // 8))
     sizes = min(few, batch), min(2 * few, batch)  # no more than the run takes
     small, large = (_probe(settings, trainer, size) for size in sizes)
-    more, further = max(sizes[1] - sizes[0], 1), batch - sizes[1]
-    slope = max(large.peak - small.peak, 0) / more
+    slope = max(large.peak - small.peak, 0) / max(sizes[1] - sizes[0], 1)
     fixed = max(large.peak - slope * sizes[1], 0)
     if training.world_size > 1:
         fixed += _bytes(trainer.model, True)  # DDP's copies of the gradients
-    pace = min(max((large.seconds - small.seconds) / more, 0), large.seconds / sizes[1])
-    seconds = accumulated * (large.seconds + pace * further)
+    held = _bytes(trainer.model, True) + _bytes(trainer.model, False) + large.optimizer
+    timed, room = {sizes[0]: small.seconds, sizes[1]: large.seconds}, device_bytes(training.device) - held - fixed
+    while timed[max(timed)] < _LONG and (size := min(4 * max(timed), batch)) > max(timed) and slope * size < room:
+        timed[size] = _probe(settings, trainer, size).seconds  # of few images most is not theirs
+    *_, less, most = (min(timed), *sorted(timed))
+    pace = min(max((timed[most] - timed[less]) / max(most - less, 1), 0), timed[most] / most)
+    seconds = accumulated * (timed[most] + pace * (batch - most))
     steps, epochs = training.max_steps, training.num_train_epochs
     if images.get("train"):
         each = math.ceil(math.ceil(images["train"] / (batch * training.world_size)) / accumulated)
@@ -237,8 +244,7 @@ def _step_figures(settings: Settings, trainer: MF2Trainer, images: Mapping[str, 
         **{"step_gb_per_image": slope / GB, "steps": steps, "step_seconds": seconds},
         **{"hours": steps * seconds / 3600, "evaluation_hours": _evaluation_hours(settings, trainer, images, epochs)},
     }
-    figures["memory_gb"] = _bytes(trainer.model, True) / GB + _bytes(trainer.model, False) / GB
-    figures["memory_gb"] += figures["optimizer_gb"] + figures["step_gb"]
+    figures["memory_gb"] = held / GB + figures["step_gb"]
     return figures
 
 

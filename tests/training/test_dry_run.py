@@ -98,7 +98,7 @@ def test_a_step_of_few_images_is_tried_with_no_more(tmp_path: Path, monkeypatch:
     step = module._Step(peak=10**9, seconds=0.5, optimizer=0)
     monkeypatch.setattr(module, "_probe", lambda _, __, size: tried.append(size) or step)
     monkeypatch.setattr(module, "_evaluation_hours", lambda *_: 0.0)
-    for batch, expected in {1: [1, 1], 3: [2, 3], 56: [4, 8]}.items():
+    for batch, expected in {1: [1, 1], 3: [2, 3], 56: [4, 8, 32, 56]}.items():
         settings = parse_arguments(dry(tmp_path, per_device_train_batch_size=batch))
         figures = module._step_figures(settings, SimpleNamespace(model=torch.nn.Linear(1, 1)), {"train": 560})
         assert tried == expected and figures["step_gb"] == 1 and figures["step_seconds"] == 0.5
