@@ -220,14 +220,15 @@ def label_losses(
     labels: FaceLabels,
 ) -> dict[str, torch.Tensor]:
     """In training a share of the losses is that of the AUs alone, and what is seen learns apart from the shape."""
-    by_shape, classifiers = model.training and model.classifiers.shape is not None, model.classifiers
-    seen = classifiers(emo_states, au_states) if by_shape else logits
-    parts = _losses_of(model.config, seen, labels)
+    classifiers = model.classifiers
+    if model.training and classifiers.shape is not None:
+        logits = classifiers(emo_states, au_states)
+    parts = _losses_of(model.config, logits, labels)
     alone = model.config.au_only_loss_weight
     if model.training and alone and parts and emo_states is not None and au_states is not None:
         by_units = _losses_of(model.config, classifiers(None, au_states), labels)
         parts = {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
-    if by_shape and landmarks is not None:
+    if classifiers.shape is not None and landmarks is not None:
         said = _losses_of(model.config, classifiers.shape(landmarks), labels)
         parts |= {"shape": sum(said.values())} if said else {}
     return parts

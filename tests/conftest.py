@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 IMAGE = ("pixel_values", "landmarks")
 LABELS = ("au_labels", "emotion_labels")
-DETAILS = {"sides": True, "intensities": True}
+DETAILS = {"sides": True, "intensities": True, "shape_weight": 2}
 """Of a config, whose model then learns every loss"""
 
 TOWERS = {

@@ -34,6 +34,8 @@ from modeling_mf2.weights import branch_name, vision_name
 class _NoClassifiers(nn.Module):
     """Stage 1 learns from captions alone."""
 
+    shape = None
+
     def forward(self, *states: torch.Tensor | None) -> FaceLogits:
         return FaceLogits()
 

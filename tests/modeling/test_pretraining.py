@@ -62,7 +62,8 @@ def test_a_loss_is_none_where_its_input_branch_or_label_is_missing(left_out, mis
     assert set(parts(read)) == set(LOSSES) - missing
     assert (read.loss is None) == (missing == set(LOSSES))
     assert read.loss is None or torch.allclose(read.loss, sum(parts(read).values()))
-    compared = ("itc", "itm") if set(left_out) & set(LABELS) else ()  # labels say which captions mean the same
+    # Labels say which captions mean the same, and the loss of the shape is of all of them.
+    compared = ("itc", "itm", "shape") if set(left_out) & set(LABELS) else ()
     for name, value in parts(read).items():
         assert value.isfinite() and (name.startswith(compared) or torch.equal(value, everything[name])), name
 
