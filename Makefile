@@ -42,7 +42,8 @@ docs:
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going docs docs/_build
 
 # The released checkpoint: a tower that is told no label; MF² with language on it, on the renders' landmarks, which trains
-# the tower too; then other people, landmarks as MediaPipe finds them (`mf2 setup` first), and more weight on labels.
+# the tower too; then other people, landmarks as MediaPipe finds them (`mf2 setup` first), and more weight on labels; then yet
+# other people, and the answer that the landmarks give by themselves.
 # Thresholds and conformal cuts are from validation people; then evidence, grades and card. With PHOTOGRAPHS=FOLDER
 # (pictures, labels.csv) and SOURCE=NAME they are graded on photographs; without, all stay experimental. About an hour and
 # a half on a CPU core with bfloat16 products; on others, PRECISION= is faster. The small one, for a GPU or a night, is not
@@ -52,16 +53,18 @@ PRECISION = --bf16 True
 NAME = mf2-$(SIZE)-rendered
 TRAINED = --model_size $(SIZE) --style studio+street --num_images 12000 $(PRECISION)
 LEARNED = --augment heavy --load_best_model_at_end False --eval_strategy no --save_half True
+ON_LABELS = --model_options 'vision_config={"frozen": false}' 'loss_weights={"au": 4, "emotion": 2, "intensity": 2}'
 MEASURED = outputs/$(NAME)-photographs.json
 checkpoint-small: SIZE = small
 checkpoint checkpoint-small:
 	$(PYTHON) train.py --task tower $(TRAINED) --num_train_epochs 12 --output_dir outputs/$(NAME)-tower
 	$(PYTHON) train.py $(TRAINED) --vision_name_or_path outputs/$(NAME)-tower $(LEARNED) --num_train_epochs 6 \
-		--model_options 'vision_config={"frozen": false}' emo_pair_share=0.125 au_pair_share=0.03125 \
+		--model_options 'vision_config={"frozen": false}' emo_pair_share=0.125 au_pair_share=0.03125 shape_weight=0 \
 		--output_dir outputs/$(NAME)-exact
 	$(PYTHON) train.py $(TRAINED) --model_name_or_path outputs/$(NAME)-exact $(LEARNED) --num_train_epochs 3 \
-		--landmarks detector --people_seed 2 --learning_rate 1e-3 --model_options 'vision_config={"frozen": false}' \
-		'loss_weights={"au": 4, "emotion": 2, "intensity": 2}' --output_dir outputs/$(NAME)
+		--landmarks detector --people_seed 2 --learning_rate 1e-3 $(ON_LABELS) shape_weight=0 --output_dir outputs/$(NAME)-detected
+	$(PYTHON) train.py $(TRAINED) --model_name_or_path outputs/$(NAME)-detected $(LEARNED) --num_train_epochs 4 \
+		--landmarks detector --people_seed 3 --learning_rate 5e-4 $(ON_LABELS) shape_weight=2 --output_dir outputs/$(NAME)
 	$(if $(PHOTOGRAPHS),$(PYTHON) examples/benchmark/photographs.py --photos $(PHOTOGRAPHS) --labels $(PHOTOGRAPHS)/labels.csv \
 		--part report --scores --model outputs/$(NAME) --json $(MEASURED))
 	$(PYTHON) examples/benchmark/reliability.py outputs/$(NAME) $(if $(PHOTOGRAPHS),--photographs $(MEASURED) --source "$(SOURCE)") \

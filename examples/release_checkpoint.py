@@ -26,7 +26,7 @@ from processing_mf2.geometry import alignment_matrix, warp
 NEEDED = ("config.json", "model.safetensors", "metrics.json", "run.json")
 LEFT_OUT = {".py", ".bin", ".lock", ".tmp"}
 MOST_BYTES = 12_000_000
-FACE, SIDE = 848, 224
+FACE, SIDE = 1557, 224
 
 
 def draw_face(style: str, people_seed: int, alignment: str) -> Image.Image:

@@ -1,6 +1,6 @@
 """Heads of the Q-Formers: projections and heads of the alignment losses, and the classifiers with their losses."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,6 +81,10 @@ class MF2ShapeHead(nn.Module):
         self.emotion = nn.Linear(hidden, len(config.emotions)) if config.emotions else None
         self.units = nn.Linear(hidden, len(config.action_units)) if config.action_units else None
 
+    def says(self, landmarks: torch.Tensor) -> torch.Tensor:
+        """(batch, 1): False where they are the mean face's, as crops have them in which none were looked for."""
+        return inner_shape(landmarks, self.image_size).abs().amax(1, keepdim=True) > 0.01
+
     def forward(self, landmarks: torch.Tensor) -> FaceLogits:
         """landmarks (batch, 68, 2): in pixels of the image."""
         shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
@@ -119,6 +123,11 @@ class MF2Classifiers(nn.Module):
             self.level_stretch = nn.Parameter(torch.zeros(count))
             self.level_cuts = nn.Parameter(torch.zeros(count, INTENSITY_LEVELS))
         self.shape_weight, self.shape = config.shape_weight, MF2ShapeHead(config) if config.shape_weight else None
+        # A mean of answers is less sure than they are: what makes probabilities of it is fitted afterwards.
+        self.unit_scale = self.unit_shift = None
+        if count and self.shape is not None:
+            self.unit_scale = nn.Parameter(torch.ones(count), requires_grad=False)
+            self.unit_shift = nn.Parameter(torch.zeros(count), requires_grad=False)
         emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
         self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
 
@@ -133,9 +142,11 @@ class MF2Classifiers(nn.Module):
             init.zeros_(self.au_bias)
         if self.side_weight is not None and units:
             init.normal_(self.side_weight, std=0.1 * self.side_weight[0, 0].numel() ** -0.5)
-        for parameter in (self.side_bias, self.level_stretch, self.level_cuts):
+        for parameter in (self.side_bias, self.level_stretch, self.level_cuts, self.unit_shift):
             if parameter is not None and units:
                 init.zeros_(parameter)
+        if self.unit_scale is not None and units:
+            init.ones_(self.unit_scale)
         reads_units = self.norm_au is not None
         for layer, anew in (
             (self.au_from_face, units),
@@ -177,9 +188,13 @@ class MF2Classifiers(nn.Module):
             ]
             emotion_logits = self.emotion(torch.cat(parts, dim=-1))
         if self.shape is not None and landmarks is not None:
-            said, weight = self.shape(landmarks), self.shape_weight / (1 + self.shape_weight)
-            emotion_logits = None if emotion_logits is None else emotion_logits.lerp(said.emotion, weight)
-            au_logits = None if au_logits is None else au_logits.lerp(said.au, weight)
+            said, known = self.shape(landmarks), self.shape.says(landmarks)
+            weight = self.shape_weight / (1 + self.shape_weight)
+            if emotion_logits is not None:
+                emotion_logits = torch.where(known, emotion_logits.lerp(said.emotion, weight), emotion_logits)
+            if au_logits is not None:
+                mean = self.unit_scale * au_logits.lerp(said.au, weight) + self.unit_shift
+                au_logits = torch.where(known, mean, au_logits)
         return FaceLogits(emotion_logits, au_logits, self._sides(au_logits, units, face), self._levels(au_logits))
 
     def _sides(
@@ -194,12 +209,45 @@ class MF2Classifiers(nn.Module):
             sides = sides + self.side_from_face(face).unflatten(1, (-1, 2))
         return sides
 
-    def _levels(self, au_logits: torch.Tensor | None) -> torch.Tensor | None:
+    def calibrate(
+        self, au_logits: torch.Tensor, labels: torch.Tensor, intensities: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Fits probabilities of AUs, and levels of intensity, to answers about people that were not learned from:
+        (faces, AU) each. In training both are those of what is seen alone. -> the answers from now on."""
+        raw = ((au_logits - self.unit_shift) / self.unit_scale).detach()
+        units = torch.ones_like(self.unit_scale), torch.zeros_like(self.unit_shift)
+        _fit(units, lambda: au_loss(raw * units[0] + units[1], labels))
+        _keep((self.unit_scale, self.unit_shift), units)
+        answers = (raw * self.unit_scale + self.unit_shift).detach()
+        if self.level_cuts is not None and intensities is not None:
+            levels = torch.zeros_like(self.level_stretch), torch.zeros_like(self.level_cuts)
+            _fit(levels, lambda: intensity_loss(self._levels(answers, *levels), intensities))
+            _keep((self.level_stretch, self.level_cuts), levels)
+        return answers
+
+    def _levels(
+        self, au_logits: torch.Tensor | None, stretch: torch.Tensor | None = None, cuts: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         if self.level_cuts is None:
             return None
+        stretch, cuts = (self.level_stretch, self.level_cuts) if cuts is None else (stretch, cuts)
         # Untrained, what is as likely active as not has intensity 2.
         usual = torch.arange(INTENSITY_LEVELS, device=au_logits.device, dtype=au_logits.dtype) - 1.5
-        return (au_logits * self.level_stretch.exp())[..., None] - usual - self.level_cuts
+        return (au_logits * stretch.exp())[..., None] - usual - cuts
+
+
+def _fit(parameters: Sequence[torch.Tensor], loss: Callable[[], torch.Tensor], steps: int = 300) -> None:
+    optimizer = torch.optim.Adam([parameter.requires_grad_() for parameter in parameters], lr=0.05)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+
+def _keep(old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(old, new, strict=True):
+        parameter.data.copy_(value.detach().half())  # as exact as a file in half precision holds it
 
 
 def _losses_of(config: MF2Config, logits: FaceLogits, labels: FaceLabels) -> dict[str, torch.Tensor]:

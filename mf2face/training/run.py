@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +66,7 @@ from mf2face.training.trainer import (
     loss_names,
 )
 from modeling_mf2.baselines.vl_fau import VLFAUForFaceAnalysis
+from modeling_mf2.heads import MF2Classifiers
 from modeling_mf2.modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.pretraining import MF2ForPreTraining
 from processing_mf2.processing_mf2 import MF2Processor
@@ -306,7 +307,10 @@ def measure(
         processor.grades = processor.conformal = None
     if (tune or thresholds is None) and splits["validation"] is not rows:
         result = trainer.predict(examples["validation"])
-        found = probabilities(result.predictions)
+        answers = list(result.predictions[:2])
+        if tune and getattr(config, "shape_weight", 0) and config.action_units:
+            answers[1] = _calibrated(trainer.model, answers[1], result.label_ids)
+        found = probabilities(answers)
         if config.action_units:
             thresholds = config.au_thresholds = tune_thresholds(found[1], result.label_ids[1]).tolist()
         if tune:
@@ -320,6 +324,14 @@ def measure(
             probabilities(result.predictions), result.label_ids, *labels, processor.conformal, thresholds or []
         )
     return scores
+
+
+def _calibrated(model: torch.nn.Module, au_logits: np.ndarray, labels: Sequence[np.ndarray]) -> np.ndarray:
+    """The logits as the heads give them once they are calibrated on these."""
+    *_, heads = (module for module in model.modules() if isinstance(module, MF2Classifiers))  # an adapter's are last
+    parts = (torch.as_tensor(part, device=heads.unit_scale.device) for part in (au_logits, labels[1], labels[3]))
+    logits, units, intensities = parts
+    return heads.calibrate(logits.float(), units, intensities.float() if intensities.numel() else None).cpu().numpy()
 
 
 _NEXT = {

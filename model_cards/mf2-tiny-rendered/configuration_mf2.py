@@ -902,7 +902,7 @@ class MF2QFormerConfig(KnownFieldsMixin, SelfContainedMixin, PreTrainedConfig):
 LOSSES = (
     *("itc_emo", "itm_emo", "itg_emo", "itg_key_au"),
     *("itc_au", "itm_au", "itg_au"),
-    *("au", "emotion", "side", "intensity"),
+    *("au", "emotion", "side", "intensity", "shape"),
 )
 
 
@@ -939,7 +939,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _TINY_QFORMER,
         "au_config": {**_TINY_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.05},
-        **{"au_only_loss_weight": 0.5, "geometry_token": True},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True, "shape_weight": 2},
     },
     # The same, wider and deeper: 29 million parameters, for a GPU or a night.
     "small": {
@@ -950,7 +950,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "emo_config": _SMALL_QFORMER,
         "au_config": {**_SMALL_QFORMER, "num_query_tokens": 4},
         **{"emo_pair_share": 0.25, "au_pair_share": 0.0625, "initializer_range": 0.03},
-        **{"au_only_loss_weight": 0.5, "geometry_token": True},
+        **{"au_only_loss_weight": 0.5, "geometry_token": True, "shape_weight": 2},
     },
     # Four queries an AU, not the paper's 32, which alone cost as much as the tower: see the curve of inference.py.
     "base": {
@@ -986,6 +986,8 @@ class MF2Config(FaceConfig):
     sides (`bool`): also whether each AU is active on the person's left and right side.
     intensities (`bool`): also how strong each AU is, from 0 to 5, by the one score that decides whether it is active.
     geometry_token (`bool`): each branch also reads a token made of the aligned inner landmarks.
+    shape_weight (`float`): weight, beside 1 of what the branches see, of what the aligned inner landmarks alone say of
+        AUs and emotions. Each learns by itself (the loss `shape`), answers are the mean. 0: there is no such head.
     contrast (`str`): what the contrastive loss takes for negatives: those of another `"meaning"` by their labels, or,
         the paper's equation 3 to the letter, of another `"wording"`.
     au_only_loss_weight (`float`): while training, the share of the label losses that is of what the AUs' states
@@ -1018,6 +1020,7 @@ class MF2Config(FaceConfig):
     sides: bool = False
     intensities: bool = False
     geometry_token: bool = False
+    shape_weight: float | int = 0.0
     initial_temperature: float | int = 0.07
     contrast: Literal["meaning", "wording"] = "meaning"
     emo_pair_share: float | int = 1.0

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextlib import contextmanager
 from contextlib import nullcontext
@@ -265,6 +266,7 @@ class FaceAnalysisOutput(ModelOutput):
     emotion: torch.Tensor | None = None
     side: torch.Tensor | None = None
     intensity: torch.Tensor | None = None
+    shape: torch.Tensor | None = None
     au_side_logits: torch.Tensor | None = None
     au_intensities: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -584,6 +586,142 @@ def weighted_sum(config: Any, parts: dict[str, torch.Tensor]) -> torch.Tensor | 
     return sum(weighted) if weighted else None
 
 
+# modeling_mf2/regions.py
+
+
+def landmarks_or_mean(
+    landmarks: torch.Tensor | None, batch: int, image_size: int, device: torch.device
+) -> torch.Tensor:
+    """(batch, 68, 2): for None those of crops in which the face is aligned to the canonical one."""
+    if landmarks is None:
+        return torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * image_size
+    if landmarks.shape != (batch, 68, 2):
+        raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
+    return landmarks
+
+
+def face_axes(landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Unit vectors to the right and down the face, each (batch, 2), and the inner-ocular distance, (batch, 1).
+
+    The direction comes from the outer corners of the eyes, which lie far apart, so that a pixel of landmark error turns
+    it little; the unit of length is the distance between the inner corners (points 39 and 42).
+    """
+    right = landmarks[:, RIGHT_OUTER_EYE] - landmarks[:, LEFT_OUTER_EYE]
+    right = right / right.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    down = torch.stack([-right[:, 1], right[:, 0]], dim=-1)
+    inner_ocular = (landmarks[:, RIGHT_INNER_EYE] - landmarks[:, LEFT_INNER_EYE]).norm(dim=-1, keepdim=True)
+    return right, down, inner_ocular
+
+
+def region_centres(landmarks: torch.Tensor, averages: torch.Tensor, downs: torch.Tensor) -> torch.Tensor:
+    """(batch, 68, 2) -> (batch, AU, 2, 2): two centres of each AU, as x and y in the landmarks' own unit.
+
+    averages: (AU, 2, 68), which landmarks a centre is the mean of; downs: (AU,), how far it is then moved down.
+    """
+    _, down, inner_ocular = face_axes(landmarks)
+    centres = torch.einsum("acp,bpx->bacx", averages, landmarks)
+    shift = (down * inner_ocular)[:, None, None, :] * downs[None, :, None, None]
+    return centres + shift
+
+
+def region_points(landmarks: torch.Tensor, centres: torch.Tensor, grid: int, window: float) -> torch.Tensor:
+    """Around each centre a square of grid x grid points, along the face's axes: (batch, AU, 2 * grid * grid, 2)."""
+    right, down, inner_ocular = face_axes(landmarks)
+    steps = torch.linspace(-0.5, 0.5, grid, device=landmarks.device, dtype=landmarks.dtype)
+    if grid == 1:
+        steps = torch.zeros_like(steps)
+    steps = steps * window
+    across = steps[None, :, None] * (right * inner_ocular)[:, None, :]  # (batch, grid, 2)
+    along = steps[None, :, None] * (down * inner_ocular)[:, None, :]
+    offsets = (along[:, :, None] + across[:, None, :]).flatten(1, 2)  # (batch, grid * grid, 2), row by row
+    return (centres[:, :, :, None] + offsets[:, None, None]).flatten(2, 3)
+
+
+def sample_grid(tokens: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear reading of (batch, height, width, channels) at (batch, points, 2), in cells with the first cell's middle
+    at 0.5; beyond the outermost middles the border is continued.
+
+    Written as a product with two triangular weights instead of `grid_sample`: it needs no channels-first copy of the
+    tokens, and has the same gradients, in every dtype and on every device.
+    """
+    _, height, width, _ = tokens.shape
+    x, y = points.unbind(-1)  # (batch, points)
+    columns = torch.arange(width, device=points.device, dtype=points.dtype)
+    rows = torch.arange(height, device=points.device, dtype=points.dtype)
+    across = (1 - ((x - 0.5).clamp(0, width - 1)[..., None] - columns).abs()).clamp_min(0)  # (batch, points, width)
+    down = (1 - ((y - 0.5).clamp(0, height - 1)[..., None] - rows).abs()).clamp_min(0)
+    weights = (down[..., :, None] * across[..., None, :]).flatten(-2)  # (batch, points, height * width)
+    return weights.to(tokens.dtype) @ tokens.flatten(1, 2)
+
+
+def inner_shape(landmarks: torch.Tensor, image_size: int) -> torch.Tensor:
+    """(batch, 68, 2) in pixels -> (batch, 102): where the inner landmarks lie beside the mean face's, in fiftieths of
+    the crop, once the corners of the eyes and the base of the nose are aligned to it."""
+    points = landmarks.float() / image_size
+    mean = torch.tensor(CANONICAL_FACE, device=points.device)[None]
+    anchors, targets = (
+        torch.cat([p[:, [36, 39, 42, 45]], p[:, 31:36].mean(1, keepdim=True)], 1) for p in (points, mean)
+    )
+    middle, target = anchors.mean(1, keepdim=True), targets.mean(1, keepdim=True)
+    a, b = anchors - middle, targets - target
+    scale = a.square().sum((1, 2)).clamp_min(1e-6)
+    cos = ((a * b).sum((1, 2)) / scale)[:, None]
+    sin = ((a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / scale)[:, None]
+    x, y = (points - middle)[:, 17:].unbind(-1)
+    aligned = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) + target
+    return 50 * (aligned - mean[:, 17:]).flatten(1)
+
+
+class MF2Geometry(nn.Module):
+    """The shape of a face, from its landmarks, as one token."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__()
+        width = config.vision_config.hidden_size
+        self.image_size = config.vision_config.image_size
+        self.shape_in = nn.Linear(2 * 51, 128)
+        self.shape_out = nn.Linear(128, width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, landmarks: torch.Tensor) -> torch.Tensor:
+        """(batch, 68, 2) in pixels of the image -> (batch, 1, width)."""
+        shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
+        return self.norm(self.shape_out(nn.functional.gelu(self.shape_in(shape))))[:, None]
+
+
+class MF2Regions(nn.Module):
+    """Reads every AU of every image in one pass, and says which point is which by a learned position."""
+
+    def __init__(self, config: MF2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.positions = nn.Parameter(torch.empty(config.tokens_per_region, config.vision_config.hidden_size))
+        rules = [REGION_RULES[name] for name in config.action_units]
+        # Plain lists, not buffers: a buffer would follow the model into bfloat16 and move the centres by half a pixel.
+        self.averages = [
+            [[(index in points) / len(points) for index in range(68)] for points in (rule.first, rule.second)]
+            for rule in rules
+        ]
+        self.downs = [rule.down for rule in rules]
+
+    def forward(self, patch_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
+        """patch_tokens: (batch, grid * grid, width), a grid of any fineness over the whole image; landmarks:
+        (batch, 68, 2) in pixels of the image, or None for crops in which the face is aligned to the canonical one.
+        -> (batch, AU, tokens of a region, width)."""
+        vision = self.config.vision_config
+        batch, _, width = patch_tokens.shape
+        device = patch_tokens.device
+        landmarks = landmarks_or_mean(landmarks, batch, vision.image_size, device)
+        side = math.isqrt(patch_tokens.shape[1])
+        cells = landmarks.float() / (vision.image_size / side)
+        averages, downs = torch.tensor(self.averages, device=device), torch.tensor(self.downs, device=device)
+        centres = region_centres(cells, averages, downs)
+        points = region_points(cells, centres, self.config.region_grid, self.config.region_window)
+        grid = patch_tokens.view(batch, side, side, width)
+        regions = sample_grid(grid, points.flatten(1, 2)).view(batch, points.shape[1], points.shape[2], width)
+        return regions + self.positions.to(regions.dtype)
+
+
 # modeling_mf2/heads.py
 
 
@@ -644,6 +782,27 @@ class FaceLabels(NamedTuple):
     intensities: torch.Tensor | None = None
 
 
+class MF2ShapeHead(nn.Module):
+    """What the shape of a face says by itself: emotion and AU logits. Landmarks are found alike in renders and in
+    photographs, so that this holds where what the tower sees does not."""
+
+    def __init__(self, config: MF2Config, hidden: int = 128) -> None:
+        super().__init__()
+        self.image_size, self.shape_in = config.vision_config.image_size, nn.Linear(2 * 51, hidden)
+        self.emotion = nn.Linear(hidden, len(config.emotions)) if config.emotions else None
+        self.units = nn.Linear(hidden, len(config.action_units)) if config.action_units else None
+
+    def says(self, landmarks: torch.Tensor) -> torch.Tensor:
+        """(batch, 1): False where they are the mean face's, as crops have them in which none were looked for."""
+        return inner_shape(landmarks, self.image_size).abs().amax(1, keepdim=True) > 0.01
+
+    def forward(self, landmarks: torch.Tensor) -> FaceLogits:
+        """landmarks (batch, 68, 2): in pixels of the image."""
+        shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
+        hidden = nn.functional.gelu(self.shape_in(shape))
+        return FaceLogits(*(None if layer is None else layer(hidden) for layer in (self.emotion, self.units)))
+
+
 class MF2Classifiers(nn.Module):
     """AU logits from each AU's own queries (and the face as a whole), emotion logits from the face and all AUs.
 
@@ -674,6 +833,12 @@ class MF2Classifiers(nn.Module):
         if config.intensities:
             self.level_stretch = nn.Parameter(torch.zeros(count))
             self.level_cuts = nn.Parameter(torch.zeros(count, INTENSITY_LEVELS))
+        self.shape_weight, self.shape = config.shape_weight, MF2ShapeHead(config) if config.shape_weight else None
+        # A mean of answers is less sure than they are: what makes probabilities of it is fitted afterwards.
+        self.unit_scale = self.unit_shift = None
+        if count and self.shape is not None:
+            self.unit_scale = nn.Parameter(torch.ones(count), requires_grad=False)
+            self.unit_shift = nn.Parameter(torch.zeros(count), requires_grad=False)
         emotion_width = emo_width + (count * au.hidden_size if config.use_au_branch else 0)
         self.emotion = nn.Linear(emotion_width, len(config.emotions)) if config.emotions else None
 
@@ -688,23 +853,32 @@ class MF2Classifiers(nn.Module):
             init.zeros_(self.au_bias)
         if self.side_weight is not None and units:
             init.normal_(self.side_weight, std=0.1 * self.side_weight[0, 0].numel() ** -0.5)
-        for parameter in (self.side_bias, self.level_stretch, self.level_cuts):
+        for parameter in (self.side_bias, self.level_stretch, self.level_cuts, self.unit_shift):
             if parameter is not None and units:
                 init.zeros_(parameter)
+        if self.unit_scale is not None and units:
+            init.ones_(self.unit_scale)
         reads_units = self.norm_au is not None
         for layer, anew in (
             (self.au_from_face, units),
             (self.side_from_face, units),
+            (getattr(self.shape, "units", None), units),
+            (getattr(self.shape, "emotion", None), "emotions" in fields),
             (self.emotion, "emotions" in fields or (units and reads_units)),
         ):
             if layer is not None and anew:
                 init.normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
                 init.zeros_(layer.bias)
 
-    def forward(self, emo_states: torch.Tensor | None, au_states: torch.Tensor | None) -> FaceLogits:
-        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden).
+    def forward(
+        self,
+        emo_states: torch.Tensor | None,
+        au_states: torch.Tensor | None,
+        landmarks: torch.Tensor | None = None,
+    ) -> FaceLogits:
+        """emo_states (batch, queries, hidden), au_states (batch, AU, queries, hidden), landmarks (batch, 68, 2).
 
-        Without emo_states, where there is that branch: what the AUs alone say.
+        Without emo_states, where there is that branch: what the AUs alone say. Without landmarks: what is seen alone.
         """
         face = None
         if self.norm_emo is not None and emo_states is not None:
@@ -724,6 +898,14 @@ class MF2Classifiers(nn.Module):
                 part for part in (face, units.mean(dim=2).flatten(1) if units is not None else None) if part is not None
             ]
             emotion_logits = self.emotion(torch.cat(parts, dim=-1))
+        if self.shape is not None and landmarks is not None:
+            said, known = self.shape(landmarks), self.shape.says(landmarks)
+            weight = self.shape_weight / (1 + self.shape_weight)
+            if emotion_logits is not None:
+                emotion_logits = torch.where(known, emotion_logits.lerp(said.emotion, weight), emotion_logits)
+            if au_logits is not None:
+                mean = self.unit_scale * au_logits.lerp(said.au, weight) + self.unit_shift
+                au_logits = torch.where(known, mean, au_logits)
         return FaceLogits(emotion_logits, au_logits, self._sides(au_logits, units, face), self._levels(au_logits))
 
     def _sides(
@@ -738,12 +920,45 @@ class MF2Classifiers(nn.Module):
             sides = sides + self.side_from_face(face).unflatten(1, (-1, 2))
         return sides
 
-    def _levels(self, au_logits: torch.Tensor | None) -> torch.Tensor | None:
+    def calibrate(
+        self, au_logits: torch.Tensor, labels: torch.Tensor, intensities: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Fits probabilities of AUs, and levels of intensity, to answers about people that were not learned from:
+        (faces, AU) each. In training both are those of what is seen alone. -> the answers from now on."""
+        raw = ((au_logits - self.unit_shift) / self.unit_scale).detach()
+        units = torch.ones_like(self.unit_scale), torch.zeros_like(self.unit_shift)
+        _fit(units, lambda: au_loss(raw * units[0] + units[1], labels))
+        _keep((self.unit_scale, self.unit_shift), units)
+        answers = (raw * self.unit_scale + self.unit_shift).detach()
+        if self.level_cuts is not None and intensities is not None:
+            levels = torch.zeros_like(self.level_stretch), torch.zeros_like(self.level_cuts)
+            _fit(levels, lambda: intensity_loss(self._levels(answers, *levels), intensities))
+            _keep((self.level_stretch, self.level_cuts), levels)
+        return answers
+
+    def _levels(
+        self, au_logits: torch.Tensor | None, stretch: torch.Tensor | None = None, cuts: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
         if self.level_cuts is None:
             return None
+        stretch, cuts = (self.level_stretch, self.level_cuts) if cuts is None else (stretch, cuts)
         # Untrained, what is as likely active as not has intensity 2.
         usual = torch.arange(INTENSITY_LEVELS, device=au_logits.device, dtype=au_logits.dtype) - 1.5
-        return (au_logits * self.level_stretch.exp())[..., None] - usual - self.level_cuts
+        return (au_logits * stretch.exp())[..., None] - usual - cuts
+
+
+def _fit(parameters: Sequence[torch.Tensor], loss: Callable[[], torch.Tensor], steps: int = 300) -> None:
+    optimizer = torch.optim.Adam([parameter.requires_grad_() for parameter in parameters], lr=0.05)
+    with torch.enable_grad():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+
+def _keep(old: Sequence[torch.Tensor], new: Sequence[torch.Tensor]) -> None:
+    for parameter, value in zip(old, new, strict=True):
+        parameter.data.copy_(value.detach().half())  # as exact as a file in half precision holds it
 
 
 def _losses_of(config: MF2Config, logits: FaceLogits, labels: FaceLabels) -> dict[str, torch.Tensor]:
@@ -759,16 +974,23 @@ def label_losses(
     model: nn.Module,
     emo_states: torch.Tensor | None,
     au_states: torch.Tensor | None,
+    landmarks: torch.Tensor | None,
     logits: FaceLogits,
     labels: FaceLabels,
 ) -> dict[str, torch.Tensor]:
-    """In training a share of the losses is that of the AUs alone."""
+    """In training a share of the losses is that of the AUs alone, and what is seen learns apart from the shape."""
+    classifiers = model.classifiers
+    if model.training and classifiers.shape is not None:
+        logits = classifiers(emo_states, au_states)
     parts = _losses_of(model.config, logits, labels)
     alone = model.config.au_only_loss_weight
-    if not (model.training and alone and parts) or emo_states is None or au_states is None:
-        return parts
-    by_units = _losses_of(model.config, model.classifiers(None, au_states), labels)
-    return {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
+    if model.training and alone and parts and emo_states is not None and au_states is not None:
+        by_units = _losses_of(model.config, classifiers(None, au_states), labels)
+        parts = {name: (1 - alone) * part + alone * by_units[name] for name, part in parts.items()}
+    if classifiers.shape is not None and landmarks is not None:
+        said = _losses_of(model.config, classifiers.shape(landmarks), labels)
+        parts |= {"shape": sum(said.values())} if said else {}
+    return parts
 
 
 # modeling_mf2/vision.py
@@ -1449,142 +1671,6 @@ class MF2QFormer(PreTrainedModel):
         return MF2QFormerOutput(query_states=queries, text_states=text, **lists)
 
 
-# modeling_mf2/regions.py
-
-
-def landmarks_or_mean(
-    landmarks: torch.Tensor | None, batch: int, image_size: int, device: torch.device
-) -> torch.Tensor:
-    """(batch, 68, 2): for None those of crops in which the face is aligned to the canonical one."""
-    if landmarks is None:
-        return torch.tensor(CANONICAL_FACE, device=device).expand(batch, -1, -1) * image_size
-    if landmarks.shape != (batch, 68, 2):
-        raise ValueError(f"landmarks: got {tuple(landmarks.shape)}, expected ({batch}, 68, 2), one set an image")
-    return landmarks
-
-
-def face_axes(landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Unit vectors to the right and down the face, each (batch, 2), and the inner-ocular distance, (batch, 1).
-
-    The direction comes from the outer corners of the eyes, which lie far apart, so that a pixel of landmark error turns
-    it little; the unit of length is the distance between the inner corners (points 39 and 42).
-    """
-    right = landmarks[:, RIGHT_OUTER_EYE] - landmarks[:, LEFT_OUTER_EYE]
-    right = right / right.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    down = torch.stack([-right[:, 1], right[:, 0]], dim=-1)
-    inner_ocular = (landmarks[:, RIGHT_INNER_EYE] - landmarks[:, LEFT_INNER_EYE]).norm(dim=-1, keepdim=True)
-    return right, down, inner_ocular
-
-
-def region_centres(landmarks: torch.Tensor, averages: torch.Tensor, downs: torch.Tensor) -> torch.Tensor:
-    """(batch, 68, 2) -> (batch, AU, 2, 2): two centres of each AU, as x and y in the landmarks' own unit.
-
-    averages: (AU, 2, 68), which landmarks a centre is the mean of; downs: (AU,), how far it is then moved down.
-    """
-    _, down, inner_ocular = face_axes(landmarks)
-    centres = torch.einsum("acp,bpx->bacx", averages, landmarks)
-    shift = (down * inner_ocular)[:, None, None, :] * downs[None, :, None, None]
-    return centres + shift
-
-
-def region_points(landmarks: torch.Tensor, centres: torch.Tensor, grid: int, window: float) -> torch.Tensor:
-    """Around each centre a square of grid x grid points, along the face's axes: (batch, AU, 2 * grid * grid, 2)."""
-    right, down, inner_ocular = face_axes(landmarks)
-    steps = torch.linspace(-0.5, 0.5, grid, device=landmarks.device, dtype=landmarks.dtype)
-    if grid == 1:
-        steps = torch.zeros_like(steps)
-    steps = steps * window
-    across = steps[None, :, None] * (right * inner_ocular)[:, None, :]  # (batch, grid, 2)
-    along = steps[None, :, None] * (down * inner_ocular)[:, None, :]
-    offsets = (along[:, :, None] + across[:, None, :]).flatten(1, 2)  # (batch, grid * grid, 2), row by row
-    return (centres[:, :, :, None] + offsets[:, None, None]).flatten(2, 3)
-
-
-def sample_grid(tokens: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """Bilinear reading of (batch, height, width, channels) at (batch, points, 2), in cells with the first cell's middle
-    at 0.5; beyond the outermost middles the border is continued.
-
-    Written as a product with two triangular weights instead of `grid_sample`: it needs no channels-first copy of the
-    tokens, and has the same gradients, in every dtype and on every device.
-    """
-    _, height, width, _ = tokens.shape
-    x, y = points.unbind(-1)  # (batch, points)
-    columns = torch.arange(width, device=points.device, dtype=points.dtype)
-    rows = torch.arange(height, device=points.device, dtype=points.dtype)
-    across = (1 - ((x - 0.5).clamp(0, width - 1)[..., None] - columns).abs()).clamp_min(0)  # (batch, points, width)
-    down = (1 - ((y - 0.5).clamp(0, height - 1)[..., None] - rows).abs()).clamp_min(0)
-    weights = (down[..., :, None] * across[..., None, :]).flatten(-2)  # (batch, points, height * width)
-    return weights.to(tokens.dtype) @ tokens.flatten(1, 2)
-
-
-def inner_shape(landmarks: torch.Tensor, image_size: int) -> torch.Tensor:
-    """(batch, 68, 2) in pixels -> (batch, 102): where the inner landmarks lie beside the mean face's, in fiftieths of
-    the crop, once the corners of the eyes and the base of the nose are aligned to it."""
-    points = landmarks.float() / image_size
-    mean = torch.tensor(CANONICAL_FACE, device=points.device)[None]
-    anchors, targets = (
-        torch.cat([p[:, [36, 39, 42, 45]], p[:, 31:36].mean(1, keepdim=True)], 1) for p in (points, mean)
-    )
-    middle, target = anchors.mean(1, keepdim=True), targets.mean(1, keepdim=True)
-    a, b = anchors - middle, targets - target
-    scale = a.square().sum((1, 2)).clamp_min(1e-6)
-    cos = ((a * b).sum((1, 2)) / scale)[:, None]
-    sin = ((a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(1) / scale)[:, None]
-    x, y = (points - middle)[:, 17:].unbind(-1)
-    aligned = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) + target
-    return 50 * (aligned - mean[:, 17:]).flatten(1)
-
-
-class MF2Geometry(nn.Module):
-    """The shape of a face, from its landmarks, as one token."""
-
-    def __init__(self, config: MF2Config) -> None:
-        super().__init__()
-        width = config.vision_config.hidden_size
-        self.image_size = config.vision_config.image_size
-        self.shape_in = nn.Linear(2 * 51, 128)
-        self.shape_out = nn.Linear(128, width)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, landmarks: torch.Tensor) -> torch.Tensor:
-        """(batch, 68, 2) in pixels of the image -> (batch, 1, width)."""
-        shape = inner_shape(landmarks, self.image_size).to(self.shape_in.weight.dtype)
-        return self.norm(self.shape_out(nn.functional.gelu(self.shape_in(shape))))[:, None]
-
-
-class MF2Regions(nn.Module):
-    """Reads every AU of every image in one pass, and says which point is which by a learned position."""
-
-    def __init__(self, config: MF2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.positions = nn.Parameter(torch.empty(config.tokens_per_region, config.vision_config.hidden_size))
-        rules = [REGION_RULES[name] for name in config.action_units]
-        # Plain lists, not buffers: a buffer would follow the model into bfloat16 and move the centres by half a pixel.
-        self.averages = [
-            [[(index in points) / len(points) for index in range(68)] for points in (rule.first, rule.second)]
-            for rule in rules
-        ]
-        self.downs = [rule.down for rule in rules]
-
-    def forward(self, patch_tokens: torch.Tensor, landmarks: torch.Tensor | None) -> torch.Tensor:
-        """patch_tokens: (batch, grid * grid, width), a grid of any fineness over the whole image; landmarks:
-        (batch, 68, 2) in pixels of the image, or None for crops in which the face is aligned to the canonical one.
-        -> (batch, AU, tokens of a region, width)."""
-        vision = self.config.vision_config
-        batch, _, width = patch_tokens.shape
-        device = patch_tokens.device
-        landmarks = landmarks_or_mean(landmarks, batch, vision.image_size, device)
-        side = math.isqrt(patch_tokens.shape[1])
-        cells = landmarks.float() / (vision.image_size / side)
-        averages, downs = torch.tensor(self.averages, device=device), torch.tensor(self.downs, device=device)
-        centres = region_centres(cells, averages, downs)
-        points = region_points(cells, centres, self.config.region_grid, self.config.region_window)
-        grid = patch_tokens.view(batch, side, side, width)
-        regions = sample_grid(grid, points.flatten(1, 2)).view(batch, points.shape[1], points.shape[2], width)
-        return regions + self.positions.to(regions.dtype)
-
-
 # modeling_mf2/modeling_mf2.py
 
 
@@ -2058,9 +2144,10 @@ class MF2ForFaceAnalysis(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        logits = self.classifiers(read.emo_states, read.au_states)
+        answered = (read.emo_states, read.au_states, landmarks if states is None else states.get("landmarks"))
+        logits = self.classifiers(*answered)
         labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
-        parts = label_losses(self, read.emo_states, read.au_states, logits, labels)
+        parts = label_losses(self, *answered, logits, labels)
         loss = weighted_sum(self.config, parts)
         return MF2FaceAnalysisOutput(loss=loss, **logits.outputs, **parts, **read)
 
@@ -2102,7 +2189,8 @@ class MF2ForImageClassification(MF2PreTrainedModel):
             states=states,
             return_dict=True,
         )
-        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states)[:2]
+        landmarks = landmarks if states is None else states.get("landmarks")
+        emotion_logits, au_logits = self.classifiers(read.emo_states, read.au_states, landmarks)[:2]
         loss, logits = None, emotion_logits if self.config.classification_target == "emotion" else au_logits
         if labels is not None and self.config.classification_target == "emotion":
             loss = emotion_loss(logits, labels)
@@ -2361,6 +2449,7 @@ class _Losses(ModelOutput):
     emotion: torch.Tensor | None = None
     side: torch.Tensor | None = None
     intensity: torch.Tensor | None = None
+    shape: torch.Tensor | None = None
     emotion_logits: torch.Tensor | None = None
     au_logits: torch.Tensor | None = None
     au_side_logits: torch.Tensor | None = None
@@ -2492,9 +2581,9 @@ class MF2ForPreTraining(MF2PreTrainedModel):
             parts[f"itg_{name}"] = self._write(name, reads["au" if name == "au" else "emo"], own)
         states = {name: self.mf2.of_images(name, read.query_states) for name, read in reads.items()}
         emo_states, au_states = states.get("emo"), states.get("au")
-        logits = self.classifiers(emo_states, au_states)
+        logits = self.classifiers(emo_states, au_states, landmarks)
         labels = FaceLabels(emotion_labels, au_labels, side_labels, intensity_labels)
-        parts |= label_losses(self, emo_states, au_states, logits, labels)
+        parts |= label_losses(self, emo_states, au_states, landmarks, logits, labels)
         return MF2ForPreTrainingOutput(
             loss=weighted_sum(self.config, parts),
             **logits.outputs,

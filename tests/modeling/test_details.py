@@ -56,6 +56,26 @@ def test_decision_and_intensity_follow_from_one_score(faces):
     torch.testing.assert_close(untrained.sigmoid().sum(-1), torch.full((1, 3), 2.0), atol=0.1, rtol=0)
 
 
+def test_probabilities_and_levels_are_fitted_to_answers():
+    classifiers = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS))).classifiers.requires_grad_(True)
+    scores = torch.linspace(-1, 1, 400)[:, None].expand(-1, 3)  # narrower than what they say
+    unknown = torch.arange(400)[:, None] % 5 == 0
+    strong = (2.5 + 2.5 * scores).masked_fill(unknown, -1)
+    active = (scores * 4 - 1 + torch.randn(400, 3) > 0).long().masked_fill(unknown, -1)
+
+    def error(answers: torch.Tensor) -> float:
+        return (classifiers._levels(answers).sigmoid().sum(-1) - strong).abs()[strong >= 0].mean().item()
+
+    before, kept = error(scores), classifiers.au_weight.clone()
+    answers = classifiers.calibrate(scores, active, strong)
+    assert error(answers) < 0.35 < before and torch.equal(classifiers.au_weight, kept)
+    shown = answers.sigmoid()
+    assert abs(shown.mean() - (active[active >= 0] == 1).float().mean()) < 0.05 and shown.max() > 0.9
+    again = classifiers.calibrate(answers, active, strong)
+    torch.testing.assert_close(again, answers, atol=0.02, rtol=0.01)
+    assert all(torch.equal(part, part.half().float()) for part in (classifiers.unit_scale, classifiers.level_cuts))
+
+
 def test_the_expected_intensity_is_the_best_answer():
     levels = torch.full((1, 1, 5), 0.0, requires_grad=True)
     optimizer = torch.optim.Adam([levels], lr=0.3)
@@ -109,8 +129,14 @@ def test_the_shape_s_own_answer_is_learned_apart_and_averaged(faces):
     model = shake(MF2ForFaceAnalysis(tiny_config(**DETAILS))).eval()
     answer, said = model(**faces), model.classifiers.shape(faces["landmarks"])
     seen = model.classifiers(answer.emo_states, answer.au_states)
-    torch.testing.assert_close(answer.au_logits, (seen.au + 2 * said.au) / 3)
+    mean = (seen.au + 2 * said.au) / 3
+    torch.testing.assert_close(answer.au_logits, model.classifiers.unit_scale * mean + model.classifiers.unit_shift)
     torch.testing.assert_close(answer.emotion_logits, (seen.emotion + 2 * said.emotion) / 3)
+    template = torch.cat([64 * torch.tensor(CANONICAL_FACE)[None], faces["landmarks"][1:]])
+    known = model(faces["pixel_values"], template)
+    alone = model.classifiers(known.emo_states, known.au_states)
+    torch.testing.assert_close(known.au_logits[0], alone.au[0])
+    assert not torch.allclose(known.au_logits[1], alone.au[1])
     labels = {"au_labels": torch.tensor([[1, 0, -1]] * 3), "emotion_labels": torch.tensor([0, 1, -1])}
     for owner, losses in {"seen": ("au", "emotion"), "shape": ("shape",)}.items():
         model.zero_grad()
