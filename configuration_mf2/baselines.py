@@ -259,7 +259,9 @@ class ExpBlipConfig(MF2Config):
 
     model_type = "exp_blip"
     # It reads no landmarks.
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {size: {**SIZES[size], "geometry_token": False} for size in SIZES}
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        size: {**SIZES[size], "geometry_token": False, "shape_weight": 0.0} for size in SIZES
+    }
     hub_system = "exp_blip"
     hub_auto_classes = ("AutoConfig", "AutoModel", "AutoModelForPreTraining")
 

@@ -52,7 +52,7 @@ def real_batch(size: str, images: int) -> Batch:
     from processing_mf2 import MF2Processor
 
     datasets.disable_progress_bars()
-    config = MF2Config.from_size(size)
+    config = MF2Config.from_size(size, shape_weight=0)
     processor = MF2Processor.for_model(config)
     with tempfile.TemporaryDirectory() as folder:
         examples = MF2Examples(
@@ -179,7 +179,9 @@ def step(
 def build(size: str) -> tuple[MF2ForPreTraining, torch.optim.Optimizer]:
     torch.manual_seed(0)
     shares = {"emo_pair_share": 1.0, "au_pair_share": 1.0}
-    model = MF2ForPreTraining(MF2Config.from_size(size, emo_config=NO_DROPOUT, au_config=NO_DROPOUT, **shares))
+    model = MF2ForPreTraining(
+        MF2Config.from_size(size, shape_weight=0, emo_config=NO_DROPOUT, au_config=NO_DROPOUT, **shares)
+    )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return model.eval(), torch.optim.AdamW(trained, 1e-4)  # eval: all pairs, and the most similar negatives
 
@@ -294,7 +296,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             figures[figure] = peak_memory(size, name, batches[name])
             print(f"{name}, peak resident memory of a process of its own, libraries too: {figures[figure]:.0f} MiB")
 
-    own = MF2Config.from_size(size)
+    own = MF2Config.from_size(size, shape_weight=0)
     model.config.emo_pair_share, model.config.au_pair_share = own.emo_pair_share, own.au_pair_share
     model.train()
     figures["default_step_s"] = statistics.median(seconds(calls["ours"]) for _ in range(rounds))

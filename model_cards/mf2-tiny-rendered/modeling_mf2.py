@@ -902,10 +902,10 @@ class MF2Classifiers(nn.Module):
             said, known = self.shape(landmarks), self.shape.says(landmarks)
             weight = self.shape_weight / (1 + self.shape_weight)
             if emotion_logits is not None:
-                emotion_logits = torch.where(known, emotion_logits.lerp(said.emotion, weight), emotion_logits)
+                emotion_logits = torch.where(known, _mean(emotion_logits, said.emotion, weight), emotion_logits)
             if au_logits is not None:
-                mean = self.unit_scale * au_logits.lerp(said.au, weight) + self.unit_shift
-                au_logits = torch.where(known, mean, au_logits)
+                fitted = self.unit_scale * _mean(au_logits, said.au, weight) + self.unit_shift
+                au_logits = torch.where(known, fitted.to(au_logits.dtype), au_logits)
         return FaceLogits(emotion_logits, au_logits, self._sides(au_logits, units, face), self._levels(au_logits))
 
     def _sides(
@@ -945,6 +945,10 @@ class MF2Classifiers(nn.Module):
         # Untrained, what is as likely active as not has intensity 2.
         usual = torch.arange(INTENSITY_LEVELS, device=au_logits.device, dtype=au_logits.dtype) - 1.5
         return (au_logits * stretch.exp())[..., None] - usual - cuts
+
+
+def _mean(seen: torch.Tensor, said: torch.Tensor, weight: float) -> torch.Tensor:
+    return seen.lerp(said.to(seen.dtype), weight)  # autocast leaves them in different types
 
 
 def _fit(parameters: Sequence[torch.Tensor], loss: Callable[[], torch.Tensor], steps: int = 300) -> None:
