@@ -43,11 +43,11 @@ docs:
 
 # The released checkpoint: a tower that is told no label; MF² with language on it, on the renders' landmarks, which trains
 # the tower too; then other people, landmarks as MediaPipe finds them (`mf2 setup` first), and more weight on labels; then yet
-# other people, and the answer that the landmarks give by themselves.
-# Thresholds and conformal cuts are from validation people; then evidence, grades and card. With PHOTOGRAPHS=FOLDER
-# (pictures, labels.csv) and SOURCE=NAME they are graded on photographs; without, all stay experimental. About an hour and
-# a half on a CPU core with bfloat16 products; on others, PRECISION= is faster. The small one, for a GPU or a night, is not
-# put into the repository. The seed is the Trainer's default.
+# other people, and the answer that the landmarks give by themselves. Probabilities, thresholds and conformal cuts are from
+# validation people; then evidence, grades and card. With PHOTOGRAPHS=FOLDER (pictures, labels.csv) and SOURCE=NAME they are
+# graded on photographs; without, all stay experimental. Two hours of a CPU core or more, by its bfloat16 products; without
+# them, PRECISION= is faster. The small one, for a GPU or a night, is not put into the repository. The seed is the
+# Trainer's default.
 SIZE = tiny
 PRECISION = --bf16 True
 NAME = mf2-$(SIZE)-rendered

@@ -274,8 +274,9 @@ class ExpBlipConfig(MF2Config):
     frozen_features: bool = True
 
     def validate_one_branch(self) -> None:
-        if self.geometry_token:
-            raise ValueError("geometry_token: got True, expected False: Exp-BLIP reads no landmarks")
+        if self.geometry_token or self.shape_weight:
+            got = f"got {self.geometry_token} and {self.shape_weight}, expected False and 0"
+            raise ValueError(f"geometry_token, shape_weight: {got}: Exp-BLIP reads no landmarks")
         if self.use_au_branch or not self.use_emo_branch:
             raise ValueError(
                 f"use_emo_branch, use_au_branch: got {self.use_emo_branch} and {self.use_au_branch}, expected True and "

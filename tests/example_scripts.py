@@ -45,7 +45,7 @@ def write_adapters(folder: Path) -> Path:
         with torch.no_grad():
             for key, weight in adapted.named_parameters():
                 if "dfn_towers" in key and key.endswith("weight"):
-                    weight += 0.1 * seed * torch.randn_like(weight)
+                    weight += 0.15 * seed * torch.randn_like(weight)
         adapted.save_pretrained(folder / name)
     return folder
 

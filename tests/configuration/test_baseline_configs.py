@@ -59,6 +59,7 @@ WRONG = {
         *(("query_pooling", {"query_pooling": "max"}), ("label_set", {"label_set": "no such corpus"})),
         ("use_au_branch: got True and True", {"use_au_branch": True}),
         ("use_au_branch: got False and True", {"use_emo_branch": False, "use_au_branch": True}),
+        ("geometry_token, shape_weight: got False and 2", {"shape_weight": 2}),
         ("did you mean 'caption_set'", {"captionset": "au"}),
     ],
 }

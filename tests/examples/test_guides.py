@@ -84,7 +84,8 @@ def test_a_finished_run_is_released_with_its_code_and_a_face(tmp_path: Path) -> 
     assert "mf2_hub_code" in (target / "config.json").read_text()
     assert (target / "model.safetensors").read_bytes() == (RELEASED / "model.safetensors").read_bytes()
     drawn, shipped = (np.asarray(Image.open(folder / "face.png"), float) for folder in (target, RELEASED))
-    assert np.abs(drawn - shipped).mean() < 0.5, "a CPU of another kind rounds here and there otherwise"
+    away = np.abs(drawn - shipped)  # a CPU of another kind rounds a pixel here and there otherwise
+    assert away.max() <= 1 and away.mean() < 1e-3
     with open(run / "model.safetensors", "r+b") as weights:
         weights.truncate(12_000_001)
     with pytest.raises(ValueError, match=r"bytes, expected at most 12000000; train with --save_half True"):

@@ -169,9 +169,8 @@ def test_every_trainable_parameter_and_no_frozen_one_gets_a_gradient(tower, froz
     for name, parameter in model.named_parameters():
         if frozen and ".vision." in name:
             assert parameter.grad is None, name
-        elif (
-            parameter.requires_grad
-        ):  # a bias of keys shifts all scores of a row alike, so softmax gives it no gradient
+        # A bias of keys shifts all scores of a row alike, so softmax gives it no gradient.
+        elif parameter.requires_grad:
             assert parameter.grad.isfinite().all() and (frozen or parameter.grad.any() or "k_proj.bias" in name), name
 
 

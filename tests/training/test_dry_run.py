@@ -105,6 +105,19 @@ def test_a_step_of_few_images_is_tried_with_no_more(tmp_path: Path, monkeypatch:
         tried.clear()
 
 
+def test_reading_and_changing_images_counts_as_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(module._Watch, "_peak", lambda _: 0)
+    watch = module._Watch(torch.device("cpu"))
+    for step, (reads, learns) in enumerate([(1.0, 5.0), (1.0, 5.0), (2.0, 0.5), (3.0, 0.5)], 1):
+        clock.now += reads
+        watch.on_step_begin(None, SimpleNamespace(global_step=0), None)
+        clock.now += learns
+        watch.on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert watch.times == [2.5, 3.5], "the first two make the optimizer's state and measure memory"
+
+
 def test_only_what_trains_has_a_dry_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dry_run: got True with --task evaluate"):
         train.main(dry(tmp_path / "out", task="evaluate", model_name_or_path=tmp_path))

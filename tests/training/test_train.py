@@ -17,6 +17,7 @@ from strangers import start
 import train
 from mf2face.data.schema import SPLITS
 from mf2face.data.synthetic.faces import MFASynthetic
+from mf2face.training import run as run_module
 from modeling_mf2 import MF2ForFaceAnalysis
 from modeling_mf2.vision import MF2VisionTower
 from processing_mf2 import MF2Processor
@@ -139,6 +140,24 @@ def test_a_run_that_stopped_early_stops_there_however_often_it_is_killed(tower: 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(tower: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step \d+, rows \[\d+"):
         short_run(tmp_path, vision_name_or_path=tower, max_steps=20, learning_rate=1e30, max_grad_norm=0)
+
+
+@pytest.mark.parametrize(("times", "told"), [(0.5, False), (25.0, True)])
+def test_half_precision_that_a_cpu_computes_in_software_is_named_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: float, told: bool
+) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(_: object) -> None:
+        raise Begun
+
+    monkeypatch.setattr(run_module, "bfloat16_cost", lambda: times)
+    monkeypatch.setattr(run_module, "check_same_run", lambda *_: None)
+    monkeypatch.setattr(run_module, "with_sources", begin)
+    with pytest.raises(Begun):
+        short_run(tmp_path, bf16=True)
+    assert [record.getMessage().startswith("bf16: got True") for record in caplog.records].count(True) == told
 
 
 @pytest.mark.usefixtures("training_alone")
